@@ -1,0 +1,235 @@
+"""ONNX Runtime, the only thing here that runs a model: open a file, or open it with inner tensors exposed.
+
+Enters a `Model` or a path; leaves an `onnxruntime.InferenceSession` or a `Tapped` session whose `run` gives the
+exposed tensors in float32 by name. onnxruntime itself is an extra, because its CPU and GPU wheels own the same import.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from corp_onnx.errors import InputError, MissingExtraError, ModelError, OptionError
+from corp_onnx.graph import Model, input_dims, without_weights
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+}
+"""What a person types, and ONNX Runtime's name for it."""
+
+TAP_PREFIX = "corp_onnx.tap/"
+"""In front of the name of an exposed tensor, so that it can not meet a name of the graph."""
+
+QUIET = 3
+"""ONNX Runtime's severity 'error': its warnings speak of its own optimiser and not to our user."""
+
+
+def import_runtime() -> Any:
+    """The onnxruntime module.
+
+    Raises:
+        MissingExtraError: neither onnxruntime nor onnxruntime-gpu is installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError(
+            "ONNX Runtime is not installed: pip install 'corp-onnx[cpu]', or 'corp-onnx[gpu]' on a machine with CUDA."
+        ) from error
+    return onnxruntime
+
+
+def resolve_provider(provider: str) -> str:
+    """ONNX Runtime's name of a provider that is there.
+
+    Raises:
+        OptionError: the name is unknown, or the installed onnxruntime has no such provider.
+    """
+    known = import_runtime().get_available_providers()
+    name = PROVIDERS.get(provider.lower(), provider)
+    if name not in known:
+        short = [k for k, v in PROVIDERS.items() if v in known]
+        raise OptionError(f"provider '{provider}' is not available here; this onnxruntime has: {', '.join(short)}.")
+    return name
+
+
+def open_session(model: Model | Path | str, *, provider: str = "cpu", threads: int | None = None) -> Any:
+    """An ONNX Runtime session of a model file.
+
+    Args:
+        model: a path, or a loaded model.
+        provider: cpu, cuda, tensorrt, openvino, ..., or ONNX Runtime's own name.
+        threads: threads inside an operator; None lets ONNX Runtime take every core.
+
+    Raises:
+        MissingExtraError: no onnxruntime.
+        OptionError: the provider is not there.
+        ModelError: ONNX Runtime can not load the model.
+    """
+    path = model.path if isinstance(model, Model) else Path(model)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file. Give the path of an .onnx file.")
+    return _start(str(path), _options(threads), provider, str(path))
+
+
+def _options(threads: int | None) -> Any:
+    options = import_runtime().SessionOptions()
+    options.log_severity_level = QUIET
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def _start(source: str | bytes, options: Any, provider: str, what: str) -> Any:
+    try:
+        return import_runtime().InferenceSession(source, options, providers=[resolve_provider(provider)])
+    except (OptionError, MissingExtraError):
+        raise
+    except Exception as error:  # onnxruntime raises a class of its own for every status code
+        raise ModelError(f"{what}: ONNX Runtime can not load it ({first_sentence(error)}).") from error
+
+
+def first_sentence(error: Exception) -> str:
+    """The first line of an ONNX Runtime message without its status code and source position."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    return re.sub(r"\S*/onnxruntime/\S+:\d+ \S+?\)? (?=[A-Z])", "", text)[:300].rstrip(".")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Product:
+    """A tensor to expose that no node computes by itself: input @ weight (+ bias), of a fused attention operator."""
+
+    name: str
+    input: str
+    weight: str
+    bias: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tapped:
+    """A session that also returns inner tensors."""
+
+    session: Any
+    taps: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Every exposed tensor in float32 by its name in the graph, and every output of the model by its own.
+
+        Raises:
+            ModelError: ONNX Runtime failed on these inputs.
+        """
+        names = [*self.outputs, *(TAP_PREFIX + t for t in self.taps)]
+        try:
+            arrays = self.session.run(names, dict(feeds))
+        except Exception as error:  # as in _start
+            raise ModelError(f"ONNX Runtime failed while running the model ({first_sentence(error)}).") from error
+        return dict(zip([*self.outputs, *self.taps], arrays, strict=True))
+
+
+def open_tapped(
+    model: Model,
+    taps: Sequence[str],
+    *,
+    products: Sequence[Product] = (),
+    provider: str = "cpu",
+    threads: int | None = None,
+) -> Tapped:
+    """A session of a copy of the model in which the named inner tensors are outputs as well (cast to float32).
+
+    `products` are tapped too, under their own names. The model itself is not touched.
+    """
+    wanted = tuple(dict.fromkeys([*taps, *(p.name for p in products)]))
+    extra = [n for product in products for n in _product_nodes(product)]
+    extra += [helper.make_node("Cast", [t], [TAP_PREFIX + t], to=TensorProto.FLOAT) for t in wanted]
+    added = [onnx.ValueInfoProto(name=TAP_PREFIX + t) for t in wanted]
+    session = open_extended(model, extra, added, provider=provider, threads=threads)
+    return Tapped(session, wanted, tuple(o.name for o in model.proto.graph.output))
+
+
+def _product_nodes(product: Product) -> Iterator[onnx.NodeProto]:
+    partial = product.name + ".product" if product.bias else product.name
+    yield helper.make_node("MatMul", [product.input, product.weight], [partial])
+    if product.bias:
+        yield helper.make_node("Add", [partial, product.bias], [product.name])
+
+
+def open_extended(
+    model: Model,
+    nodes: Sequence[onnx.NodeProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+) -> Any:
+    """A session of a copy of the model with nodes and outputs added at its end."""
+    light = without_weights(model.proto)
+    light.graph.node.extend(nodes)
+    light.graph.output.extend(outputs)
+    light.graph.initializer.extend(model.proto.graph.initializer)
+    options = _options(threads)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
+    return _start(light.SerializeToString(), options, provider, str(model.path))
+
+
+def run_chunks(
+    model: Model, feeds: Mapping[str, np.ndarray], fixed: int | None
+) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """Cut a batch into the sizes that a model takes.
+
+    Yields:
+        (feeds, number of rows that count): for a fixed batch the last chunk is filled up by repeating its last row.
+    """
+    n_rows = len(next(iter(feeds.values())))
+    size = fixed or n_rows
+    for start in range(0, n_rows, size):
+        part = {k: v[start : start + size] for k, v in feeds.items()}
+        n_real = len(next(iter(part.values())))
+        if n_real < size:
+            part = {k: np.concatenate([v, np.repeat(v[-1:], size - n_real, axis=0)]) for k, v in part.items()}
+        yield part, n_real
+
+
+def random_feeds(model: Model, n_images: int, *, image_size: int = 224, n_tokens: int = 16) -> dict[str, np.ndarray]:
+    """Inputs of the declared types and shapes to run a model once: noise for images, ones for token ids and masks.
+
+    Args:
+        n_images: rows where the batch is dynamic.
+        image_size: height and width where they are dynamic.
+        n_tokens: sequence length where it is dynamic.
+
+    Raises:
+        InputError: an input is not a tensor of numbers.
+    """
+    rng = np.random.default_rng(0)
+    feeds: dict[str, np.ndarray] = {}
+    stored = {t.name for t in model.proto.graph.initializer}
+    dims = input_dims(model)
+    for value in model.proto.graph.input:
+        if value.name in stored:
+            continue
+        declared = dims[value.name]
+        defaults = (n_images, 3, image_size, image_size) if len(declared) == 4 else (n_images, n_tokens, n_tokens, n_tokens)
+        shape = tuple(d or default for d, default in zip(declared, defaults, strict=False))
+        element = value.type.tensor_type.elem_type
+        if element == TensorProto.UNDEFINED or element == TensorProto.STRING:
+            raise InputError(f"input '{value.name}' is not a tensor of numbers; corp-onnx reads images and token ids.")
+        dtype = helper.tensor_dtype_to_np_dtype(element)
+        noise = rng.standard_normal(shape) if np.issubdtype(dtype, np.floating) else np.ones(shape)
+        feeds[value.name] = noise.astype(dtype)
+    return feeds
+
+
