@@ -87,7 +87,7 @@ class Model:
         return {p.key: p.value for p in self.proto.metadata_props}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Node:
     """One operator of the graph; identity is its object, `position` its place in topological order."""
 
@@ -105,7 +105,7 @@ class Node:
         """Name of the first output."""
         return self.outputs[0]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{self.op} '{self.name or self.output}'"
 
 
@@ -136,7 +136,11 @@ class Graph:
             return False
         if node.op == "Constant":
             return True
-        return node.op in CONSTANT_FOLDABLE and bool(node.inputs) and all(not i or self.is_constant(i) for i in node.inputs)
+        return (
+            node.op in CONSTANT_FOLDABLE
+            and bool(node.inputs)
+            and all(not i or self.is_constant(i) for i in node.inputs)
+        )
 
     def constant(self, name: str) -> np.ndarray | None:
         """The value of a stored tensor, folded through what lies between; None when it is not one."""
@@ -281,7 +285,9 @@ def _captured(node: onnx.NodeProto) -> set[str]:
         for graph in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
             inner = {o for n in graph.node for o in n.output} | {i.name for i in graph.initializer}
             reads = {i for n in graph.node for i in n.input} | {o.name for o in graph.output}
-            names |= (reads | {c for n in graph.node for c in _captured(n)}) - inner - {i.name for i in graph.input} - {""}
+            names |= (
+                (reads | {c for n in graph.node for c in _captured(n)}) - inner - {i.name for i in graph.input} - {""}
+            )
     return names
 
 
@@ -353,7 +359,9 @@ def input_dims(model: Model) -> dict[str, tuple[int | None, ...]]:
     for value in model.proto.graph.input:
         if value.name not in stored:
             shape = value.type.tensor_type.shape.dim
-            dims[value.name] = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in shape)
+            dims[value.name] = tuple(
+                d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in shape
+            )
     return dims
 
 

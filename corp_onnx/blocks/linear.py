@@ -1,0 +1,107 @@
+"""Weight products: MatMul with a stored matrix, or Gemm, with the bias added by the same or the next operator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from corp_onnx.blocks.units import Linear, Slot
+from corp_onnx.graph import Graph, Node
+
+PASS_THROUGH = frozenset({"Identity", "Dropout", "Cast"})
+"""Operators that hand a tensor on, value for value (Cast: up to rounding)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """Why a match failed: (reason, node), with how far it came, so that the nearest miss can be shown."""
+
+    reason: str
+    node: Node
+    depth: int = 0
+
+
+def is_product(graph: Graph, node: Node | None) -> bool:
+    """Whether a node is data times a stored matrix."""
+    if node is None or node.op not in ("MatMul", "Gemm", "FusedMatMul", "FusedGemm"):
+        return False
+    shape = graph.shape(node.inputs[1]) if graph.is_constant(node.inputs[1]) else None
+    return shape is not None and len(shape) == 2 and not graph.is_constant(node.inputs[0])
+
+
+def match_linear(graph: Graph, node: Node) -> Linear | Mismatch:
+    """The product at a node together with the bias that follows it.
+
+    The guards of STYLE 8: the weight is stored, two-dimensional, not a graph input; alpha, beta and transA are plain.
+    """
+    if not is_product(graph, node):
+        return Mismatch("expected a product with a stored matrix", node)
+    attrs = node.attrs
+    if attrs.get("transA") or attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0:
+        return Mismatch("expected alpha = beta = 1 and transA = 0", node)
+    if "activation" in attrs:
+        return Mismatch("expected a plain product, found one with a fused activation", node)
+    transposed = bool(attrs.get("transB"))
+    rows, cols = graph.shape(node.inputs[1]) or (0, 0)
+    d_out, d_in = (rows, cols) if transposed else (cols, rows)
+    output, bias = node.output, None
+    if len(node.inputs) > 2 and node.inputs[2]:
+        bias = Slot(node, 2)
+        if not is_channel_vector(graph, node.inputs[2], d_out):
+            return Mismatch(f"expected a stored bias of {d_out}, found {graph.shape(node.inputs[2])}", node)
+    elif added := following_bias(graph, output, d_out):
+        bias, output = added, added.node.output
+    return Linear(node.inputs[0], output, Slot(node, 1), transposed, bias, 0, bias is not None, d_in, d_out)
+
+
+def following_bias(graph: Graph, tensor: str, width: int) -> Slot | None:
+    """The stored vector that the only reader of a tensor adds to it."""
+    users = graph.users(tensor)
+    if len(users) != 1 or users[0][0].op != "Add" or tensor in graph.outputs:
+        return None
+    node, idx = users[0]
+    other = 1 - idx
+    if is_channel_vector(graph, node.inputs[other], width) and graph.shape(node.output) == graph.shape(tensor):
+        return Slot(node, other)
+    return None
+
+
+def is_channel_vector(graph: Graph, name: str, width: int) -> bool:
+    """Whether a tensor is stored and holds one number for every channel of the last axis (and nothing else)."""
+    if not name or not graph.is_constant(name):
+        return False
+    shape = graph.shape(name)
+    return shape is not None and len(shape) >= 1 and shape[-1] == width and int(np.prod(shape)) == width
+
+
+def is_scalar(graph: Graph, name: str) -> bool:
+    """Whether a tensor has one element, stored or computed."""
+    shape = graph.shape(name)
+    return shape is not None and int(np.prod(shape)) == 1
+
+
+def residual_after(graph: Graph, tensor: str, d_model: int) -> tuple[str, Slot | None] | None:
+    """Follow a product's output to the residual addition.
+
+    Returns:
+        (the residual stream after the addition, the bias that SkipLayerNormalization adds on the way or None);
+        None when the output goes elsewhere.
+    """
+    for _ in range(8):
+        users = [u for u in graph.users(tensor) if u[0].op != "Shape"]
+        if len(users) != 1 or tensor in graph.outputs:
+            return None
+        node, idx = users[0]
+        if node.op in PASS_THROUGH or node.op in ("Reshape", "Transpose", "Squeeze", "Unsqueeze"):
+            tensor = node.output
+        elif node.op in ("Add", "Mul") and is_channel_vector(graph, node.inputs[1 - idx], d_model):
+            tensor = node.output
+        elif node.op == "Add" and not graph.is_constant(node.inputs[1 - idx]):
+            return node.output, None
+        elif node.op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization") and idx in (0, 1):
+            bias = Slot(node, 4) if len(node.inputs) > 4 and node.inputs[4] else None
+            return node.output, bias
+        else:
+            return None
+    return None
