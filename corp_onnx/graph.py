@@ -179,6 +179,11 @@ class Graph:
         """(node, input index) of everything that reads a tensor."""
         return self.consumers.get(name, ())
 
+    @property
+    def fixed_batch(self) -> bool:
+        """Whether the model takes a fixed number of images, `n_images`."""
+        return batch_kind(self.model) is not None
+
     @cached_property
     def float_type(self) -> str:
         """The precision that holds most weight elements: float32, float16, bfloat16 or float64."""

@@ -185,24 +185,6 @@ def open_extended(
     return _start(light.SerializeToString(), options, provider, str(model.path))
 
 
-def run_chunks(
-    model: Model, feeds: Mapping[str, np.ndarray], fixed: int | None
-) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-    """Cut a batch into the sizes that a model takes.
-
-    Yields:
-        (feeds, number of rows that count): for a fixed batch the last chunk is filled up by repeating its last row.
-    """
-    n_rows = len(next(iter(feeds.values())))
-    size = fixed or n_rows
-    for start in range(0, n_rows, size):
-        part = {k: v[start : start + size] for k, v in feeds.items()}
-        n_real = len(next(iter(part.values())))
-        if n_real < size:
-            part = {k: np.concatenate([v, np.repeat(v[-1:], size - n_real, axis=0)]) for k, v in part.items()}
-        yield part, n_real
-
-
 def random_feeds(model: Model, n_images: int, *, image_size: int = 224, n_tokens: int = 16) -> dict[str, np.ndarray]:
     """Inputs of the declared types and shapes to run a model once: noise for images, ones for token ids and masks.
 
@@ -222,7 +204,9 @@ def random_feeds(model: Model, n_images: int, *, image_size: int = 224, n_tokens
         if value.name in stored:
             continue
         declared = dims[value.name]
-        defaults = (n_images, 3, image_size, image_size) if len(declared) == 4 else (n_images, n_tokens, n_tokens, n_tokens)
+        defaults = (
+            (n_images, 3, image_size, image_size) if len(declared) == 4 else (n_images, n_tokens, n_tokens, n_tokens)
+        )
         shape = tuple(d or default for d, default in zip(declared, defaults, strict=False))
         element = value.type.tensor_type.elem_type
         if element == TensorProto.UNDEFINED or element == TensorProto.STRING:
@@ -231,5 +215,3 @@ def random_feeds(model: Model, n_images: int, *, image_size: int = 224, n_tokens
         noise = rng.standard_normal(shape) if np.issubdtype(dtype, np.floating) else np.ones(shape)
         feeds[value.name] = noise.astype(dtype)
     return feeds
-
-

@@ -47,7 +47,7 @@ def _group(units: Sequence[AttentionUnit | MlpUnit]) -> list[Block]:
         pairs[-1][place] = unit
     blocks: list[Block] = []
     for idx, (attention, mlp) in enumerate(pairs):
-        named_attention = replace(attention, key=f"blocks.{idx}.attention") if attention else None
+        named_attention = replace(attention, key=f"blocks.{idx}.attn") if attention else None
         named_mlp = replace(mlp, key=f"blocks.{idx}.mlp") if mlp else None
         stream = named_mlp.residual if isinstance(named_mlp, MlpUnit) else _attention_stream(named_attention)
         blocks.append(Block(idx, named_attention, named_mlp, stream))  # type: ignore[arg-type]

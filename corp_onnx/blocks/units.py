@@ -153,6 +153,11 @@ class Operand:
         return self.channel_idx.shape[1]
 
     @property
+    def projection(self) -> str:
+        """The tensor of the projection's output; a name of our own where a fused operator keeps it inside."""
+        return self.linear.output or f"corp_onnx.projection/{self.linear.node.output}"
+
+    @property
     def is_fused(self) -> bool:
         """Whether the projection's output holds other operands as well."""
         return self.boundary != self.linear.output
@@ -210,6 +215,16 @@ class AttentionUnit:
     qk_skip: Skip | None
     vo_skip: Skip | None
     spelling: str
+
+    @property
+    def qk_key(self) -> str:
+        """Name of its query/key pair in moments, plans and reports."""
+        return f"{self.key}.qk"
+
+    @property
+    def vo_key(self) -> str:
+        """Name of its value/output pair."""
+        return f"{self.key}.vo"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,181 @@
+"""Graph + blocks + images -> Moments: the model runs on images with the tensors of every unit exposed.
+
+Per batch the exposed activations are folded into running sums and forgotten; nothing of size tokens x width is kept.
+Units of tokens: sums run over all images and tokens alike, class token and padding included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from corp_onnx.blocks import AttentionUnit, Blocks, MlpUnit, Operand
+from corp_onnx.errors import NonFiniteError
+from corp_onnx.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
+from corp_onnx.graph import Graph, Model
+from corp_onnx.images import Images
+from corp_onnx.moments import AnyMoments, Moments
+from corp_onnx.runtime import Product, Tapped, open_tapped
+from corp_onnx.sums import ChannelSum, LogitSum
+
+Progress = Callable[[int], None]
+"""Called with the number of images that have just been done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """Which units a run concerns: MLPs, query/key pairs, value/output pairs."""
+
+    mlps: tuple[MlpUnit, ...] = ()
+    qk_pairs: tuple[AttentionUnit, ...] = ()
+    vo_pairs: tuple[AttentionUnit, ...] = ()
+
+
+def choose_units(blocks: Blocks, *, mlp: bool = True, qk: bool = True, vo: bool = False) -> Units:
+    """The units of the wanted kinds that can change width."""
+    return Units(blocks.mlps if mlp else (), blocks.qk_pairs if qk else (), blocks.vo_pairs if vo else ())
+
+
+def run_tapped(tapped: Tapped, images: Images, batch_size: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """Run images through a tapped session.
+
+    Yields:
+        (tensor name -> array in float32, images in it): a fixed-batch model's filled-up rows are still in the arrays
+        and come last along the batch axis; the count says how many are real.
+    """
+    inputs = read_inputs(tapped.session)
+    size = fixed_batch(inputs)
+    for batch in images.batches(size or batch_size):
+        for feeds, n_real in split_feeds(bind_feeds(batch, inputs), size):
+            yield tapped.run(feeds), n_real
+
+
+def collect_moments(
+    graph: Graph,
+    units: Units,
+    images: Images,
+    *,
+    batch_size: int = 8,
+    provider: str = "cpu",
+    n_image_grams: int = 0,
+    progress: Progress | None = None,
+) -> Moments:
+    """The moments of every unit over a set of images.
+
+    Args:
+        graph: of the dense model, from `probe_graph`.
+        units: what to expose.
+        images: unlabelled; float32 or what the model's input takes.
+        batch_size: images at a time; has no effect on the result, nor on a model of fixed batch.
+        n_image_grams: keep the per-image Grams of this many images for the exact query/key objective.
+
+    Returns:
+        `ChannelMoments` of an MLP's hidden activation under its key, `LogitMoments` of queries and keys under
+        `qk_key`, `ChannelMoments` of the output projection's input under `vo_key`.
+
+    Raises:
+        NonFiniteError: an exposed tensor holds NaN or Inf; says which.
+    """
+    channel_sums = {u.key: ChannelSum(u.d_hidden, f"tensor '{u.hidden}' ({u.key})") for u in units.mlps}
+    channel_sums |= {
+        u.vo_key: ChannelSum(u.out.linear.d_in, f"tensor '{u.out.linear.input}' ({u.vo_key})")
+        for u in units.vo_pairs
+        if u.out is not None
+    }
+    logit_sums = {
+        u.qk_key: LogitSum(u.n_heads, u.d_qk, f"the queries and keys of {u.key}", n_image_grams) for u in units.qk_pairs
+    }
+    tapped = tap_units(graph, units, provider=provider)
+    for arrays, n_real in run_tapped(tapped, images, batch_size):
+        for unit in units.mlps:
+            channel_sums[unit.key].update(read_tokens(arrays[unit.hidden], graph, n_real))
+        for unit in units.vo_pairs:
+            if unit.out is not None:
+                channel_sums[unit.vo_key].update(read_tokens(arrays[unit.out.linear.input], graph, n_real))
+        for unit in units.qk_pairs:
+            q, k = read_queries_keys(arrays, graph, unit, n_real)
+            logit_sums[unit.qk_key].update(q, k)
+        if progress:
+            progress(n_real)
+    entries: list[tuple[str, AnyMoments]] = [(key, s.result()) for key, s in channel_sums.items()]
+    entries += [(key, s.result()) for key, s in logit_sums.items()]
+    return Moments(tuple(entries))
+
+
+def tap_units(graph: Graph, units: Units, *, extra: Sequence[str] = (), provider: str = "cpu") -> Tapped:
+    """A session of the model with everything exposed that the units' moments are made of."""
+    taps = [*extra, *(u.hidden for u in units.mlps)]
+    taps += [u.out.linear.input for u in units.vo_pairs if u.out is not None]
+    products: dict[str, Product] = {}
+    for unit in units.qk_pairs:
+        for operand in (unit.q, unit.k):
+            assert operand is not None
+            tap_operand(operand, taps, products)
+    return open_tapped(graph.model, taps, products=list(products.values()), provider=provider)
+
+
+def tap_operand(operand: Operand, taps: list[str], products: dict[str, Product]) -> None:
+    """Add what exposes an operand's projection: the tensor itself, or a product where a fused operator hides it."""
+    linear = operand.linear
+    if linear.output is not None:
+        taps.append(linear.output)
+        return
+    bias = linear.bias.name if linear.bias else ""
+    products[operand.projection] = Product(operand.projection, linear.input, linear.weight.name, bias)
+
+
+def read_tokens(array: np.ndarray, graph: Graph, n_real: int) -> Float[np.ndarray, "tokens n"]:
+    """An activation as [tokens, channels], without the rows that fill up a fixed batch.
+
+    The filled-up rows are the last along the leading axis, or whole leading blocks of it where tokens are folded in;
+    a token-major tensor has them last along its second axis.
+    """
+    n_batch = graph.n_images
+    if not graph.fixed_batch or n_real == n_batch:
+        return array.reshape(-1, array.shape[-1])
+    axis = 1 if array.ndim == 3 and array.shape[0] % n_batch and array.shape[1] == n_batch else 0
+    keep = array.shape[axis] * n_real // n_batch
+    return np.take(array, np.arange(keep), axis=axis).reshape(-1, array.shape[-1])
+
+
+def read_operand(
+    arrays: Mapping[str, np.ndarray], graph: Graph, operand: Operand, n_real: int
+) -> Float[np.ndarray, "images tokens n_heads d_head"]:
+    """Queries, keys or values with their bias and before any scale; a window counts as an image."""
+    array = arrays[operand.projection]
+    flat = array.reshape(-1, array.shape[-1])
+    if array.ndim >= 3:
+        n_tokens = array.shape[0] if operand.token_major else array.shape[-2]
+    else:
+        n_tokens = operand.n_tokens
+    tokens = flat.reshape(n_tokens, -1, flat.shape[-1]).swapaxes(0, 1) if operand.token_major else None
+    tokens = flat.reshape(-1, n_tokens, flat.shape[-1]) if tokens is None else tokens
+    if graph.fixed_batch and n_real != graph.n_images:
+        tokens = tokens[: len(tokens) * n_real // graph.n_images]
+    heads = tokens[..., operand.channel_idx]  # [images, tokens, H, d]
+    if operand.linear.bias is not None and not operand.linear.output_has_bias and operand.linear.output is not None:
+        bias = operand.linear.read_bias(graph)
+        assert bias is not None
+        heads = heads + bias.astype(np.float32)[operand.channel_idx]
+    return heads
+
+
+def read_queries_keys(
+    arrays: Mapping[str, np.ndarray], graph: Graph, unit: AttentionUnit, n_real: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(q, k) of a unit, [images, tokens, n_heads, d_head] each."""
+    assert unit.q is not None
+    assert unit.k is not None
+    return read_operand(arrays, graph, unit.q, n_real), read_operand(arrays, graph, unit.k, n_real)
+
+
+def require_finite(model: Model, name: str, array: np.ndarray) -> None:
+    """Raise NonFiniteError when an output holds NaN or Inf."""
+    if not np.isfinite(array).all():
+        bad = int(np.size(array) - np.isfinite(array).sum())
+        raise NonFiniteError(
+            f"{model.path}: output '{name}' holds {bad} NaN or Inf on these images; nothing was pruned."
+        )
