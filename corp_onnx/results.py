@@ -1,0 +1,212 @@
+"""What leaves the process: frozen values that `inspect` and `prune` return, and their one way into JSON.
+
+Numbers only, no arrays and no graphs; every value carries the baseline beside the figure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from corp_onnx._version import __version__
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A model as it lies on disk. `batch` None is dynamic; `macs` are multiply-accumulates of one image."""
+
+    path: str
+    sha256: str
+    n_bytes: int
+    n_parameters: int
+    macs: int
+    opset: int
+    precision: str
+    batch: int | None
+    producer: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFacts:
+    """One unit as `inspect` shows it. Width is d_hidden, or d_head per head; shares are of the whole model."""
+
+    key: str
+    kind: str
+    block: int
+    width: int
+    n_heads: int | None
+    n_tokens: int
+    spelling: str
+    n_parameters: int
+    macs: int
+    parameter_share: float
+    mac_share: float
+    prunable: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SkipFacts:
+    """Something that looked like a unit and is left alone."""
+
+    kind: str
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What `inspect` returns."""
+
+    model: ModelFacts
+    n_blocks: int
+    units: tuple[UnitFacts, ...]
+    skipped: tuple[SkipFacts, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitResult:
+    """One pruned unit.
+
+    Errors are relative, sqrt(E|y' - y|^2 / E|y - E y|^2), of the unit's own output on held-back images with the dense
+    model's activations as its input: an MLP's output, a query/key pair's logits (each row centred: softmax does not
+    see its mean), a value/output pair's projection. `error_without` is that of the same width without compensation.
+    """
+
+    key: str
+    kind: str
+    block: int
+    width_before: int
+    width_after: int
+    error: float
+    error_without: float
+    condition_number: float
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """One check: what was compared, the largest relative difference found, and the tolerance."""
+
+    name: str
+    passed: bool
+    difference: float | None
+    tolerance: float | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Pruned against dense on the held-back calibration images; no labels.
+
+    `stream_error` is |h' - h| / |h| of the residual stream after each block, over all tokens.
+    """
+
+    n_images: int
+    agreement: float | None
+    agreement_error: float | None
+    kl: float | None
+    logit_error: float | None
+    stream_error: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """Wall time of one stage in seconds."""
+
+    stage: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationData:
+    """What the moments were made from."""
+
+    path: str
+    data_hash: str
+    n_images: int
+    n_held_out: int
+    n_tokens: int
+    seed: int
+    recipe: dict[str, Any] | None
+    skipped: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """The machine and the versions that a figure belongs to."""
+
+    corp_onnx: str
+    python: str
+    machine: str
+    provider: str
+    threads: int | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class PruneResult:
+    """What `prune` returns and writes as its report."""
+
+    dense: ModelFacts
+    pruned: ModelFacts
+    settings: dict[str, Any]
+    calibration: CalibrationData
+    units: tuple[UnitResult, ...]
+    n_units_found: int
+    skipped: tuple[SkipFacts, ...]
+    held_out: HeldOut
+    checks: tuple[CheckResult, ...]
+    warnings: tuple[str, ...]
+    stages: tuple[StageTime, ...]
+    peak_memory_bytes: int | None
+    environment: Environment
+    report_path: str
+
+
+PACKAGES = ("numpy", "scipy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnx-graphsurgeon", "pillow")
+
+
+def describe_environment(provider: str, threads: int | None = None) -> Environment:
+    """Versions and machine of this process."""
+    versions: dict[str, str] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    machine = f"{platform.system()} {platform.machine()} {_processor()}".strip()
+    return Environment(__version__, platform.python_version(), machine, provider, threads, versions)
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor()
+    lines = [line for line in text.splitlines() if line.startswith("model name")]
+    return f"{lines[0].split(':', 1)[1].strip()} x{len(lines)}" if lines else platform.processor()
+
+
+def to_json(value: Any) -> str:
+    """A result as JSON with `schema: 1`; NaN and infinities, which JSON does not know, become null."""
+    return json.dumps({"schema": SCHEMA, **_plain(dataclasses.asdict(value))}, indent=2)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value.item() if hasattr(value, "item") else value
