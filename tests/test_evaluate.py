@@ -1,0 +1,378 @@
+"""Evaluation against naive oracles and tiny models: pooled colours -> Gemm."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from corp_onnx.errors import ImageError, ModelError, NonFiniteError, OptionError
+from corp_onnx.evaluate import evaluate_models
+from corp_onnx.images import open_images
+from corp_onnx.metrics import Tally, binomial_error, kl_divergence, log_softmax, rank_of_label
+from corp_onnx.recipe import METADATA_KEY, Recipe
+
+SIZE = 8
+RECIPE = Recipe(size=(SIZE, SIZE))
+N_CLASSES = 7
+
+
+def make_model(
+    path: Path,
+    weight: np.ndarray,
+    *,
+    batch: int | str = "batch",
+    element: int = TensorProto.FLOAT,
+    recipe: Recipe | None = None,
+    tail: str = "",
+    size: int | str = SIZE,
+) -> Path:
+    """pixels [n, 3, size, size] -> mean over pixels -> @ weight [3, n_classes] -> an optional operator."""
+    dtype = helper.tensor_dtype_to_np_dtype(element)
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w"], ["logits"]),
+    ]
+    outputs = [helper.make_tensor_value_info("logits", element, None)]
+    if tail:
+        nodes[2].output[0] = "raw"
+        nodes.append(helper.make_node(tail, ["raw"], ["logits"]))
+    if tail in ("Unsqueeze", "Reshape"):
+        nodes[-1].input.append("axes")
+    axes = np.array([-1, 5] if tail == "Reshape" else [1])
+    inputs = [helper.make_tensor_value_info("x", element, [batch, 3, size, size])]
+    stored = [numpy_helper.from_array(weight.astype(dtype), "w"), numpy_helper.from_array(axes, "axes")]
+    graph = helper.make_graph(nodes, "tiny", inputs, outputs, stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    if recipe is not None:
+        helper.set_model_props(model, {METADATA_KEY: recipe.to_json()})
+    onnx.save(model, path)
+    return path
+
+
+def weights(seed: int = 0, n_classes: int = N_CLASSES) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((3, n_classes))
+
+
+def write_photos(folder: Path, n: int, seed: int = 0) -> None:
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        pixels = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((12, 10), Image.Resampling.BILINEAR).save(folder / f"{i:02d}.png")
+
+
+def predict(pixels: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return pixels.astype(np.float64).mean(axis=(2, 3)) @ weight
+
+
+def all_pixels(folder: Path, recipe: Recipe = RECIPE) -> np.ndarray:
+    return np.concatenate([batch.pixels for batch in open_images(folder, recipe).batches(64)])
+
+
+# metrics
+
+
+def naive_kl(reference: np.ndarray, logits: np.ndarray) -> float:
+    p = [math.exp(v) for v in reference]
+    q = [math.exp(v) for v in logits]
+    return sum(a / sum(p) * math.log((a / sum(p)) / (b / sum(q))) for a, b in zip(p, q, strict=True))
+
+
+def naive_rank(logits: np.ndarray, label: int) -> int:
+    return np.argsort(-logits, kind="stable").tolist().index(label)
+
+
+rows = st.lists(st.integers(-4, 4), min_size=3, max_size=3)
+
+
+@given(st.lists(st.tuples(rows, rows, st.integers(0, 2)), min_size=1, max_size=6))
+def test_metrics_are_those_of_the_naive_oracle(samples):
+    reference = np.array([s[0] for s in samples], dtype=np.float64)
+    logits = np.array([s[1] for s in samples], dtype=np.float64)
+    labels = np.array([s[2] for s in samples])
+    expected = [naive_kl(a, b) for a, b in zip(reference, logits, strict=True)]
+    np.testing.assert_allclose(kl_divergence(reference, logits), expected, atol=1e-12)
+    ranks = [naive_rank(row, label) for row, label in zip(logits, labels, strict=True)]
+    assert rank_of_label(logits, labels).tolist() == ranks
+
+
+def test_softmax_of_huge_logits_is_finite():
+    huge = np.array([[1e300, 0.0, -1e300], [1e4, 1e4, 0.0]])
+    found = log_softmax(huge)
+    assert found[0, 0] == 0.0
+    np.testing.assert_allclose(found[1, :2], -math.log(2))
+    assert kl_divergence(huge, huge).tolist() == [0.0, 0.0]
+    assert kl_divergence(np.array([[800.0, 0.0]]), np.array([[0.0, 800.0]]))[0] == pytest.approx(800.0)
+
+
+def test_tally_does_not_depend_on_how_batches_are_cut():
+    rng = np.random.default_rng(1)
+    outputs, reference = rng.standard_normal((2, 20, 8))
+    labels = rng.integers(0, 8, 20)
+    whole, parts = Tally(), Tally()
+    whole.add(outputs, labels, reference)
+    for cut in (slice(0, 3), slice(3, 17), slice(17, 20)):
+        parts.add(outputs[cut], labels[cut], reference[cut])
+    assert (parts.n_samples, parts.n_top1, parts.n_top5, parts.n_agree) == (
+        whole.n_samples,
+        whole.n_top1,
+        whole.n_top5,
+        whole.n_agree,
+    )
+    assert parts.kl_sum == pytest.approx(whole.kl_sum)
+    expected = np.linalg.norm(outputs - reference) / np.linalg.norm(reference)
+    assert parts.relative_error() == pytest.approx(expected)
+    assert Tally().relative_error() is None
+
+
+def test_binomial_error():
+    assert binomial_error(0.8, 100) == pytest.approx(0.04)
+    assert binomial_error(1.0, 10) == 0.0
+
+
+# models
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_photos(tmp_path / "photos", 11)
+    return tmp_path / "photos"
+
+
+def class_folder(tmp_path: Path, weight: np.ndarray, n_names: int = N_CLASSES) -> tuple[Path, Path]:
+    """Images under the folder of the model's own answer, but for two of them; and a labels file."""
+    write_photos(tmp_path / "flat", 12)
+    answers = predict(all_pixels(tmp_path / "flat"), weight).argmax(axis=1)
+    for i, answer in enumerate(answers):
+        label = (answer + 1) % N_CLASSES if i < 2 else answer
+        (tmp_path / "val" / f"c{label}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "flat" / f"{i:02d}.png").rename(tmp_path / "val" / f"c{label}" / f"{i:02d}.png")
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"c{i}" for i in reversed(range(n_names))))
+    return tmp_path / "val", names
+
+
+def test_scores_are_those_of_the_oracle(tmp_path, folder):
+    dense, pruned = weights(0), weights(0) + 0.3 * weights(1)
+    paths = [make_model(tmp_path / "dense.onnx", dense), make_model(tmp_path / "pruned.onnx", pruned)]
+    seen = []
+    images = open_images(folder)
+    found = evaluate_models(
+        paths, images, reference=paths[0], batch_size=4, progress=lambda n, total: seen.append((n, total))
+    )
+    pixels = all_pixels(folder)
+    z_ref, z = predict(pixels, dense), predict(pixels, pruned)
+    score = found.scores[1]
+    assert score.model == str(paths[1])
+    assert (score.n_images, found.n_images) == (11, 11)
+    agreement = (z.argmax(axis=1) == z_ref.argmax(axis=1)).mean()
+    assert score.agreement == pytest.approx(agreement)
+    assert score.agreement_error == pytest.approx(math.sqrt(agreement * (1 - agreement) / 11))
+    assert score.kl == pytest.approx(np.mean([naive_kl(a, b) for a, b in zip(z_ref, z, strict=True)]), abs=1e-6)
+    assert score.logit_error == pytest.approx(np.linalg.norm(z - z_ref) / np.linalg.norm(z_ref), abs=1e-6)
+    assert (score.top1, score.top5, score.top1_error, score.top5_error) == (None,) * 4
+    assert found.baseline == found.scores[0]
+    assert (found.scores[0].agreement, found.scores[0].kl) == (None, None)
+    assert score.recipe == RECIPE
+    assert seen == [(4, 11), (8, 11), (11, 11)]
+    assert (found.note, found.provider) == ("", "CPUExecutionProvider")
+    assert found.data_hash == images.data_hash()
+
+
+def test_top1_and_top5_with_a_labels_file(tmp_path):
+    weight = weights()
+    val, names = class_folder(tmp_path, weight)
+    model = make_model(tmp_path / "m.onnx", weight)
+    (score,) = evaluate_models([model], open_images(val, labels=names)).scores
+    assert score.top1 == pytest.approx(10 / 12)
+    assert score.top1_error == pytest.approx(math.sqrt(10 / 12 * 2 / 12 / 12))
+    (batch,) = open_images(val, RECIPE, labels=names).batches(64)
+    logits = predict(batch.pixels, weight)
+    assert batch.labels is not None
+    top5 = np.mean([naive_rank(row, label) < 5 for row, label in zip(logits, batch.labels, strict=True)])
+    assert score.top5 == pytest.approx(top5)
+    assert score.agreement is None
+
+
+def test_too_few_class_folders_give_no_top1_but_say_so(tmp_path):
+    val, _ = class_folder(tmp_path, weights())
+    n_folders = len(list(val.iterdir()))
+    assert n_folders < N_CLASSES
+    model = make_model(tmp_path / "m.onnx", weights())
+    found = evaluate_models([model], open_images(val, labels="folders"), reference=model)
+    assert found.scores[0].top1 is None
+    assert f"has {n_folders} class folders and m.onnx has 7 classes, so folder order is not class order" in found.note
+    assert "give a labels file" in found.note
+    write_photos(val, 1, seed=5)
+    found = evaluate_models([model], open_images(val, labels="folders"))
+    assert found.note.startswith("no top-1 and top-5: 00.png lies in no class folder of")
+
+
+def test_a_labels_file_of_another_data_set_is_an_error(tmp_path):
+    val, names = class_folder(tmp_path, weights(), n_names=9)
+    model = make_model(tmp_path / "m.onnx", weights())
+    with pytest.raises(ImageError, match=r"names.txt: 9 class names, and m.onnx has 7 classes; give the labels file"):
+        evaluate_models([model], open_images(val, labels=names))
+
+
+def test_few_classes_have_no_top5(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.ones((3, 3, SIZE, SIZE), np.float32), labels=np.array([0, 1, 2]))
+    model = make_model(tmp_path / "m.onnx", np.eye(3))
+    (score,) = evaluate_models([model], open_images(tmp_path / "a.npz")).scores
+    assert (score.top1, score.top5) == (pytest.approx(1 / 3), None)
+    assert score.recipe is None
+    with pytest.raises(ImageError, match=r"a label lies outside 0..1, the classes of two.onnx"):
+        evaluate_models([make_model(tmp_path / "two.onnx", np.ones((3, 2)))], open_images(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("batch", [1, 4, 16])
+def test_fixed_batches_change_nothing(tmp_path, folder, batch):
+    free = make_model(tmp_path / "free.onnx", weights())
+    fixed = make_model(tmp_path / "fixed.onnx", weights(), batch=batch)
+    found = evaluate_models([fixed], open_images(folder), reference=free, batch_size=5)
+    assert found.n_images == found.scores[0].n_images == 11
+    assert found.scores[0].agreement == 1.0
+    assert found.scores[0].logit_error == pytest.approx(0, abs=1e-6)
+
+
+def test_half_precision_models_get_half_precision_pixels(tmp_path, folder):
+    dense = make_model(tmp_path / "dense.onnx", weights())
+    half = make_model(tmp_path / "half.onnx", weights(), element=TensorProto.FLOAT16)
+    (score,) = evaluate_models([half], open_images(folder), reference=dense).scores
+    assert score.logit_error == pytest.approx(0, abs=5e-3)
+    assert score.logit_error != 0
+
+
+def test_each_model_gets_its_own_recipe(tmp_path, folder):
+    bilinear = Recipe(size=(SIZE, SIZE), interpolation="nearest", mean=(0.1, 0.2, 0.3))
+    large = Recipe(size=(2 * SIZE, 2 * SIZE))
+    paths = [
+        make_model(tmp_path / "a.onnx", weights(), recipe=bilinear),
+        make_model(tmp_path / "b.onnx", weights(), recipe=RECIPE),
+        make_model(tmp_path / "c.onnx", weights(), size=2 * SIZE),
+    ]
+    found = evaluate_models(paths[1:], open_images(folder), reference=paths[0])
+    assert found.baseline is not None
+    assert [found.baseline.recipe, *(s.recipe for s in found.scores)] == [bilinear, RECIPE, large]
+    for score, recipe in zip(found.scores, (RECIPE, large), strict=True):
+        z, z_ref = (predict(all_pixels(folder, r), weights()) for r in (recipe, bilinear))
+        assert score.logit_error == pytest.approx(np.linalg.norm(z - z_ref) / np.linalg.norm(z_ref), abs=1e-5)
+    forced = evaluate_models(paths[:2], open_images(folder), reference=paths[0], recipe=bilinear)
+    assert [s.recipe for s in forced.scores] == [bilinear, bilinear]
+    assert forced.scores[1].logit_error == 0
+
+
+def test_a_model_without_recipe_takes_that_of_its_descendant(tmp_path, folder):
+    own = Recipe(size=(SIZE, SIZE), mean=(0.5, 0.5, 0.5))
+    dense = make_model(tmp_path / "dense.onnx", weights())
+    pruned = make_model(tmp_path / "pruned.onnx", weights(), recipe=own)
+    found = evaluate_models([pruned], open_images(folder, Recipe()), reference=dense)
+    assert found.baseline is not None
+    assert found.baseline.recipe == own
+    assert found.scores[0].logit_error == 0
+
+
+def test_features_have_a_relative_error_only(tmp_path):
+    val, names = class_folder(tmp_path, weights())
+    dense = make_model(tmp_path / "dense.onnx", weights(0), tail="Unsqueeze")
+    other = make_model(tmp_path / "other.onnx", weights(1), tail="Unsqueeze")
+    found = evaluate_models([other], open_images(val, labels=names), reference=dense)
+    score = found.scores[0]
+    assert score.logit_error is not None
+    assert score.logit_error > 0.1
+    assert (score.top1, score.agreement, score.kl) == (None, None, None)
+    assert "has shape [12, 1, 7], not [n, classes]" in found.note
+
+
+def test_only_the_first_of_several_outputs_counts(tmp_path, folder):
+    path = make_model(tmp_path / "two.onnx", weights())
+    model = onnx.load(path)
+    model.graph.node.append(helper.make_node("Neg", ["logits"], ["distilled"]))
+    model.graph.output.append(helper.make_tensor_value_info("distilled", TensorProto.FLOAT, None))
+    onnx.save(model, path)
+    single = make_model(tmp_path / "one.onnx", weights())
+    assert evaluate_models([path], open_images(folder), reference=single).scores[0].agreement == 1.0
+
+
+def test_text_models_take_named_arrays(tmp_path):
+    nodes = [
+        helper.make_node("Mul", ["input_ids", "attention_mask"], ["masked"]),
+        helper.make_node("Cast", ["masked"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    inputs = [helper.make_tensor_value_info(n, TensorProto.INT64, ["n", 6]) for n in ("input_ids", "attention_mask")]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 6])]
+    graph = helper.make_graph(nodes, "text", inputs, outputs)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "t.onnx")
+    ids = np.random.default_rng(0).integers(0, 9, (5, 6))
+    np.savez(tmp_path / "t.npz", attention_mask=np.ones_like(ids), input_ids=ids, labels=ids.argmax(axis=1))
+    (score,) = evaluate_models([tmp_path / "t.onnx"], open_images(tmp_path / "t.npz"), batch_size=2).scores
+    assert (score.top1, score.n_images) == (1.0, 5)
+    write_photos(tmp_path / "photos", 1)
+    with pytest.raises(ModelError, match=r"shape \[None, 6\], and images go into \[n, 1 or 3, height, width\] only"):
+        evaluate_models([tmp_path / "t.onnx"], open_images(tmp_path / "photos"))
+
+
+def test_answers_that_are_not_finite_name_the_model_and_image(tmp_path, folder):
+    weight = weights()
+    weight[:, 2] = np.nan
+    model = make_model(tmp_path / "broken.onnx", weight)
+    with pytest.raises(NonFiniteError, match=r"broken.onnx: output 'logits' holds NaN or Inf for 11 of 11 .* 00.png"):
+        evaluate_models([model], open_images(folder))
+
+
+def test_models_that_can_not_be_compared_or_run(tmp_path, folder):
+    dense = make_model(tmp_path / "dense.onnx", weights())
+    wide = make_model(tmp_path / "wide.onnx", weights(n_classes=9))
+    with pytest.raises(
+        ModelError, match=r"wide.onnx: its first output has shape \[11, 9\] and .*dense.onnx has \[11, 7\]"
+    ):
+        evaluate_models([wide], open_images(folder), reference=dense)
+    summed = make_model(tmp_path / "summed.onnx", weights(), tail="ReduceMean")
+    with pytest.raises(ModelError, match=r"shape \[1, 1\] for 11 images; expected \[n, classes\], one row for each"):
+        evaluate_models([summed], open_images(folder))
+    wrong = make_model(tmp_path / "wrong.onnx", weights().repeat(2, axis=0))
+    with pytest.raises(ModelError, match=r"wrong.onnx: ONNX Runtime can not load it"):
+        evaluate_models([wrong], open_images(folder))
+    stuck = make_model(tmp_path / "stuck.onnx", weights(), tail="Reshape")  # 11 x 7 numbers do not fill rows of 5
+    with pytest.raises(ModelError, match=r"stuck.onnx: ONNX Runtime failed while running it .*Reshape"):
+        evaluate_models([stuck], open_images(folder))
+    with pytest.raises(OptionError, match="give at least one model"):
+        evaluate_models([], open_images(folder))
+
+
+def test_skipped_files_are_in_the_result_and_in_its_json(tmp_path, folder):
+    model = make_model(tmp_path / "m.onnx", weights())
+    whole = (folder / "00.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    found = evaluate_models([model], open_images(folder), reference=model)
+    assert found.n_images == 11
+    assert [s.name for s in found.skipped] == ["cut.png"]
+    stored = json.loads(found.to_json())
+    assert (stored["schema"], stored["n_images"], stored["skipped"][0]["name"]) == (1, 11, "cut.png")
+    assert stored["baseline"]["model"] == str(model)
+
+
+# the real model
+
+SHARED = Path("/work/shared")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "images" / "val").is_dir(), reason="needs the images of /work/shared")
+def test_deit_tiny_on_real_images():
+    model = SHARED / "models" / "deit_tiny_patch16_224.onnx"
+    images = open_images(SHARED / "images" / "val", labels=SHARED / "images" / "wordnet_ids.txt")
+    (score,) = evaluate_models([model], images).scores
+    assert score.n_images == 650
+    assert round(100 * (score.top1 or 0), 2) == 83.23
+    assert round(100 * (score.top5 or 0), 2) == 95.54
