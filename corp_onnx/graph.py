@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -171,6 +172,11 @@ class Graph:
             return None if value is None else value.shape
         return None
 
+    def dims(self, name: str) -> tuple[int, ...]:
+        """As `shape`, and empty where it is not known."""
+        shape = self.shape(name)
+        return () if shape is None else shape
+
     def value(self, name: str) -> np.ndarray | None:
         """A constant, or what the probe run computed for a small integer or one-element tensor."""
         return self.values[name] if name in self.values else self.constant(name)
@@ -189,8 +195,9 @@ class Graph:
         """The precision that holds most weight elements: float32, float16, bfloat16 or float64."""
         counts: dict[str, int] = defaultdict(int)
         for tensor in self.initializers.values():
-            if tensor.data_type in FLOAT_TYPES:
-                counts[FLOAT_TYPES[tensor.data_type]] += math.prod(tensor.dims)
+            name = FLOAT_TYPES.get(tensor.data_type)  # type: ignore[arg-type]
+            if name is not None:
+                counts[name] += math.prod(tensor.dims)
         return max(counts, key=lambda k: counts[k], default="float32")
 
 
@@ -237,14 +244,10 @@ def _refuse_quantised(proto: onnx.ModelProto, path: Path) -> None:
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal (external data is not part of it)."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
-
-
-def _digest(stream: Any) -> str:
     digest = hashlib.sha256()
-    while chunk := stream.read(1 << 20):
-        digest.update(chunk)
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -319,7 +322,7 @@ def count_parameters(graph: Graph) -> int:
 
 
 def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a model whose large weights carry their shapes but no bytes: for checks that only read the structure."""
+    """A copy of a model whose large weights carry shapes but no bytes: for checks that only read the structure."""
     light = onnx.ModelProto()
     light.CopyFrom(without_weights(proto))
     for tensor in proto.graph.initializer:
@@ -339,12 +342,12 @@ def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     for model_field, value in proto.ListFields():
         if model_field.name == "graph":
             continue
-        if model_field.is_repeated if hasattr(model_field, "is_repeated") else model_field.label == 3:
-            getattr(light, model_field.name).extend(value)
-        elif model_field.message_type:
+        if isinstance(value, (str, bytes, int, float)):
+            setattr(light, model_field.name, value)
+        elif model_field.message_type and not hasattr(value, "append"):
             getattr(light, model_field.name).CopyFrom(value)
         else:
-            setattr(light, model_field.name, value)
+            getattr(light, model_field.name).extend(value)
     source, graph = proto.graph, light.graph
     graph.name, graph.doc_string = source.name, source.doc_string
     graph.node.extend(source.node)

@@ -72,23 +72,23 @@ def _attention_facts(graph: Graph, cost: Cost, block: int, unit: AttentionUnit) 
     core_macs = _core_macs(graph, cost, unit)
     n_tokens = unit.q.n_tokens if unit.q else unit.v.n_tokens if unit.v else 0
     qk = [_projection_cost(cost, o) for o in (unit.q, unit.k) if o is not None]
-    facts = []
-    reason = unit.qk_skip.reason if unit.qk_skip else ""
-    parameters, macs = sum(p for p, _ in qk), sum(m for _, m in qk) + core_macs[0]
-    facts.append(
-        _facts(graph, cost, unit.qk_key, "qk", block, unit.d_qk, unit.n_heads, n_tokens, unit.spelling, parameters, macs, reason)
-    )  # fmt: skip
-    reason = unit.vo_skip.reason if unit.vo_skip else ""
-    parameters, macs = _projection_cost(cost, unit.v) if unit.v is not None else (0, 0)
+    qk_cost = sum(p for p, _ in qk), sum(m for _, m in qk) + core_macs[0]
+    n_parameters, macs = _projection_cost(cost, unit.v) if unit.v is not None else (0, 0)
     if unit.out is not None:
         out = unit.out.linear
-        parameters += out.d_in * out.d_out + (out.d_out if out.bias else 0)
+        n_parameters += out.d_in * out.d_out + (out.d_out if out.bias else 0)
         macs += cost.by_node.get(out.node.output, 0)
-    facts.append(
-        _facts(graph, cost, unit.vo_key, "vo", block, unit.d_v, unit.n_heads, n_tokens, unit.spelling, parameters,
-               macs + core_macs[1], reason)
-    )  # fmt: skip
-    return facts
+    pairs = (
+        (unit.qk_key, "qk", unit.d_qk, qk_cost, unit.qk_skip),
+        (unit.vo_key, "vo", unit.d_v, (n_parameters, macs + core_macs[1]), unit.vo_skip),
+    )
+    return [
+        _facts(
+            graph, cost, key, kind, block, width, unit.n_heads, n_tokens, unit.spelling, *spent,
+            skip.reason if skip else "",
+        )
+        for key, kind, width, spent, skip in pairs
+    ]  # fmt: skip
 
 
 def _projection_cost(cost: Cost, operand: Operand) -> tuple[int, int]:

@@ -45,7 +45,9 @@ def probe_graph(model: Model) -> Graph:
     feeds = random_feeds(model, n_images)
     session = open_extended(model, shape_nodes + value_nodes, [onnx.ValueInfoProto(name=o) for o in outputs])
     arrays = dict(zip(outputs, _run(session, outputs, feeds, model), strict=True))
-    shapes = {n: tuple(int(d) for d in arrays[SHAPE_PREFIX + n]) for n in names} | {k: v.shape for k, v in feeds.items()}
+    shapes = {n: tuple(int(d) for d in arrays[SHAPE_PREFIX + n]) for n in names} | {
+        k: v.shape for k, v in feeds.items()
+    }
     values = {n: arrays[VALUE_PREFIX + n] for n in integers if arrays[VALUE_PREFIX + n].size <= SMALL_VALUE}
     values |= _computed_scalars(graph, shapes, values, model, feeds)
     return replace(graph, shapes=shapes, values=values, n_images=n_images)
@@ -118,42 +120,42 @@ def count_macs(graph: Graph) -> Cost:
 
 def _node_macs(graph: Graph, op: str, inputs: tuple[str, ...], output: str, attrs: dict[str, object]) -> int:
     if op in ("MatMul", "FusedMatMul"):
-        depth = (graph.shape(inputs[0]) or (1,))[-2 if attrs.get("transA") else -1]
+        depth = graph.dims(inputs[0])[-2 if attrs.get("transA") else -1]
         return int(np.prod(graph.shapes[output])) * depth
     if op in ("Gemm", "FusedGemm"):
-        rows, cols = graph.shape(inputs[0]) or (1, 1)
+        rows, cols = graph.dims(inputs[0])
         return int(np.prod(graph.shapes[output])) * (rows if attrs.get("transA") else cols)
     if op in ("Conv", "FusedConv"):
-        weight = graph.shape(inputs[1]) or (1,)
+        weight = graph.dims(inputs[1])
         return int(np.prod(graph.shapes[output])) * int(np.prod(weight[1:]))
     if op == "Attention":
         return _attention_macs(graph, inputs, attrs)
     if op == "MultiHeadAttention":
-        return _multi_head_macs(graph, inputs, attrs)
+        return _multi_head_macs(graph, inputs)
     return 0
 
 
 def _attention_macs(graph: Graph, inputs: tuple[str, ...], attrs: dict[str, object]) -> int:
     """The opset-23 operator on [B, H, N, d] or [B, N, H*d], or com.microsoft's, which holds the projections too."""
-    first, second = graph.shape(inputs[0]) or (), graph.shape(inputs[1]) or ()
+    first, second = graph.dims(inputs[0]), graph.dims(inputs[1])
     if len(second) == 2:  # com.microsoft.Attention(x [B, N, d_model], weight [d_model, q + k + v])
         batch, n_tokens, d_model = first
         widths = attrs.get("qkv_hidden_sizes") or [second[1] // 3] * 3
         d_q, _, d_v = widths  # type: ignore[misc]
         return batch * n_tokens * (d_model * second[1] + n_tokens * (d_q + d_v))
-    third = graph.shape(inputs[2]) or ()
+    third = graph.dims(inputs[2])
     if len(first) == 4:
         batch, n_heads, n_q, d_qk = first
         return batch * n_heads * n_q * second[2] * (d_qk + third[3])
     return first[0] * first[1] * second[1] * (first[2] + third[2])
 
 
-def _multi_head_macs(graph: Graph, inputs: tuple[str, ...], attrs: dict[str, object]) -> int:
-    query = graph.shape(inputs[0]) or ()
+def _multi_head_macs(graph: Graph, inputs: tuple[str, ...]) -> int:
+    query = graph.dims(inputs[0])
     if len(query) == 5:  # packed [B, N, H, 3, d]
         batch, n_q, n_heads, _, d_head = query
         return 2 * batch * n_heads * n_q * n_q * d_head
-    key, value = graph.shape(inputs[1]) or (), graph.shape(inputs[2]) or ()
+    key, value = graph.dims(inputs[1]), graph.dims(inputs[2])
     if len(key) == 5:  # packed key and value [B, M, H, 2, d]
         return 2 * query[0] * query[1] * key[1] * key[2] * key[4]
     if len(key) == 4:  # [B, H, M, d]

@@ -28,7 +28,7 @@ from corp_onnx.graph import Graph, Model, batch_kind, input_dims, load_model
 from corp_onnx.images import Images, ImageSet, open_images, split_holdout
 from corp_onnx.inspect import describe_model, describe_skips
 from corp_onnx.measure import measure_model, measure_units
-from corp_onnx.moments import ChannelMoments, Moments
+from corp_onnx.moments import LogitMoments, Moments
 from corp_onnx.plan import Cut, UnitPlan, gather_changes, plan_paper
 from corp_onnx.probe import probe_graph
 from corp_onnx.recipe import METADATA_KEY, Recipe, find_recipe, make_recipe
@@ -311,7 +311,7 @@ def _describe_data(
     path: Path, calibration: Images, held_out: Images, moments: Moments, settings: PruneSettings
 ) -> CalibrationData:
     recipe = json.loads(calibration.recipe.to_json()) if isinstance(calibration, ImageSet) else None
-    counts = [m.count if isinstance(m, ChannelMoments) else m.n_tokens for _, m in moments.entries]
+    counts = [m.n_tokens if isinstance(m, LogitMoments) else m.count for _, m in moments.entries]
     return CalibrationData(
         path=str(path),
         data_hash=calibration.data_hash(),

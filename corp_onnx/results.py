@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from corp_onnx._version import __version__
 
 SCHEMA = 1
@@ -209,4 +211,4 @@ def _plain(value: Any) -> Any:
         return None
     if isinstance(value, Path):
         return str(value)
-    return value.item() if hasattr(value, "item") else value
+    return value.item() if isinstance(value, np.generic) else value

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from jaxtyping import Float, Int
 
-from corp_onnx.blocks import AttentionUnit, Blocks, Linear, MlpUnit, Operand, Slot
+from corp_onnx.blocks import AttentionUnit, Blocks, Linear, MlpUnit, Operand, Slot, WidthSpelling
 from corp_onnx.graph import Graph, Node
 from corp_onnx.surgeon import Surgeon
 
@@ -83,21 +83,15 @@ def change_mlp(surgeon: Surgeon, unit: MlpUnit, change: MlpChange) -> None:
             assert value is not None
             surgeon.replace_stored(slot, np.take(value, kept, axis=-1))
     for node in unit.reshapes:
-        rank = len(surgeon.graph.shape(node.output) or ())
-        _set_last(surgeon, node, rank - 1, width)
+        rank = len(surgeon.graph.dims(node.output))
+        surgeon.set_width(WidthSpelling(node, rank - 1, n_folded=1), width)
     for node in unit.splits:
-        _set_halves(surgeon, unit, node, width)
+        _set_halves(surgeon, node, width)
     _set_weight(surgeon, unit.down, change.weight)
     set_bias(surgeon, unit.down, change.bias)
 
 
-def _set_last(surgeon: Surgeon, node: Node, axis: int, width: int) -> None:
-    from corp_onnx.blocks.units import WidthSpelling
-
-    surgeon.set_width(WidthSpelling(node, axis, 1), width)
-
-
-def _set_halves(surgeon: Surgeon, unit: MlpUnit, node: Node, width: int) -> None:
+def _set_halves(surgeon: Surgeon, node: Node, width: int) -> None:
     """New sizes for the Split, or new bounds for the Slice, that parts a packed gate and value."""
     gs_node = surgeon.at(node)
     if node.op == "Split":

@@ -48,7 +48,7 @@ def staged_folder(destination: Path, *, force: bool = False) -> Iterator[Path]:
     try:
         yield stage
         for file in sorted(stage.iterdir(), key=lambda f: f.suffix == ".onnx"):  # the model last: it names the others
-            os.replace(file, parent / file.name)
+            file.replace(parent / file.name)
     except OSError as error:
         if error.filename is not None and str(stage) not in str(error.filename):
             raise

@@ -6,6 +6,8 @@ touched come from it; every other node, the inputs, outputs, opsets and metadata
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -25,7 +27,7 @@ class Surgeon:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._gs = gs.import_onnx(graph.model.proto)
+        self._gs: Any = gs.import_onnx(graph.model.proto)
         self._nodes = list(self._gs.nodes)  # by position in the original
         self._names = names_in_use(graph.model.proto)
         self._touched: set[int] = set()
@@ -33,13 +35,13 @@ class Surgeon:
         self._stored: dict[str, TensorProto] = {}
         self._tensors = self._gs.tensors()
 
-    def at(self, node: Node) -> gs.Node:
+    def at(self, node: Node) -> Any:
         """The graphsurgeon node of a node of the graph; counts as touched."""
         found = self._nodes[node.position]
         self._touched.add(id(found))
         return found
 
-    def tensor(self, name: str) -> gs.Tensor:
+    def tensor(self, name: str) -> Any:
         """The graphsurgeon tensor of a name."""
         return self._tensors[name]
 
@@ -73,11 +75,11 @@ class Surgeon:
             fresh = self.constant(f"{old}_pruned", values)
         node.inputs[slot.idx] = fresh
 
-    def replace_input(self, slot: Slot, tensor: gs.Tensor) -> None:
+    def replace_input(self, slot: Slot, tensor: Any) -> None:
         """Let one input of one node read another tensor."""
         self.at(slot.node).inputs[slot.idx] = tensor
 
-    def insert(self, op: str, inputs: list[gs.Tensor], outputs: list[gs.Tensor], after: Node, **attrs: object) -> None:
+    def insert(self, op: str, inputs: list[Any], outputs: list[Any], after: Node, **attrs: object) -> None:
         """A new node right behind one of the original."""
         node = gs.Node(op, self.fresh_name(f"corp_onnx/{op}/{outputs[0].name}"), attrs, inputs, outputs)
         self._touched.add(id(node))
@@ -103,7 +105,7 @@ class Surgeon:
             return
         assert known is not None, node
         entry = self.constant(f"{node.output}_width", np.array([size], dtype=np.int64))
-        parts: list[gs.Tensor] = []
+        parts: list[Any] = []
         producer = graph.producers[target]
         if producer.op == "Concat" and len(producer.inputs) == known.size:
             parts = [self.tensor(name) for name in producer.inputs]
@@ -116,7 +118,7 @@ class Surgeon:
         self.insert("Concat", parts, [shape], self._before(node), axis=0)
         self.replace_input(Slot(node, 1), shape)
 
-    def _slice_shape(self, node: Node, target: str, start: int, stop: int) -> list[gs.Tensor]:
+    def _slice_shape(self, node: Node, target: str, start: int, stop: int) -> list[Any]:
         if start == stop:
             return []
         part = self.variable(f"{node.output}_shape_part")
@@ -128,7 +130,7 @@ class Surgeon:
         """The node behind which something that `node` reads can stand: the one just in front of it."""
         return self.graph.nodes[node.position - 1]
 
-    def drop_producer(self, name: str) -> gs.Tensor:
+    def drop_producer(self, name: str) -> Any:
         """Take a tensor from the node that makes it, so that a new node can."""
         tensor = self.tensor(name)
         for producer in list(tensor.inputs):

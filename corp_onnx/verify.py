@@ -230,6 +230,6 @@ def require_passed(checks: Sequence[CheckResult], destination: Path) -> None:
         check = failed[0]
         measured = f" (difference {check.difference:.2g}, allowed {check.tolerance:.2g})" if check.tolerance else ""
         raise CheckFailedError(
-            f"the pruned model failed its '{check.name}' check: {check.detail}{measured}. {destination} was not "
-            "written; this is a fault of corp-onnx on this graph, please report it with the output of `corp-onnx inspect`."
+            f"the pruned model failed its '{check.name}' check: {check.detail}{measured}. Nothing was written to "
+            f"{destination}. This is a fault of corp-onnx on this graph: please report it with the output of inspect."
         )

@@ -77,7 +77,7 @@ def _softmax_core(graph: Graph, softmax: Node) -> CoreMatch | Mismatch | None:
     values = _follow_probabilities(graph, softmax)
     if isinstance(values, Mismatch):
         return values
-    rank = len(graph.shape(softmax.output) or ())
+    rank = len(graph.dims(softmax.output))
     if softmax.attrs.get("axis", -1) not in (-1, rank - 1):
         return Mismatch(f"expected a softmax over the last axis, found axis {softmax.attrs.get('axis')}", softmax)
     views = ("rows", "columns", "rows")
@@ -143,9 +143,9 @@ def _follow_probabilities(graph: Graph, softmax: Node) -> Node | Mismatch:
 
 def _operator_core(graph: Graph, node: Node) -> CoreMatch | Mismatch:
     """The `Attention` operator of opset 23, or com.microsoft's MultiHeadAttention."""
-    q, k, v = (*node.inputs[:3], "", "")[:3]
+    q, k, v = ([*node.inputs, "", ""])[:3]
     core: Core = "Attention" if node.op == "Attention" else "MultiHeadAttention"
-    shape = graph.shape(q) or ()
+    shape = graph.dims(q)
     n_heads = int(node.attrs.get("q_num_heads", node.attrs.get("num_heads", shape[1] if len(shape) > 2 else 1)))
     if core == "Attention" and node.attrs.get("softcap"):
         return Mismatch("expected no soft cap on the logits", node, 1)
@@ -156,13 +156,13 @@ def _operator_core(graph: Graph, node: Node) -> CoreMatch | Mismatch:
             core, node, q, q, q, ("packed0/3", "packed1/3", "packed2/3"), n_heads, node.output,
             float(node.attrs.get("scale", 0) or shape[-1] ** -0.5), (), ("packed qkv",),
         )  # fmt: skip
-    k_shape = graph.shape(k) or ()
+    k_shape = graph.dims(k)
     d_qk = shape[3] if len(shape) == 4 else shape[2] // n_heads
     scale = float(node.attrs.get("scale", 0) or d_qk**-0.5)
     if len(k_shape) == 5:
         views = (f"heads{n_heads}", "packed0/2", "packed1/2")
         return CoreMatch(core, node, q, k, k, views, n_heads, node.output, scale, (), ("packed kv",))
-    views = tuple("rows" if len(graph.shape(t) or ()) == 4 else f"heads{n_heads}" for t in (q, k, v))
+    views = tuple("rows" if len(graph.dims(t)) == 4 else f"heads{n_heads}" for t in (q, k, v))
     return CoreMatch(core, node, q, k, v, views, n_heads, node.output, scale, (), ())  # type: ignore[arg-type]
 
 
@@ -268,7 +268,7 @@ def _with_operator_bias(graph: Graph, linear: Linear, core: CoreMatch, letter: s
     node = core.node
     if core.core != "MultiHeadAttention" or len(node.inputs) < 4 or not node.inputs[3] or linear.bias is not None:
         return linear
-    total = int(np.prod(graph.shape(node.inputs[3]) or (0,)))
+    total = int(np.prod(graph.dims(node.inputs[3])))
     n_qk = core.n_heads * (linear.d_out // core.n_heads) if core.n_heads else linear.d_out
     offset = {"q": 0, "k": n_qk, "v": total - linear.d_out}[letter] if linear.d_out < total else 0
     return Linear(
@@ -295,9 +295,9 @@ def _assemble(
     sizes = [o for o in (v_op, q_op, k_op) if o is not None]
     if not sizes:
         return qk_problem or Mismatch("no operand of the attention was recognised", core.node, 1)
-    tags = [_projection_tag(sizes), core.core if core.core != "softmax" else "matmul-softmax", *core.tags]
+    tags = [_projection_tag(sizes), core.core, *core.tags]
     scaled = [f for f in (q, k) if not isinstance(f, Mismatch)]
-    tags += ["scaled q and k"] if sum(f.scale != 1.0 for f in scaled) == 2 else []
+    tags += ["scaled q, k"] if sum(f.scale != 1.0 for f in scaled) == 2 else []
     return AttentionUnit(
         key="",
         position=position,

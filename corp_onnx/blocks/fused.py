@@ -11,9 +11,10 @@ from corp_onnx.graph import Graph, Node
 
 def match_packed_attention(graph: Graph, node: Node) -> AttentionUnit | Mismatch:
     """The unit of a com.microsoft.Attention node: input x [B, N, d_model], weight [d_model, q + k + v], bias."""
-    d_in, total = graph.shape(node.inputs[1]) or (0, 0)
-    if not graph.is_constant(node.inputs[1]) or d_in == 0:
+    dims = graph.dims(node.inputs[1])
+    if not graph.is_constant(node.inputs[1]) or len(dims) != 2:
         return Mismatch("expected a stored projection", node, 1)
+    d_in, total = dims
     n_heads = int(node.attrs["num_heads"])
     widths = [int(w) for w in node.attrs.get("qkv_hidden_sizes", [total // 3] * 3)]
     if any(len(node.inputs) > i and node.inputs[i] for i in (4, 6)):
@@ -22,7 +23,7 @@ def match_packed_attention(graph: Graph, node: Node) -> AttentionUnit | Mismatch
         return Mismatch("q and k are rotated inside the operator", node, 2)
     bias = Slot(node, 2) if len(node.inputs) > 2 and node.inputs[2] else None
     linear = Linear(node.inputs[0], None, Slot(node, 1), False, bias, 0, False, d_in, total)
-    n_tokens = (graph.shape(node.inputs[0]) or (0, 0, 0))[1]
+    n_tokens = graph.dims(node.inputs[0])[1]
     starts = np.cumsum([0, *widths])[:3]
     q, k, v = (
         Operand(

@@ -43,7 +43,7 @@ def match_linear(graph: Graph, node: Node) -> Linear | Mismatch:
     if "activation" in attrs:
         return Mismatch("expected a plain product, found one with a fused activation", node)
     transposed = bool(attrs.get("transB"))
-    rows, cols = graph.shape(node.inputs[1]) or (0, 0)
+    rows, cols = graph.dims(node.inputs[1])
     d_out, d_in = (rows, cols) if transposed else (cols, rows)
     output, bias = node.output, None
     if len(node.inputs) > 2 and node.inputs[2]:
@@ -93,9 +93,8 @@ def residual_after(graph: Graph, tensor: str, d_model: int) -> tuple[str, Slot |
         if len(users) != 1 or tensor in graph.outputs:
             return None
         node, idx = users[0]
-        if node.op in PASS_THROUGH or node.op in ("Reshape", "Transpose", "Squeeze", "Unsqueeze"):
-            tensor = node.output
-        elif node.op in ("Add", "Mul") and is_channel_vector(graph, node.inputs[1 - idx], d_model):
+        is_vector = node.op in ("Add", "Mul") and is_channel_vector(graph, node.inputs[1 - idx], d_model)
+        if is_vector or node.op in PASS_THROUGH | {"Reshape", "Transpose", "Squeeze", "Unsqueeze"}:
             tensor = node.output
         elif node.op == "Add" and not graph.is_constant(node.inputs[1 - idx]):
             return node.output, None

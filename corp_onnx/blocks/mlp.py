@@ -117,7 +117,7 @@ def _walk(graph: Graph, start: str, width: int, region: _Region) -> Mismatch | N
 
 def _enter(graph: Graph, node: Node, tensor: str, width: int, region: _Region, todo: list[str]) -> Mismatch | None:
     """Check one operator of the region and go on behind it."""
-    shape = graph.shape(tensor) or (0,)
+    shape = graph.dims(tensor)
     if node.op in UNARY or node.op in BINARY:
         for idx, name in enumerate(node.inputs):
             if name and graph.is_constant(name) and not is_scalar(graph, name):
@@ -127,7 +127,7 @@ def _enter(graph: Graph, node: Node, tensor: str, width: int, region: _Region, t
             elif name:
                 todo.append(name)
         return None
-    before = graph.shape(node.inputs[0]) or (0,)
+    before = graph.dims(node.inputs[0])
     if node.op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze") and before[-1] == shape[-1] == width:
         if node.op == "Reshape":
             region.reshapes.append(node)
@@ -156,7 +156,7 @@ def _half(graph: Graph, node: Node, tensor: str, width: int) -> int | None:
     """0 or `width`: which half of the last axis a Split output or a Slice is."""
     if node.op == "Split":
         axis = node.attrs.get("axis", 0)
-        rank = len(graph.shape(node.inputs[0]) or ())
+        rank = len(graph.dims(node.inputs[0]))
         return node.outputs.index(tensor) * width if axis in (-1, rank - 1) else None
     starts = graph.value(node.inputs[1]) if len(node.inputs) > 1 else None
     if starts is None or starts.size != 1:
@@ -202,7 +202,7 @@ def _escape(graph: Graph, region: _Region, ups: tuple[UpProjection, ...], down: 
 
 def _only_leading(graph: Graph, shape_node: Node) -> bool:
     """Whether a Shape is asked only for axes before the channels."""
-    rank = len(graph.shape(shape_node.inputs[0]) or ())
+    rank = len(graph.dims(shape_node.inputs[0]))
     if "end" in shape_node.attrs and 0 < shape_node.attrs["end"] < rank:
         return True
     for node, _ in graph.users(shape_node.output):

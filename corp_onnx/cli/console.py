@@ -1,0 +1,102 @@
+"""Progress and warnings on stderr: a bar with rate and remaining time on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+PLAIN_SECONDS = 10.0
+"""Without a terminal, a line this often."""
+
+
+class _Rate(ProgressColumn):
+    """Images in a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} images/s" if task.speed else "")
+
+
+@contextmanager
+def show_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A function (stage, images done, images in all) that shows where a run is."""
+    if sys.stderr.isatty():
+        columns = (
+            TextColumn("{task.description:<14}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+            tasks: dict[str, int] = {}
+
+            def draw(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bars.add_task(stage, total=total)
+                bars.update(tasks[stage], completed=done)  # type: ignore[arg-type]
+
+            yield draw
+        return
+    started: dict[str, float] = {}
+    said: dict[str, float] = {}
+
+    def say(stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        start = started.setdefault(stage, now)
+        if now - said.get(stage, start) >= PLAIN_SECONDS or (done >= total and now - start > PLAIN_SECONDS):
+            said[stage] = now
+            rate = done / (now - start)
+            left = f", {(total - done) / rate:.0f} s left" if done < total else ""
+            click.echo(f"{stage}: {done}/{total} images, {rate:.1f} images/s{left}", err=True)
+
+    yield say
+
+
+def warn(sentences: Sequence[str]) -> None:
+    """Warnings, one line each."""
+    for sentence in sentences:
+        click.echo(f"warning: {sentence}", err=True)
+
+
+def parse_numbers(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """A comma-separated list of numbers, as in `--mean 0.5,0.5,0.5`."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"expected numbers separated by commas, found {value!r}.") from error
+
+
+def preprocessing_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that replace parts of a model's preprocessing recipe."""
+    filters = click.Choice(["bicubic", "bilinear", "nearest", "lanczos"])
+    of_model = "[default: the model's"
+    numbers = {"callback": parse_numbers, "metavar": "R,G,B"}
+    options = (
+        click.option("--std", **numbers, help=f"Divides pixels after the mean.  {of_model}]"),
+        click.option("--mean", **numbers, help=f"Subtracted from pixels in 0..1.  {of_model}]"),
+        click.option("--interpolation", type=filters, help=f"Resize filter.  {of_model}, else bicubic]"),
+        click.option("--crop-pct", type=float, metavar="F", help=f"Share that the crop keeps.  {of_model}, else 0.9]"),
+        click.option(
+            "--resize", type=int, metavar="PX", help="Short side before the crop.  [default: size / crop-pct]"
+        ),
+    )
+    for option in options:
+        command = option(command)
+    return command

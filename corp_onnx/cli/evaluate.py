@@ -1,0 +1,72 @@
+"""`corp-onnx evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from corp_onnx.cli.console import preprocessing_options, show_progress, warn
+from corp_onnx.evaluate import evaluate_models
+from corp_onnx.graph import load_model
+from corp_onnx.images import open_images
+from corp_onnx.prune import Preprocessing, choose_recipe
+from corp_onnx.report.terminal import print_evaluation
+
+
+@click.command(short_help="Measure accuracy, and agreement with another model.")
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--images", "data", type=click.Path(path_type=Path), required=True, metavar="DIR",
+              help="Images, in class folders for top-1 and top-5; or arrays in .npy or .npz.")  # fmt: skip
+@click.option("--reference", type=click.Path(path_type=Path), metavar="DENSE",
+              help="Compare answers with this model; needs no labels.")  # fmt: skip
+@click.option("--labels", type=click.Path(path_type=Path), metavar="FILE",
+              help="Class names, one a line; sorted, they count the classes.  [default: folder names]")  # fmt: skip
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use N images drawn at random.  [default: all]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of that draw.")
+@click.option("--batch", "batch_size", type=click.IntRange(min=1), default=32, show_default=True, metavar="N",
+              help="Images at a time.")  # fmt: skip
+@click.option("--provider", default="cpu", show_default=True, metavar="NAME", help="ONNX Runtime provider.")
+@preprocessing_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def evaluate(
+    models: tuple[Path, ...],
+    data: Path,
+    reference: Path | None,
+    labels: Path | None,
+    limit: int | None,
+    seed: int,
+    batch_size: int,
+    provider: str,
+    resize: int | None,
+    crop_pct: float | None,
+    interpolation: str | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    as_json: bool,
+) -> None:
+    """Measure MODELS on images: top-1 and top-5 with labels, agreement and KL against --reference without.
+
+    \b
+    Example:
+      corp-onnx evaluate deit.onnx deit.pruned.onnx --images val/ --reference deit.onnx
+    """
+    changes = Preprocessing(resize, crop_pct, interpolation, mean, std)
+    recipe = None
+    if any(value is not None for value in asdict(changes).values()):
+        recipe = choose_recipe(load_model(reference or models[0]), changes, data)
+    images = open_images(data, limit=limit, seed=seed, labels=labels or "folders")
+    with show_progress() as progress:
+        result = evaluate_models(
+            models, images, reference=reference, recipe=recipe, batch_size=batch_size, provider=provider,
+            progress=lambda done, total: progress("evaluate", done, total),
+        )  # fmt: skip
+    if result.skipped:
+        warn([f"{s.name} gave no image: {s.reason}." for s in result.skipped])
+    if result.note:
+        warn([result.note])
+    if as_json:
+        click.echo(result.to_json())
+    else:
+        print_evaluation(result)

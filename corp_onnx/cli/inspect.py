@@ -1,0 +1,28 @@
+"""`corp-onnx inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from corp_onnx.inspect import inspect_model
+from corp_onnx.report.terminal import print_inspection
+from corp_onnx.results import to_json
+
+
+@click.command(short_help="Show what an ONNX file holds and what can be pruned.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(model: Path, as_json: bool) -> None:
+    """Show the blocks and units of MODEL, their cost, and what was not recognised and why.
+
+    \b
+    Example:
+      corp-onnx inspect deit_base.onnx
+    """
+    found = inspect_model(model)
+    if as_json:
+        click.echo(to_json(found))
+    else:
+        print_inspection(found)

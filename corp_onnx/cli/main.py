@@ -1,0 +1,82 @@
+"""The entry point: the group of verbs, and the one place where an error becomes a sentence and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+import click
+
+from corp_onnx._version import __version__
+from corp_onnx.cli.evaluate import evaluate
+from corp_onnx.cli.inspect import inspect
+from corp_onnx.cli.prune import prune
+from corp_onnx.errors import CorpOnnxError
+
+INTERRUPTED, TERMINATED = 130, 143
+"""128 + the number of the signal, as shells count."""
+
+
+class _Terminated(BaseException):
+    """SIGTERM: unwinds like an interrupt, so that nothing half-written stays behind."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="corp-onnx")
+def cli() -> None:
+    """Make a Vision Transformer that exists only as an ONNX file smaller and faster.
+
+    \b
+    Example:
+      corp-onnx prune deit_base.onnx --calib photos/
+    """
+
+
+for verb in (inspect, prune, evaluate):
+    cli.add_command(verb)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; never raises for what a person can cause. Returns the exit code and, as a script, exits."""
+    code = _run(arguments)
+    if arguments is None:
+        sys.exit(code)
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        result = cli.main(args=arguments, prog_name="corp-onnx", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except CorpOnnxError as error:
+        return _say(str(error), error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return _say("interrupted; nothing was written.", INTERRUPTED)
+    except _Terminated:
+        return _say("terminated; nothing was written.", TERMINATED)
+    except MemoryError:
+        return _say("out of memory; a smaller --batch needs less.", 1)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: no second complaint
+            return 1
+        return _say(f"{error.filename or 'input or output'}: {error.strerror or error}.", 2)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _say(sentence: str, code: int) -> int:
+    click.echo(f"corp-onnx: {sentence}", err=True)
+    return code

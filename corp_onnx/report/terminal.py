@@ -1,0 +1,143 @@
+"""Results as tables on stdout. Enters a result; nothing leaves but what is printed."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from corp_onnx.evaluate import Evaluation, Score
+from corp_onnx.results import Inspection, ModelFacts, PruneResult, UnitFacts, UnitResult
+
+KIND_NAMES = {"mlp": "MLP", "qk": "QK", "vo": "VO"}
+PLAIN_WIDTH = 120
+"""Columns where stdout is a file or a pipe."""
+
+
+def _console() -> Console:
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH
+    return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
+
+
+def _table(*columns: str, left: int = 1) -> Table:
+    """A table whose first `left` columns are text and the rest numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for idx, column in enumerate(columns):
+        table.add_column(column, justify="left" if idx < left else "right", no_wrap=idx >= left)
+    return table
+
+
+def print_inspection(found: Inspection) -> None:
+    """Model facts, one row a unit, and what was skipped."""
+    console = _console()
+    model = found.model
+    batch = "dynamic batch" if model.batch is None else f"batch {model.batch}"
+    console.print(
+        f"{model.path}: {model.macs / 1e9:.4f} GMACs, {model.n_parameters:,} parameters, {model.n_bytes / 1e6:.1f} MB, "
+        f"{model.precision}, opset {model.opset}, {batch}, from {model.producer or 'an unnamed exporter'}",
+        soft_wrap=True,
+    )
+    if found.units:
+        table = _table("unit", "spelling", "width", "tokens", "parameters", "MACs", "of MACs", left=2)
+        for unit in found.units:
+            table.add_row(
+                unit.key, unit.spelling if unit.prunable else f"skipped: {unit.reason}", _width(unit),
+                str(unit.n_tokens), f"{unit.n_parameters:,}", f"{unit.macs / 1e6:.1f} M", f"{unit.mac_share:.1%}",
+            )  # fmt: skip
+        console.print(table)
+    for skip in found.skipped:
+        console.print(f"skipped {KIND_NAMES[skip.kind]} at {skip.node}: {skip.reason}", soft_wrap=True)
+    prunable = [u for u in found.units if u.prunable]
+    by_kind = [f"{sum(u.kind == k for u in prunable)} {name}" for k, name in KIND_NAMES.items()]
+    share = sum(u.mac_share for u in prunable)
+    console.print(
+        f"{found.n_blocks} blocks; can be pruned: {', '.join(by_kind)}, {share:.1%} of the MACs", soft_wrap=True
+    )
+
+
+def _width(unit: UnitFacts) -> str:
+    return str(unit.width) if unit.n_heads is None else f"{unit.n_heads} x {unit.width}"
+
+
+def print_pruning(result: PruneResult) -> None:
+    """What went and how far the answers moved."""
+    console = _console()
+    table = _table(
+        "block", *[f"{KIND_NAMES[k]}{c}" for k in _kinds(result.units) for c in (" width", " error", " uncompensated")]
+    )
+    for block in sorted({u.block for u in result.units}):
+        cells: list[str] = []
+        for kind in _kinds(result.units):
+            unit = next((u for u in result.units if u.block == block and u.kind == kind), None)
+            cells += ["-", "-", "-"] if unit is None else _unit_cells(unit)
+        table.add_row(str(block), *cells)
+    console.print(table)
+    console.print(_sizes(result.dense, result.pruned))
+    for skip in result.skipped:
+        console.print(f"skipped {KIND_NAMES[skip.kind]} at {skip.node}: {skip.reason}", soft_wrap=True)
+    held = result.held_out
+    if held.agreement is not None and held.kl is not None:
+        console.print(
+            f"on {held.n_images} held-back images: agreement {held.agreement:.1%} ± {held.agreement_error or 0:.1%}, "
+            f"KL {held.kl:.3f}, residual stream off by {held.stream_error[0]:.1%} after the first block and "
+            f"{held.stream_error[-1]:.1%} after the last",
+            soft_wrap=True,
+        )
+    else:
+        console.print(f"on {held.n_images} held-back images: output off by {held.logit_error or 0:.1%}", soft_wrap=True)
+    n_pruned = len({u.key for u in result.units})
+    checks = ", ".join(c.name for c in result.checks)
+    seconds = sum(s.seconds for s in result.stages)
+    console.print(f"checks passed: {checks}; {seconds:.0f} s", soft_wrap=True)
+    console.print(f"pruned {n_pruned} of {result.n_units_found} units -> {result.pruned.path}", soft_wrap=True)
+    console.print(f"report: {result.report_path}", soft_wrap=True)
+
+
+def _kinds(units: Sequence[UnitResult]) -> list[str]:
+    return [k for k in KIND_NAMES if any(u.kind == k for u in units)]
+
+
+def _unit_cells(unit: UnitResult) -> list[str]:
+    return [f"{unit.width_before} -> {unit.width_after}", f"{unit.error:.1%}", f"{unit.error_without:.1%}"]
+
+
+def _sizes(dense: ModelFacts, pruned: ModelFacts) -> Table:
+    table = _table("", "dense", "pruned", "kept")
+    rows = (
+        ("parameters", f"{dense.n_parameters:,}", f"{pruned.n_parameters:,}", pruned.n_parameters / dense.n_parameters),
+        ("MACs", f"{dense.macs / 1e9:.4f} G", f"{pruned.macs / 1e9:.4f} G", pruned.macs / dense.macs),
+        ("file", f"{dense.n_bytes / 1e6:.1f} MB", f"{pruned.n_bytes / 1e6:.1f} MB", pruned.n_bytes / dense.n_bytes),
+    )
+    for name, before, after, kept in rows:
+        table.add_row(name, before, after, f"{kept:.1%}")
+    return table
+
+
+def print_evaluation(result: Evaluation) -> None:
+    """One row a model."""
+    console = _console()
+    baseline = (
+        [result.baseline] if result.baseline and result.baseline.model not in {s.model for s in result.scores} else []
+    )
+    table = _table("model", "top-1", "top-5", "agreement", "KL", "logit error")
+    for score in [*baseline, *result.scores]:
+        table.add_row(score.model, *_score_cells(score))
+    console.print(table)
+    console.print(f"{result.n_images} images, {result.provider}")
+
+
+def _score_cells(score: Score) -> list[str]:
+    def share(value: float | None, error: float | None) -> str:
+        return "-" if value is None else f"{value:.2%}" + (f" ± {error:.1%}" if error is not None else "")
+
+    return [
+        share(score.top1, score.top1_error),
+        share(score.top5, None),
+        share(score.agreement, score.agreement_error),
+        "-" if score.kl is None else f"{score.kl:.4f}",
+        "-" if score.logit_error is None else f"{score.logit_error:.1%}",
+    ]
