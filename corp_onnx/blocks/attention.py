@@ -157,7 +157,8 @@ def _operator_core(graph: Graph, node: Node) -> CoreMatch | Mismatch:
             float(node.attrs.get("scale", 0) or shape[-1] ** -0.5), (), ("packed qkv",),
         )  # fmt: skip
     k_shape = graph.dims(k)
-    d_qk = shape[3] if len(shape) == 4 else shape[2] // n_heads
+    width = graph.dims(q)[-1]
+    d_qk = width if len(shape) == 4 else width // n_heads
     scale = float(node.attrs.get("scale", 0) or d_qk**-0.5)
     if len(k_shape) == 5:
         views = (f"heads{n_heads}", "packed0/2", "packed1/2")

@@ -11,6 +11,7 @@ from corp_onnx.graph import Graph, Node
 
 def match_packed_attention(graph: Graph, node: Node) -> AttentionUnit | Mismatch:
     """The unit of a com.microsoft.Attention node: input x [B, N, d_model], weight [d_model, q + k + v], bias."""
+    x = node.inputs[0]
     dims = graph.dims(node.inputs[1])
     if not graph.is_constant(node.inputs[1]) or len(dims) != 2:
         return Mismatch("expected a stored projection", node, 1)
@@ -22,8 +23,8 @@ def match_packed_attention(graph: Graph, node: Node) -> AttentionUnit | Mismatch
     if node.attrs.get("do_rotary"):
         return Mismatch("q and k are rotated inside the operator", node, 2)
     bias = Slot(node, 2) if len(node.inputs) > 2 and node.inputs[2] else None
-    linear = Linear(node.inputs[0], None, Slot(node, 1), False, bias, 0, False, d_in, total)
-    n_tokens = graph.dims(node.inputs[0])[1]
+    linear = Linear(x, None, Slot(node, 1), False, bias, 0, False, d_in, total)
+    n_tokens = graph.dims(x)[1]
     starts = np.cumsum([0, *widths])[:3]
     q, k, v = (
         Operand(

@@ -45,14 +45,14 @@ def match_linear(graph: Graph, node: Node) -> Linear | Mismatch:
     transposed = bool(attrs.get("transB"))
     rows, cols = graph.dims(node.inputs[1])
     d_out, d_in = (rows, cols) if transposed else (cols, rows)
-    output, bias = node.output, None
+    x, output, bias = node.inputs[0], node.output, None
     if len(node.inputs) > 2 and node.inputs[2]:
         bias = Slot(node, 2)
         if not is_channel_vector(graph, node.inputs[2], d_out):
             return Mismatch(f"expected a stored bias of {d_out}, found {graph.shape(node.inputs[2])}", node)
     elif added := following_bias(graph, output, d_out):
         bias, output = added, added.node.output
-    return Linear(node.inputs[0], output, Slot(node, 1), transposed, bias, 0, bias is not None, d_in, d_out)
+    return Linear(x, output, Slot(node, 1), transposed, bias, 0, bias is not None, d_in, d_out)
 
 
 def following_bias(graph: Graph, tensor: str, width: int) -> Slot | None:
