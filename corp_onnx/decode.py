@@ -57,6 +57,8 @@ def identify_file(path: Path) -> str:
     """Why a file is not an image, by its first bytes and not its name; empty where it is one."""
     if path.name.startswith("."):
         return "hidden file"
+    if not path.is_file():
+        return "not a regular file"  # a broken link, or a pipe that would never end
     try:
         with Image.open(path, formats=_known_formats()):
             return ""
@@ -84,7 +86,6 @@ def decode_file(path: Path, recipes: Sequence[Recipe]) -> tuple[UInt8[np.ndarray
     """The crop of an image for each recipe, decoded once; or why it can not be decoded."""
     try:
         with Image.open(path, formats=_known_formats()) as image:
-            image.load()
             return tuple(crop_image(image, recipe) for recipe in recipes)
     except Exception as error:  # as in identify_file
         return _reason(error, path)

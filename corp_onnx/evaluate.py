@@ -12,6 +12,7 @@ relative error and leave the rest.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from jaxtyping import Int64
 
 from corp_onnx.arrays import ArraySet
 from corp_onnx.errors import ImageError, ModelError, OptionError
-from corp_onnx.feeds import Batch, Skipped
+from corp_onnx.feeds import Batch, Skipped, fixed_batch
 from corp_onnx.images import Images
 from corp_onnx.metrics import Tally, binomial_error
 from corp_onnx.recipe import METADATA_KEY, Recipe, find_recipe
@@ -121,6 +122,8 @@ def evaluate_models(
     first = [] if reference is None else [Path(reference)]
     runners = [open_runner(path, provider=provider, threads=threads) for path in dict.fromkeys(first + paths)]
     recipes = [None] * len(runners) if isinstance(images, ArraySet) else _choose_recipes(runners, recipe)
+    step = max(fixed_batch(runner.inputs) or 1 for runner in runners)
+    batch_size = math.ceil(batch_size / step) * step  # a fixed batch is filled up only once, at the end
     tallies = [Tally() for _ in runners]
     n_done, note = 0, ""
     for batches in _stream(images, batch_size, recipes):
@@ -166,10 +169,15 @@ def _choose_recipes(runners: Sequence[Runner], given: Recipe | None) -> list[Rec
     if given is not None:
         return [given] * len(runners)
     metadata = [runner.session.get_modelmeta().custom_metadata_map for runner in runners]
-    carried = {Recipe.from_json(m[METADATA_KEY]) for m in metadata if METADATA_KEY in m}
-    chosen: list[Recipe | None] = []
+    owns: list[Recipe] = []
     for runner, properties in zip(runners, metadata, strict=True):
-        own = find_recipe(properties, runner.inputs[0].shape)
+        try:
+            owns.append(find_recipe(properties, runner.inputs[0].shape))
+        except ModelError as error:
+            raise ModelError(f"{runner.path}: {error}") from error
+    carried = {own for own, properties in zip(owns, metadata, strict=True) if METADATA_KEY in properties}
+    chosen: list[Recipe | None] = []
+    for own, properties in zip(owns, metadata, strict=True):
         # a pruned file carries its recipe and the dense one it came from may not: the same pixels must go to both
         if METADATA_KEY not in properties and len(carried) == 1:
             other = next(iter(carried))

@@ -78,9 +78,9 @@ def label_files(root: Path, chosen: Sequence[str], listed: Sequence[str], source
             return Labels(note=f"{loose[0]} lies in no class folder of {root}")
         names = tuple(sorted({folder for name in listed if (folder := _class_folder(name)) is not None}))
     else:
-        names = read_class_names(source)
+        names = read_class_names(Path(source))
         if loose:
-            raise ImageError(f"{root}: {loose[0]} lies in no class folder, so {source.name} gives it no label.")
+            raise ImageError(f"{root}: {loose[0]} lies in no class folder, so {Path(source).name} gives it no label.")
     index = {name: i for i, name in enumerate(names)}
     folders = [_class_folder(name) or "" for name in chosen]
     unknown = sorted({folder for folder in folders if folder not in index})
@@ -90,7 +90,7 @@ def label_files(root: Path, chosen: Sequence[str], listed: Sequence[str], source
             f"{root}: folder {', '.join(unknown[:3])}{more} is not among the {len(names)} classes of {source}; "
             "give the labels file of this dataset."
         )
-    return Labels(tuple(index[f] for f in folders), len(names), None if source == "folders" else source)
+    return Labels(tuple(index[f] for f in folders), len(names), None if source == "folders" else Path(source))
 
 
 def _class_folder(name: str) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from corp_onnx.errors import ModelError, NonFiniteError
+from corp_onnx.errors import ImageError, ModelError, NonFiniteError
 from corp_onnx.feeds import Batch, ModelInput, bind_feeds, fixed_batch, read_inputs, split_feeds
 from corp_onnx.runtime import first_sentence, open_session
 
@@ -35,8 +35,12 @@ class Runner:
             NonFiniteError: the output holds NaN or Inf.
         """
         output = self.session.get_outputs()[0].name
+        try:
+            bound = bind_feeds(batch, self.inputs)
+        except ImageError as error:
+            raise ImageError(f"{self.path}: {error}") from error
         pieces: list[np.ndarray] = []
-        for feeds, n_real in split_feeds(bind_feeds(batch, self.inputs), fixed_batch(self.inputs)):
+        for feeds, n_real in split_feeds(bound, fixed_batch(self.inputs)):
             try:
                 (piece,) = self.session.run([output], feeds)
             except Exception as error:  # onnxruntime raises a class of its own for every status code

@@ -213,6 +213,10 @@ def test_too_few_class_folders_give_no_top1_but_say_so(tmp_path):
     assert found.scores[0].top1 is None
     assert f"has {n_folders} class folders and m.onnx has 7 classes, so folder order is not class order" in found.note
     assert "give a labels file" in found.note
+    fitting = make_model(tmp_path / "fit.onnx", weights(n_classes=n_folders))
+    found = evaluate_models([model, fitting], open_images(val, labels="folders"))
+    assert [s.top1 is None for s in found.scores] == [True, False]
+    assert "m.onnx has 7 classes" in found.note
     write_photos(val, 1, seed=5)
     found = evaluate_models([model], open_images(val, labels="folders"))
     assert found.note.startswith("no top-1 and top-5: 00.png lies in no class folder of")
@@ -239,8 +243,11 @@ def test_few_classes_have_no_top5(tmp_path):
 def test_fixed_batches_change_nothing(tmp_path, folder, batch):
     free = make_model(tmp_path / "free.onnx", weights())
     fixed = make_model(tmp_path / "fixed.onnx", weights(), batch=batch)
-    found = evaluate_models([fixed], open_images(folder), reference=free, batch_size=5)
+    seen: list[int] = []
+    images = open_images(folder)
+    found = evaluate_models([fixed], images, reference=free, batch_size=5, progress=lambda n, _: seen.append(n))
     assert found.n_images == found.scores[0].n_images == 11
+    assert seen == {1: [5, 10, 11], 4: [8, 11], 16: [11]}[batch]
     assert found.scores[0].agreement == 1.0
     assert found.scores[0].logit_error == pytest.approx(0, abs=1e-6)
 
@@ -267,6 +274,8 @@ def test_each_model_gets_its_own_recipe(tmp_path, folder):
     for score, recipe in zip(found.scores, (RECIPE, large), strict=True):
         z, z_ref = (predict(all_pixels(folder, r), weights()) for r in (recipe, bilinear))
         assert score.logit_error == pytest.approx(np.linalg.norm(z - z_ref) / np.linalg.norm(z_ref), abs=1e-5)
+    alone = evaluate_models([paths[2]], open_images(folder), reference=paths[0])
+    assert alone.scores[0].recipe == large  # a recipe for another size is not borrowed
     forced = evaluate_models(paths[:2], open_images(folder), reference=paths[0], recipe=bilinear)
     assert [s.recipe for s in forced.scores] == [bilinear, bilinear]
     assert forced.scores[1].logit_error == 0
@@ -318,7 +327,10 @@ def test_text_models_take_named_arrays(tmp_path):
     (score,) = evaluate_models([tmp_path / "t.onnx"], open_images(tmp_path / "t.npz"), batch_size=2).scores
     assert (score.top1, score.n_images) == (1.0, 5)
     write_photos(tmp_path / "photos", 1)
-    with pytest.raises(ModelError, match=r"shape \[None, 6\], and images go into \[n, 1 or 3, height, width\] only"):
+    with pytest.raises(
+        ModelError,
+        match=r"t.onnx: the model's input has shape \[None, 6\], and images go into \[n, 1 or 3, height, width\] only",
+    ):
         evaluate_models([tmp_path / "t.onnx"], open_images(tmp_path / "photos"))
 
 
@@ -337,11 +349,16 @@ def test_models_that_can_not_be_compared_or_run(tmp_path, folder):
         ModelError, match=r"wide.onnx: its first output has shape \[11, 9\] and .*dense.onnx has \[11, 7\]"
     ):
         evaluate_models([wide], open_images(folder), reference=dense)
+    small = open_images(folder, None)
+    with pytest.raises(ImageError, match=r"dense.onnx: input 'x' takes shape \[n, 3, 8, 8\], and its array has"):
+        evaluate_models([dense], small, recipe=Recipe(size=(4, 4)))
+    with pytest.raises(OptionError, match="batch size must be at least 1, found 0"):
+        evaluate_models([dense], small, batch_size=0)
     summed = make_model(tmp_path / "summed.onnx", weights(), tail="ReduceMean")
     with pytest.raises(ModelError, match=r"shape \[1, 1\] for 11 images; expected \[n, classes\], one row for each"):
         evaluate_models([summed], open_images(folder))
     wrong = make_model(tmp_path / "wrong.onnx", weights().repeat(2, axis=0))
-    with pytest.raises(ModelError, match=r"wrong.onnx: ONNX Runtime can not load it"):
+    with pytest.raises(ModelError, match=r"wrong.onnx: ONNX Runtime (can not load|failed while running) it"):
         evaluate_models([wrong], open_images(folder))
     stuck = make_model(tmp_path / "stuck.onnx", weights(), tail="Reshape")  # 11 x 7 numbers do not fill rows of 5
     with pytest.raises(ModelError, match=r"stuck.onnx: ONNX Runtime failed while running it .*Reshape"):

@@ -164,7 +164,7 @@ def test_recipe_survives_json():
         ("[]", "expected an object with schema 1"),
         ('{"schema": 2}', "expected an object with schema 1"),
         ('{"schema": 1}', "'size' is missing"),
-        (Recipe().to_json().replace("0.485", '"a"'), "mean must be 3 finite numbers"),
+        (Recipe().to_json().replace("0.485", "NaN"), "mean must be 3 finite numbers"),
         (Recipe().to_json().replace("[224, 224]", "224"), "not iterable"),
     ],
 )
@@ -245,6 +245,20 @@ def test_decoding_threads_that_finish_out_of_order_keep_the_order(tmp_path, monk
     monkeypatch.setattr(images_module, "N_THREADS", 4)
     monkeypatch.setattr(images_module, "decode_file", slow_for_even)
     assert tuple(n for b in images.batches(5) for n in b.names) == images.names
+
+
+def test_the_next_batch_is_decoded_while_this_one_is_used_and_no_more(tmp_path, monkeypatch):
+    write_photos(tmp_path, 20)
+    real, decoded = images_module.decode_file, []
+    monkeypatch.setattr(images_module, "decode_file", lambda p, r: decoded.append(p.name) or real(p, r))
+    stream = read_set(tmp_path).batches(3)
+    next(stream)
+    end = time.monotonic() + 5
+    while len(decoded) < 6 and time.monotonic() < end:
+        time.sleep(0.005)
+    time.sleep(0.05)
+    assert len(decoded) == 6
+    stream.close()
 
 
 def test_one_decode_serves_all_recipes_and_later_passes(tmp_path, monkeypatch):
@@ -402,7 +416,7 @@ def test_split_is_disjoint_complete_and_repeatable(tmp_path):
 def test_splits_share_what_was_skipped(tmp_path):
     write_photos(tmp_path, 4)
     write_bad_files(tmp_path)
-    images = read_set(tmp_path)
+    images = read_set(tmp_path, minimum=5)  # the minimum was for the whole; a part is held to one image
     for part in split_holdout(images, 0.5):
         assert len(list(part.batches(8))) <= 1
     assert {"cut.jpg", "cut.png"} <= {s.name for s in images.skipped}
@@ -421,14 +435,18 @@ def test_data_hash_follows_content_names_and_choice(tmp_path):
     assert read_set(tmp_path).data_hash() != renamed
 
 
-@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights on Windows")
-def test_links_are_followed_once(tmp_path):
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows, pipes are not there")
+def test_links_are_followed_once_and_pipes_not_read(tmp_path):
     write_photos(tmp_path / "real", 2)
     root = tmp_path / "root"
     root.mkdir()
     (root / "linked").symlink_to(tmp_path / "real")
     (root / "loop").symlink_to(root)
-    assert read_set(root).names == ("linked/000.png", "linked/001.png")
+    (root / "broken.png").symlink_to(tmp_path / "gone.png")
+    os.mkfifo(root / "pipe.png")
+    images = read_set(root)
+    assert images.names == ("linked/000.png", "linked/001.png")
+    assert {s.name: s.reason for s in images.skipped} == dict.fromkeys(["broken.png", "pipe.png"], "not a regular file")
 
 
 # labels
@@ -446,6 +464,7 @@ def test_folders_give_labels_by_sorted_name(tmp_path):
     assert batch.labels is not None
     assert batch.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert (images.labels.n_classes, images.labels.source) == (3, None)
+    assert read_set(tmp_path, labels="folders", limit=1).labels.n_classes == 3
     assert next(iter(read_set(tmp_path).batches(10))).labels is None
     half, _ = split_holdout(images, 0.5)
     for batch in half.batches(1):
