@@ -398,7 +398,7 @@ def _match_output(graph: Graph, core: CoreMatch, v: _Found | Mismatch) -> Attent
     if isinstance(spellings, Mismatch):
         return spellings
     residual = residual_after(graph, linear.output or "", linear.d_out)
-    return AttentionOutput(linear, channel_idx, spellings, None if residual is None else residual[0])
+    return AttentionOutput(linear, channel_idx, spellings, residual)
 
 
 def _output_columns(graph: Graph, core: CoreMatch, v: _Found, tensor: str, steps: list[Step]) -> np.ndarray | Mismatch:

@@ -49,13 +49,14 @@ def _group(units: Sequence[AttentionUnit | MlpUnit]) -> list[Block]:
     for idx, (attention, mlp) in enumerate(pairs):
         named_attention = replace(attention, key=f"blocks.{idx}.attn") if attention else None
         named_mlp = replace(mlp, key=f"blocks.{idx}.mlp") if mlp else None
-        stream = named_mlp.residual if isinstance(named_mlp, MlpUnit) else _attention_stream(named_attention)
+        stream = named_mlp.residual.stream if isinstance(named_mlp, MlpUnit) else _attention_stream(named_attention)
         blocks.append(Block(idx, named_attention, named_mlp, stream))  # type: ignore[arg-type]
     return blocks
 
 
 def _attention_stream(unit: object) -> str | None:
-    return unit.out.residual if isinstance(unit, AttentionUnit) and unit.out is not None else None
+    out = unit.out if isinstance(unit, AttentionUnit) else None
+    return out.residual.stream if out is not None and out.residual is not None else None
 
 
 def require_blocks(graph: Graph, blocks: Blocks) -> None:

@@ -60,4 +60,4 @@ def _output(graph: Graph, node: Node, n_heads: int, width: int) -> AttentionOutp
     if isinstance(linear, Mismatch):
         return Mismatch("expected the output projection right after the operator", linear.node, 1)
     residual = residual_after(graph, linear.output or "", linear.d_out)
-    return AttentionOutput(linear, np.arange(width).reshape(n_heads, -1), (), None if residual is None else residual[0])
+    return AttentionOutput(linear, np.arange(width).reshape(n_heads, -1), (), residual)

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from corp_onnx.blocks.units import Linear, Slot
+from corp_onnx.blocks.units import Linear, Residual, Slot
 from corp_onnx.graph import Graph, Node
 
 PASS_THROUGH = frozenset({"Identity", "Dropout", "Cast"})
 """Operators that hand a tensor on, value for value (Cast: up to rounding)."""
+
+MAX_TO_RESIDUAL = 8
+"""Operators between a unit's last product and the residual addition: bias, LayerScale, layout, dropout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,26 +84,25 @@ def is_scalar(graph: Graph, name: str) -> bool:
     return shape is not None and int(np.prod(shape)) == 1
 
 
-def residual_after(graph: Graph, tensor: str, d_model: int) -> tuple[str, Slot | None] | None:
-    """Follow a product's output to the residual addition.
-
-    Returns:
-        (the residual stream after the addition, the bias that SkipLayerNormalization adds on the way or None);
-        None when the output goes elsewhere.
-    """
-    for _ in range(8):
+def residual_after(graph: Graph, tensor: str, d_model: int) -> Residual | None:
+    """Follow a product's output to the residual addition; None when the output goes elsewhere."""
+    scale: Slot | None = None
+    for _ in range(MAX_TO_RESIDUAL):
         users = [u for u in graph.users(tensor) if u[0].op != "Shape"]
         if len(users) != 1 or tensor in graph.outputs:
             return None
         node, idx = users[0]
-        is_vector = node.op in ("Add", "Mul") and is_channel_vector(graph, node.inputs[1 - idx], d_model)
+        other = 1 - idx
+        is_vector = node.op in ("Add", "Mul") and is_channel_vector(graph, node.inputs[other], d_model)
         if is_vector or node.op in PASS_THROUGH | {"Reshape", "Transpose", "Squeeze", "Unsqueeze"}:
+            if is_vector and node.op == "Mul":
+                scale = Slot(node, other)
             tensor = node.output
-        elif node.op == "Add" and not graph.is_constant(node.inputs[1 - idx]):
-            return node.output, None
+        elif node.op == "Add" and not graph.is_constant(node.inputs[other]):
+            return Residual(node.output, node.inputs[other], scale, None)
         elif node.op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization") and idx in (0, 1):
             bias = Slot(node, 4) if len(node.inputs) > 4 and node.inputs[4] else None
-            return node.output, bias
+            return Residual(node.output, None, scale, bias)
         else:
             return None
     return None

@@ -69,10 +69,9 @@ def match_mlp(graph: Graph, node: Node) -> MlpUnit | Mismatch | None:
     residual = residual_after(graph, down.output or "", down.d_out)
     if residual is None:
         return Mismatch("expected a residual addition after the second product, found none", node, 3)
-    stream, late_bias = residual
-    if late_bias is not None and down.bias is None:
+    if residual.bias is not None and down.bias is None:
         down = Linear(
-            down.input, down.output, down.weight, down.transposed, late_bias, 0, False, down.d_in, down.d_out
+            down.input, down.output, down.weight, down.transposed, residual.bias, 0, False, down.d_in, down.d_out
         )  # fmt: skip
     activation = _activation(region, ups)
     spelling = "+".join([ups[0].linear.node.op, activation, node.op])
@@ -85,7 +84,7 @@ def match_mlp(graph: Graph, node: Node) -> MlpUnit | Mismatch | None:
         reshapes=tuple(region.reshapes),
         splits=tuple(region.splits),
         down=down,
-        residual=stream,
+        residual=residual,
         d_hidden=down.d_in,
         activation=activation,
         spelling=spelling,

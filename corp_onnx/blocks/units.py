@@ -72,6 +72,20 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Residual:
+    """The addition stream = skip + scale * branch, where the branch is the output of a unit's last product.
+
+    `scale` reads LayerScale's vector [d_model], None where there is none. `skip` is None where the addition is inside
+    SkipLayerNormalization, whose `bias` may stand in for the product's own; `stream` is then already normalised.
+    """
+
+    stream: str
+    skip: str | None
+    scale: Slot | None
+    bias: Slot | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class UpProjection:
     """The product in front of an MLP's nonlinearity; `channel_idx` [k, d_hidden] are its output columns.
 
@@ -98,7 +112,7 @@ class MlpUnit:
     reshapes: tuple[Node, ...]
     splits: tuple[Node, ...]
     down: Linear
-    residual: str
+    residual: Residual
     d_hidden: int
     activation: str
     spelling: str
@@ -167,13 +181,13 @@ class Operand:
 class AttentionOutput:
     """The way from P @ V to the output projection: what VO pruning has to touch.
 
-    `channel_idx` are the input columns of `linear` (W_O) by head and dimension; `residual` is the stream after it.
+    `channel_idx` are the input columns of `linear` (W_O) by head and dimension; `residual` is the addition after it.
     """
 
     linear: Linear
     channel_idx: Int[np.ndarray, "n_heads d_head"]
     spellings: tuple[WidthSpelling, ...]
-    residual: str | None
+    residual: Residual | None
 
 
 Core = Literal["softmax", "Attention", "MultiHeadAttention", "com.microsoft.Attention"]
