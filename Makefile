@@ -15,6 +15,12 @@ install: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,test]'
 	@touch $@
 
+# Prune the demo model, a small Vision Transformer for handwritten digits, and compare it with what it came from.
+demo: install
+	@mkdir -p out
+	$(BIN)/corp-onnx prune models/demo_vit.onnx --calib models/calib -o out/demo_vit.pruned.onnx --force
+	$(BIN)/corp-onnx evaluate models/demo_vit.onnx out/demo_vit.pruned.onnx --images models/test --reference models/demo_vit.onnx
+
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -112,7 +112,7 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """The main graph of a model, seen by data flow. `shapes` and `values` are those of one run (see `probe.py`)."""
+    """The main graph of a model, seen by data flow. `shapes`, `values` and `types` are those of one run (see `probe.py`)."""
 
     model: Model
     nodes: tuple[Node, ...]
@@ -123,6 +123,7 @@ class Graph:
     outputs: tuple[str, ...]
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     values: dict[str, np.ndarray] = field(default_factory=dict)
+    types: dict[str, int] = field(default_factory=dict)
     n_images: int = 1
     _folded: dict[str, np.ndarray | None] = field(default_factory=dict)
 
@@ -180,6 +181,10 @@ class Graph:
     def value(self, name: str) -> np.ndarray | None:
         """A constant, or what the probe run computed for a small integer or one-element tensor."""
         return self.values[name] if name in self.values else self.constant(name)
+
+    def captured(self, node: Node) -> set[str]:
+        """Tensors that the subgraphs of a node read from around it."""
+        return _captured(node.proto)
 
     def users(self, name: str) -> tuple[tuple[Node, int], ...]:
         """(node, input index) of everything that reads a tensor."""

@@ -50,7 +50,7 @@ def probe_graph(model: Model) -> Graph:
     }
     values = {n: arrays[VALUE_PREFIX + n] for n in integers if arrays[VALUE_PREFIX + n].size <= SMALL_VALUE}
     values |= _computed_scalars(graph, shapes, values, model, feeds)
-    return replace(graph, shapes=shapes, values=values, n_images=n_images)
+    return replace(graph, shapes=shapes, values=values, types=types, n_images=n_images)
 
 
 def _run(session: object, outputs: list[str], feeds: dict[str, np.ndarray], model: Model) -> list[np.ndarray]:

@@ -180,9 +180,14 @@ def open_extended(
     light.graph.node.extend(nodes)
     light.graph.output.extend(outputs)
     light.graph.initializer.extend(model.proto.graph.initializer)
+    return start_session(light, model, provider, threads)
+
+
+def start_session(proto: onnx.ModelProto, model: Model, provider: str = "cpu", threads: int | None = None) -> Any:
+    """A session of a graph in memory that was made from `model`; its external weights are found beside that."""
     options = _options(threads)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
-    return _start(light.SerializeToString(), options, provider, str(model.path))
+    return _start(proto.SerializeToString(), options, provider, str(model.path))
 
 
 def random_feeds(model: Model, n_images: int, *, image_size: int = 224, n_tokens: int = 16) -> dict[str, np.ndarray]:
