@@ -1,0 +1,81 @@
+"""The refit around a prior against lstsq with the prior written as extra rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from corp_onnx.errors import OptionError
+from corp_onnx.moments import CrossMoments
+from corp_onnx.solve.refit import measure_fit_error, refit_linear
+
+
+def make_problem(seed: int, n_tokens: int = 60):
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(n_tokens, 5)) @ rng.normal(size=(5, 5)) + 2 * rng.normal(size=5)
+    y = z @ rng.normal(size=(5, 3)) + rng.normal(size=(n_tokens, 3)) + 4
+    return z, y, rng.uniform(1, 50, size=n_tokens), rng.normal(size=(3, 5))
+
+
+def moments_of(z: np.ndarray, y: np.ndarray, w: np.ndarray) -> CrossMoments:
+    return CrossMoments(w.sum(), w @ z, (z.T * w) @ z, w @ y, w @ y**2, (y.T * w) @ z)
+
+
+def naive_refit(z, y, w, prior, ridge):
+    """Weighted lstsq on centred tokens, lambda |W - W0|^2 as five more rows."""
+    w = w / w.sum()
+    z_mean, y_mean = w @ z, w @ y
+    z, y = (z - z_mean) * np.sqrt(w)[:, None], (y - y_mean) * np.sqrt(w)[:, None]
+    strength = ridge * np.trace(z.T @ z) / 5
+    design = np.vstack([z, np.sqrt(strength) * np.eye(5)])
+    weight = np.linalg.lstsq(design, np.vstack([y, np.sqrt(strength) * prior.T]), rcond=None)[0].T
+    return weight, y_mean - weight @ z_mean
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.1, 10.0])
+def test_it_is_weighted_least_squares_with_the_prior_as_rows(ridge):
+    z, y, w, prior = make_problem(0)
+    solution = refit_linear(moments_of(z, y, w), prior, ridge)
+    weight, bias = naive_refit(z, y, w, prior, ridge)
+    np.testing.assert_allclose(solution.weight, weight, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(solution.bias, bias, rtol=1e-8, atol=1e-10)
+
+
+def test_a_made_up_layer_is_recovered_and_a_true_prior_stays():
+    z, _, w, prior = make_problem(1)
+    truth, offset = np.arange(15.0).reshape(3, 5), np.array([1.0, 2.0, 3.0])
+    moments = moments_of(z, z @ truth.T + offset, w)
+    found = refit_linear(moments, prior, 1e-12)
+    np.testing.assert_allclose(found.weight, truth, atol=1e-6)
+    np.testing.assert_allclose(found.bias, offset, atol=1e-5)
+    np.testing.assert_allclose(refit_linear(moments, truth, 5.0).weight, truth, atol=1e-12)
+
+
+def test_a_large_ridge_returns_the_prior_and_mends_only_the_mean():
+    z, y, w, prior = make_problem(2)
+    solution = refit_linear(moments_of(z, y, w), prior, 1e12)
+    np.testing.assert_allclose(solution.weight, prior, rtol=1e-6)
+    np.testing.assert_allclose(solution.bias, (w @ y - prior @ (w @ z)) / w.sum(), rtol=1e-6)
+
+
+def test_one_token_and_fewer_tokens_than_channels():
+    z, y, w, prior = make_problem(3, n_tokens=1)
+    z, y, w = np.round(z), np.round(y), np.ones(1)
+    solution = refit_linear(moments_of(z, y, w), prior)
+    np.testing.assert_array_equal(solution.weight, prior)
+    np.testing.assert_allclose(z @ solution.weight.T + solution.bias, y)
+    z, y, w, prior = make_problem(4, n_tokens=3)
+    solution = refit_linear(moments_of(z, y, w), prior, 1e-9)
+    np.testing.assert_allclose(z @ solution.weight.T + solution.bias, y, atol=1e-4)
+    with pytest.raises(OptionError, match=r"expected a ridge of zero or more, found -0\.1"):
+        refit_linear(moments_of(z, y, w), prior, -0.1)
+
+
+def test_the_measured_error_is_that_of_the_tokens():
+    z, y, w, prior = make_problem(5)
+    solution = refit_linear(moments_of(z, y, w), prior)
+    for z, y, w in (make_problem(5)[:3], make_problem(6)[:3]):
+        p = w / w.sum()
+        expected = p @ np.square(y - z @ solution.weight.T - solution.bias).sum(axis=1)
+        expected /= p @ np.square(y - p @ y).sum(axis=1)
+        assert measure_fit_error(solution, moments_of(z, y, w)) == pytest.approx(expected, rel=1e-9)
