@@ -94,11 +94,12 @@ def _plan_mlp(graph: Graph, unit: MlpUnit, moments: object, cut: Cut) -> UnitPla
     solved = compensate_mlp(weight, bias, moments, kept_idx, cut.ridge) if cut.compensate else dropped
     return UnitPlan(
         unit.key, unit.key, "mlp", unit.d_hidden, len(kept_idx), solved.condition_number,
-        _mlp_change(solved), _mlp_change(dropped),
+        mlp_change(solved), mlp_change(dropped),
     )  # fmt: skip
 
 
-def _mlp_change(solution: MlpSolution) -> MlpChange:
+def mlp_change(solution: MlpSolution) -> MlpChange:
+    """A solution as the rewrite takes it."""
     return MlpChange(solution.kept_idx, solution.weight, solution.bias)
 
 
@@ -109,11 +110,12 @@ def _plan_qk(unit: AttentionUnit, moments: object, cut: Cut) -> UnitPlan:
     solved = compensate_qk(moments.q_gram, moments.k_gram, kept_idx, cut.ridge) if cut.compensate else dropped
     return UnitPlan(
         unit.qk_key, unit.key, "qk", unit.d_qk, kept_idx.shape[1], solved.condition_number,
-        _qk_change(solved), _qk_change(dropped),
+        qk_change(solved), qk_change(dropped),
     )  # fmt: skip
 
 
-def _qk_change(solution: QkSolution) -> AttentionChange:
+def qk_change(solution: QkSolution) -> AttentionChange:
+    """A solution as the rewrite takes it."""
     return AttentionChange(q_map=solution.q_map, k_map=solution.k_map)
 
 

@@ -33,7 +33,7 @@ class MlpChange:
 class AttentionChange:
     """Linear maps [n_heads, width, d_head] of a unit's heads; None leaves that operand as it is.
 
-    With `v_map` go the weight [d_out, n_heads * width], columns head by head, and bias of the output projection.
+    With `v_map` goes the weight [d_out, n_heads * width], columns head by head, and bias of the output projection.
     """
 
     q_map: Float[np.ndarray, "h r d"] | None = None
@@ -145,11 +145,11 @@ def change_attention(surgeon: Surgeon, unit: AttentionUnit, change: AttentionCha
         _change_packed_operator(surgeon, unit, present)
     else:
         _change_projections(surgeon, unit, present)
-    if change.v_map is not None and unit.out is not None:
-        assert change.out_weight is not None
+    if change.out_weight is not None and unit.out is not None:
         _set_weight(surgeon, unit.out.linear, change.out_weight)
         if change.out_bias is not None:
             set_bias(surgeon, unit.out.linear, change.out_bias)
+    if change.v_map is not None and unit.out is not None:
         for spelling in unit.out.spellings:
             surgeon.set_width(spelling, change.v_map.shape[1])
 

@@ -1,0 +1,260 @@
+"""Moments + weights + a budget -> widths and solutions: the method beyond the paper (`--preset best`).
+
+MLP   greedy OBS order, ridge compensation                     solve/obs.py, solve/mlp.py
+QK    low-rank logits over all maps, keys centred by image     solve/qk.py
+VO    low-rank values, output projection refitted over heads   solve/vo.py
+widths by a Lagrangian search over aligned widths, the loss of unit u at width w taken as
+    kappa_u * err_u(w),   kappa_u = probe_u / err_u(reference width),
+where probe_u is the loss of the model with that unit alone pruned, and err_u its closed-form error curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from corp_onnx.allocate import UnitCurve, aligned_widths, allocate_widths, tie_curves
+from corp_onnx.answers import Quiz, tally_loss
+from corp_onnx.blocks import AttentionUnit, Blocks, MlpUnit
+from corp_onnx.calibrate import Units
+from corp_onnx.errors import OptionError
+from corp_onnx.graph import Graph
+from corp_onnx.inspect import describe_units
+from corp_onnx.moments import ChannelMoments, LogitMoments, Moments
+from corp_onnx.plan import UnitPlan, gather_changes, mlp_change, qk_change
+from corp_onnx.rewrite import AttentionChange, apply_changes
+from corp_onnx.solve.mlp import compensate_mlp, drop_mlp
+from corp_onnx.solve.obs import rank_obs
+from corp_onnx.solve.qk import drop_qk, low_rank_logits, select_logit_energy, trace_logit_curve
+from corp_onnx.solve.ridge import DEFAULT_RIDGE
+from corp_onnx.solve.vo import compensate_vo, trace_value_curve
+
+PROBE_FRACTION = 0.5
+"""Width of a probe: deep enough that its KL stands above rounding, near the widths that budgets choose."""
+
+Cost = Literal["macs", "params"]
+
+
+@dataclass(frozen=True, slots=True)
+class BestSettings:
+    """The ingredients, each of which can be switched off on its own.
+
+    Args:
+        ridge: lambda of MLP and VO compensation, relative to the mean diagonal.
+        vo: prune values as well.
+        align: widths are multiples of this (a unit may also stay whole).
+        equal_heads: query/key and value widths of a block are the same, as fused attention kernels want.
+        allocate: search widths; False removes the same fraction everywhere.
+        refit: solve output projections and second products again on the pruned stream (refit.py).
+    """
+
+    ridge: float = DEFAULT_RIDGE
+    vo: bool = True
+    align: int = 8
+    equal_heads: bool = False
+    allocate: bool = True
+    refit: bool = True
+
+    def __post_init__(self) -> None:
+        if self.align < 1:
+            raise OptionError(f"--align must be 1 or more; found {self.align}.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UnitChoice:
+    """Every width of one unit: its closed-form error at 0..full, what a channel costs, and how to solve for a width."""
+
+    key: str
+    kind: Literal["mlp", "qk", "vo"]
+    width: int
+    error_curve: Float[np.ndarray, " full+1"]
+    macs_per_width: float
+    params_per_width: float
+    solve: Callable[[int], UnitPlan]
+
+
+def trace_choices(
+    graph: Graph, blocks: Blocks, units: Units, moments: Moments, settings: BestSettings
+) -> tuple[UnitChoice, ...]:
+    """The error curve of every unit; the OBS order costs n^3 for an MLP, the rest is small."""
+    facts = {u.key: u for u in describe_units(graph, blocks)}
+    choices: list[UnitChoice] = []
+    for unit in units.mlps:
+        choices.append(_mlp_choice(graph, unit, moments[unit.key], settings, facts[unit.key]))
+    for unit in units.qk_pairs:
+        choices.append(_qk_choice(unit, moments[unit.qk_key], facts[unit.qk_key]))
+    for unit in units.vo_pairs:
+        choices.append(_vo_choice(graph, unit, moments[unit.vo_key], settings, facts[unit.vo_key]))
+    return tuple(choices)
+
+
+def _slopes(facts, width: int) -> tuple[float, float]:
+    return facts.macs / width, facts.n_parameters / width
+
+
+def _mlp_choice(graph: Graph, unit: MlpUnit, moments, settings: BestSettings, facts) -> UnitChoice:
+    assert isinstance(moments, ChannelMoments)
+    weight = unit.down.read_weight(graph).astype(np.float64)
+    stored = unit.down.read_bias(graph)
+    bias = np.zeros(unit.down.d_out) if stored is None else stored.astype(np.float64)
+    order = rank_obs(moments, weight, settings.ridge)
+    assert order.error_curve is not None
+
+    def solve(width: int) -> UnitPlan:
+        kept_idx = order.kept_idx(width)
+        solution = compensate_mlp(weight, bias, moments, kept_idx, settings.ridge)
+        return UnitPlan(
+            unit.key, unit.key, "mlp", unit.d_hidden, width, solution.condition_number,
+            mlp_change(solution), mlp_change(drop_mlp(weight, bias, kept_idx)),
+        )  # fmt: skip
+
+    return UnitChoice(unit.key, "mlp", unit.d_hidden, order.error_curve, *_slopes(facts, unit.d_hidden), solve)
+
+
+def _qk_choice(unit: AttentionUnit, moments, facts) -> UnitChoice:
+    assert isinstance(moments, LogitMoments)
+    q_gram, k_gram = moments.q_gram, moments.k_centred_gram
+
+    def solve(width: int) -> UnitPlan:
+        solution = low_rank_logits(q_gram, k_gram, width)
+        dropped = drop_qk(select_logit_energy(moments, width), unit.d_qk)
+        return UnitPlan(
+            unit.qk_key, unit.key, "qk", unit.d_qk, width, solution.condition_number,
+            qk_change(solution), qk_change(dropped),
+        )  # fmt: skip
+
+    return UnitChoice(
+        unit.qk_key, "qk", unit.d_qk, trace_logit_curve(q_gram, k_gram), *_slopes(facts, unit.d_qk), solve
+    )
+
+
+def _vo_choice(graph: Graph, unit: AttentionUnit, moments, settings: BestSettings, facts) -> UnitChoice:
+    assert isinstance(moments, ChannelMoments)
+    assert unit.out is not None
+    weight = unit.out.linear.read_weight(graph).astype(np.float64)
+    stored = unit.out.linear.read_bias(graph)
+    bias = np.zeros(len(weight)) if stored is None else stored.astype(np.float64)
+
+    def solve(width: int) -> UnitPlan:
+        solution = compensate_vo(weight, bias, moments, unit.n_heads, width, settings.ridge)
+        solved = AttentionChange(v_map=solution.v_map, out_weight=solution.weight, out_bias=solution.bias)
+        return UnitPlan(
+            unit.vo_key, unit.key, "vo", unit.d_v, width, solution.condition_number,
+            solved, _drop_vo(weight, bias, moments, unit, width),
+        )  # fmt: skip
+
+    curve = trace_value_curve(weight, moments, unit.n_heads, settings.ridge)
+    return UnitChoice(unit.vo_key, "vo", unit.d_v, curve, *_slopes(facts, unit.d_v), solve)
+
+
+def _drop_vo(weight, bias, moments: ChannelMoments, unit: AttentionUnit, width: int) -> AttentionChange:
+    """The plain cut: each head keeps its dimensions of most output energy."""
+    energy = (moments.energy * np.square(weight).sum(axis=0)).reshape(unit.n_heads, -1)
+    kept_idx = np.sort(np.argsort(-energy, axis=1, kind="stable")[:, :width], axis=1)
+    columns = (kept_idx + np.arange(unit.n_heads)[:, None] * unit.d_v).reshape(-1)
+    return AttentionChange(v_map=np.eye(unit.d_v)[kept_idx], out_weight=weight[:, columns], out_bias=bias)
+
+
+def probe_choices(
+    graph: Graph,
+    blocks: Blocks,
+    choices: Sequence[UnitChoice],
+    quiz: Quiz,
+    align: int,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, float]:
+    """kappa of every unit: the loss of the model with that unit alone at the reference width, over its error there."""
+    kappas: dict[str, float] = {}
+    for done, choice in enumerate(choices, start=1):
+        width = reference_width(choice, align)
+        plan = choice.solve(width)
+        tally = quiz.ask(apply_changes(graph, blocks, gather_changes((plan,)), {}))
+        error = float(choice.error_curve[width])
+        kappas[choice.key] = tally_loss(tally) / error if error > 0 else 0.0
+        if progress:
+            progress("probe units", done, len(choices))
+    return kappas
+
+
+def reference_width(choice: UnitChoice, align: int) -> int:
+    """The aligned width nearest to the probe fraction, below the whole."""
+    wanted = max(align, round(choice.width * PROBE_FRACTION / align) * align)
+    return wanted if wanted < choice.width else max(1, choice.width // 2)
+
+
+def allocate_choices(
+    choices: Sequence[UnitChoice],
+    kappas: dict[str, float],
+    settings: BestSettings,
+    cost: Cost,
+    budget: float,
+    total: float,
+) -> dict[str, int]:
+    """The width of every unit under a budget on the whole model.
+
+    Args:
+        cost: what is counted.
+        budget: kept fraction of `total`.
+        total: MACs or parameters of the dense model.
+
+    Raises:
+        OptionError: not even the smallest widths fit; says what can be reached.
+    """
+    slopes = {c.key: c.macs_per_width if cost == "macs" else c.params_per_width for c in choices}
+    fixed = total - sum(slopes[c.key] * c.width for c in choices)
+    curves: list[UnitCurve] = []
+    for choice in choices:
+        widths = aligned_widths(choice.width, settings.align, smallest=min(settings.align, choice.width))
+        kappa = kappas.get(choice.key, 1.0)
+        curves.append(UnitCurve(choice.key, widths, choice.error_curve[widths], slopes[choice.key] * widths, kappa))
+    if settings.equal_heads:
+        curves = _tie_heads(curves)
+    smallest = (fixed + sum(float(c.cost.min()) for c in curves)) / total
+    if budget < smallest:
+        name = "MACs" if cost == "macs" else "parameters"
+        raise OptionError(
+            f"--{cost} {budget:g} asks for less than pruning can reach on this model: {smallest:.3f} of its {name} is "
+            "the smallest. Ask for more, or lower --align."
+        )
+    return dict(allocate_widths(curves, budget * total - fixed).widths)
+
+
+def _tie_heads(curves: Sequence[UnitCurve]) -> list[UnitCurve]:
+    by_unit: dict[str, list[UnitCurve]] = {}
+    for curve in curves:
+        name = curve.key.rsplit(".", 1)[0] if curve.key.endswith((".qk", ".vo")) else curve.key
+        by_unit.setdefault(name, []).append(curve)
+    return [tie_curves(*group) if len(group) == 2 else group[0] for group in by_unit.values()]
+
+
+def uniform_widths(
+    choices: Sequence[UnitChoice], settings: BestSettings, cost: Cost, budget: float, total: float
+) -> dict[str, int]:
+    """The same fraction of every unit, the largest that fits the budget after alignment."""
+    slopes = {c.key: c.macs_per_width if cost == "macs" else c.params_per_width for c in choices}
+    fixed = total - sum(slopes[c.key] * c.width for c in choices)
+    low, high = 0.0, 1.0
+    best: dict[str, int] | None = None
+    for _ in range(40):
+        middle = (low + high) / 2
+        widths = {c.key: _aligned(c.width, middle, settings.align) for c in choices}
+        if fixed + sum(slopes[k] * w for k, w in widths.items()) <= budget * total:
+            best, low = widths, middle
+        else:
+            high = middle
+    if best is None:
+        raise OptionError(f"--{cost} {budget:g} asks for less than uniform pruning can reach on this model.")
+    return best
+
+
+def _aligned(width: int, kept: float, align: int) -> int:
+    return min(width, max(align, round(width * kept / align) * align))
+
+
+def solve_widths(choices: Sequence[UnitChoice], widths: dict[str, int]) -> tuple[UnitPlan, ...]:
+    """The solutions of every unit that does not stay whole."""
+    return tuple(c.solve(widths[c.key]) for c in choices if widths[c.key] < c.width)

@@ -1,0 +1,263 @@
+"""Refit on the pruned stream: every unit's last product, solved again so that the pruned model meets the dense stream.
+
+The residual stream is walked addition by addition, dense h and pruned h' side by side. At each one
+
+    h_after = skip + scale * (W z + b)      z the regressor: what the unit's last product reads
+
+W and b are solved so that the pruned unit, fed with h', brings the stream back to where the dense one is:
+
+    minimise  E w |W z' + b - (h_after - skip') / scale|^2 + lambda |W - W_0|^2
+
+with W_0 the one-shot solution, lambda relative to the mean diagonal, w a weight of the token's position: the share of
+its position in the sensitivity of the answers (`weigh_tokens`). DESIGN section 4. Cost: three passes over the images,
+in stretches of one unit; both streams of all images are kept, 8 bytes a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+from jaxtyping import Float
+
+from corp_onnx.answers import tally_loss
+from corp_onnx.blocks import AttentionUnit, Blocks, Linear, MlpUnit, Residual
+from corp_onnx.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
+from corp_onnx.graph import Graph, Model
+from corp_onnx.images import Images
+from corp_onnx.metrics import Tally
+from corp_onnx.moments import CrossMoments
+from corp_onnx.rewrite import AttentionChange, Changes, MlpChange
+from corp_onnx.runtime import open_session
+from corp_onnx.segments import Segment, open_segment
+from corp_onnx.solve.refit import REFIT_RIDGE, refit_linear
+from corp_onnx.sums import CrossSum
+
+SENSITIVITY_IMAGES = 16
+NOISE = 0.05
+"""Of the stream's root mean square: small enough that the answer moves linearly, far above float32 rounding."""
+
+Arrays = list[np.ndarray]
+"""One array a batch: a residual stream over all images."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stop:
+    """One residual addition of the walk, and the product whose weight is refitted there."""
+
+    key: str
+    unit: AttentionUnit | MlpUnit
+    linear: Linear
+    regressor: str
+    residual: Residual
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamWalk:
+    """The stops of a model in order, or why there is no walk."""
+
+    stops: tuple[Stop, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Data:
+    """Batches of the model's own inputs with the number of real images in each."""
+
+    feeds: tuple[tuple[dict[str, np.ndarray], int], ...]
+    n_batch: int | None
+
+
+def find_walk(blocks: Blocks) -> StreamWalk:
+    """The residual additions in order; no walk where one of them is not an addition of the graph."""
+    stops: list[Stop] = []
+    for block in blocks.blocks:
+        attention, mlp = block.attention, block.mlp
+        if attention is not None and attention.out is not None and attention.out.residual is not None:
+            out = attention.out
+            assert out.residual is not None
+            stops.append(Stop(attention.key, attention, out.linear, out.linear.input, out.residual))
+        if mlp is not None:
+            stops.append(Stop(mlp.key, mlp, mlp.down, mlp.hidden, mlp.residual))
+    broken = [s for s in stops if s.residual.skip is None]
+    if broken:
+        return StreamWalk((), f"the residual addition of {broken[0].key} is inside a fused operator")
+    return StreamWalk(tuple(stops))
+
+
+def refit_changes(
+    graph: Graph,
+    walk: StreamWalk,
+    changes: Changes,
+    pruned: onnx.ModelProto,
+    images: Images,
+    *,
+    ridge: float = REFIT_RIDGE,
+    weigh: bool = True,
+    batch_size: int = 8,
+    provider: str = "cpu",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, MlpChange | AttentionChange]:
+    """The changes with the last product of every stop solved again, including of units that stayed whole.
+
+    Args:
+        changes: the one-shot solution, which the refit starts from and stays near.
+        pruned: the model rewritten with `changes`.
+        images: the calibration images.
+        ridge: lambda relative to the mean diagonal of the regressor's covariance.
+        weigh: weigh token positions by their sensitivity; False weighs all alike.
+    """
+    data = _read_data(graph.model, images, batch_size, provider)
+    cut = Model(pruned, graph.model.path, graph.model.sha256)
+    refitted = dict(changes)
+    first = walk.stops[0].residual.skip or ""
+    dense_stream = _run_prefix(graph, data, first, provider)
+    pruned_stream = list(dense_stream)
+    before = first
+    for done, stop in enumerate(walk.stops, start=1):
+        dense_segment = open_segment(graph.model, graph.types, [before], [stop.residual.stream], provider=provider)
+        dense_stream = [
+            dense_segment.run({before: h}, feeds)[stop.residual.stream]
+            for h, (feeds, _) in zip(dense_stream, data.feeds, strict=True)
+        ]
+        weights = _weigh(graph, data, dense_stream, stop.residual.stream, provider) if weigh else None
+        wanted = [stop.regressor, *([stop.residual.skip] if stop.residual.skip != before else [])]
+        segment = open_segment(cut, graph.types, [before], [w for w in wanted if w], provider=provider)
+        step = _Step(graph, stop, before, segment, data, pruned_stream, dense_stream)
+        weight, bias = step.solve(weights, changes.get(stop.key), ridge)
+        pruned_stream = step.advance(weight, bias)
+        refitted[stop.key] = _with_product(changes.get(stop.key), stop, weight, bias)
+        before = stop.residual.stream
+        if progress:
+            progress("refit units", done, len(walk.stops))
+    return refitted
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    """One stop: the stretch of the pruned model up to it, and both streams."""
+
+    graph: Graph
+    stop: Stop
+    before: str
+    segment: Segment
+    data: _Data
+    pruned_stream: Arrays
+    dense_stream: Arrays
+
+    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        """(regressor z', skip', images) of the pruned model."""
+        for stream, (feeds, n_real) in zip(self.pruned_stream, self.data.feeds, strict=True):
+            arrays = self.segment.run({self.before: stream}, feeds)
+            skip = stream if self.stop.residual.skip == self.before else arrays[self.stop.residual.skip or ""]
+            yield arrays[self.stop.regressor], skip, n_real
+
+    def solve(self, weights: np.ndarray | None, change: object, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+        """The refitted weight and bias."""
+        prior, _ = current_product(self.graph, self.stop, change)
+        sums = CrossSum(prior.shape[1], prior.shape[0], f"tensor '{self.stop.regressor}' ({self.stop.key})")
+        scale = self.scale()
+        for (z, skip, n_real), dense in zip(self.batches(), self.dense_stream, strict=True):
+            target = (dense - skip) / scale
+            keep = slice(None) if n_real == len(z) or self.data.n_batch is None else slice(0, n_real)
+            rows = None if weights is None else np.tile(weights, len(z[keep]))
+            sums.update(z[keep].reshape(-1, z.shape[-1]), target[keep].reshape(-1, target.shape[-1]), rows)
+        moments: CrossMoments = sums.result()
+        solved = refit_linear(moments, prior, ridge)
+        return solved.weight, solved.bias
+
+    def advance(self, weight: np.ndarray, bias: np.ndarray) -> Arrays:
+        """The pruned stream behind this stop."""
+        w, b, scale = weight.astype(np.float32), bias.astype(np.float32), self.scale()
+        return [skip + scale * (z @ w.T + b).reshape(skip.shape) for z, skip, _ in self.batches()]
+
+    def scale(self) -> np.ndarray:
+        """LayerScale's vector, or 1."""
+        slot = self.stop.residual.scale
+        value = np.ones(1) if slot is None else self.graph.constant(slot.name)
+        assert value is not None
+        scale = value.reshape(-1).astype(np.float32)
+        return np.where(scale == 0, np.float32(1e-12), scale)
+
+
+def current_product(graph: Graph, stop: Stop, change: object) -> tuple[np.ndarray, np.ndarray]:
+    """Weight [d_out, n] and bias of a stop's product as it stands after the one-shot change."""
+    weight = stop.linear.read_weight(graph).astype(np.float64)
+    stored = stop.linear.read_bias(graph)
+    bias = np.zeros(len(weight)) if stored is None else stored.astype(np.float64)
+    if isinstance(change, MlpChange):
+        return change.weight, change.bias
+    if isinstance(change, AttentionChange) and change.out_weight is not None:
+        return change.out_weight, bias if change.out_bias is None else change.out_bias
+    return weight, bias
+
+
+def _with_product(
+    change: MlpChange | AttentionChange | None, stop: Stop, weight: np.ndarray, bias: np.ndarray
+) -> MlpChange | AttentionChange:
+    if isinstance(stop.unit, MlpUnit):
+        kept = change.kept_idx if isinstance(change, MlpChange) else np.arange(stop.unit.d_hidden)
+        return MlpChange(kept, weight, bias)
+    known = change if isinstance(change, AttentionChange) else AttentionChange()
+    return replace(known, out_weight=weight, out_bias=bias)
+
+
+def _read_data(model: Model, images: Images, batch_size: int, provider: str) -> _Data:
+    inputs = read_inputs(open_session(model, provider=provider))
+    size = fixed_batch(inputs)
+    pieces = (
+        piece for batch in images.batches(size or batch_size) for piece in split_feeds(bind_feeds(batch, inputs), size)
+    )
+    return _Data(tuple(pieces), size)
+
+
+def _run_prefix(graph: Graph, data: _Data, tensor: str, provider: str) -> Arrays:
+    """The first stream of the walk: what the embedding gives."""
+    prefix = open_segment(graph.model, graph.types, [], [tensor], provider=provider)
+    return [prefix.run({}, feeds)[tensor] for feeds, _ in data.feeds]
+
+
+def _weigh(graph: Graph, data: _Data, stream: Arrays, tensor: str, provider: str) -> np.ndarray | None:
+    """Weights of the token positions at one point of the stream; None where it is not [images, tokens, d_model]."""
+    if stream[0].ndim != 3:
+        return None
+    tail = open_segment(graph.model, graph.types, [tensor], [graph.outputs[0]], provider=provider)
+    n_batches = max(1, -(-SENSITIVITY_IMAGES // len(stream[0])))
+    return weigh_tokens(tail, stream[:n_batches], [f for f, _ in data.feeds[:n_batches]], tensor)
+
+
+def weigh_tokens(
+    tail: Segment, stream: Sequence[np.ndarray], feeds: Sequence[Mapping[str, np.ndarray]], tensor: str
+) -> Float[np.ndarray, " n_tokens"]:
+    """sqrt of the loss that noise of a given energy on one token position causes, relative to that of a patch token.
+
+    No gradients: the first positions (class and distillation tokens stand there) are disturbed one by one, the rest
+    together. Values below 1 are raised to 1; a model without special tokens gets ones.
+    """
+    rng = np.random.default_rng(0)
+    n_tokens = stream[0].shape[1]
+    n_special = min(2, n_tokens - 1)
+    groups = [np.array([i]) for i in range(n_special)] + [np.arange(n_special, n_tokens)]
+    losses = np.zeros(len(groups))
+    output = tail.read[0]
+    for h, given in zip(stream, feeds, strict=True):
+        base = tail.run({tensor: h}, given)[output].astype(np.float64)
+        noise = NOISE * float(np.sqrt(np.mean(np.square(h)))) * rng.standard_normal(h.shape, dtype=np.float32)
+        for i, positions in enumerate(groups):
+            disturbed = h.copy()
+            disturbed[:, positions] += noise[:, positions]
+            tally = Tally()
+            tally.add(tail.run({tensor: disturbed}, given)[output].astype(np.float64), None, base)
+            losses[i] += tally_loss(tally) / len(positions)
+    weights = np.ones(n_tokens, dtype=np.float32)
+    if losses[-1] > 0:
+        weights[:n_special] = np.maximum(1.0, np.sqrt(losses[:-1] / losses[-1]))
+    elif n_special:
+        weights[:n_special] = np.where(losses[:-1] > 0, MAX_TOKEN_WEIGHT, 1.0)
+    return np.minimum(weights, MAX_TOKEN_WEIGHT)
+
+
+MAX_TOKEN_WEIGHT = 100.0
+"""Behind the last attention only the class token counts and the ratio is infinite; patches still stay in the fit."""
