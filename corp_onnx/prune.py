@@ -20,16 +20,18 @@ from typing import Any, Literal
 import numpy as np
 
 from corp_onnx._version import __version__
+from corp_onnx.arrays import is_array_file
 from corp_onnx.blocks import Blocks, find_blocks, require_blocks
-from corp_onnx.calibrate import Units, choose_units, collect_moments
-from corp_onnx.errors import OptionError, OutputError
-from corp_onnx.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
+from corp_onnx.calibrate import Units, collect_moments
+from corp_onnx.errors import ImageError, OptionError
+from corp_onnx.feeds import Skipped, bind_feeds, fixed_batch, read_inputs, split_feeds
 from corp_onnx.graph import Graph, Model, batch_kind, input_dims, load_model
 from corp_onnx.images import Images, ImageSet, open_images, split_holdout
 from corp_onnx.inspect import describe_model, describe_skips
 from corp_onnx.measure import measure_model, measure_units
 from corp_onnx.moments import LogitMoments, Moments
 from corp_onnx.plan import Cut, UnitPlan, gather_changes, plan_paper
+from corp_onnx.preflight import choose_cut, protect_model, require_finite_weights
 from corp_onnx.probe import probe_graph
 from corp_onnx.recipe import METADATA_KEY, Recipe, find_recipe, make_recipe
 from corp_onnx.results import (
@@ -43,7 +45,7 @@ from corp_onnx.results import (
 )
 from corp_onnx.rewrite import apply_changes
 from corp_onnx.runtime import open_session, resolve_provider
-from corp_onnx.staging import staged_folder, write_model
+from corp_onnx.staging import check_destination, staged_files, write_model, write_text
 from corp_onnx.verify import (
     check_batches,
     check_identity,
@@ -62,6 +64,9 @@ FEW_IMAGES = 32
 HELD_OUT_FRACTION = 0.125
 MAX_HELD_OUT = 64
 """Images held back from the moments to measure on: an eighth, and no more than give a standard error of 4 %."""
+
+N_NAMED = 3
+"""Files without an image that a warning names."""
 
 PRUNE_KEY = "corp_onnx.prune"
 """Where the pruned file keeps the settings and the hash of the dense one."""
@@ -157,18 +162,22 @@ def prune_model(
     settings = settings or PruneSettings()
     model, output = Path(model), Path(output) if output is not None else default_output(Path(model))
     report = Path(report) if report is not None else default_report(output)
-    if output.resolve() == model.resolve():
-        raise OutputError(f"{output}: is the model itself; give another -o.")
+    destinations = {"-o": output, "--report": report}
     clock = _Clock()
     with clock.stage("load"):
         resolve_provider(settings.provider)
-        graph = probe_graph(load_model(model))
+        loaded = load_model(model)
+        protect_model(loaded, destinations, output)
+        for option, destination in destinations.items():
+            check_destination(destination, force=force, option=option)
+        graph = probe_graph(loaded)
         blocks = find_blocks(graph)
         require_blocks(graph, blocks)
-        units = _wanted_units(blocks, settings.cut)
+        units = choose_cut(graph, blocks, settings.cut)
+        require_finite_weights(graph, blocks)
     with clock.stage("open images"):
         calibration, held_out = _open_calibration(graph.model, Path(calib), settings)
-    with staged_folder(output, force=force) as stage, _staged_report(report, output, force, stage) as report_stage:
+    with staged_files(destinations, force=force) as (path, report_path):
         with clock.stage("calibrate"):
             moments = collect_moments(
                 graph, units, calibration, batch_size=settings.batch_size, provider=settings.provider,
@@ -179,7 +188,6 @@ def prune_model(
         with clock.stage("rewrite"):
             changes = gather_changes(plans)
             proto = apply_changes(graph, blocks, changes, _metadata(graph.model, calibration, settings))
-            path = stage / output.name
             write_model(proto, path, graph.model.folder)
             del proto
             pruned = load_model(path)
@@ -187,7 +195,7 @@ def prune_model(
             feeds = _first_feeds(graph, held_out, settings)
             checks = [check_structure(path), check_signature(graph.model, pruned)]
             require_passed(checks, output)
-            checks += _run_checks(graph, blocks, changes, pruned, feeds, stage, settings)
+            checks += _run_checks(graph, blocks, changes, pruned, feeds, path.parent, settings)
             require_passed(checks, output)
         with clock.stage("measure"):
             n_held = held_out.n_images
@@ -216,41 +224,42 @@ def prune_model(
             environment=describe_environment(settings.provider),
             report_path=str(report),
         )
-        (report_stage / report.name).write_text(to_json(result) + "\n", encoding="utf-8")
+        write_text(to_json(result) + "\n", report_path, report)
     return result
 
 
-def _wanted_units(blocks: Blocks, cut: Cut) -> Units:
-    if cut.mlp == 0 and cut.attn == 0:
-        raise OptionError("--mlp 0 and --attn 0 together remove nothing; give one of them a fraction above 0.")
-    return choose_units(blocks, mlp=True, qk=True)
-
-
-@contextmanager
-def _staged_report(report: Path, output: Path, force: bool, stage: Path) -> Iterator[Path]:
-    """The folder to write the report into: the model's own stage, or a second one for another folder."""
-    if report.resolve().parent == output.resolve().parent:
-        if report.exists() and not force:
-            raise OutputError(f"{report}: exists already; give another --report, or --force to replace it.")
-        yield stage
-        return
-    with staged_folder(report, force=force) as folder:
-        yield folder
-
-
 def _open_calibration(model: Model, path: Path, settings: PruneSettings) -> tuple[Images, Images]:
-    """(images for the moments, images held back)."""
+    """(images for the moments, images held back); those held back are known to be readable."""
+    if settings.n_images is not None and settings.n_images < MIN_IMAGES:
+        raise OptionError(f"--images must be at least {MIN_IMAGES}, one of them held back; found {settings.n_images}.")
     images = open_images(
         path, choose_recipe(model, settings.preprocessing, path), limit=settings.n_images, seed=settings.seed,
         minimum=MIN_IMAGES,
     )  # fmt: skip
-    fraction = min(HELD_OUT_FRACTION, MAX_HELD_OUT / images.n_images)
-    return split_holdout(images, fraction, settings.seed)
+    while True:
+        fraction = min(HELD_OUT_FRACTION, MAX_HELD_OUT / images.n_images)
+        calibration, held_out = split_holdout(images, fraction, settings.seed)
+        try:
+            for _ in held_out.batches(settings.batch_size):
+                pass
+            return calibration, held_out
+        except ImageError:
+            if not isinstance(images, ImageSet) or held_out.n_images > 0:
+                raise
+        damaged = {s.name for s in images.skipped}  # all that were held back: draw others
+        sound = [i for i, name in enumerate(images.names) if name not in damaged]
+        if len(sound) < MIN_IMAGES:
+            counted = f"{path}: {len(sound)} readable images, and at least {MIN_IMAGES} needed; "
+            raise ImageError(counted + describe_skipped(images.skipped))
+        images = images.select(sound)
 
 
 def choose_recipe(model: Model, changes: Preprocessing, data: Path) -> Recipe | None:
     """The model's own recipe with a person's changes; None where the data is arrays and nothing is preprocessed."""
-    if data.suffix in (".npy", ".npz"):
+    if data.is_file() and is_array_file(data):
+        given = [f"--{name.replace('_', '-')}" for name, value in asdict(changes).items() if value is not None]
+        if given:
+            raise OptionError(f"{data}: holds arrays, which are not preprocessed; leave out {', '.join(given)}.")
         return None
     shape = next(iter(input_dims(model).values()))
     base = find_recipe(model.metadata, shape)
@@ -324,13 +333,18 @@ def _describe_data(
     )
 
 
+def describe_skipped(skipped: Sequence[Skipped]) -> str:
+    """How many files gave no image, and the first of them with their reasons."""
+    names = ", ".join(f"{s.name} ({s.reason})" for s in skipped[:N_NAMED])
+    more = f" and {len(skipped) - N_NAMED} more" if len(skipped) > N_NAMED else ""
+    return f"{len(skipped)} file{'s' if len(skipped) > 1 else ''} gave no image and were left out: {names}{more}."
+
+
 def _warnings(units: Units, moments: Moments, calibration: Images) -> tuple[str, ...]:
     """What a person should know about the data, one sentence each."""
     found: list[str] = []
     if calibration.skipped:
-        names = ", ".join(f"{s.name} ({s.reason})" for s in calibration.skipped[:3])
-        more = f" and {len(calibration.skipped) - 3} more" if len(calibration.skipped) > 3 else ""
-        found.append(f"{len(calibration.skipped)} files gave no image and were left out: {names}{more}.")
+        found.append(describe_skipped(calibration.skipped))
     if calibration.n_images < FEW_IMAGES:
         found.append(f"only {calibration.n_images} calibration images; a few hundred give a better model.")
     short = [u for u in units.mlps if moments[u.key].count < u.d_hidden]  # type: ignore[union-attr]

@@ -1,15 +1,18 @@
-"""Files that appear whole or not at all: written in a hidden folder beside their place, renamed when complete.
+"""Files that appear whole or not at all: written in hidden folders beside their places, renamed when all are complete.
 
 A rename inside one file system is atomic, so whoever looks at the destination sees the old file or the new one. An
-interrupt or an error removes the folder; a killed run leaves it behind, and the next run to the same place removes it.
+interrupt or an error removes the hidden folders and the folders made for them; a killed run leaves them behind, and
+the next run to the same place removes them: a folder is in use while its owner holds a lock on it, whatever process
+numbers say (in a container they start again at one).
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import onnx
@@ -18,51 +21,136 @@ from onnx import external_data_helper
 from corp_onnx.errors import OutputError
 from corp_onnx.graph import MAX_PROTO_BYTES
 
+try:
+    import fcntl
+except ImportError:  # Windows: orphans stay
+    fcntl = None
+
 MARK = ".corp-onnx-partial-"
-"""Begin of the name of every folder of unfinished files; the process number ends it."""
+"""Begin of the name of every folder of unfinished files."""
+
+
+def check_destination(destination: Path, *, force: bool = False, option: str = "-o") -> None:
+    """Refuse a place where no file can appear; `option` is what a person would change.
+
+    Raises:
+        OutputError: a folder, a device, or (without `force`) a file is there, or a file stands where a folder must be.
+    """
+    if destination.is_dir():
+        raise OutputError(f"{destination}: is a folder; give the name of a file.")
+    if destination.exists() and not destination.is_file():
+        raise OutputError(f"{destination}: is not a regular file; give another {option}.")
+    if os.path.lexists(destination) and not force:
+        raise OutputError(f"{destination}: exists already; give another {option}, or --force to replace it.")
+    above = next(folder for folder in destination.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise OutputError(f"{destination}: {above} is not a folder; give another {option}.")
 
 
 @contextmanager
-def staged_folder(destination: Path, *, force: bool = False) -> Iterator[Path]:
-    """An empty folder beside `destination`; what stands in it at the end is renamed to the destination's folder.
+def staged_files(destinations: Mapping[str, Path], *, force: bool = False) -> Iterator[tuple[Path, ...]]:
+    """A path to write each file to; when the block ends, they and what was written beside them get their places.
 
     Args:
-        destination: the main file to be; its name decides nothing but whether something is in the way.
+        destinations: the files to be, by the option that names each; the first is the main one and appears last.
         force: whether files that exist may be replaced.
 
     Raises:
-        OutputError: the destination exists, or its folder is missing, not writable or full.
+        OutputError: see `check_destination`; or a folder can not be written, or a file appeared meanwhile.
     """
-    parent = destination.parent
-    if destination.is_dir():
-        raise OutputError(f"{destination}: is a folder; give the name of a file.")
-    if destination.exists() and not force:
-        raise OutputError(f"{destination}: exists already; give another -o, or --force to replace it.")
-    _remove_orphans(parent)
-    stage = parent / f"{MARK}{os.getpid()}"
+    for option, destination in destinations.items():
+        check_destination(destination, force=force, option=option)
+    if len({os.path.realpath(d) for d in destinations.values()}) < len(destinations):
+        raise OutputError(f"{' and '.join(destinations)} name the same file; give each its own.")
+    made: list[Path] = []
+    stages: dict[Path, tuple[Path, int]] = {}  # by the folder of the destination: the hidden one and its lock
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        stage.mkdir()
-    except OSError as error:
-        raise OutputError(f"{parent}: can not be written ({error.strerror}); give another -o.") from error
-    try:
-        yield stage
-        for file in sorted(stage.iterdir(), key=lambda f: f.suffix == ".onnx"):  # the model last: it names the others
-            file.replace(parent / file.name)
-    except OSError as error:
-        if error.filename is not None and str(stage) not in str(error.filename):
-            raise
-        raise OutputError(f"{destination}: could not be written ({error.strerror or error}).") from error
+        for option, destination in destinations.items():
+            parent = destination.absolute().parent
+            if parent not in stages:
+                stages[parent] = _make_stage(parent, made, option)
+        yield tuple(stages[d.absolute().parent][0] / d.name for d in destinations.values())
+        _publish({stage: parent for parent, (stage, _) in stages.items()}, next(iter(destinations.values())), force)
+        made.clear()
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        for stage, lock in stages.values():
+            shutil.rmtree(stage, ignore_errors=True)
+            os.close(lock)
+        for folder in reversed(made):
+            with suppress(OSError):  # not empty any more: somebody else uses it
+                folder.rmdir()
+
+
+def _make_stage(parent: Path, made: list[Path], option: str) -> tuple[Path, int]:
+    """(a fresh hidden folder, its lock); folders made on the way are added to `made`."""
+    try:
+        for folder in reversed([parent, *parent.parents]):
+            if not folder.exists():
+                folder.mkdir()
+                made.append(folder)
+        _remove_orphans(parent)
+        while True:
+            stage = Path(tempfile.mkdtemp(prefix=MARK, dir=parent))
+            with suppress(FileNotFoundError):  # another run took it for an orphan before the lock was held
+                return stage, _lock(stage)
+    except OSError as error:
+        raise OutputError(f"{parent}: can not be written ({error.strerror}); give another {option}.") from error
+
+
+def _lock(stage: Path) -> int:
+    """An open descriptor of a folder that holds its lock, where the system has any."""
+    lock = os.open(stage, os.O_RDONLY)
+    if fcntl is not None:
+        with suppress(OSError):  # a file system without locks: nobody removes orphans there
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    if not stage.exists():
+        os.close(lock)
+        raise FileNotFoundError(stage)
+    return lock
 
 
 def _remove_orphans(parent: Path) -> None:
-    """Folders whose process is gone."""
-    for folder in parent.glob(f"{MARK}*") if parent.is_dir() else []:
-        owner = folder.name.removeprefix(MARK)
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+    """Folders whose owner is gone."""
+    for folder in parent.glob(f"{MARK}*") if fcntl is not None else []:
+        with suppress(OSError):  # in use, or gone meanwhile
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[union-attr]
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _publish(stages: Mapping[Path, Path], main: Path, force: bool) -> None:
+    """Rename every staged file to its place, `main` last because it names the others; all of them or none."""
+    files = [(file, parent / file.name) for stage, parent in stages.items() for file in stage.iterdir()]
+    files = [(file, target) for file, target in files if file.is_file()]
+    new: list[Path] = []
+    try:
+        for file, target in sorted(files, key=lambda pair: pair[1] == main.absolute()):
+            if not os.path.lexists(target):
+                new.append(target)
+            elif not force:
+                raise OutputError(f"{target}: exists already; --force replaces it.")
+            file.replace(target)
+    except BaseException as error:
+        for target in new:
+            target.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OutputError(f"{main}: could not be written ({error.strerror or error}).") from error
+        raise
+
+
+def write_text(text: str, path: Path, destination: Path) -> None:
+    """Write a staged text file that will be `destination`.
+
+    Raises:
+        OutputError: the disk is full or the folder not writable.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{destination}: could not be written ({error.strerror or error}).") from error
 
 
 def write_model(proto: onnx.ModelProto, path: Path, source_folder: Path) -> None:
