@@ -1,4 +1,4 @@
-"""tests/fixtures: small random-weight graphs from the real libraries, and a manifest that says what each one is.
+r"""tests/fixtures: small random-weight graphs from the real libraries, and a manifest that says what each one is.
 
 In: timm, transformers and torchvision, built from their configuration (no download). Out: one `.onnx` file a row of
 `ROWS`, `manifest.json` (what every row is and what a reader should find in it) and `README.md` (the same as a table).
@@ -9,9 +9,10 @@ In: timm, transformers and torchvision, built from their configuration (no downl
     /tmp/timmenv/bin/python tools/export_fixtures.py --only timm_vit_ts17_fused
     /tmp/timmenv/bin/python tools/export_fixtures.py --table            # README.md from manifest.json
 
-The rows named hf_v4_* want transformers 4 in the same environment, the other hf_* rows 5; the rest is skipped:
+The rows named hf_v4_* want transformers 4, the other hf_* rows 5; what the environment does not have is skipped:
 
-    /tmp/timmenv/bin/pip install --target /tmp/tf4 "transformers<5"   # brings a torch of its own: add --no-deps
+    /tmp/timmenv/bin/pip install --target /tmp/tf4 --no-deps "transformers<5" "huggingface_hub<1" "tokenizers<0.23" \
+        requests urllib3 charset_normalizer
     PYTHONPATH=/tmp/tf4 /tmp/timmenv/bin/python tools/export_fixtures.py --only 'hf_v4_*'
 
 Rows are independent: one that fails is reported, keeps its old entry in the manifest and does not stop the others.
@@ -73,11 +74,12 @@ class Facts:
     attention: str = "primitive"  # primitive | Attention | com.microsoft.Attention | com.microsoft.MultiHeadAttention
     qkv: str = "packed"  # packed: one product for q, k and v | packed_with_mlp | separate: three products
     extra_attention: int = 0  # attention outside the blocks: a pooling head
-    qk: bool = True
+    # Whether a unit can be pruned; None: skipping it with a reason is as right as pruning it.
+    qk: bool | None = True
     qk_reason: str = ""
-    vo: bool = True
+    vo: bool | None = True
     vo_reason: str = ""
-    mlp_prunable: bool | None = True  # None: hard; skipping it with a reason is as right as pruning it
+    mlp_prunable: bool | None = True
     mlp_reason: str = ""
 
 
@@ -631,8 +633,9 @@ def hand_graph(core: str, spelling: str, opset: int) -> Callable[[nn.Module], on
         hidden = write_activation(pen, product, block.up.bias, spelling)
         down = pen.linear(hidden, block.down.weight, block.down.bias)
         pen.nodes.append(helper.make_node("Add", [stream, down], ["y"], name="last"))
+        n_tokens = "tokens" if block.bias is None else block.bias.shape[-1]
         values = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "tokens", 20]) for name in ("x", "y")
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", n_tokens, 20]) for name in ("x", "y")
         ]
         graph = helper.make_graph(pen.nodes, "handmade", values[:1], values[1:], pen.initializers)
         imports = [helper.make_opsetid("", opset)]
@@ -661,6 +664,7 @@ ROPE = {"qk": False, "qk_reason": "rotary embedding sits between the projection 
 NORM = {"qk": False, "qk_reason": "a norm sits between the projection and the product"}
 MLP_NORM = {"mlp_prunable": False, "mlp_reason": "a LayerNorm over the hidden channels"}
 NOTHING = {"qk": False, "vo": False, "mlp_prunable": False}
+OVERRIDABLE = dict.fromkeys(("qk_reason", "vo_reason", "mlp_reason"), "a caller may override the weights")
 MS_ATTENTION = {"attention": "com.microsoft.Attention"}
 MS_MHA = {"attention": "com.microsoft.MultiHeadAttention"}
 VIT = "VisionTransformer"
@@ -676,7 +680,7 @@ BOTH = ("last_hidden_state", "pooler_output")
 DINO2 = {"mlp_ratio": 2, "reshape_hidden_states": False}
 GIANT = {**DINO2, "use_swiglu_ffn": True}
 ROPE_FACTS = replace(F, **ROPE, n_heads=1, d_model=16, d_head=16)
-EVA_FACTS = replace(ROPE_FACTS, d_hidden=19, mlp="swiglu_split")
+EVA_FACTS = replace(ROPE_FACTS, d_hidden=19, mlp="swiglu_packed")
 DINO3_FACTS = replace(ROPE_FACTS, d_hidden=32, n_tokens=19)
 APART = replace(F, qkv="separate")
 TEXT = replace(APART, n_tokens=None)
@@ -700,7 +704,7 @@ MODELS = {
     "timm_eva02_base": Model(
         "Eva(qkv_fused=False, scale_mlp=True), EVA-02 base",
         timm_eva(**EVA02, qkv_fused=False, scale_mlp=True),
-        replace(EVA_FACTS, qkv="separate", **MLP_NORM)),
+        replace(EVA_FACTS, qkv="separate", mlp="swiglu_split", **MLP_NORM)),
     "timm_dinov3": Model("Eva, DINOv3 small", timm_eva(**DINO3), DINO3_FACTS),
     "timm_vit_qknorm": Model(f"{VIT}(qk_norm=True)", timm_vit(qk_norm=True), replace(F, **NORM)),
     "timm_vit_scale_norms": Model(
@@ -746,7 +750,8 @@ MODELS = {
         "a norm after the unit, before the residual sum"),
     "timm_vit_parallel": Model(
         f"{VIT}(block_fn=ParallelScalingBlock), ViT-22B", timm_block("ParallelScalingBlock"),
-        replace(F, **NORM, qkv="packed_with_mlp", mlp_prunable=None, mlp_reason="one product for q, k, v and the MLP")),
+        replace(F, **NORM, qkv="packed_with_mlp", vo=None, mlp_prunable=None,
+                **dict.fromkeys(("vo_reason", "mlp_reason"), "one product for q, k, v and the MLP"))),
     "torchvision_vit": Model(VIT, torchvision_vit, F, "tokens first; heads on the batch axis"),
     "torch_convnet": Model(
         "nn.Sequential of Conv2d", small_convnet,
@@ -940,11 +945,13 @@ QUANTISED = {"facts": replace(F, **NOTHING, qk_reason="quantised", vo_reason="qu
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "timm_vit_ts17_fused": WIDE,
     "timm_vit_ts17_unfused": WIDE,
+    "hf_beit_ts17_sdpa_fixed_onnxsim": {"facts": F, "note": "onnxsim joined q, k and v; biases after the Split"},
     "hf_bert_ts17_eager_ortbert": {"facts": replace(TEXT, **MS_ATTENTION, qkv="packed")},
     "hf_bert_ts17_eager_ortbertmha": {"facts": replace(TEXT, **MS_MHA)},
     "hf_clip_vision_ts17_eager_ortclip": {"facts": replace(F, **MS_ATTENTION, mlp="quick_gelu")},
     "hf_v4_vit_ts17_eager_ortmmdit": {"facts": replace(APART, **MS_MHA)},
     "timm_vit_ts17_ortfast": {"facts": replace(F, mlp="gelu_tanh")},
+    "timm_vit_ts17_inputs": {"facts": replace(F, qk=None, vo=None, mlp_prunable=None, **OVERRIDABLE)},
     "timm_vit_ts17_qdq": QUANTISED,
     "timm_vit_ts17_int8dynamic": QUANTISED,
 }
@@ -1229,7 +1236,9 @@ def write_table(path: Path, entries: list[dict[str, Any]]) -> None:
     ]
     for entry in entries:
         expect = entry["expect"]
-        marks = " / ".join("yes" if expect[key] else "no" for key in ("qk", "vo", "mlp_prunable"))
+        marks = " / ".join(
+            {True: "yes", False: "no", None: "maybe"}[expect[key]] for key in ("qk", "vo", "mlp_prunable")
+        )
         error = "does not run" if entry["max_rel_error"] is None else f"{entry['max_rel_error']:.0e}"
         attention = f"{expect['attention']}, {expect['qkv']}"
         finished = entry["options"].get("finished_by")
