@@ -49,6 +49,7 @@ from corp_onnx.staging import check_destination, staged_files, write_model, writ
 from corp_onnx.verify import (
     check_batches,
     check_identity,
+    check_padding,
     check_replay,
     check_signature,
     check_structure,
@@ -302,10 +303,11 @@ def _run_checks(
 ) -> list[CheckResult]:  # fmt: skip
     checks = [
         check_identity(graph, blocks, changes, feeds, stage, settings.provider),
+        check_padding(graph, blocks, changes, pruned, feeds, stage, settings.provider),
         check_replay(graph, blocks, changes, pruned, feeds, settings.provider),
     ]
     if batch_kind(pruned) is None:
-        checks.append(check_batches(pruned, feeds, settings.provider))
+        checks.append(check_batches(pruned, feeds, graph.float_type, settings.provider))
     return checks
 
 

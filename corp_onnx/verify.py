@@ -4,6 +4,7 @@
     signature   the same inputs and outputs: names, types, dimensions
     batches     a dynamic batch runs at 1 and at N
     identity    the same surgery at full width with nothing removed gives back the dense function
+    padding     the pruned file answers as the same solution does at full width, padded with zeros
     replay      on a real batch every unit of the pruned graph gives what NumPy computes from the solved weights
 
 A check is a value; `require_passed` turns a failed one into an error.
@@ -11,19 +12,25 @@ A check is a value; `require_passed` turns a failed one into an error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec
 
 import numpy as np
 import onnx
 
 from corp_onnx.blocks import AttentionUnit, Blocks, MlpUnit, Operand
-from corp_onnx.errors import CheckFailedError
-from corp_onnx.graph import Graph, Model, skeleton
+from corp_onnx.errors import CheckFailedError, ModelError
+from corp_onnx.fullwidth import identity_changes, pad_changes
+from corp_onnx.graph import Graph, Model, load_model, skeleton
 from corp_onnx.results import CheckResult
 from corp_onnx.rewrite import AttentionChange, Changes, MlpChange, apply_changes, mapped_bias, mapped_weight
-from corp_onnx.runtime import open_session, open_tapped
+from corp_onnx.runtime import first_sentence, open_session, open_tapped
 from corp_onnx.staging import write_model
+
+P = ParamSpec("P")
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """Largest accepted difference relative to the largest value, by the precision of the weights: a few hundred roundings
@@ -38,9 +45,7 @@ def check_structure(path: Path) -> CheckResult:
         onnx.shape_inference.infer_shapes(skeleton(proto), strict_mode=not _has_foreign_ops(proto))
         open_session(path)
     except Exception as error:  # checker, inference and ONNX Runtime each have their own classes
-        return CheckResult(
-            "structure", passed=False, difference=None, tolerance=None, detail=str(error).splitlines()[0]
-        )
+        return CheckResult("structure", False, None, None, first_sentence(error))
     return CheckResult("structure", True, None, None, "onnx checker, shape inference and ONNX Runtime load")
 
 
@@ -55,63 +60,86 @@ def check_signature(dense: Model, pruned: Model) -> CheckResult:
     return CheckResult("signature", before == after, None, None, "input and output names, types and dimensions")
 
 
-def check_batches(pruned: Model, feeds: Mapping[str, np.ndarray], provider: str = "cpu") -> CheckResult:
-    """A dynamic batch at 1 and at N: the first row must not depend on its neighbours."""
-    n_rows = len(next(iter(feeds.values())))
-    session = open_session(pruned, provider=provider)
-    whole = session.run(None, dict(feeds))[0].astype(np.float64)
-    single = session.run(None, {k: v[:1] for k, v in feeds.items()})[0].astype(np.float64)
-    return _compare("batches", single, whole[:1], "float32", f"batch of 1 against batch of {n_rows}")
+def _as_check(name: str) -> Callable[[Callable[P, CheckResult]], Callable[P, CheckResult]]:
+    """A check during which ONNX Runtime fails has failed."""
+
+    def decorate(check: Callable[P, CheckResult]) -> Callable[P, CheckResult]:
+        @wraps(check)
+        def run(*args: P.args, **kwargs: P.kwargs) -> CheckResult:
+            try:
+                return check(*args, **kwargs)
+            except ModelError as error:
+                return CheckResult(name, False, None, None, str(error).rstrip("."))
+
+        return run
+
+    return decorate
 
 
+@_as_check("batches")
+def check_batches(
+    pruned: Model, feeds: Mapping[str, np.ndarray], precision: str = "float32", provider: str = "cpu"
+) -> CheckResult:
+    """A dynamic batch at 1 and at N, at least 2: the first row must not depend on its neighbours."""
+    session = open_tapped(pruned, [], provider=provider)
+    single = {k: v[:1] for k, v in feeds.items()}
+    whole = feeds if len(next(iter(feeds.values()))) > 1 else {k: np.concatenate([v, v]) for k, v in feeds.items()}
+    n_rows, first = len(next(iter(whole.values()))), session.outputs[0]
+    found = session.run(single)[first].astype(np.float64)
+    expected = session.run(whole)[first][:1].astype(np.float64)
+    return _compare("batches", found, expected, precision, f"batch of 1 against batch of {n_rows}")
+
+
+@_as_check("identity")
 def check_identity(
     graph: Graph, blocks: Blocks, changes: Changes, feeds: Mapping[str, np.ndarray], stage: Path, provider: str = "cpu"
 ) -> CheckResult:
     """The surgery of `changes` with every width left whole, against the dense model on a real batch."""
-    proto = apply_changes(graph, blocks, identity_changes(graph, blocks, changes), {})
-    path = stage / "identity.onnx"
-    try:
+    found = _run_changed(graph, blocks, identity_changes(graph, blocks, changes), feeds, stage, provider)
+    expected = _run_whole(graph.model, feeds, provider)
+    detail = "the same surgery with nothing removed, against the dense model"
+    return _compare("identity", found, expected, graph.float_type, detail)
+
+
+@_as_check("padding")
+def check_padding(
+    graph: Graph,
+    blocks: Blocks,
+    changes: Changes,
+    pruned: Model,
+    feeds: Mapping[str, np.ndarray],
+    stage: Path,
+    provider: str = "cpu",
+) -> CheckResult:
+    """The pruned file on a real batch against the same solution at full width, zeros where something was removed.
+
+    Nothing may depend on a width but the widths: this is what sees a scale that follows the head size.
+    """
+    found = _run_whole(pruned, feeds, provider)
+    expected = _run_changed(graph, blocks, pad_changes(blocks, changes), feeds, stage, provider)
+    detail = "answers of the pruned file against the same solution padded with zeros to full width"
+    return _compare("padding", found, expected, graph.float_type, detail)
+
+
+def _run_changed(
+    graph: Graph, blocks: Blocks, changes: Changes, feeds: Mapping[str, np.ndarray], stage: Path, provider: str
+) -> np.ndarray:
+    """Every output of a rewritten graph in one row; it is written below `stage` since it may outgrow protobuf."""
+    proto = apply_changes(graph, blocks, changes, {})
+    with tempfile.TemporaryDirectory(dir=stage) as folder:
+        path = Path(folder) / "model.onnx"
         write_model(proto, path, graph.model.folder)
-        found = open_session(path, provider=provider).run(None, dict(feeds))
-    finally:
-        for file in stage.glob("identity.onnx*"):
-            file.unlink()
-    expected = open_session(graph.model, provider=provider).run(None, dict(feeds))
-    return _compare(
-        "identity",
-        np.concatenate([f.astype(np.float64).ravel() for f in found]),
-        np.concatenate([e.astype(np.float64).ravel() for e in expected]),
-        graph.float_type,
-        "the same surgery with nothing removed, against the dense model",
-    )
+        del proto
+        return _run_whole(load_model(path), feeds, provider)
 
 
-def identity_changes(graph: Graph, blocks: Blocks, changes: Changes) -> dict[str, MlpChange | AttentionChange]:
-    """For every unit that changes, the change that removes nothing."""
-    whole: dict[str, MlpChange | AttentionChange] = {}
-    for unit in blocks.mlps:
-        if unit.key in changes:
-            bias = unit.down.read_bias(graph)
-            whole[unit.key] = MlpChange(
-                np.arange(unit.d_hidden),
-                unit.down.read_weight(graph),
-                np.zeros(unit.down.d_out) if bias is None else bias,
-            )
-    for unit in blocks.attentions:
-        change = changes.get(unit.key)
-        if isinstance(change, AttentionChange):
-            whole[unit.key] = _identity_attention(graph, unit, change)
-    return whole
+def _run_whole(model: Model, feeds: Mapping[str, np.ndarray], provider: str) -> np.ndarray:
+    """Every output in one row."""
+    outputs = open_tapped(model, [], provider=provider).run(feeds).values()
+    return np.concatenate([o.astype(np.float64).ravel() for o in outputs])
 
 
-def _identity_attention(graph: Graph, unit: AttentionUnit, change: AttentionChange) -> AttentionChange:
-    eye = [None if m is None else np.broadcast_to(np.eye(m.shape[2]), (m.shape[0], m.shape[2], m.shape[2]))
-           for m in (change.q_map, change.k_map, change.v_map)]  # fmt: skip
-    out = unit.out.linear if unit.out is not None and change.v_map is not None else None
-    weight = None if out is None or unit.out is None else out.read_weight(graph)[:, unit.out.channel_idx.reshape(-1)]
-    return AttentionChange(*eye, out_weight=weight, out_bias=None if out is None else out.read_bias(graph))
-
-
+@_as_check("replay")
 def check_replay(
     graph: Graph,
     blocks: Blocks,
