@@ -161,3 +161,9 @@ def test_an_alignment_below_one_is_refused():
 def test_a_curve_that_makes_no_sense_is_refused(width, error, kappa):
     with pytest.raises((ValueError, TypeError), match=r"for odd|Type-check error"):
         UnitCurve("odd", np.array(width), np.array(error, dtype=np.float64), np.ones(len(width)), kappa)
+
+
+def test_of_equal_losses_the_wider_stays_while_the_budget_allows():
+    flat = UnitCurve("flat", np.array([8, 16, 24]), np.zeros(3), np.array([8.0, 16.0, 24.0]))
+    assert allocate_widths([flat], 24.0)["flat"] == 24
+    assert allocate_widths([flat], 20.0)["flat"] <= 16

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from corp_onnx.moments import ChannelMoments
+from corp_onnx.solve.error import measure_layer_error
 from corp_onnx.solve.ridge import DEFAULT_RIDGE, solve_ridge
 from corp_onnx.solve.select import require_kept
 
@@ -90,20 +91,7 @@ def measure_mlp_error(
     solution: MlpSolution,
     moments: ChannelMoments,
 ) -> float:
-    """E|y - y~|^2 / E|y - E y|^2 under `moments`, exact, for moments of any images: held-back ones tell the truth.
-
-    0 is identity, 1 as bad as answering with the mean; uncompensated layers can exceed 1. n^2 d_out multiply-adds.
-    """
-    weight = weight.astype(np.float64)
-    difference = weight.copy()
+    """E|y - y~|^2 / E|y - E y|^2 under `moments`, which may be of held-back images; see `error.py`."""
+    difference = weight.astype(np.float64)
     difference[:, solution.kept_idx] -= solution.weight
-    offset = difference @ moments.mean + bias - solution.bias
-    covariance = moments.covariance
-    error = float(np.vdot(difference @ covariance, difference) + offset @ offset)
-    return _ratio(error, float(np.vdot(weight @ covariance, weight)))
-
-
-def _ratio(error: float, energy: float) -> float:
-    if energy > 0:
-        return max(error, 0.0) / energy
-    return 0.0 if error <= 0 else float("inf")
+    return measure_layer_error(weight, difference, bias - solution.bias, moments)

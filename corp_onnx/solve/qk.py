@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 
 from corp_onnx.errors import OptionError
 from corp_onnx.moments import LogitMoments
+from corp_onnx.solve.error import relate_error
 from corp_onnx.solve.ridge import DEFAULT_RIDGE
 from corp_onnx.solve.select import require_kept
 
@@ -153,7 +154,7 @@ def measure_qk_error(
     difference = np.eye(q_gram.shape[-1]) - solution.q_map.transpose(0, 2, 1) @ solution.k_map  # I - A, [h, d, d]
     error = float(np.sum((q_gram @ difference @ k_gram) * difference))
     energy = float(np.sum(q_gram * k_gram))
-    return max(error, 0.0) / energy if energy > 0 else 0.0
+    return relate_error(error, energy)
 
 
 def _solve_sylvester(

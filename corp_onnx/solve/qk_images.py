@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float
 
 from corp_onnx.errors import OptionError
+from corp_onnx.solve.error import relate_error
 from corp_onnx.solve.qk import QkSolution
 
 N_SWEEPS = 4
@@ -67,7 +68,7 @@ def measure_image_error(
     difference = np.eye(image_q_gram.shape[-1]) - solution.q_map.transpose(0, 2, 1) @ solution.k_map  # [h, d, d]
     energy = float(np.sum(image_q_gram * image_k_gram, dtype=np.float64))
     error = float(np.sum((image_q_gram @ difference @ image_k_gram) * difference))
-    return max(error, 0.0) / energy if energy > 0 else 0.0
+    return relate_error(error, energy)
 
 
 def _improve(

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float
 
 from corp_onnx.moments import CrossMoments
+from corp_onnx.solve.error import relate_error
 from corp_onnx.solve.ridge import solve_ridge
 
 REFIT_RIDGE = 0.1
@@ -79,5 +80,4 @@ def measure_fit_error(solution: LinearSolution, moments: CrossMoments) -> float:
     weight = solution.weight
     explained = float(np.vdot(weight @ regressor.covariance, weight) - 2.0 * np.vdot(weight, moments.cross_covariance))
     offset = y_mean - weight @ regressor.mean - solution.bias
-    error = max(energy + explained + float(offset @ offset), 0.0)
-    return error / energy if energy > 0 else float("inf" if error > 0 else 0.0)
+    return relate_error(energy + explained + float(offset @ offset), energy)

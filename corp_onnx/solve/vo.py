@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from corp_onnx.errors import OptionError
 from corp_onnx.moments import ChannelMoments
+from corp_onnx.solve.error import measure_layer_error
 from corp_onnx.solve.refit import fit_around_prior
 from corp_onnx.solve.ridge import DEFAULT_RIDGE
 from corp_onnx.solve.select import ChannelOrder, trace_error_curve
@@ -105,14 +106,9 @@ def measure_vo_error(
     solution: VoSolution,
     moments: ChannelMoments,
 ) -> float:
-    """E|y - y'|^2 / E|y - E y|^2 under `moments` of any images; 0 is identity, 1 as bad as answering with the mean."""
-    weight = weight.astype(np.float64)
-    difference = weight - solution.weight @ _block_diagonal(solution.v_map)
-    offset = difference @ moments.mean + bias - solution.bias
-    covariance = moments.covariance
-    error = max(float(np.vdot(difference @ covariance, difference) + offset @ offset), 0.0)
-    energy = float(np.vdot(weight @ covariance, weight))
-    return error / energy if energy > 0 else float("inf" if error > 0 else 0.0)
+    """E|y - y'|^2 / E|y - E y|^2 under `moments`, which may be of held-back images; see `error.py`."""
+    difference = weight.astype(np.float64) - solution.weight @ _block_diagonal(solution.v_map)
+    return measure_layer_error(weight, difference, bias - solution.bias, moments)
 
 
 def _rank_values(
