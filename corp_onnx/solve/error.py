@@ -20,7 +20,7 @@ def measure_layer_error(
     bias_difference: Float[np.ndarray, "d_out"],
     moments: ChannelMoments,
 ) -> float:
-    """The error of y = W x + b against y' = (W - D) x + b - d, for D and d the differences; 2 n^2 d_out multiply-adds."""
+    """The error of y' = (W - D) x + b - d against y = W x + b, D and d the differences; 2 n^2 d_out multiply-adds."""
     weight = weight.astype(np.float64)
     covariance = moments.covariance
     offset = weight_difference @ moments.mean + bias_difference
