@@ -71,9 +71,9 @@ def _mlp_facts(graph: Graph, cost: Cost, block: int, unit: MlpUnit) -> UnitFacts
 def _attention_facts(graph: Graph, cost: Cost, block: int, unit: AttentionUnit) -> list[UnitFacts]:
     core_macs = _core_macs(graph, cost, unit)
     n_tokens = unit.q.n_tokens if unit.q else unit.v.n_tokens if unit.v else 0
-    qk = [_projection_cost(cost, o) for o in (unit.q, unit.k) if o is not None]
+    qk = [_projection_cost(graph, cost, o) for o in (unit.q, unit.k) if o is not None]
     qk_cost = sum(p for p, _ in qk), sum(m for _, m in qk) + core_macs[0]
-    n_parameters, macs = _projection_cost(cost, unit.v) if unit.v is not None else (0, 0)
+    n_parameters, macs = _projection_cost(graph, cost, unit.v) if unit.v is not None else (0, 0)
     if unit.out is not None:
         out = unit.out.linear
         n_parameters += out.d_in * out.d_out + (out.d_out if out.bias else 0)
@@ -91,11 +91,13 @@ def _attention_facts(graph: Graph, cost: Cost, block: int, unit: AttentionUnit) 
     ]  # fmt: skip
 
 
-def _projection_cost(cost: Cost, operand: Operand) -> tuple[int, int]:
+def _projection_cost(graph: Graph, cost: Cost, operand: Operand) -> tuple[int, int]:
     """(parameters, MACs) of the columns of a projection that make one operand."""
     linear, n_columns = operand.linear, operand.channel_idx.size
-    share = n_columns / linear.d_out
-    macs = round(cost.by_node.get(linear.node.output, 0) * share) if linear.output is not None else 0
+    if linear.output is not None:
+        macs = round(cost.by_node.get(linear.node.output, 0) * n_columns / linear.d_out)
+    else:  # inside a fused operator
+        macs = int(np.prod(graph.dims(linear.input)[:-1])) // graph.n_images * linear.d_in * n_columns
     return n_columns * linear.d_in + (n_columns if linear.bias else 0), macs
 
 
@@ -104,7 +106,8 @@ def _core_macs(graph: Graph, cost: Cost, unit: AttentionUnit) -> tuple[int, int]
     if unit.core == "softmax":
         values = [n for n, i in graph.users(unit.v.tensor) if n.op == "MatMul" and i == 1] if unit.v else []
         return cost.by_node.get(unit.node.output, 0), sum(cost.by_node.get(n.output, 0) for n in values)
-    total = cost.by_node.get(unit.node.output, 0)
+    inside = [o for o in (unit.q, unit.k, unit.v) if o is not None and o.linear.output is None]
+    total = cost.by_node.get(unit.node.output, 0) - sum(_projection_cost(graph, cost, o)[1] for o in inside)
     share = unit.d_qk / (unit.d_qk + unit.d_v)
     return round(total * share), total - round(total * share)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from corp_onnx.blocks import Blocks, MlpUnit
+from corp_onnx.blocks import Blocks
 from corp_onnx.calibrate import (
     Progress,
     Units,
@@ -32,15 +32,22 @@ from corp_onnx.runtime import open_tapped
 
 @dataclass(slots=True)
 class _Energy:
-    """Running error and reference energies."""
+    """Running error and reference energies.
+
+    The reference is taken about a pivot, the mean of the first batch, and moved to the mean of all by `relative`:
+    sum |y - E y|^2 = sum |y - p|^2 - |sum (y - p)|^2 / n.
+    """
 
     error: float = 0.0
     error_without: float = 0.0
     reference: float = 0.0
+    count: int = 0
+    pivot: np.ndarray | None = None
+    total: np.ndarray | float = 0.0
 
     def relative(self) -> tuple[float, float]:
         """(error, error without compensation), both relative; 0 for a unit whose output does not vary."""
-        scale = self.reference or 1.0
+        scale = max(self.reference - float(np.square(self.total).sum()) / max(self.count, 1), 0.0) or 1.0
         return float(np.sqrt(self.error / scale)), float(np.sqrt(self.error_without / scale))
 
 
@@ -57,7 +64,6 @@ def measure_units(
     """(relative error, the same without compensation) of every unit by its key (see `results.UnitResult`)."""
     by_key = {plan.key: plan for plan in plans}
     energies: dict[str, _Energy] = {}
-    means: dict[str, np.ndarray] = {}
     dense: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for unit in units.mlps:
         bias = unit.down.read_bias(graph)
@@ -67,8 +73,7 @@ def measure_units(
         for unit in units.mlps:
             hidden = read_tokens(arrays[unit.hidden], graph, n_real)
             weight, bias = dense[unit.key]
-            energy = energies.setdefault(unit.key, _Energy())
-            _add_mlp(energy, means, unit, by_key[unit.key], hidden, weight, bias)
+            _add_mlp(energies.setdefault(unit.key, _Energy()), by_key[unit.key], hidden, weight, bias)
         for unit in units.qk_pairs:
             q, k = read_queries_keys(arrays, graph, unit, n_real)
             _add_logits(energies.setdefault(unit.qk_key, _Energy()), by_key[unit.qk_key], q, k)
@@ -77,18 +82,14 @@ def measure_units(
     return {key: energy.relative() for key, energy in energies.items()}
 
 
-def _add_mlp(
-    energy: _Energy,
-    means: dict[str, np.ndarray],
-    unit: MlpUnit,
-    plan: UnitPlan,
-    hidden: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray,
-) -> None:
+def _add_mlp(energy: _Energy, plan: UnitPlan, hidden: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:
     exact = hidden @ weight.T + bias
-    mean = means.setdefault(unit.key, exact.mean(axis=0))  # of the first batch: close enough to take the offset away
-    energy.reference += float(np.square(exact - mean).sum(dtype=np.float64))
+    if energy.pivot is None:
+        energy.pivot = exact.mean(axis=0)
+    about = exact - energy.pivot
+    energy.reference += float(np.square(about).sum(dtype=np.float64))
+    energy.total = energy.total + about.sum(axis=0, dtype=np.float64)
+    energy.count += len(exact)
     for change, field in ((plan.solved, "error"), (plan.dropped, "error_without")):
         assert isinstance(change, MlpChange)
         cut = hidden[:, change.kept_idx] @ change.weight.astype(np.float32).T + change.bias.astype(np.float32)
@@ -136,7 +137,7 @@ def measure_model(
             require_finite(model, first, arrays[first])
         tally.add(cut[first][:n_real].astype(np.float64), None, dense[first][:n_real].astype(np.float64))
         for row, name in zip(errors, streams, strict=True):
-            reference, found = dense[name].astype(np.float64), cut[name].astype(np.float64)
+            reference, found = (read_tokens(a[name], graph, n_real).astype(np.float64) for a in (dense, cut))
             row += np.square(found - reference).sum(), np.square(reference).sum()
         if progress:
             progress(n_real)

@@ -199,7 +199,7 @@ def _processor() -> str:
 
 def to_json(value: Any) -> str:
     """A result as JSON with `schema: 1`; NaN and infinities, which JSON does not know, become null."""
-    return json.dumps({"schema": SCHEMA, **_plain(dataclasses.asdict(value))}, indent=2)
+    return json.dumps({"schema": SCHEMA, **_plain(dataclasses.asdict(value))}, indent=2, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
@@ -207,8 +207,8 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, Path):
-        return str(value)
-    return value.item() if isinstance(value, np.generic) else value
+    return str(value) if isinstance(value, Path) else value
