@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -108,6 +108,10 @@ class PruneSettings:
     seed: int = 0
     provider: str = "cpu"
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise OptionError(f"--seed must be 0 or more; found {self.seed}.")
 
 
 def default_output(model: Path) -> Path:
@@ -234,8 +238,8 @@ def _open_calibration(model: Model, path: Path, settings: PruneSettings) -> tupl
     if settings.n_images is not None and settings.n_images < MIN_IMAGES:
         raise OptionError(f"--images must be at least {MIN_IMAGES}, one of them held back; found {settings.n_images}.")
     images = open_images(
-        path, choose_recipe(model, settings.preprocessing, path), limit=settings.n_images, seed=settings.seed,
-        minimum=MIN_IMAGES,
+        path, change_recipe(model.metadata, next(iter(input_dims(model).values())), settings.preprocessing, path),
+        limit=settings.n_images, seed=settings.seed, minimum=MIN_IMAGES,
     )  # fmt: skip
     while True:
         fraction = min(HELD_OUT_FRACTION, MAX_HELD_OUT / images.n_images)
@@ -255,15 +259,25 @@ def _open_calibration(model: Model, path: Path, settings: PruneSettings) -> tupl
         images = images.select(sound)
 
 
-def choose_recipe(model: Model, changes: Preprocessing, data: Path) -> Recipe | None:
-    """The model's own recipe with a person's changes; None where the data is arrays and nothing is preprocessed."""
+def change_recipe(
+    metadata: Mapping[str, str], shape: Sequence[int | str | None], changes: Preprocessing, data: Path
+) -> Recipe | None:
+    """The recipe of a model with a person's changes; None where the data is arrays and nothing is preprocessed.
+
+    Args:
+        metadata: the model's metadata properties.
+        shape: of its image input.
+
+    Raises:
+        OptionError: changes for arrays.
+        ModelError: the model takes no images.
+    """
     if data.is_file() and is_array_file(data):
         given = [f"--{name.replace('_', '-')}" for name, value in asdict(changes).items() if value is not None]
         if given:
             raise OptionError(f"{data}: holds arrays, which are not preprocessed; leave out {', '.join(given)}.")
         return None
-    shape = next(iter(input_dims(model).values()))
-    base = find_recipe(model.metadata, shape)
+    base = find_recipe(metadata, shape)
     return make_recipe(base.size, base=base, channels=base.channels, **asdict(changes))
 
 

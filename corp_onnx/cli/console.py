@@ -52,15 +52,15 @@ def show_progress() -> Iterator[Callable[[str, int, int], None]]:
 
             yield draw
         return
-    started: dict[str, float] = {}
+    started: dict[str, tuple[float, int]] = {}  # when the first images were done, and how many
     said: dict[str, float] = {}
 
     def say(stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        start = started.setdefault(stage, now)
+        start, first = started.setdefault(stage, (now, done))
         if now - said.get(stage, start) >= PLAIN_SECONDS or (done >= total and now - start > PLAIN_SECONDS):
             said[stage] = now
-            rate = done / (now - start)
+            rate = (done - first) / (now - start)
             left = f", {(total - done) / rate:.0f} s left" if done < total else ""
             click.echo(f"{stage}: {done}/{total} images, {rate:.1f} images/s{left}", err=True)
 

@@ -9,10 +9,10 @@ import click
 
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.evaluate import evaluate_models
-from corp_onnx.graph import load_model
 from corp_onnx.images import open_images
-from corp_onnx.prune import Preprocessing, choose_recipe
+from corp_onnx.prune import Preprocessing, change_recipe, describe_skipped
 from corp_onnx.report.terminal import print_evaluation
+from corp_onnx.runner import open_runner
 
 
 @click.command(short_help="Measure accuracy, and agreement with another model.")
@@ -24,7 +24,7 @@ from corp_onnx.report.terminal import print_evaluation
 @click.option("--labels", type=click.Path(path_type=Path), metavar="FILE",
               help="Class names, one a line; sorted, they count the classes.  [default: folder names]")  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use N images drawn at random.  [default: all]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of that draw.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of that draw.")
 @click.option("--batch", "batch_size", type=click.IntRange(min=1), default=32, show_default=True, metavar="N",
               help="Images at a time.")  # fmt: skip
 @click.option("--provider", default="cpu", show_default=True, metavar="NAME", help="ONNX Runtime provider.")
@@ -55,7 +55,9 @@ def evaluate(
     changes = Preprocessing(resize, crop_pct, interpolation, mean, std)
     recipe = None
     if any(value is not None for value in asdict(changes).values()):
-        recipe = choose_recipe(load_model(reference or models[0]), changes, data)
+        runner = open_runner(reference or models[0], provider=provider)
+        metadata = runner.session.get_modelmeta().custom_metadata_map
+        recipe = change_recipe(metadata, runner.inputs[0].shape, changes, data)
     images = open_images(data, limit=limit, seed=seed, labels=labels or "folders")
     with show_progress() as progress:
         result = evaluate_models(
@@ -63,9 +65,9 @@ def evaluate(
             progress=lambda done, total: progress("evaluate", done, total),
         )  # fmt: skip
     if result.skipped:
-        warn([f"{s.name} gave no image: {s.reason}." for s in result.skipped])
+        warn([describe_skipped(result.skipped)])
     if result.note:
-        warn([result.note])
+        warn([f"{result.note}."])
     if as_json:
         click.echo(result.to_json())
     else:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from types import FrameType
 
 import click
@@ -17,7 +18,7 @@ from corp_onnx.cli.inspect import inspect
 from corp_onnx.cli.prune import prune
 from corp_onnx.errors import CorpOnnxError
 
-INTERRUPTED, TERMINATED = 130, 143
+INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143
 """128 + the number of the signal, as shells count."""
 
 
@@ -50,9 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     previous = signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without ±, or a file name that is no text
     try:
         result = cli.main(args=arguments, prog_name="corp-onnx", standalone_mode=False)
+        sys.stdout.flush()
         return result if isinstance(result, int) else 0
+    except SystemExit:  # without its standalone mode, click exits for a closed pipe only
+        return _drop_output()
     except CorpOnnxError as error:
         return _say(str(error), error.exit_code)
     except click.ClickException as error:
@@ -66,8 +72,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _say("out of memory; a smaller --batch needs less.", 1)
     except OSError as error:
         if error.errno == errno.EPIPE:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: no second complaint
-            return 1
+            return _drop_output()
         return _say(f"{error.filename or 'input or output'}: {error.strerror or error}.", 2)
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -75,6 +80,12 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise _Terminated
+
+
+def _drop_output() -> int:
+    """The reader of stdout left, as `head` does: what is still buffered goes nowhere, without a complaint at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return BROKEN_PIPE
 
 
 def _say(sentence: str, code: int) -> int:

@@ -36,7 +36,8 @@ from corp_onnx.solve.ridge import DEFAULT_RIDGE
               help="Calibrate on N images drawn at random.  [default: all]")  # fmt: skip
 @click.option("--batch", "batch_size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N",
               help="Images at a time; memory grows with it.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the draw and of the held-back images.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
+              help="Of the draw and of the held-back images.")  # fmt: skip
 @click.option("--provider", default="cpu", show_default=True, metavar="NAME",
               help="ONNX Runtime provider for calibration and checks: cpu, cuda, ...")  # fmt: skip
 @click.option("--report", type=click.Path(path_type=Path), metavar="FILE",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from corp_onnx.evaluate import Evaluation, Score
@@ -20,7 +21,17 @@ PLAIN_WIDTH = 120
 
 def _console() -> Console:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH
-    return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
+    # no markup: a path may hold brackets
+    return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
+
+
+def _print_table(console: Console, table: Table) -> None:
+    """A table, in a narrow terminal as wide as it needs to be: a number cut short is another number."""
+    needed = Measurement.get(console, console.options.update(width=sys.maxsize), table).minimum
+    shown = console.width
+    console.width = max(shown, needed)
+    console.print(table)
+    console.width = shown
 
 
 def _table(*columns: str, left: int = 1) -> Table:
@@ -48,7 +59,7 @@ def print_inspection(found: Inspection) -> None:
                 unit.key, unit.spelling if unit.prunable else f"skipped: {unit.reason}", _width(unit),
                 str(unit.n_tokens), f"{unit.n_parameters:,}", f"{unit.macs / 1e6:.1f} M", f"{unit.mac_share:.1%}",
             )  # fmt: skip
-        console.print(table)
+        _print_table(console, table)
     for skip in found.skipped:
         console.print(f"skipped {KIND_NAMES[skip.kind]} at {skip.node}: {skip.reason}", soft_wrap=True)
     prunable = [u for u in found.units if u.prunable]
@@ -75,21 +86,24 @@ def print_pruning(result: PruneResult) -> None:
             unit = next((u for u in result.units if u.block == block and u.kind == kind), None)
             cells += ["-", "-", "-"] if unit is None else _unit_cells(unit)
         table.add_row(str(block), *cells)
-    console.print(table)
-    console.print(_sizes(result.dense, result.pruned))
+    _print_table(console, table)
+    _print_table(console, _sizes(result.dense, result.pruned))
     for skip in result.skipped:
         console.print(f"skipped {KIND_NAMES[skip.kind]} at {skip.node}: {skip.reason}", soft_wrap=True)
     held = result.held_out
     if held.agreement is not None and held.kl is not None:
+        drift = (
+            f", residual stream off by {held.stream_error[0]:.1%} after the first block and "
+            f"{held.stream_error[-1]:.1%} after the last"
+        )
         console.print(
             f"on {held.n_images} held-back images: agreement {held.agreement:.1%} ± {held.agreement_error or 0:.1%}, "
-            f"KL {held.kl:.3f}, residual stream off by {held.stream_error[0]:.1%} after the first block and "
-            f"{held.stream_error[-1]:.1%} after the last",
+            f"KL {held.kl:.3f}{drift if held.stream_error else ''}",
             soft_wrap=True,
         )
     else:
         console.print(f"on {held.n_images} held-back images: output off by {held.logit_error or 0:.1%}", soft_wrap=True)
-    n_pruned = len({u.key for u in result.units})
+    n_pruned = len({u.key for u in result.units if u.width_after < u.width_before})
     checks = ", ".join(c.name for c in result.checks)
     seconds = sum(s.seconds for s in result.stages)
     console.print(f"checks passed: {checks}; {seconds:.0f} s", soft_wrap=True)
@@ -126,7 +140,7 @@ def print_evaluation(result: Evaluation) -> None:
     table = _table("model", "top-1", "top-5", "agreement", "KL", "logit error")
     for score in [*baseline, *result.scores]:
         table.add_row(score.model, *_score_cells(score))
-    console.print(table)
+    _print_table(console, table)
     console.print(f"{result.n_images} images, {result.provider}")
 
 
