@@ -1,91 +1,46 @@
-"""An ONNX file in and out: load it, look at it by data flow, open it, save it whole or not at all.
+"""A model by data flow: nodes with producers and consumers, constants folded through what exporters leave between.
 
-Enters a path; leaves a `Model` (the parsed file, never mutated) and a `Graph` (its nodes with producers, consumers,
-constants, and the shapes that a real run gave). Weights that live in external files are read only when asked for.
+Enters a `Model`; leaves a `Graph`. The shapes and computed values in it are those of a real run (see probe.py);
+external weights are read only when asked for.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
-from google.protobuf.message import DecodeError
-from onnx import TensorProto, external_data_helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from corp_onnx.errors import ModelError
+from corp_onnx.model import FLOAT_TYPES, MAX_PROTO_BYTES, Model, batch_kind, file_size, input_dims, load_model
+from corp_onnx.proto import SMALL_ELEMENTS, node_graphs
 
-MAX_PROTO_BYTES = 2**31 - 2**20
-"""A protobuf message stops at 2 GiB; a mebibyte is left for the nodes."""
+__all__ = [
+    "FLOAT_TYPES",
+    "MAX_PROTO_BYTES",
+    "Graph",
+    "Model",
+    "Node",
+    "batch_kind",
+    "count_parameters",
+    "evaluate_node",
+    "file_size",
+    "input_dims",
+    "load_model",
+    "read_graph",
+]
 
-SMALL_ELEMENTS = 4096
-"""Initializers up to this size stay inside a skeleton: shapes, scales and split sizes are all smaller."""
-
-FLOAT_TYPES = {
-    TensorProto.FLOAT: "float32",
-    TensorProto.FLOAT16: "float16",
-    TensorProto.BFLOAT16: "bfloat16",
-    TensorProto.DOUBLE: "float64",
-}
-QUANTISED_OPS = frozenset(
-    {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "MatMulInteger",
-        "ConvInteger",
-        "QLinearMatMul",
-        "QLinearConv",
-        "MatMulNBits",
-        "MatMulIntegerToFloat",
-        "DynamicQuantizeMatMul",
-        "QAttention",
-        "QGemm",
-    }
-)
 CONSTANT_FOLDABLE = frozenset(
     {"Identity", "Cast", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Concat", "Slice", "Gather", "Mul", "Div"}
     | {"Add", "Sub", "Sqrt", "Neg", "Reciprocal", "Pow", "Split", "Expand", "CastLike", "Flatten", "Shape", "Range"}
 )
 """Operators that exporters leave between a stored constant and its use."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Model:
-    """A parsed ONNX file. `proto` is never mutated; external weights in it are references into `path.parent`."""
-
-    proto: onnx.ModelProto
-    path: Path
-    sha256: str
-
-    @property
-    def folder(self) -> Path:
-        """The folder that relative names of external data start from."""
-        return self.path.parent
-
-    @property
-    def has_external_data(self) -> bool:
-        """Whether any weight lives in another file."""
-        return any(external_data_helper.uses_external_data(t) for t in self.proto.graph.initializer)
-
-    @property
-    def opset(self) -> int:
-        """Version of the default operator set."""
-        return next((o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), 1)
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """The file's metadata properties."""
-        return {p.key: p.value for p in self.proto.metadata_props}
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -112,7 +67,7 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """The main graph of a model, seen by data flow. `shapes`, `values` and `types` are those of one run (see `probe.py`)."""
+    """The main graph of a model by data flow. `shapes`, `values` and `types` are those of one run (see probe.py)."""
 
     model: Model
     nodes: tuple[Node, ...]
@@ -126,9 +81,15 @@ class Graph:
     types: dict[str, int] = field(default_factory=dict)
     n_images: int = 1
     _folded: dict[str, np.ndarray | None] = field(default_factory=dict)
+    _constant: dict[str, bool] = field(default_factory=dict)
 
     def is_constant(self, name: str) -> bool:
         """Whether a tensor is stored in the file, possibly behind Identity, Cast, Transpose and their like."""
+        if name not in self._constant:
+            self._constant[name] = self._find_constant(name)
+        return self._constant[name]
+
+    def _find_constant(self, name: str) -> bool:
         if name in self.inputs:
             return False
         if name in self.initializers:
@@ -138,11 +99,8 @@ class Graph:
             return False
         if node.op == "Constant":
             return True
-        return (
-            node.op in CONSTANT_FOLDABLE
-            and bool(node.inputs)
-            and all(not i or self.is_constant(i) for i in node.inputs)
-        )
+        foldable = node.op in CONSTANT_FOLDABLE and any(node.inputs)
+        return foldable and all(not i or self.is_constant(i) for i in node.inputs)
 
     def constant(self, name: str) -> np.ndarray | None:
         """The value of a stored tensor, folded through what lies between; None when it is not one."""
@@ -199,61 +157,9 @@ class Graph:
     def float_type(self) -> str:
         """The precision that holds most weight elements: float32, float16, bfloat16 or float64."""
         counts: dict[str, int] = defaultdict(int)
-        for tensor in self.initializers.values():
-            name = FLOAT_TYPES.get(tensor.data_type)  # type: ignore[arg-type]
-            if name is not None:
-                counts[name] += math.prod(tensor.dims)
+        for tensor in stored_floats(self):
+            counts[FLOAT_TYPES[tensor.data_type]] += math.prod(tensor.dims)  # type: ignore[index]
         return max(counts, key=lambda k: counts[k], default="float32")
-
-
-def load_model(path: Path | str) -> Model:
-    """Parse an ONNX file.
-
-    Returns:
-        The model; weights in external files are left where they are. Local functions are inlined.
-
-    Raises:
-        ModelError: the file is missing, is not ONNX, is quantised, or misses its external data.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file. Give the path of an .onnx file.")
-    try:
-        proto = onnx.load(str(path), load_external_data=False)
-    except (DecodeError, ValueError, OSError, RuntimeError) as error:
-        raise ModelError(f"{path}: not a readable ONNX file ({str(error).splitlines()[0]}).") from error
-    if not proto.graph.node:
-        raise ModelError(f"{path}: parsed, but it has no graph with nodes; is it really an ONNX file?")
-    _refuse_quantised(proto, path)
-    for tensor in proto.graph.initializer:
-        if external_data_helper.uses_external_data(tensor):
-            info = external_data_helper.ExternalDataInfo(tensor)
-            if not (path.parent / info.location).is_file():
-                raise ModelError(
-                    f"{path}: weight '{tensor.name}' is stored in '{info.location}', which is not beside the model. "
-                    f"Copy that file to {path.parent}."
-                )
-    if proto.functions:
-        proto = onnx.inliner.inline_local_functions(proto)
-    return Model(proto=proto, path=path, sha256=hash_file(path))
-
-
-def _refuse_quantised(proto: onnx.ModelProto, path: Path) -> None:
-    found = sorted({n.op_type for n in proto.graph.node if n.op_type in QUANTISED_OPS})
-    if found:
-        raise ModelError(
-            f"{path}: the model is already quantised (it has {', '.join(found)}). Prune the float model first, "
-            "then quantise the result."
-        )
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal (external data is not part of it)."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def read_graph(model: Model) -> Graph:
@@ -294,13 +200,11 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[Node]:
 def _captured(node: onnx.NodeProto) -> set[str]:
     """Names that the subgraphs of an If, Loop or Scan read from around them."""
     names: set[str] = set()
-    for attribute in node.attribute:
-        for graph in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
-            inner = {o for n in graph.node for o in n.output} | {i.name for i in graph.initializer}
-            reads = {i for n in graph.node for i in n.input} | {o.name for o in graph.output}
-            names |= (
-                (reads | {c for n in graph.node for c in _captured(n)}) - inner - {i.name for i in graph.input} - {""}
-            )
+    for graph in node_graphs(node):
+        inner = {o for n in graph.node for o in n.output} | {i.name for i in (*graph.initializer, *graph.input)}
+        reads = {i for n in graph.node for i in n.input} | {o.name for o in graph.output}
+        reads |= {c for n in graph.node for c in _captured(n)}
+        names |= reads - inner - {""}
     return names
 
 
@@ -318,85 +222,13 @@ def _constant_value(node: Node) -> np.ndarray:
     return np.asarray(value, dtype=np.float32 if "float" in name else np.int64 if "int" in name else None)
 
 
+def stored_floats(graph: Graph) -> list[TensorProto]:
+    """The stored floating-point tensors, in initializers and Constant nodes; a scalar Constant is a setting."""
+    inline = [n.attrs["value"] for n in graph.nodes if n.op == "Constant" and "value" in n.attrs]
+    stored = [*graph.initializers.values(), *(t for t in inline if math.prod(t.dims) > 1)]
+    return [t for t in stored if t.data_type in FLOAT_TYPES]
+
+
 def count_parameters(graph: Graph) -> int:
     """Elements of the stored floating-point tensors with a dimension; scalars are settings and not parameters."""
-    stored = [t for t in graph.initializers.values() if t.data_type in FLOAT_TYPES and len(t.dims) > 0]
-    inline = [n.attrs["value"] for n in graph.nodes if n.op == "Constant" and "value" in n.attrs]
-    stored += [t for t in inline if t.data_type in FLOAT_TYPES and math.prod(t.dims) > 1]
-    return sum(math.prod(t.dims) for t in stored)
-
-
-def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a model whose large weights carry shapes but no bytes: for checks that only read the structure."""
-    light = onnx.ModelProto()
-    light.CopyFrom(without_weights(proto))
-    for tensor in proto.graph.initializer:
-        kept = light.graph.initializer.add()
-        if math.prod(tensor.dims) <= SMALL_ELEMENTS and not external_data_helper.uses_external_data(tensor):
-            kept.CopyFrom(tensor)
-        else:
-            kept.name, kept.data_type, kept.data_location = tensor.name, tensor.data_type, TensorProto.EXTERNAL
-            kept.dims.extend(tensor.dims)
-            kept.external_data.add(key="location", value="weights")
-    return light
-
-
-def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a model with an empty initializer list; the weights are never copied on the way."""
-    light = onnx.ModelProto()
-    for model_field, value in proto.ListFields():
-        if model_field.name == "graph":
-            continue
-        if isinstance(value, (str, bytes, int, float)):
-            setattr(light, model_field.name, value)
-        elif model_field.message_type and not hasattr(value, "append"):
-            getattr(light, model_field.name).CopyFrom(value)
-        else:
-            getattr(light, model_field.name).extend(value)
-    source, graph = proto.graph, light.graph
-    graph.name, graph.doc_string = source.name, source.doc_string
-    graph.node.extend(source.node)
-    graph.input.extend(source.input)
-    graph.output.extend(source.output)
-    graph.value_info.extend(source.value_info)
-    graph.sparse_initializer.extend(source.sparse_initializer)
-    graph.quantization_annotation.extend(source.quantization_annotation)
-    graph.metadata_props.extend(source.metadata_props)
-    return light
-
-
-def input_dims(model: Model) -> dict[str, tuple[int | None, ...]]:
-    """The declared dimensions of every real input; None where they are dynamic."""
-    stored = {t.name for t in model.proto.graph.initializer}
-    dims: dict[str, tuple[int | None, ...]] = {}
-    for value in model.proto.graph.input:
-        if value.name not in stored:
-            shape = value.type.tensor_type.shape.dim
-            dims[value.name] = tuple(
-                d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in shape
-            )
-    return dims
-
-
-def batch_kind(model: Model) -> int | None:
-    """The fixed batch size of the model, or None when its batch is dynamic."""
-    return next(iter(input_dims(model).values()))[0]
-
-
-def read_metadata(path: Path | str) -> dict[str, str]:
-    """The metadata properties of an ONNX file, weights untouched."""
-    return load_model(path).metadata
-
-
-def file_size(model: Model) -> int:
-    """Bytes on disk of the file and of the external files it names."""
-    tensors = [t for t in model.proto.graph.initializer if external_data_helper.uses_external_data(t)]
-    beside = {external_data_helper.ExternalDataInfo(t).location for t in tensors}
-    return model.path.stat().st_size + sum((model.folder / name).stat().st_size for name in beside)
-
-
-def names_in_use(proto: onnx.ModelProto) -> set[str]:
-    """Every tensor name of the main graph."""
-    graph = proto.graph
-    named: Sequence[Any] = [*graph.input, *graph.output, *graph.initializer]
-    return {v.name for v in named} | {n for node in graph.node for n in [*node.input, *node.output]}
+    return sum(math.prod(t.dims) for t in stored_floats(graph) if len(t.dims) > 0)

@@ -15,7 +15,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from corp_onnx.errors import ModelError
-from corp_onnx.graph import Graph, Model, batch_kind, read_graph, skeleton
+from corp_onnx.graph import Graph, Model, batch_kind, read_graph
+from corp_onnx.proto import skeleton
 from corp_onnx.runtime import first_sentence, open_extended, random_feeds
 
 PROBE_IMAGES = 2

@@ -17,7 +17,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from corp_onnx.errors import InputError, MissingExtraError, ModelError, OptionError
-from corp_onnx.graph import Model, input_dims, without_weights
+from corp_onnx.graph import Model, input_dims
+from corp_onnx.proto import without_weights
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",

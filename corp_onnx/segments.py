@@ -16,7 +16,8 @@ import onnx
 from onnx import helper
 
 from corp_onnx.errors import ModelError
-from corp_onnx.graph import Graph, Model, read_graph, without_weights
+from corp_onnx.graph import Graph, Model, read_graph
+from corp_onnx.proto import without_weights
 from corp_onnx.runtime import TAP_PREFIX, first_sentence, start_session
 
 

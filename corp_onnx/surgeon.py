@@ -16,7 +16,8 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from corp_onnx.blocks.units import Slot, WidthSpelling
-from corp_onnx.graph import Graph, Node, names_in_use, skeleton, without_weights
+from corp_onnx.graph import Graph, Node
+from corp_onnx.proto import names_in_use, node_graphs, skeleton, without_weights
 
 G_LOGGER.severity = G_LOGGER.ERROR
 
@@ -176,9 +177,8 @@ class Surgeon:
 
 
 def _subgraph_reads(node: onnx.NodeProto) -> set[str]:
-    graphs = [g for a in node.attribute for g in ([a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs)]
-    names = {name for g in graphs for inner in g.node for name in inner.input}
-    return names | {name for g in graphs for inner in g.node for name in _subgraph_reads(inner)}
+    names = {name for graph in node_graphs(node) for inner in graph.node for name in inner.input}
+    return names | {name for graph in node_graphs(node) for inner in graph.node for name in _subgraph_reads(inner)}
 
 
 def _set_property(model: onnx.ModelProto, key: str, value: str) -> None:

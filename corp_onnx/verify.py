@@ -24,7 +24,8 @@ import onnx
 from corp_onnx.blocks import AttentionUnit, Blocks, MlpUnit, Operand
 from corp_onnx.errors import CheckFailedError, ModelError
 from corp_onnx.fullwidth import identity_changes, pad_changes
-from corp_onnx.graph import Graph, Model, load_model, skeleton
+from corp_onnx.graph import Graph, Model, load_model
+from corp_onnx.proto import skeleton
 from corp_onnx.results import CheckResult
 from corp_onnx.rewrite import AttentionChange, Changes, MlpChange, apply_changes, mapped_bias, mapped_weight
 from corp_onnx.runtime import first_sentence, open_session, open_tapped

@@ -1,0 +1,163 @@
+"""An ONNX file as it is: parsed, refused with a reason where it can not be pruned, weights left where they are.
+
+Enters a path; leaves a `Model`, which is never changed. External weights stay references into the file's folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx.inliner
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, external_data_helper
+
+from corp_onnx.errors import ModelError
+
+MAX_PROTO_BYTES = 2**31 - 2**20
+"""A protobuf message stops at 2 GiB; a mebibyte is left for the nodes."""
+
+FLOAT_TYPES = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.BFLOAT16: "bfloat16",
+    TensorProto.DOUBLE: "float64",
+}
+QUANTISED_OPS = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+        "ConvInteger",
+        "QLinearMatMul",
+        "QLinearConv",
+        "MatMulNBits",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+        "QAttention",
+        "QGemm",
+    }
+)
+MIN_IR_OVERRIDABLE = 4
+"""Intermediate representation from which on an initializer need not be an input as well."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """A parsed ONNX file. `proto` is never mutated; external weights in it are references into `path.parent`."""
+
+    proto: onnx.ModelProto
+    path: Path
+    sha256: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative names of external data start from."""
+        return self.path.parent
+
+    @property
+    def has_external_data(self) -> bool:
+        """Whether any weight lives in another file."""
+        return any(external_data_helper.uses_external_data(t) for t in self.proto.graph.initializer)
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set."""
+        return next((o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The file's metadata properties."""
+        return {p.key: p.value for p in self.proto.metadata_props}
+
+
+def load_model(path: Path | str) -> Model:
+    """Parse an ONNX file.
+
+    Returns:
+        The model; weights in external files are left where they are. Local functions are inlined, and an input that
+        is only there to override a stored weight is left out: a weight that can change from outside has no width.
+
+    Raises:
+        ModelError: the file is missing, is not ONNX, is quantised, or misses its external data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file. Give the path of an .onnx file.")
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, ValueError, OSError, RuntimeError) as error:
+        raise ModelError(f"{path}: not a readable ONNX file ({str(error).splitlines()[0]}).") from error
+    if not proto.graph.node:
+        raise ModelError(f"{path}: parsed, but it has no graph with nodes; is it really an ONNX file?")
+    _refuse_quantised(proto, path)
+    _require_external_data(proto, path)
+    if proto.functions:
+        proto = onnx.inliner.inline_local_functions(proto)
+    _drop_overridable(proto)
+    return Model(proto=proto, path=path, sha256=hash_file(path))
+
+
+def _refuse_quantised(proto: onnx.ModelProto, path: Path) -> None:
+    found = sorted({n.op_type for n in proto.graph.node if n.op_type in QUANTISED_OPS})
+    if found:
+        raise ModelError(
+            f"{path}: the model is already quantised (it has {', '.join(found)}). Prune the float model first, "
+            "then quantise the result."
+        )
+
+
+def _require_external_data(proto: onnx.ModelProto, path: Path) -> None:
+    for tensor in proto.graph.initializer:
+        if external_data_helper.uses_external_data(tensor):
+            info = external_data_helper.ExternalDataInfo(tensor)
+            if not (path.parent / info.location).is_file():
+                raise ModelError(
+                    f"{path}: weight '{tensor.name}' is stored in '{info.location}', which is not beside the model. "
+                    f"Copy that file to {path.parent}."
+                )
+
+
+def _drop_overridable(proto: onnx.ModelProto) -> None:
+    """Leave out the inputs that repeat an initializer, as old exporters write them."""
+    stored = {t.name for t in proto.graph.initializer}
+    real = [i for i in proto.graph.input if i.name not in stored]
+    if len(real) < len(proto.graph.input):
+        del proto.graph.input[:]
+        proto.graph.input.extend(real)
+        proto.ir_version = max(proto.ir_version, MIN_IR_OVERRIDABLE)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal (external data is not part of it)."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def input_dims(model: Model) -> dict[str, tuple[int | None, ...]]:
+    """The declared dimensions of every input; None where they are dynamic."""
+    return {
+        value.name: tuple(
+            d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None
+            for d in value.type.tensor_type.shape.dim
+        )
+        for value in model.proto.graph.input
+    }
+
+
+def batch_kind(model: Model) -> int | None:
+    """The fixed batch size of the model, or None when its batch is dynamic."""
+    return next((dims[0] for dims in input_dims(model).values() if dims), None)
+
+
+def file_size(model: Model) -> int:
+    """Bytes on disk of the file and of the external files it names."""
+    tensors = [t for t in model.proto.graph.initializer if external_data_helper.uses_external_data(t)]
+    beside = {external_data_helper.ExternalDataInfo(t).location for t in tensors}
+    return model.path.stat().st_size + sum((model.folder / name).stat().st_size for name in beside)
