@@ -14,6 +14,7 @@ import click
 
 from corp_onnx._version import __version__
 from corp_onnx.cli.evaluate import evaluate
+from corp_onnx.cli.export import export
 from corp_onnx.cli.inspect import inspect
 from corp_onnx.cli.prune import prune
 from corp_onnx.errors import CorpOnnxError
@@ -37,7 +38,7 @@ def cli() -> None:
     """
 
 
-for verb in (inspect, prune, evaluate):
+for verb in (inspect, prune, evaluate, export):
     cli.add_command(verb)
 
 
