@@ -85,10 +85,12 @@ def load_model(path: Path | str) -> Model:
         ModelError: the file is missing, is not ONNX, is quantised, or misses its external data.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ModelError(f"{path}: is a folder. Give the path of an .onnx file.")
     if not path.is_file():
         raise ModelError(f"{path}: no such file. Give the path of an .onnx file.")
     try:
-        proto = onnx.load(str(path), load_external_data=False)
+        proto = onnx.load(str(path), format="protobuf", load_external_data=False)  # whatever its name ends in
     except (DecodeError, ValueError, OSError, RuntimeError) as error:
         raise ModelError(f"{path}: not a readable ONNX file ({str(error).splitlines()[0]}).") from error
     if not proto.graph.node:

@@ -71,4 +71,6 @@ def open_runner(path: Path, *, provider: str = "cpu", threads: int | None = None
         ModelError: ONNX Runtime can not load it, or an input is not a tensor of numbers.
     """
     session = open_session(path, provider=provider, threads=threads)
+    if not session.get_inputs() or not session.get_outputs():
+        raise ModelError(f"{path}: has no input or no output; expected a model from images to answers.")
     return Runner(path, session, read_inputs(session))

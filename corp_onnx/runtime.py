@@ -30,6 +30,9 @@ PROVIDERS = {
 }
 """What a person types, and ONNX Runtime's name for it."""
 
+MAX_SENTENCE = 300
+"""Characters of ONNX Runtime's message that an error quotes."""
+
 TAP_PREFIX = "corp_onnx.tap/"
 """In front of the name of an exposed tensor, so that it can not meet a name of the graph."""
 
@@ -80,6 +83,8 @@ def open_session(model: Model | Path | str, *, provider: str = "cpu", threads: i
         ModelError: ONNX Runtime can not load the model.
     """
     path = model.path if isinstance(model, Model) else Path(model)
+    if path.is_dir():
+        raise ModelError(f"{path}: is a folder. Give the path of an .onnx file.")
     if not path.is_file():
         raise ModelError(f"{path}: no such file. Give the path of an .onnx file.")
     return _start(str(path), _options(threads), provider, str(path))
@@ -106,7 +111,10 @@ def first_sentence(error: Exception) -> str:
     """The first line of an ONNX Runtime message without its status code and source position."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    return re.sub(r"\S*/onnxruntime/\S+:\d+ \S+?\)? (?=[A-Z])", "", text)[:300].rstrip(".")
+    text = re.sub(r"^Load model from .*? failed:\s*", "", text)
+    # file, line, and either a signature in C++ or the bare name of a function
+    text = re.sub(r"\S+\.(?:cc|h|cpp):\d+ (?:(?:\S+ )?\S+\(.*?\) (?=[A-Z])|\S+ )", "", text)
+    return text[:MAX_SENTENCE].rstrip(". ")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
