@@ -29,8 +29,9 @@ from corp_onnx.plan import UnitPlan, gather_changes, mlp_change, qk_change
 from corp_onnx.rewrite import AttentionChange, apply_changes
 from corp_onnx.solve.mlp import compensate_mlp, drop_mlp
 from corp_onnx.solve.obs import rank_obs
-from corp_onnx.solve.qk import drop_qk, low_rank_logits, select_logit_energy, trace_logit_curve
+from corp_onnx.solve.qk import compensate_qk, drop_qk, low_rank_logits, select_logit_energy, trace_logit_curve
 from corp_onnx.solve.ridge import DEFAULT_RIDGE
+from corp_onnx.solve.select import ChannelOrder, rank_energy, rank_magnitude, trace_error_curve
 from corp_onnx.solve.vo import compensate_vo, trace_value_curve
 
 PROBE_FRACTION = 0.5
@@ -45,6 +46,9 @@ class BestSettings:
 
     Args:
         ridge: lambda of MLP and VO compensation, relative to the mean diagonal.
+        rank: order of the hidden channels: `obs`, or the paper's `energy` or `magnitude`.
+        qk: `low-rank`, or the paper's kept dimensions with `sylvester` compensation.
+        compensate: False cuts only, as an ablation; the refit would undo that and is left out.
         vo: prune values as well.
         align: widths are multiples of this (a unit may also stay whole).
         equal_heads: query/key and value widths of a block are the same, as fused attention kernels want.
@@ -53,6 +57,9 @@ class BestSettings:
     """
 
     ridge: float = DEFAULT_RIDGE
+    rank: Literal["obs", "energy", "magnitude"] = "obs"
+    qk: Literal["low-rank", "sylvester"] = "low-rank"
+    compensate: bool = True
     vo: bool = True
     align: int = 8
     equal_heads: bool = False
@@ -86,7 +93,7 @@ def trace_choices(
     for unit in units.mlps:
         choices.append(_mlp_choice(graph, unit, moments[unit.key], settings, facts[unit.key]))
     for unit in units.qk_pairs:
-        choices.append(_qk_choice(unit, moments[unit.qk_key], facts[unit.qk_key]))
+        choices.append(_qk_choice(unit, moments[unit.qk_key], settings, facts[unit.qk_key]))
     for unit in units.vo_pairs:
         choices.append(_vo_choice(graph, unit, moments[unit.vo_key], settings, facts[unit.vo_key]))
     return tuple(choices)
@@ -101,27 +108,40 @@ def _mlp_choice(graph: Graph, unit: MlpUnit, moments, settings: BestSettings, fa
     weight = unit.down.read_weight(graph).astype(np.float64)
     stored = unit.down.read_bias(graph)
     bias = np.zeros(unit.down.d_out) if stored is None else stored.astype(np.float64)
-    order = rank_obs(moments, weight, settings.ridge)
+    order = _order_channels(moments, weight, settings)
     assert order.error_curve is not None
 
     def solve(width: int) -> UnitPlan:
         kept_idx = order.kept_idx(width)
-        solution = compensate_mlp(weight, bias, moments, kept_idx, settings.ridge)
+        dropped = drop_mlp(weight, bias, kept_idx)
+        solved = compensate_mlp(weight, bias, moments, kept_idx, settings.ridge) if settings.compensate else dropped
         return UnitPlan(
-            unit.key, unit.key, "mlp", unit.d_hidden, width, solution.condition_number,
-            mlp_change(solution), mlp_change(drop_mlp(weight, bias, kept_idx)),
+            unit.key, unit.key, "mlp", unit.d_hidden, width, solved.condition_number,
+            mlp_change(solved), mlp_change(dropped),
         )  # fmt: skip
 
     return UnitChoice(unit.key, "mlp", unit.d_hidden, order.error_curve, *_slopes(facts, unit.d_hidden), solve)
 
 
-def _qk_choice(unit: AttentionUnit, moments, facts) -> UnitChoice:
+def _order_channels(moments: ChannelMoments, weight: np.ndarray, settings: BestSettings) -> ChannelOrder:
+    """The order with its error curve."""
+    if settings.rank == "obs":
+        return rank_obs(moments, weight, settings.ridge)
+    order = rank_energy(moments) if settings.rank == "energy" else rank_magnitude(weight)
+    return trace_error_curve(order, weight, moments.covariance, settings.ridge)
+
+
+def _qk_choice(unit: AttentionUnit, moments, settings: BestSettings, facts) -> UnitChoice:
     assert isinstance(moments, LogitMoments)
     q_gram, k_gram = moments.q_gram, moments.k_centred_gram
 
     def solve(width: int) -> UnitPlan:
-        solution = low_rank_logits(q_gram, k_gram, width)
-        dropped = drop_qk(select_logit_energy(moments, width), unit.d_qk)
+        kept_idx = select_logit_energy(moments, width)
+        dropped = solution = drop_qk(kept_idx, unit.d_qk)
+        if settings.compensate and settings.qk == "low-rank":
+            solution = low_rank_logits(q_gram, k_gram, width)
+        elif settings.compensate:
+            solution = compensate_qk(q_gram, moments.k_gram, kept_idx, settings.ridge)
         return UnitPlan(
             unit.qk_key, unit.key, "qk", unit.d_qk, width, solution.condition_number,
             qk_change(solution), qk_change(dropped),
@@ -142,9 +162,10 @@ def _vo_choice(graph: Graph, unit: AttentionUnit, moments, settings: BestSetting
     def solve(width: int) -> UnitPlan:
         solution = compensate_vo(weight, bias, moments, unit.n_heads, width, settings.ridge)
         solved = AttentionChange(v_map=solution.v_map, out_weight=solution.weight, out_bias=solution.bias)
+        dropped = _drop_vo(weight, bias, moments, unit, width)
         return UnitPlan(
             unit.vo_key, unit.key, "vo", unit.d_v, width, solution.condition_number,
-            solved, _drop_vo(weight, bias, moments, unit, width),
+            solved if settings.compensate else dropped, dropped,
         )  # fmt: skip
 
     curve = trace_value_curve(weight, moments, unit.n_heads, settings.ridge)

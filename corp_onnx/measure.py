@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from corp_onnx.blocks import Blocks
+from corp_onnx.blocks import Blocks, Linear
 from corp_onnx.calibrate import (
     Progress,
     Units,
@@ -63,27 +63,36 @@ def measure_units(
 ) -> dict[str, tuple[float, float]]:
     """(relative error, the same without compensation) of every unit by its key (see `results.UnitResult`)."""
     by_key = {plan.key: plan for plan in plans}
-    energies: dict[str, _Energy] = {}
-    dense: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for unit in units.mlps:
-        bias = unit.down.read_bias(graph)
-        weight = unit.down.read_weight(graph).astype(np.float32)
-        dense[unit.key] = weight, np.zeros(unit.down.d_out, np.float32) if bias is None else bias.astype(np.float32)
-    for arrays, n_real in run_tapped(tap_units(graph, units, provider=provider), images, batch_size):
-        for unit in units.mlps:
-            hidden = read_tokens(arrays[unit.hidden], graph, n_real)
-            weight, bias = dense[unit.key]
-            _add_mlp(energies.setdefault(unit.key, _Energy()), by_key[unit.key], hidden, weight, bias)
-        for unit in units.qk_pairs:
+    planned = Units(
+        tuple(u for u in units.mlps if u.key in by_key),
+        tuple(u for u in units.qk_pairs if u.qk_key in by_key),
+        tuple(u for u in units.vo_pairs if u.vo_key in by_key),
+    )
+    products = {u.key: (u.hidden, u.down) for u in planned.mlps}
+    products |= {u.vo_key: (u.out.linear.input, u.out.linear) for u in planned.vo_pairs if u.out is not None}
+    dense = {key: _read_product(graph, linear) for key, (_, linear) in products.items()}
+    energies = {plan.key: _Energy() for plan in plans}
+    for arrays, n_real in run_tapped(tap_units(graph, planned, provider=provider), images, batch_size):
+        for key, (regressor, _) in products.items():
+            _add_product(energies[key], by_key[key], read_tokens(arrays[regressor], graph, n_real), *dense[key])
+        for unit in planned.qk_pairs:
             q, k = read_queries_keys(arrays, graph, unit, n_real)
-            _add_logits(energies.setdefault(unit.qk_key, _Energy()), by_key[unit.qk_key], q, k)
+            _add_logits(energies[unit.qk_key], by_key[unit.qk_key], q, k)
         if progress:
             progress(n_real)
     return {key: energy.relative() for key, energy in energies.items()}
 
 
-def _add_mlp(energy: _Energy, plan: UnitPlan, hidden: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:
-    exact = hidden @ weight.T + bias
+def _read_product(graph: Graph, linear: Linear) -> tuple[np.ndarray, np.ndarray]:
+    """Weight and bias of a dense product in float32; zeros where it has no bias."""
+    bias = linear.read_bias(graph)
+    weight = linear.read_weight(graph).astype(np.float32)
+    return weight, np.zeros(linear.d_out, np.float32) if bias is None else bias.astype(np.float32)
+
+
+def _add_product(energy: _Energy, plan: UnitPlan, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:
+    """The last product of an MLP or of an attention, on the dense model's regressor x [tokens, n]."""
+    exact = x @ weight.T + bias
     if energy.pivot is None:
         energy.pivot = exact.mean(axis=0)
     about = exact - energy.pivot
@@ -91,9 +100,19 @@ def _add_mlp(energy: _Energy, plan: UnitPlan, hidden: np.ndarray, weight: np.nda
     energy.total = energy.total + about.sum(axis=0, dtype=np.float64)
     energy.count += len(exact)
     for change, field in ((plan.solved, "error"), (plan.dropped, "error_without")):
-        assert isinstance(change, MlpChange)
-        cut = hidden[:, change.kept_idx] @ change.weight.astype(np.float32).T + change.bias.astype(np.float32)
-        setattr(energy, field, getattr(energy, field) + float(np.square(cut - exact).sum(dtype=np.float64)))
+        difference = _changed_product(change, x) - exact
+        setattr(energy, field, getattr(energy, field) + float(np.square(difference).sum(dtype=np.float64)))
+
+
+def _changed_product(change: MlpChange | AttentionChange, x: np.ndarray) -> np.ndarray:
+    if isinstance(change, MlpChange):
+        return x[:, change.kept_idx] @ change.weight.astype(np.float32).T + change.bias.astype(np.float32)
+    assert change.v_map is not None
+    assert change.out_weight is not None
+    assert change.out_bias is not None
+    heads = x.reshape(len(x), len(change.v_map), -1)  # [tokens, H, d]
+    kept = np.einsum("thd,hrd->thr", heads, change.v_map.astype(np.float32), optimize=True).reshape(len(x), -1)
+    return kept @ change.out_weight.astype(np.float32).T + change.out_bias.astype(np.float32)
 
 
 def _add_logits(energy: _Energy, plan: UnitPlan, q: np.ndarray, k: np.ndarray) -> None:

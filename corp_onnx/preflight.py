@@ -18,6 +18,7 @@ from corp_onnx.calibrate import Units, choose_units
 from corp_onnx.errors import NonFiniteError, NothingToPruneError, OptionError, OutputError
 from corp_onnx.graph import FLOAT_TYPES, Graph, Model
 from corp_onnx.plan import Cut, kept_width
+from corp_onnx.settings import PruneSettings
 
 SUFFIX = ".onnx"
 """Of what is written: onnx and ONNX Runtime read .json, .ort and .textproto files as other formats."""
@@ -80,6 +81,18 @@ def _stored_name(graph: Graph, name: str) -> str:
     """The stored tensor behind the Transpose, Cast or Identity that an exporter left in between."""
     node = graph.producers.get(name)
     return _stored_name(graph, node.inputs[0]) if node is not None and node.inputs else name
+
+
+def choose_wanted(graph: Graph, blocks: Blocks, settings: PruneSettings) -> Units:
+    """The units that the settings make narrower.
+
+    Raises:
+        OptionError: fractions that remove nothing.
+        NothingToPruneError: no unit of a wanted kind was recognised.
+    """
+    if settings.fractions is not None:
+        return choose_cut(graph, blocks, settings.fractions)
+    return choose_units(blocks, vo=settings.best.vo)
 
 
 def choose_cut(graph: Graph, blocks: Blocks, cut: Cut) -> Units:

@@ -166,6 +166,7 @@ class PruneResult:
     skipped: tuple[SkipFacts, ...]
     held_out: HeldOut
     checks: tuple[CheckResult, ...]
+    notes: tuple[str, ...]
     warnings: tuple[str, ...]
     stages: tuple[StageTime, ...]
     peak_memory_bytes: int | None

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from corp_onnx.blocks import find_blocks
 from corp_onnx.calibrate import choose_units, collect_moments
+from corp_onnx.calibset import HELD_OUT_FRACTION, MAX_HELD_OUT
 from corp_onnx.evaluate import evaluate_models
-from corp_onnx.graph import load_model
+from corp_onnx.graph import input_dims, load_model
 from corp_onnx.images import open_images, split_holdout
 from corp_onnx.plan import Cut, gather_changes, plan_paper
 from corp_onnx.probe import count_macs, probe_graph
-from corp_onnx.prune import HELD_OUT_FRACTION, MAX_HELD_OUT, Preprocessing, choose_recipe
+from corp_onnx.recipe import find_recipe
 from corp_onnx.rewrite import apply_changes
 from corp_onnx.staging import write_model
 
@@ -49,7 +50,7 @@ def main() -> None:
     graph = probe_graph(load_model(args.model))
     blocks = find_blocks(graph)
     units = choose_units(blocks)
-    images = open_images(args.calib, choose_recipe(graph.model, Preprocessing(), args.calib))
+    images = open_images(args.calib, find_recipe(graph.model.metadata, next(iter(input_dims(graph.model).values()))))
     held = min(HELD_OUT_FRACTION, MAX_HELD_OUT / images.n_images)
     calibration, _ = split_holdout(images, held, args.seed)
     moments = collect_moments(graph, units, calibration)

@@ -90,6 +90,8 @@ def print_pruning(result: PruneResult) -> None:
     _print_table(console, _sizes(result.dense, result.pruned))
     for skip in result.skipped:
         console.print(f"skipped {KIND_NAMES[skip.kind]} at {skip.node}: {skip.reason}", soft_wrap=True)
+    for note in result.notes:
+        console.print(note, soft_wrap=True)
     held = result.held_out
     if held.agreement is not None and held.kl is not None:
         drift = (
