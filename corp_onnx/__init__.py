@@ -1,5 +1,79 @@
-"""Make a Vision Transformer that exists only as an ONNX file smaller and faster."""
+"""Make a Vision Transformer that exists only as an ONNX file smaller and faster: no labels, gradients or fine-tuning.
+
+    prune_model      a model and images -> a smaller model and its report
+    inspect_model    a model -> its blocks and units, and what was not recognised
+    evaluate_models  models and images -> accuracy, agreement, KL
+    export_model     a timm model -> an ONNX file (extra: export)
+
+Each verb of the command line is one of these functions. Names are loaded when they are first used, so that importing
+the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from corp_onnx._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from corp_onnx.best import BestSettings
+    from corp_onnx.errors import CorpOnnxError
+    from corp_onnx.evaluate import Evaluation, evaluate_models
+    from corp_onnx.export import ExportResult, export_model
+    from corp_onnx.images import open_images
+    from corp_onnx.inspect import inspect_model
+    from corp_onnx.plan import Cut
+    from corp_onnx.prune import prune_model
+    from corp_onnx.recipe import Recipe
+    from corp_onnx.results import Inspection, PruneResult
+    from corp_onnx.settings import Budget, Preprocessing, PruneSettings
+
+_HOMES = {
+    "BestSettings": "best",
+    "Budget": "settings",
+    "CorpOnnxError": "errors",
+    "Cut": "plan",
+    "Evaluation": "evaluate",
+    "ExportResult": "export",
+    "Inspection": "results",
+    "Preprocessing": "settings",
+    "PruneResult": "results",
+    "PruneSettings": "settings",
+    "Recipe": "recipe",
+    "evaluate_models": "evaluate",
+    "export_model": "export",
+    "inspect_model": "inspect",
+    "open_images": "images",
+    "prune_model": "prune",
+}
+
+__all__ = [
+    "BestSettings",
+    "Budget",
+    "CorpOnnxError",
+    "Cut",
+    "Evaluation",
+    "ExportResult",
+    "Inspection",
+    "Preprocessing",
+    "PruneResult",
+    "PruneSettings",
+    "Recipe",
+    "__version__",
+    "evaluate_models",
+    "export_model",
+    "inspect_model",
+    "open_images",
+    "prune_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'corp_onnx' has no attribute '{name}'")
+    return getattr(import_module(f"corp_onnx.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
