@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ from onnx import TensorProto, helper
 from corp_onnx.errors import ModelError
 from corp_onnx.graph import Graph, Model, batch_kind, read_graph
 from corp_onnx.proto import skeleton
-from corp_onnx.runtime import first_sentence, open_extended, random_feeds
+from corp_onnx.runtime import first_sentence, open_extended, possible_feeds
 
 PROBE_IMAGES = 2
 """Two where the batch is dynamic, so that a batch axis can be told from an axis of size one."""
@@ -25,6 +26,11 @@ PROBE_IMAGES = 2
 SHAPE_PREFIX = "corp_onnx.shape/"
 VALUE_PREFIX = "corp_onnx.value/"
 INTEGER_TYPES = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL})
+COMPARISONS = ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "IsNaN")
+COUNTERS = ("Shape", "Size", "ArgMax", "ArgMin", "NonZero", "Range")
+TYPE_MAKERS = dict.fromkeys(COMPARISONS, TensorProto.BOOL) | dict.fromkeys(COUNTERS, TensorProto.INT64)
+"""Operators whose output has another type than their first input."""
+
 SMALL_VALUE = 64
 """Integer tensors up to this size are kept: shapes, axes, split sizes, and no index tables."""
 
@@ -36,16 +42,16 @@ def probe_graph(model: Model) -> Graph:
         ModelError: ONNX Runtime can not load or run the model.
     """
     graph = read_graph(model)
-    types = _element_types(model)
+    types = _element_types(graph)
     names = [out for node in graph.nodes for out in node.outputs if out]
     shape_nodes = [helper.make_node("Shape", [n], [SHAPE_PREFIX + n]) for n in names]
     integers = [n for n in names if types.get(n) in INTEGER_TYPES]
     value_nodes = [helper.make_node("Identity", [n], [VALUE_PREFIX + n]) for n in integers]
     outputs = [SHAPE_PREFIX + n for n in names] + [VALUE_PREFIX + n for n in integers]
     n_images = batch_kind(model) or PROBE_IMAGES
-    feeds = random_feeds(model, n_images)
     session = open_extended(model, shape_nodes + value_nodes, [onnx.ValueInfoProto(name=o) for o in outputs])
-    arrays = dict(zip(outputs, _run(session, outputs, feeds, model), strict=True))
+    feeds, found = _first_run(session, outputs, model, n_images)
+    arrays = dict(zip(outputs, found, strict=True))
     shapes = {n: tuple(int(d) for d in arrays[SHAPE_PREFIX + n]) for n in names} | {
         k: v.shape for k, v in feeds.items()
     }
@@ -54,9 +60,23 @@ def probe_graph(model: Model) -> Graph:
     return replace(graph, shapes=shapes, values=values, types=types, n_images=n_images)
 
 
-def _run(session: object, outputs: list[str], feeds: dict[str, np.ndarray], model: Model) -> list[np.ndarray]:
+def _first_run(
+    session: Any, outputs: list[str], model: Model, n_images: int
+) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    """(inputs, outputs) of the first run that works; where an axis is dynamic by name only, sizes are tried."""
+    first: ModelError | None = None
+    for feeds in possible_feeds(model, n_images):
+        try:
+            return feeds, _run(session, outputs, feeds, model)
+        except ModelError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _run(session: Any, outputs: list[str], feeds: dict[str, np.ndarray], model: Model) -> list[np.ndarray]:
     try:
-        return session.run(outputs, feeds)  # type: ignore[attr-defined]
+        return session.run(outputs, feeds)
     except Exception as error:  # onnxruntime raises a class of its own for every status code
         shapes = ", ".join(f"{k} {v.shape}" for k, v in feeds.items())
         raise ModelError(
@@ -64,11 +84,22 @@ def _run(session: object, outputs: list[str], feeds: dict[str, np.ndarray], mode
         ) from error
 
 
-def _element_types(model: Model) -> dict[str, int]:
-    """Element type of every tensor that shape inference knows, from a skeleton without the weights."""
-    inferred = onnx.shape_inference.infer_shapes(skeleton(model.proto))
-    graph = inferred.graph
-    return {v.name: v.type.tensor_type.elem_type for v in [*graph.value_info, *graph.input, *graph.output]}
+def _element_types(graph: Graph) -> dict[str, int]:
+    """Element type of every tensor, from a skeleton without the weights.
+
+    ONNX knows no types behind operators of other domains; those hand on the type of their first input.
+    """
+    inferred = onnx.shape_inference.infer_shapes(skeleton(graph.model.proto)).graph
+    types = {v.name: v.type.tensor_type.elem_type for v in [*inferred.value_info, *inferred.input, *inferred.output]}
+    types = {name: kind for name, kind in types.items() if kind != TensorProto.UNDEFINED}
+    types |= {name: tensor.data_type for name, tensor in graph.initializers.items()}
+    for node in graph.nodes:
+        known = [types[name] for name in node.inputs if name in types]
+        kind = node.attrs.get("to") if node.op == "Cast" else TYPE_MAKERS.get(node.op, known[0] if known else None)
+        for name in node.outputs:
+            if kind is not None:
+                types.setdefault(name, kind)
+    return types
 
 
 def _computed_scalars(

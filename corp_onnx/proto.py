@@ -86,6 +86,13 @@ def has_bfloat16(proto: onnx.ModelProto) -> bool:
     return stored or any(v.type.tensor_type.elem_type == TensorProto.BFLOAT16 for v in proto.graph.input)
 
 
+def feed_dtype(element_type: int) -> np.dtype[Any]:
+    """NumPy's type for feeding a tensor: its own, and float32 for bfloat16 (see `to_float32`)."""
+    if element_type == TensorProto.BFLOAT16:
+        return np.dtype(np.float32)
+    return onnx.helper.tensor_dtype_to_np_dtype(element_type)
+
+
 def to_float32(proto: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
     """A copy in which every bfloat16 is float32: NumPy has no bfloat16 to feed, ONNX Runtime no CPU kernels for it.
 

@@ -17,8 +17,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from corp_onnx.errors import InputError, MissingExtraError, ModelError, OptionError
-from corp_onnx.graph import Model, input_dims
-from corp_onnx.proto import without_weights
+from corp_onnx.model import MAX_PROTO_BYTES, Model, input_dims, load_model
+from corp_onnx.proto import feed_dtype, has_bfloat16, to_float32, without_weights
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -36,8 +36,12 @@ MAX_SENTENCE = 300
 TAP_PREFIX = "corp_onnx.tap/"
 """In front of the name of an exposed tensor, so that it can not meet a name of the graph."""
 
-QUIET = 3
-"""ONNX Runtime's severity 'error': its warnings speak of its own optimiser and not to our user."""
+QUIET = 4
+"""ONNX Runtime's severity 'fatal': its warnings speak of its own optimiser, and its errors are raised as well."""
+
+IMAGE_SIZES = (224, 384, 256, 448, 336, 518, 512, 192, 160, 128, 96, 64, 32, 16)
+TOKEN_COUNTS = (16, 77, 64, 128, 197, 257, 512)
+"""Tried in turn where a model declares an axis dynamic that its position embedding fixes; optimum exports are such."""
 
 
 def import_runtime() -> Any:
@@ -70,7 +74,7 @@ def resolve_provider(provider: str) -> str:
 
 
 def open_session(model: Model | Path | str, *, provider: str = "cpu", threads: int | None = None) -> Any:
-    """An ONNX Runtime session of a model file.
+    """An ONNX Runtime session of a model file. A bfloat16 model runs as its float32 twin (see `proto.to_float32`).
 
     Args:
         model: a path, or a loaded model.
@@ -87,7 +91,22 @@ def open_session(model: Model | Path | str, *, provider: str = "cpu", threads: i
         raise ModelError(f"{path}: is a folder. Give the path of an .onnx file.")
     if not path.is_file():
         raise ModelError(f"{path}: no such file. Give the path of an .onnx file.")
-    return _start(str(path), _options(threads), provider, str(path))
+    try:
+        session = _start(str(path), _options(threads), provider, str(path))
+        if not any("bfloat16" in value.type for value in session.get_inputs()):
+            return session
+    except ModelError:
+        if not _is_bfloat16(path):
+            raise
+    loaded = load_model(path)
+    return start_session(loaded.proto, loaded, provider, threads)
+
+
+def _is_bfloat16(path: Path) -> bool:
+    try:
+        return has_bfloat16(load_model(path).proto)
+    except ModelError:
+        return False
 
 
 def _options(threads: int | None) -> Any:
@@ -193,10 +212,36 @@ def open_extended(
 
 
 def start_session(proto: onnx.ModelProto, model: Model, provider: str = "cpu", threads: int | None = None) -> Any:
-    """A session of a graph in memory that was made from `model`; its external weights are found beside that."""
+    """A session of a graph in memory that was made from `model`; its external weights are found beside that.
+
+    Raises:
+        ModelError: ONNX Runtime can not load it, or it is bfloat16 and too large for memory as float32.
+    """
+    if has_bfloat16(proto):
+        proto = to_float32(proto, model.folder)
+        if proto.ByteSize() > MAX_PROTO_BYTES:
+            raise ModelError(
+                f"{model.path}: bfloat16 models run as float32 here, and this one then has {proto.ByteSize() >> 20} "
+                f"MiB, more than the {MAX_PROTO_BYTES >> 20} that fit. Convert it to float16 or float32 first."
+            )
     options = _options(threads)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
     return _start(proto.SerializeToString(), options, provider, str(model.path))
+
+
+def possible_feeds(model: Model, n_images: int) -> Iterator[dict[str, np.ndarray]]:
+    """Inputs to run a model once, likely sizes first; just one of them where the sizes are declared.
+
+    Raises:
+        InputError: an input is not a tensor of numbers.
+    """
+    dims = input_dims(model).values()
+    if any(len(d) == 4 and None in d[2:] for d in dims):
+        yield from (random_feeds(model, n_images, image_size=size) for size in IMAGE_SIZES)
+    elif any(len(d) != 4 and None in d[1:] for d in dims):
+        yield from (random_feeds(model, n_images, n_tokens=count) for count in TOKEN_COUNTS)
+    else:
+        yield random_feeds(model, n_images)
 
 
 def random_feeds(model: Model, n_images: int, *, image_size: int = 224, n_tokens: int = 16) -> dict[str, np.ndarray]:
@@ -212,20 +257,15 @@ def random_feeds(model: Model, n_images: int, *, image_size: int = 224, n_tokens
     """
     rng = np.random.default_rng(0)
     feeds: dict[str, np.ndarray] = {}
-    stored = {t.name for t in model.proto.graph.initializer}
     dims = input_dims(model)
     for value in model.proto.graph.input:
-        if value.name in stored:
-            continue
         declared = dims[value.name]
-        defaults = (
-            (n_images, 3, image_size, image_size) if len(declared) == 4 else (n_images, n_tokens, n_tokens, n_tokens)
-        )
-        shape = tuple(d or default for d, default in zip(declared, defaults, strict=False))
+        image, tokens = (n_images, 3, image_size, image_size), (n_images, *[n_tokens] * max(len(declared) - 1, 0))
+        shape = tuple(d or size for d, size in zip(declared, image if len(declared) == 4 else tokens, strict=False))
         element = value.type.tensor_type.elem_type
-        if element == TensorProto.UNDEFINED or element == TensorProto.STRING:
+        if element in (TensorProto.UNDEFINED, TensorProto.STRING):
             raise InputError(f"input '{value.name}' is not a tensor of numbers; corp-onnx reads images and token ids.")
-        dtype = helper.tensor_dtype_to_np_dtype(element)
-        noise = rng.standard_normal(shape) if np.issubdtype(dtype, np.floating) else np.ones(shape)
+        dtype = feed_dtype(element)
+        noise = rng.standard_normal(shape) if dtype.kind == "f" else np.ones(shape)
         feeds[value.name] = noise.astype(dtype)
     return feeds

@@ -17,7 +17,7 @@ from onnx import helper
 
 from corp_onnx.errors import ModelError
 from corp_onnx.graph import Graph, Model, read_graph
-from corp_onnx.proto import without_weights
+from corp_onnx.proto import feed_dtype, without_weights
 from corp_onnx.runtime import TAP_PREFIX, first_sentence, start_session
 
 
@@ -72,7 +72,7 @@ def open_segment(
     light.graph.output.extend(onnx.ValueInfoProto(name=TAP_PREFIX + name) for name in read)
     light.graph.initializer.extend(t for t in model.proto.graph.initializer if t.name in used)
     session = start_session(light, model, provider)
-    dtypes = {name: helper.tensor_dtype_to_np_dtype(types[name]) for name in fed}
+    dtypes = {name: feed_dtype(types[name]) for name in fed}
     return Segment(session, tuple(fed), tuple(i.name for i in inputs), tuple(read), dtypes)
 
 
