@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 
 from corp_onnx.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
 from corp_onnx.graph import MAX_PROTO_BYTES, Model
@@ -37,14 +37,15 @@ class Quiz:
         """Images asked."""
         return len(self.answers)
 
-    def ask(self, proto: onnx.ModelProto) -> Tally:
-        """Agreement, KL and error of a rewritten graph of the same model on these images."""
+    def ask(self, proto: onnx.ModelProto, labels: Int64[np.ndarray, " n"] | None = None) -> Tally:
+        """Agreement, KL and error of a rewritten graph of the same model on these images; top-1 with labels."""
         tally, start = Tally(), 0
         with tempfile.TemporaryDirectory() as folder:
             session = self._open(proto, Path(folder))
             for feeds, n_real in self.feeds:
                 found = _first_output(session, feeds, n_real)
-                tally.add(found, None, self.answers[start : start + n_real])
+                own = None if labels is None else labels[start : start + n_real]
+                tally.add(found, own, self.answers[start : start + n_real])
                 start += n_real
         return tally
 
