@@ -230,5 +230,5 @@ def stored_floats(graph: Graph) -> list[TensorProto]:
 
 
 def count_parameters(graph: Graph) -> int:
-    """Elements of the stored floating-point tensors with a dimension; scalars are settings and not parameters."""
-    return sum(math.prod(t.dims) for t in stored_floats(graph) if len(t.dims) > 0)
+    """Elements of the stored floating-point tensors of more than one; a single number is a setting, as a scale is."""
+    return sum(math.prod(t.dims) for t in stored_floats(graph) if math.prod(t.dims) > 1)
