@@ -170,8 +170,12 @@ class _Step:
 
     def advance(self, weight: np.ndarray, bias: np.ndarray) -> Arrays:
         """The pruned stream behind this stop."""
-        w, b, scale = weight.astype(np.float32), bias.astype(np.float32), self.scale()
-        return [skip + scale * (z @ w.T + b).reshape(skip.shape) for z, skip, _ in self.batches()]
+        transposed = np.ascontiguousarray(weight.T, dtype=np.float32)
+        b, scale = bias.astype(np.float32), self.scale()
+        return [
+            skip + scale * (z.reshape(-1, z.shape[-1]) @ transposed + b).reshape(skip.shape)
+            for z, skip, _ in self.batches()
+        ]
 
     def scale(self) -> np.ndarray:
         """LayerScale's vector, or 1."""
