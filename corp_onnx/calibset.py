@@ -61,8 +61,8 @@ def open_calibration(model: Model, path: Path, settings: PruneSettings) -> tuple
         damaged = {s.name for s in images.skipped}  # all that were held back: draw others
         sound = [i for i, name in enumerate(images.names) if name not in damaged]
         if len(sound) < MIN_IMAGES:
-            counted = f"{path}: {len(sound)} readable image{'' if len(sound) == 1 else 's'}, and at least {MIN_IMAGES} needed; "
-            raise ImageError(counted + describe_skipped(images.skipped))
+            counted = f"{len(sound)} readable image{'' if len(sound) == 1 else 's'}"
+            raise ImageError(f"{path}: {counted}, and at least {MIN_IMAGES} needed; {describe_skipped(images.skipped)}")
         images = images.select(sound)
 
 
