@@ -1,0 +1,291 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from samples import listing
+
+from corp_onnx import staging
+from corp_onnx.errors import OutputError
+from corp_onnx.staging import MARK, check_destination, staged_files, write_model, write_text
+
+
+class RunFailedError(Exception):
+    pass
+
+
+def one(path: Path) -> dict[str, Path]:
+    return {"-o": path}
+
+
+class TestPublishing:
+    def test_files_get_their_places_at_the_end_only(self, tmp_path: Path) -> None:
+        output, report = tmp_path / "m.onnx", tmp_path / "m.json"
+        with staged_files({"-o": output, "--report": report}) as (staged, staged_report):
+            staged.write_text("model")
+            staged_report.write_text("report")
+            (staged.parent / "m.onnx.data").write_text("weights")
+            (staged.parent / "scratch").mkdir()
+            assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(MARK)] == []
+        assert listing(tmp_path) == ["m.json", "m.onnx", "m.onnx.data"]
+        assert output.read_text() == "model"
+
+    def test_main_file_comes_last(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        moved = spy_on_replace(monkeypatch)
+        output = tmp_path / "a.onnx"
+        with staged_files({"-o": output, "--report": tmp_path / "z.json"}) as staged:
+            for path in (*staged, staged[0].parent / "zz.data"):
+                path.write_text("x")
+        assert moved[-1] == "a.onnx"
+        assert len(moved) == 3
+
+    def test_two_folders(self, tmp_path: Path) -> None:
+        destinations = {"-o": tmp_path / "a" / "m.onnx", "--report": tmp_path / "b" / "c" / "m.json"}
+        with staged_files(destinations) as (staged, staged_report):
+            staged.write_text("model")
+            staged_report.write_text("report")
+        assert listing(tmp_path) == ["a", "a/m.onnx", "b", "b/c", "b/c/m.json"]
+
+    def test_relative_paths(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        with staged_files(one(Path("m.onnx"))) as (staged,):
+            staged.write_text("model")
+            monkeypatch.chdir("/")  # a library may change it; the destination was named before
+        assert listing(tmp_path) == ["m.onnx"]
+
+    @pytest.mark.parametrize("error", [RunFailedError, KeyboardInterrupt, SystemExit])
+    def test_nothing_stays_of_a_run_that_fails(self, error: type[BaseException], tmp_path: Path) -> None:
+        def fail() -> None:
+            with staged_files(one(tmp_path / "new" / "deep" / "m.onnx")) as (staged,):
+                staged.write_text("half a model")
+                raise error
+
+        with pytest.raises(error):
+            fail()
+        assert listing(tmp_path) == []
+
+    def test_folder_that_somebody_else_uses_stays(self, tmp_path: Path) -> None:
+        def fail() -> None:
+            with staged_files(one(tmp_path / "new" / "m.onnx")):
+                (tmp_path / "new" / "theirs.txt").write_text("x")
+                raise RunFailedError
+
+        with pytest.raises(RunFailedError):
+            fail()
+        assert listing(tmp_path) == ["new", "new/theirs.txt"]
+
+    def test_all_files_or_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The second rename fails: the first file goes again."""
+        spy_on_replace(monkeypatch, fail_at="m.onnx")
+
+        def publish() -> None:
+            with staged_files({"-o": tmp_path / "m.onnx", "--report": tmp_path / "m.json"}) as staged:
+                for path in staged:
+                    path.write_text("x")
+
+        with pytest.raises(OutputError, match=r"m\.onnx: could not be written \(No space left on device\)"):
+            publish()
+        assert listing(tmp_path) == []
+
+    def test_interrupt_between_two_renames(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        spy_on_replace(monkeypatch, fail_at="m.onnx", error=KeyboardInterrupt())
+
+        def publish() -> None:
+            with staged_files({"-o": tmp_path / "m.onnx", "--report": tmp_path / "m.json"}) as staged:
+                for path in staged:
+                    path.write_text("x")
+
+        with pytest.raises(KeyboardInterrupt):
+            publish()
+        assert listing(tmp_path) == []
+
+    def test_old_files_stay_when_a_forced_run_fails(self, tmp_path: Path) -> None:
+        output = tmp_path / "m.onnx"
+        output.write_text("old")
+
+        def fail() -> None:
+            with staged_files(one(output), force=True) as (staged,):
+                staged.write_text("new")
+                raise RunFailedError
+
+        with pytest.raises(RunFailedError):
+            fail()
+        assert listing(tmp_path) == ["m.onnx"]
+        assert output.read_text() == "old"
+
+    def test_file_that_appears_during_the_run_is_not_replaced(self, tmp_path: Path) -> None:
+        output = tmp_path / "m.onnx"
+
+        def publish() -> None:
+            with staged_files(one(output)) as (staged,):
+                staged.write_text("mine")
+                output.write_text("theirs")
+
+        with pytest.raises(OutputError, match=r"m\.onnx: exists already; --force replaces it"):
+            publish()
+        assert output.read_text() == "theirs"
+        assert listing(tmp_path) == ["m.onnx"]
+
+
+def spy_on_replace(monkeypatch: pytest.MonkeyPatch, fail_at: str = "", error: BaseException | None = None) -> list[str]:
+    moved: list[str] = []
+    replace = Path.replace
+
+    def spied(self: Path, target: Path) -> Path:
+        if self.name == fail_at:
+            raise error or OSError(28, "No space left on device")
+        moved.append(self.name)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", spied)
+    return moved
+
+
+class TestOrphans:
+    def test_folder_of_a_killed_run_goes_and_others_stay(self, tmp_path: Path) -> None:
+        orphan = tmp_path / f"{MARK}abcd"
+        orphan.mkdir()
+        (orphan / "m.onnx").write_text("half a model")
+        (tmp_path / ".hidden").mkdir()
+        with staged_files(one(tmp_path / "m.onnx")) as (staged,):
+            staged.write_text("model")
+            assert not orphan.exists()
+        assert listing(tmp_path) == [".hidden", "m.onnx"]
+
+    def test_folder_in_use_stays(self, tmp_path: Path) -> None:
+        with staged_files(one(tmp_path / "a.onnx")) as (first,):
+            with staged_files(one(tmp_path / "b.onnx")) as (second,):
+                second.write_text("b")
+                assert first.parent.is_dir()
+            first.write_text("a")
+        assert listing(tmp_path) == ["a.onnx", "b.onnx"]
+
+    def test_folder_in_use_by_another_process_stays_until_it_dies(self, tmp_path: Path) -> None:
+        program = (
+            "import sys; from pathlib import Path; from corp_onnx.staging import staged_files\n"
+            "with staged_files({'-o': Path(sys.argv[1])}) as (staged,):\n"
+            "    print(staged.parent.name, flush=True); sys.stdin.read()\n"
+        )
+        command = [sys.executable, "-c", program, str(tmp_path / "a.onnx")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout is not None
+            name = other.stdout.readline().strip()
+            assert name.startswith(MARK)
+            with staged_files(one(tmp_path / "b.onnx")) as (staged,):
+                staged.write_text("b")
+            assert (tmp_path / name).is_dir()
+            other.kill()
+        with staged_files(one(tmp_path / "c.onnx")) as (staged,):
+            staged.write_text("c")
+        assert listing(tmp_path) == ["b.onnx", "c.onnx"]
+
+    def test_without_locks_nothing_is_removed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(staging, "fcntl", None)
+        (tmp_path / f"{MARK}abcd").mkdir()
+        with staged_files(one(tmp_path / "m.onnx")) as (staged,):
+            staged.write_text("model")
+        assert listing(tmp_path) == [f"{MARK}abcd", "m.onnx"]
+
+
+class TestDestinations:
+    def test_exists(self, tmp_path: Path) -> None:
+        (tmp_path / "m.onnx").write_text("x")
+        with pytest.raises(OutputError, match=r"m\.onnx: exists already; give another --report, or --force"):
+            check_destination(tmp_path / "m.onnx", option="--report")
+        check_destination(tmp_path / "m.onnx", force=True)
+
+    def test_dangling_link_exists(self, tmp_path: Path) -> None:
+        (tmp_path / "m.onnx").symlink_to(tmp_path / "nowhere")
+        with pytest.raises(OutputError, match="exists already"):
+            check_destination(tmp_path / "m.onnx")
+
+    @pytest.mark.parametrize("force", [False, True])
+    def test_folder(self, force: bool, tmp_path: Path) -> None:
+        with pytest.raises(OutputError, match="is a folder; give the name of a file"):
+            check_destination(tmp_path, force=force)
+
+    def test_device_is_never_replaced(self) -> None:
+        with pytest.raises(OutputError, match="/dev/null: is not a regular file; give another -o"):
+            check_destination(Path("/dev/null"), force=True)
+
+    def test_file_where_a_folder_must_be(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(OutputError, match=r"file is not a folder; give another -o"):
+            check_destination(tmp_path / "file" / "deep" / "m.onnx")
+
+    def test_two_options_one_file(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(tmp_path)
+        same = {"-o": tmp_path / "m.onnx", "--report": tmp_path / "link" / "m.onnx"}
+        with pytest.raises(OutputError, match="-o and --report name the same file"), staged_files(same):
+            pass
+        assert listing(tmp_path) == ["link"]
+
+    def test_folder_that_can_not_be_written(self) -> None:
+        """/proc takes no folders, not even from root."""
+        with (
+            pytest.raises(OutputError, match=r"/proc/1/new: can not be written .*; give another -o"),
+            staged_files(one(Path("/proc/1/new/m.onnx"))),
+        ):
+            pass
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
+    def test_read_only_folder(self, tmp_path: Path) -> None:
+        tmp_path.chmod(0o500)
+        with pytest.raises(OutputError, match="can not be written"), staged_files(one(tmp_path / "m.onnx")):
+            pass
+        tmp_path.chmod(0o700)
+
+
+def make_model(n: int = 600) -> onnx.ModelProto:
+    """x @ w + b, w of n x 4."""
+    rng = np.random.default_rng(0)
+    stored = [
+        numpy_helper.from_array(rng.standard_normal((n, 4)).astype(np.float32), "w"),
+        numpy_helper.from_array(rng.standard_normal(4).astype(np.float32), "b"),
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "w", "b"], ["y"])],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", n])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        stored,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+class TestWriting:
+    def test_weights_inside_stay_inside(self, tmp_path: Path) -> None:
+        write_model(make_model(), tmp_path / "m.onnx", tmp_path)
+        assert listing(tmp_path) == ["m.onnx"]
+        assert onnx.load(tmp_path / "m.onnx") == make_model()
+
+    def test_weights_beside_go_into_one_file_of_the_new_name(self, tmp_path: Path) -> None:
+        (tmp_path / "old").mkdir()
+        (tmp_path / "new").mkdir()
+        onnx.save_model(make_model(), tmp_path / "old" / "m.onnx", save_as_external_data=True, location="w.bin")
+        proto = onnx.load(tmp_path / "old" / "m.onnx", load_external_data=False)
+        write_model(proto, tmp_path / "new" / "n.onnx", tmp_path / "old")
+        assert listing(tmp_path / "new") == ["n.onnx", "n.onnx.data"]
+        weights = {t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "new" / "n.onnx").graph.initializer}
+        for tensor in make_model().graph.initializer:
+            np.testing.assert_array_equal(weights[tensor.name], numpy_helper.to_array(tensor))
+
+    def test_model_that_outgrows_protobuf(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(staging, "MAX_PROTO_BYTES", 1000)
+        write_model(make_model(), tmp_path / "m.onnx", tmp_path)
+        assert listing(tmp_path) == ["m.onnx", "m.onnx.data"]
+        onnx.checker.check_model(tmp_path / "m.onnx")
+
+    def test_full_disk(self, tmp_path: Path) -> None:
+        with pytest.raises(OutputError, match=r"could not be written to .*No space left on device"):
+            write_model(make_model(), Path("/dev/full"), tmp_path)
+        with pytest.raises(OutputError, match=r"r\.json: could not be written \(No space left on device\)"):
+            write_text("{}", Path("/dev/full"), tmp_path / "r.json")
