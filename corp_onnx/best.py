@@ -197,7 +197,7 @@ def probe_choices(
         error = float(choice.error_curve[width])
         kappas[choice.key] = tally_loss(tally) / error if error > 0 else 0.0
         if progress:
-            progress("probe units", done, len(choices))
+            progress("probe", done, len(choices))
     return kappas
 
 

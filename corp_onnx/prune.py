@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 
 from corp_onnx._version import __version__
 from corp_onnx.blocks import Blocks, find_blocks, require_blocks
-from corp_onnx.calibrate import collect_moments
+from corp_onnx.calibrate import Units, collect_moments
 from corp_onnx.calibset import describe_data, open_calibration, warn_of_data
 from corp_onnx.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
 from corp_onnx.graph import Graph, Model, batch_kind, load_model
@@ -173,7 +173,8 @@ def prune_model(
             settings=asdict(settings),
             calibration=describe_data(Path(calib), calibration, held_out, moments, settings),
             units=tuple(_unit_result(plan, errors[plan.key]) for plan in plans),
-            n_units_found=len(blocks.mlps) + len(blocks.attentions),
+            n_units_found=_count_found(blocks, settings),
+            left_whole=_left_whole(units, plans),
             skipped=describe_skips(blocks),
             held_out=measured,
             checks=tuple(checks),
@@ -186,6 +187,20 @@ def prune_model(
         )
         write_text(to_json(result) + "\n", report_path, report)
     return result
+
+
+def _count_found(blocks: Blocks, settings: PruneSettings) -> int:
+    cut = settings.fractions
+    n_mlps, n_attentions = len(blocks.mlps), len(blocks.attentions)
+    if cut is None:
+        return n_mlps + n_attentions * (2 if settings.best.vo else 1)
+    return n_mlps * (cut.mlp > 0) + n_attentions * (cut.attn > 0)
+
+
+def _left_whole(units: Units, plans: Sequence[UnitPlan]) -> tuple[str, ...]:
+    narrower = {plan.key for plan in plans if plan.width_after < plan.width_before}
+    keys = [u.key for u in units.mlps] + [u.qk_key for u in units.qk_pairs] + [u.vo_key for u in units.vo_pairs]
+    return tuple(key for key in keys if key not in narrower)
 
 
 def _counting(progress: Progress | None, stage: str, total: int) -> Callable[[int], None] | None:

@@ -131,7 +131,7 @@ def refit_changes(
         refitted[stop.key] = _with_product(changes.get(stop.key), stop, weight, bias)
         before = stop.residual.stream
         if progress:
-            progress("refit units", done, len(walk.stops))
+            progress("refit", done, len(walk.stops))
     return refitted
 
 

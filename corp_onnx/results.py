@@ -155,7 +155,11 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class PruneResult:
-    """What `prune` returns and writes as its report."""
+    """What `prune` returns and writes as its report.
+
+    `n_units_found` counts the recognised units of the kinds that were to be pruned, whether they can be or not;
+    `left_whole` are those that the search gave their full width.
+    """
 
     dense: ModelFacts
     pruned: ModelFacts
@@ -163,6 +167,7 @@ class PruneResult:
     calibration: CalibrationData
     units: tuple[UnitResult, ...]
     n_units_found: int
+    left_whole: tuple[str, ...]
     skipped: tuple[SkipFacts, ...]
     held_out: HeldOut
     checks: tuple[CheckResult, ...]

@@ -25,15 +25,20 @@ PLAIN_SECONDS = 10.0
 
 
 class _Rate(ProgressColumn):
-    """Images in a second."""
+    """Images or units in a second."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} images/s" if task.speed else "")
+        return Text(f"{task.speed:.1f} {_counted(task.description)}/s" if task.speed else "")
+
+
+def _counted(stage: str) -> str:
+    """What a stage counts."""
+    return "units" if stage in ("probe", "refit") else "images"
 
 
 @contextmanager
 def show_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A function (stage, images done, images in all) that shows where a run is."""
+    """A function (stage, images or units done, and in all) that shows where a run is."""
     if sys.stderr.isatty():
         columns = (
             TextColumn("{task.description:<14}"),
@@ -62,7 +67,8 @@ def show_progress() -> Iterator[Callable[[str, int, int], None]]:
             said[stage] = now
             rate = (done - first) / (now - start)
             left = f", {(total - done) / rate:.0f} s left" if done < total else ""
-            click.echo(f"{stage}: {done}/{total} images, {rate:.1f} images/s{left}", err=True)
+            things = _counted(stage)
+            click.echo(f"{stage}: {done}/{total} {things}, {rate:.1f} {things}/s{left}", err=True)
 
     yield say
 

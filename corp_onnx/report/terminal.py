@@ -77,9 +77,8 @@ def _width(unit: UnitFacts) -> str:
 def print_pruning(result: PruneResult) -> None:
     """What went and how far the answers moved."""
     console = _console()
-    table = _table(
-        "block", *[f"{KIND_NAMES[k]}{c}" for k in _kinds(result.units) for c in (" width", " error", " uncompensated")]
-    )
+    columns = [column for k in _kinds(result.units) for column in (KIND_NAMES[k], "error", "only cut")]
+    table = _table("block", *columns)
     for block in sorted({u.block for u in result.units}):
         cells: list[str] = []
         for kind in _kinds(result.units):
@@ -109,7 +108,8 @@ def print_pruning(result: PruneResult) -> None:
     checks = ", ".join(c.name for c in result.checks)
     seconds = sum(s.seconds for s in result.stages)
     console.print(f"checks passed: {checks}; {seconds:.0f} s", soft_wrap=True)
-    console.print(f"pruned {n_pruned} of {result.n_units_found} units -> {result.pruned.path}", soft_wrap=True)
+    whole = f" (left whole: {', '.join(result.left_whole)})" if result.left_whole else ""
+    console.print(f"pruned {n_pruned} of {result.n_units_found} units{whole} -> {result.pruned.path}", soft_wrap=True)
     console.print(f"report: {result.report_path}", soft_wrap=True)
 
 
