@@ -9,13 +9,13 @@ W and b are solved so that the pruned unit, fed with h', brings the stream back 
     minimise  E w |W z' + b - (h_after - skip') / scale|^2 + lambda |W - W_0|^2
 
 with W_0 the one-shot solution, lambda relative to the mean diagonal, w a weight of the token's position: the share of
-its position in the sensitivity of the answers (`weigh_tokens`). DESIGN section 4. Cost: three passes over the images,
-in stretches of one unit; both streams of all images are kept, 8 bytes a number.
+its position in the sensitivity of the answers (`weigh_tokens`). DESIGN section 4. Cost: two passes over the images
+in stretches of one unit; both streams of all images and one regressor are kept, 4 bytes a number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -93,9 +93,9 @@ def refit_changes(
     changes: Changes,
     pruned: onnx.ModelProto,
     images: Images,
+    weights: Mapping[str, np.ndarray],
     *,
     ridge: float = REFIT_RIDGE,
-    weigh: bool = True,
     batch_size: int = 8,
     provider: str = "cpu",
     progress: Callable[[str, int, int], None] | None = None,
@@ -106,33 +106,64 @@ def refit_changes(
         changes: the one-shot solution, which the refit starts from and stays near.
         pruned: the model rewritten with `changes`.
         images: the calibration images.
+        weights: of the token positions by stop, from `weigh_stops`; a stop without weighs all tokens alike.
         ridge: lambda relative to the mean diagonal of the regressor's covariance.
-        weigh: weigh token positions by their sensitivity; False weighs all alike.
     """
     data = _read_data(graph.model, images, batch_size, provider)
     cut = Model(pruned, graph.model.path, graph.model.sha256)
     refitted = dict(changes)
-    first = walk.stops[0].residual.skip or ""
-    dense_stream = _run_prefix(graph, data, first, provider)
+    before = walk.stops[0].residual.skip or ""
+    dense_stream = _run_prefix(graph, data, before, provider)
     pruned_stream = list(dense_stream)
-    before = first
     for done, stop in enumerate(walk.stops, start=1):
-        dense_segment = open_segment(graph.model, graph.types, [before], [stop.residual.stream], provider=provider)
-        dense_stream = [
-            dense_segment.run({before: h}, feeds)[stop.residual.stream]
-            for h, (feeds, _) in zip(dense_stream, data.feeds, strict=True)
-        ]
-        weights = _weigh(graph, data, dense_stream, stop.residual.stream, provider) if weigh else None
+        dense_stream = _advance_dense(graph, data, dense_stream, before, stop.residual.stream, provider)
         wanted = [stop.regressor, *([stop.residual.skip] if stop.residual.skip != before else [])]
         segment = open_segment(cut, graph.types, [before], [w for w in wanted if w], provider=provider)
-        step = _Step(graph, stop, before, segment, data, pruned_stream, dense_stream)
-        weight, bias = step.solve(weights, changes.get(stop.key), ridge)
-        pruned_stream = step.advance(weight, bias)
+        step = _Step(graph, stop, before, segment, data)
+        batches = step.run(pruned_stream)
+        weight, bias = step.solve(batches, dense_stream, weights.get(stop.key), changes.get(stop.key), ridge)
+        pruned_stream = step.advance(batches, weight, bias)
         refitted[stop.key] = _with_product(changes.get(stop.key), stop, weight, bias)
         before = stop.residual.stream
         if progress:
             progress("refit", done, len(walk.stops))
     return refitted
+
+
+def _advance_dense(graph: Graph, data: _Data, stream: Arrays, before: str, after: str, provider: str) -> Arrays:
+    segment = open_segment(graph.model, graph.types, [before], [after], provider=provider)
+    return [segment.run({before: h}, feeds)[after] for h, (feeds, _) in zip(stream, data.feeds, strict=True)]
+
+
+def weigh_stops(
+    graph: Graph, walk: StreamWalk, images: Images, *, batch_size: int = 8, provider: str = "cpu"
+) -> dict[str, Float[np.ndarray, " n_tokens"]]:
+    """Weights of the token positions at every stop, from a few images through the dense model (see `weigh_tokens`).
+
+    A stop whose stream is not [images, tokens, d_model] gets none.
+    """
+    few = images.select(np.arange(min(SENSITIVITY_IMAGES, images.n_images)))
+    data = _read_data(graph.model, few, batch_size, provider)
+    before = walk.stops[0].residual.skip or ""
+    stream = _run_prefix(graph, data, before, provider)
+    weights: dict[str, np.ndarray] = {}
+    for stop in walk.stops:
+        after = stop.residual.stream
+        stream = _advance_dense(graph, data, stream, before, after, provider)
+        if stream[0].ndim == 3:
+            tail = open_segment(graph.model, graph.types, [after], [graph.outputs[0]], provider=provider)
+            weights[stop.key] = weigh_tokens(tail, stream, [f for f, _ in data.feeds], after)
+        before = after
+    return weights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ran:
+    """One batch of the pruned model at a stop: regressor z', skip', real images."""
+
+    z: np.ndarray
+    skip: np.ndarray
+    n_real: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,37 +175,38 @@ class _Step:
     before: str
     segment: Segment
     data: _Data
-    pruned_stream: Arrays
-    dense_stream: Arrays
 
-    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-        """(regressor z', skip', images) of the pruned model."""
-        for stream, (feeds, n_real) in zip(self.pruned_stream, self.data.feeds, strict=True):
+    def run(self, pruned_stream: Arrays) -> list[_Ran]:
+        """The pruned model up to here; kept for one stop, since solving and advancing both need it."""
+        skip_name = self.stop.residual.skip or ""
+        ran: list[_Ran] = []
+        for stream, (feeds, n_real) in zip(pruned_stream, self.data.feeds, strict=True):
             arrays = self.segment.run({self.before: stream}, feeds)
-            skip = stream if self.stop.residual.skip == self.before else arrays[self.stop.residual.skip or ""]
-            yield arrays[self.stop.regressor], skip, n_real
+            ran.append(_Ran(arrays[self.stop.regressor], arrays.get(skip_name, stream), n_real))
+        return ran
 
-    def solve(self, weights: np.ndarray | None, change: object, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+    def solve(
+        self, batches: list[_Ran], dense_stream: Arrays, weights: np.ndarray | None, change: object, ridge: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The refitted weight and bias."""
         prior, _ = current_product(self.graph, self.stop, change)
         sums = CrossSum(prior.shape[1], prior.shape[0], f"tensor '{self.stop.regressor}' ({self.stop.key})")
         scale = self.scale()
-        for (z, skip, n_real), dense in zip(self.batches(), self.dense_stream, strict=True):
-            target = (dense - skip) / scale
-            keep = slice(None) if n_real == len(z) or self.data.n_batch is None else slice(0, n_real)
-            rows = None if weights is None else np.tile(weights, len(z[keep]))
-            sums.update(z[keep].reshape(-1, z.shape[-1]), target[keep].reshape(-1, target.shape[-1]), rows)
+        for ran, dense in zip(batches, dense_stream, strict=True):
+            target = (dense - ran.skip) / scale
+            keep = slice(None) if self.data.n_batch is None else slice(0, len(ran.z) * ran.n_real // self.data.n_batch)
+            rows = None if weights is None else np.tile(weights, len(ran.z[keep]))
+            sums.update(ran.z[keep].reshape(-1, ran.z.shape[-1]), target[keep].reshape(-1, target.shape[-1]), rows)
         moments: CrossMoments = sums.result()
         solved = refit_linear(moments, prior, ridge)
         return solved.weight, solved.bias
 
-    def advance(self, weight: np.ndarray, bias: np.ndarray) -> Arrays:
+    def advance(self, batches: list[_Ran], weight: np.ndarray, bias: np.ndarray) -> Arrays:
         """The pruned stream behind this stop."""
         transposed = np.ascontiguousarray(weight.T, dtype=np.float32)
         b, scale = bias.astype(np.float32), self.scale()
         return [
-            skip + scale * (z.reshape(-1, z.shape[-1]) @ transposed + b).reshape(skip.shape)
-            for z, skip, _ in self.batches()
+            r.skip + scale * (r.z.reshape(-1, r.z.shape[-1]) @ transposed + b).reshape(r.skip.shape) for r in batches
         ]
 
     def scale(self) -> np.ndarray:
@@ -221,15 +253,6 @@ def _run_prefix(graph: Graph, data: _Data, tensor: str, provider: str) -> Arrays
     """The first stream of the walk: what the embedding gives."""
     prefix = open_segment(graph.model, graph.types, [], [tensor], provider=provider)
     return [prefix.run({}, feeds)[tensor] for feeds, _ in data.feeds]
-
-
-def _weigh(graph: Graph, data: _Data, stream: Arrays, tensor: str, provider: str) -> np.ndarray | None:
-    """Weights of the token positions at one point of the stream; None where it is not [images, tokens, d_model]."""
-    if stream[0].ndim != 3:
-        return None
-    tail = open_segment(graph.model, graph.types, [tensor], [graph.outputs[0]], provider=provider)
-    n_batches = max(1, -(-SENSITIVITY_IMAGES // len(stream[0])))
-    return weigh_tokens(tail, stream[:n_batches], [f for f, _ in data.feeds[:n_batches]], tensor)
 
 
 def weigh_tokens(

@@ -35,7 +35,7 @@ from corp_onnx.images import Images
 from corp_onnx.moments import Moments
 from corp_onnx.plan import Cut, UnitPlan, gather_changes, kept_width, plan_paper
 from corp_onnx.probe import count_macs
-from corp_onnx.refit import StreamWalk, find_walk, refit_changes
+from corp_onnx.refit import StreamWalk, find_walk, refit_changes, weigh_stops
 from corp_onnx.rewrite import AttentionChange, MlpChange, apply_changes
 from corp_onnx.settings import Budget, PruneSettings
 
@@ -112,6 +112,7 @@ class BestSearch:
     kappas: dict[str, float]
     walk: StreamWalk
     _judge: Quiz | None = field(default=None)
+    _weights: dict[str, np.ndarray] | None = field(default=None)
 
     @property
     def refits(self) -> bool:
@@ -144,10 +145,17 @@ class BestSearch:
         if not self.refits:
             return outcome, proto
         changes = refit_changes(
-            s.graph, self.walk, outcome.changes, proto, s.calibration,
+            s.graph, self.walk, outcome.changes, proto, s.calibration, self._token_weights(),
             batch_size=s.batch_size, provider=s.provider, progress=s.progress,
         )  # fmt: skip
         return replace(outcome, changes=changes), apply_changes(s.graph, s.blocks, changes, {})
+
+    def _token_weights(self) -> dict[str, np.ndarray]:
+        """Computed by the first refit, the same for all."""
+        s = self.situation
+        if self._weights is None:
+            self._weights = weigh_stops(s.graph, self.walk, s.calibration, batch_size=s.batch_size, provider=s.provider)
+        return self._weights
 
     def agreement(self, proto: onnx.ModelProto) -> float:
         """Share of the held-back images with the dense model's first answer.
