@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 
 from corp_onnx.evaluate import Evaluation, Score
@@ -17,6 +17,9 @@ from corp_onnx.results import Inspection, ModelFacts, PruneResult, UnitFacts, Un
 KIND_NAMES = {"mlp": "MLP", "qk": "QK", "vo": "VO"}
 PLAIN_WIDTH = 120
 """Columns where stdout is a file or a pipe."""
+
+SPACING = 3
+"""Between two columns of a table."""
 
 
 def _console() -> Console:
@@ -27,9 +30,12 @@ def _console() -> Console:
 
 def _print_table(console: Console, table: Table) -> None:
     """A table, in a narrow terminal as wide as it needs to be: a number cut short is another number."""
-    needed = Measurement.get(console, console.options.update(width=sys.maxsize), table).minimum
+    for column in table.columns:
+        texts = [str(cell) for cell in (column.header, *column.cells)]
+        words = texts if column.no_wrap else [word for text in texts for word in text.split(" ")]
+        column.min_width = max(cell_len(word) for word in words)
     shown = console.width
-    console.width = max(shown, needed)
+    console.width = max(shown, sum((column.min_width or 0) + SPACING for column in table.columns))
     console.print(table)
     console.width = shown
 
@@ -143,7 +149,7 @@ def print_evaluation(result: Evaluation) -> None:
     for score in [*baseline, *result.scores]:
         table.add_row(score.model, *_score_cells(score))
     _print_table(console, table)
-    console.print(f"{result.n_images} images, {result.provider}")
+    console.print(f"{result.n_images} images, {result.provider}", soft_wrap=True)
 
 
 def _score_cells(score: Score) -> list[str]:

@@ -1,0 +1,165 @@
+"""A run that is stopped, at several moments: the right exit code, no traceback, and nothing at the destination."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from samples import OPERATOR, environment, fixture_path, listing, write_photos
+
+from corp_onnx.cli import main
+from corp_onnx.runtime import Tapped
+from corp_onnx.staging import MARK
+
+ARGUMENTS = ["prune", "vit.onnx", "--calib", "photos", "--preset", "paper", "-o", "new/small.onnx"]
+DONE = ["photos", "vit.onnx"]
+
+PAUSED = """
+import sys, time
+from corp_onnx import cli, prune
+moment, arguments = sys.argv[1], sys.argv[2:]
+real = getattr(prune, moment)
+def paused(*args, **kwargs):
+    result = real(*args, **kwargs)
+    print("here", flush=True)
+    time.sleep(60)
+    return result
+setattr(prune, moment, paused)
+sys.exit(cli.main(arguments))
+"""
+"""The command line, which waits where it has done one step."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copy(fixture_path(OPERATOR), tmp_path / "vit.onnx")
+    write_photos(tmp_path / "photos", 8)
+    return tmp_path
+
+
+def top(folder: Path) -> list[str]:
+    return [name for name in listing(folder) if not name.startswith("photos/")]
+
+
+@contextmanager
+def paused_run(folder: Path, moment: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", PAUSED, moment, *ARGUMENTS]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=folder, env=environment(), stdout=pipe, stderr=pipe, text=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "here\n"
+        try:
+            yield run
+        finally:
+            run.kill()
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("collect_moments", signal.SIGINT),
+        ("write_model", signal.SIGINT),
+        ("write_text", signal.SIGINT),
+        ("load_model", signal.SIGTERM),
+        ("check_identity", signal.SIGTERM),
+        ("measure_model", signal.SIGTERM),
+    ],
+)
+def test_signal(moment: str, number: int, folder: Path) -> None:
+    with paused_run(folder, moment) as run:
+        run.send_signal(number)
+        out, err = run.communicate(timeout=60)
+    word, code = ("interrupted", 130) if number == signal.SIGINT else ("terminated", 143)
+    assert run.returncode == code, err
+    assert out == ""
+    assert err.lstrip("\n") == f"corp-onnx: {word}; nothing was written.\n"
+    assert top(folder) == DONE
+
+
+def test_kill_leaves_a_hidden_folder_that_the_next_run_removes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with paused_run(folder, "write_text") as run:
+        run.kill()
+        run.communicate(timeout=60)
+    assert run.returncode == -signal.SIGKILL
+    assert [p.name for p in (folder / "new").iterdir() if not p.name.startswith(MARK)] == []
+    assert any(p.name.startswith(MARK) for p in (folder / "new").iterdir())
+    monkeypatch.chdir(folder)
+    assert main(ARGUMENTS) == 0
+    assert listing(folder / "new") == ["small.onnx", "small.report.json"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_at_a_moment_that_nobody_chose(number: int, folder: Path) -> None:
+    """As soon as the hidden folder is there, somewhere in calibration; the run may also be faster."""
+    write_photos(folder / "photos", 400, seed=1)
+    command = [sys.executable, "-m", "corp_onnx", *ARGUMENTS]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=folder, env=environment(), stdout=pipe, stderr=pipe, text=True) as run:
+        deadline = time.monotonic() + 60
+        while not any((folder / "new").glob(f"{MARK}*")) and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        run.send_signal(number)
+        _, err = run.communicate(timeout=60)
+    assert "Traceback" not in err
+    if run.returncode == 0:
+        assert listing(folder / "new") == ["small.onnx", "small.report.json"]
+    else:
+        assert run.returncode == 128 + number
+        assert top(folder) == DONE
+
+
+def test_interrupt_while_the_libraries_load(folder: Path) -> None:
+    """A module that numpy is waiting for is interrupted."""
+    program = (
+        "import runpy, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'numpy': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "runpy.run_module('corp_onnx', run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (130, "corp-onnx: interrupted; nothing was written.\n")
+
+
+def test_interrupt_inside_onnx_runtime(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Python raises it when ONNX Runtime returns; nothing on the way may take it for an error of the model."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(Tapped, "run", interrupted)
+    assert main(ARGUMENTS) == 130
+    assert capfd.readouterr().err.lstrip("\n") == "corp-onnx: interrupted; nothing was written.\n"
+    assert top(folder) == DONE
+
+
+def test_out_of_memory(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(Tapped, "run", exhausted)
+    assert main(ARGUMENTS) == 1
+    assert "out of memory; a smaller --batch needs less" in capfd.readouterr().err
+    assert top(folder) == DONE
+
+
+def test_handler_of_the_caller_comes_back(capfd: pytest.CaptureFixture[str]) -> None:
+    """`main` can be called from a program that has its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["--version"]) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+    capfd.readouterr()

@@ -1,0 +1,166 @@
+"""What every verb prints and where: results on stdout, the rest on stderr, `--json` equal to the Python function."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import OPERATOR, fixture_path, listing, paper, run_cli, write_photos
+
+import corp_onnx
+from corp_onnx.cli import main
+from corp_onnx.evaluate import evaluate_models
+from corp_onnx.images import open_images
+from corp_onnx.inspect import inspect_model
+from corp_onnx.prune import prune_model
+from corp_onnx.results import to_json
+
+Run = pytest.CaptureFixture[str]
+PRUNE = ("prune", "vit.onnx", "--calib", "photos", "--preset", "paper")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with a model and photographs."""
+    shutil.copy(fixture_path(OPERATOR), tmp_path / "vit.onnx")
+    write_photos(tmp_path / "photos", 16)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class TestInspect:
+    @pytest.mark.usefixtures("folder")
+    def test_json_is_the_result_of_the_function(self, capfd: Run) -> None:
+        assert main(["inspect", "vit.onnx", "--json"]) == 0
+        out, err = capfd.readouterr()
+        assert json.loads(out) == json.loads(to_json(inspect_model("vit.onnx")))
+        assert err == ""
+
+    def test_writes_nothing(self, folder: Path, capfd: Run) -> None:
+        before = listing(folder)
+        assert main(["inspect", "vit.onnx"]) == 0
+        assert listing(folder) == before
+        assert capfd.readouterr().err == ""
+
+
+class TestPrune:
+    def test_json_is_the_report_and_the_result_of_the_function(self, folder: Path, capfd: Run) -> None:
+        assert main([*PRUNE, "-o", "small.onnx", "--json"]) == 0
+        out, err = capfd.readouterr()
+        printed = json.loads(out)
+        assert printed == json.loads((folder / "small.report.json").read_text(encoding="utf-8"))
+        result = prune_model("vit.onnx", "photos", "again.onnx", settings=paper())
+        assert comparable(printed) == comparable(json.loads(to_json(result)))
+        assert (folder / "small.onnx").read_bytes() == (folder / "again.onnx").read_bytes()
+        assert err.splitlines() == [f"warning: {w}" for w in printed["warnings"]]
+
+    def test_options_reach_the_settings(self, folder: Path, capfd: Run) -> None:
+        options = (
+            "--mlp 0.25 --attn 0.75 --rank magnitude --ridge 0.01 --no-compensation --images 10 --batch 3 --seed 5 "
+            "--resize 9 --interpolation bilinear --mean 0.5,0.5,0.5 --std 0.25,0.25,0.25 --json "
+            "-o o.onnx --report r.json"
+        )
+        assert main([*PRUNE, *options.split()]) == 0
+        found = json.loads(capfd.readouterr().out)
+        assert found["settings"]["preset"] == "paper"
+        assert found["settings"]["cut"] == {
+            "mlp": 0.25, "attn": 0.75, "rank": "magnitude", "ridge": 0.01, "compensate": False,
+        }  # fmt: skip
+        assert (found["settings"]["n_images"], found["settings"]["batch_size"], found["settings"]["seed"]) == (10, 3, 5)
+        assert found["calibration"]["n_images"] + found["calibration"]["n_held_out"] == 10
+        recipe = found["calibration"]["recipe"]
+        assert (recipe["resize"], recipe["interpolation"]) == (9, "bilinear")
+        assert (recipe["mean"], recipe["std"]) == ([0.5] * 3, [0.25] * 3)
+        assert listing(folder)[0] == "o.onnx"
+        assert found["report_path"] == "r.json"
+
+    def test_files_left_out_are_named_on_stderr_and_the_run_goes_on(self, folder: Path, capfd: Run) -> None:
+        good = folder / "photos" / "000.png"
+        (folder / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0" + good.read_bytes()[:40])
+        (folder / "photos" / "notes.txt").write_text("no image")
+        assert main([*PRUNE, "--json"]) == 0
+        out, err = capfd.readouterr()
+        found = json.loads(out)
+        assert found["calibration"]["n_images"] + found["calibration"]["n_held_out"] == 16
+        assert {name for name, _ in found["calibration"]["skipped"]} == {"broken.jpg", "notes.txt"}
+        assert "warning: 2 files gave no image and were left out: " in err
+        assert "notes.txt (not an image)" in err
+        assert "broken.jpg (" in err
+
+    @pytest.mark.usefixtures("folder")
+    def test_no_warning_on_stdout(self, capfd: Run) -> None:
+        assert main([*PRUNE]) == 0
+        out, err = capfd.readouterr()
+        assert "warning" not in out
+        assert err == "warning: only 14 calibration images; a few hundred give a better model.\n"
+        assert out.splitlines()[-1] == "report: vit.pruned.report.json"
+
+    @pytest.mark.usefixtures("folder")
+    def test_default_preset_and_a_budget(self, capfd: Run) -> None:
+        """The default method on the same folder: under the budget, with its report."""
+        assert main(["prune", "vit.onnx", "--calib", "photos", "--macs", "0.8", "--align", "2", "--json"]) == 0
+        found = json.loads(capfd.readouterr().out)
+        assert found["settings"]["preset"] == "best"
+        assert found["pruned"]["macs"] <= 0.8 * found["dense"]["macs"]
+        assert all(check["passed"] for check in found["checks"])
+
+
+def comparable(report: dict[str, Any]) -> dict[str, Any]:
+    """A report without its own time, memory and file names."""
+    kept = {k: v for k, v in report.items() if k not in ("stages", "peak_memory_bytes", "report_path")}
+    return kept | {"pruned": {k: v for k, v in report["pruned"].items() if k != "path"}}
+
+
+class TestEvaluate:
+    @pytest.mark.usefixtures("folder")
+    def test_json_is_the_result_of_the_function(self, capfd: Run) -> None:
+        assert main([*PRUNE, "-o", "small.onnx"]) == 0
+        capfd.readouterr()
+        assert main(["evaluate", "small.onnx", "--images", "photos", "--reference", "vit.onnx", "--json"]) == 0
+        out, err = capfd.readouterr()
+        expected = evaluate_models(["small.onnx"], open_images("photos", labels="folders"), reference="vit.onnx")
+        assert json.loads(out) == json.loads(expected.to_json())
+        assert err == "warning: no top-1 and top-5: 000.png lies in no class folder of photos.\n"
+
+    def test_damaged_files_are_one_warning(self, folder: Path, capfd: Run) -> None:
+        for i in range(5):
+            (folder / "photos" / f"note{i}.txt").write_text("no image")
+        assert main(["evaluate", "vit.onnx", "--images", "photos", "--json"]) == 0
+        out, err = capfd.readouterr()
+        assert len(json.loads(out)["skipped"]) == 5
+        first = err.splitlines()[0]
+        assert first.startswith("warning: 5 files gave no image and were left out: note0.txt (not an image), ")
+        assert first.endswith(" and 2 more.")
+
+    @pytest.mark.usefixtures("folder")
+    def test_quantised_models_take_preprocessing_options(self, capfd: Run) -> None:
+        """They can not be pruned, but they can be evaluated."""
+        shutil.copy(fixture_path("timm_vit_ts17_qdq"), "int8.onnx")
+        assert main(["evaluate", "int8.onnx", "--images", "photos", "--crop-pct", "1", "--json"]) == 0
+        found = json.loads(capfd.readouterr().out)
+        assert found["scores"][0]["recipe"]["crop_pct"] == 1
+
+
+class TestEntry:
+    def test_version(self, capfd: Run) -> None:
+        assert main(["--version"]) == 0
+        assert capfd.readouterr().out == f"corp-onnx, version {corp_onnx.__version__}\n"
+
+    @pytest.mark.parametrize("arguments", [[], ["-h"]])
+    def test_without_arguments_help_is_shown(self, arguments: list[str], capfd: Run) -> None:
+        code = main(arguments)
+        out, err = capfd.readouterr()
+        assert "Usage: corp-onnx" in out + err
+        assert "prune     Make a model smaller" in out + err
+        assert code == (0 if arguments else 2)
+
+    def test_as_a_process(self, folder: Path) -> None:
+        done = run_cli("inspect", "vit.onnx", "--json", cwd=folder)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout)["n_blocks"] == 2
+        done = run_cli("inspect", "nothing.onnx", cwd=folder)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == "corp-onnx: nothing.onnx: no such file. Give the path of an .onnx file.\n"
