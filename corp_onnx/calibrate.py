@@ -93,8 +93,9 @@ def collect_moments(
         for unit in units.mlps:
             channel_sums[unit.key].update(read_tokens(arrays[unit.hidden], graph, n_real))
         for unit in units.vo_pairs:
-            if unit.out is not None:
-                channel_sums[unit.vo_key].update(read_tokens(arrays[unit.out.linear.input], graph, n_real))
+            if unit.out is not None and unit.v is not None:
+                o = read_tokens(arrays[unit.out.linear.input], graph, n_real, token_major=unit.v.token_major)
+                channel_sums[unit.vo_key].update(o)
         for unit in units.qk_pairs:
             q, k = read_queries_keys(arrays, graph, unit, n_real)
             logit_sums[unit.qk_key].update(q, k)
@@ -127,18 +128,22 @@ def tap_operand(operand: Operand, taps: list[str], products: dict[str, Product])
     products[operand.projection] = Product(operand.projection, linear.input, linear.weight.name, bias)
 
 
-def read_tokens(array: np.ndarray, graph: Graph, n_real: int) -> Float[np.ndarray, "tokens n"]:
+def read_tokens(
+    array: np.ndarray, graph: Graph, n_real: int, *, token_major: bool = False
+) -> Float[np.ndarray, "tokens n"]:
     """An activation as [tokens, channels], without the rows that fill up a fixed batch.
 
-    The filled-up rows are the last along the leading axis, or whole leading blocks of it where tokens are folded in;
-    a token-major tensor has them last along its second axis.
+    The filled-up rows are the last along the axis of images, or whole blocks of it where tokens are folded in.
+
+    Args:
+        token_major: whether that axis comes behind the tokens; taken so in any case where the first axis can not be it.
     """
     n_batch = graph.n_images
     if not graph.fixed_batch or n_real == n_batch:
         return array.reshape(-1, array.shape[-1])
-    axis = 1 if array.ndim == 3 and array.shape[0] % n_batch and array.shape[1] == n_batch else 0
-    keep = array.shape[axis] * n_real // n_batch
-    return np.take(array, np.arange(keep), axis=axis).reshape(-1, array.shape[-1])
+    if token_major or (array.ndim == 3 and array.shape[0] % n_batch and array.shape[1] == n_batch):
+        return array.reshape(-1, n_batch, array.shape[-1])[:, :n_real].reshape(-1, array.shape[-1])
+    return array[: len(array) * n_real // n_batch].reshape(-1, array.shape[-1])
 
 
 def read_operand(
@@ -146,20 +151,21 @@ def read_operand(
 ) -> Float[np.ndarray, "images tokens n_heads d_head"]:
     """Queries, keys or values with their bias and before any scale; a window counts as an image."""
     array = arrays[operand.projection]
-    flat = array.reshape(-1, array.shape[-1])
-    if array.ndim >= 3:
-        n_tokens = array.shape[0] if operand.token_major else array.shape[-2]
+    n_batch = graph.n_images if graph.fixed_batch else n_real
+    n_tokens = array.shape[0 if operand.token_major else -2]
+    if array.ndim == 2:  # tokens are folded into the images; a window of the probe run says how many there are of it
+        n_windows = max(1, graph.shapes[operand.projection][0] // (graph.n_images * operand.n_tokens))
+        n_tokens = len(array) // (n_batch * n_windows)
+    if operand.token_major:
+        images = array.reshape(n_tokens, -1, array.shape[-1]).swapaxes(0, 1)
     else:
-        n_tokens = operand.n_tokens
-    tokens = flat.reshape(n_tokens, -1, flat.shape[-1]).swapaxes(0, 1) if operand.token_major else None
-    tokens = flat.reshape(-1, n_tokens, flat.shape[-1]) if tokens is None else tokens
-    if graph.fixed_batch and n_real != graph.n_images:
-        tokens = tokens[: len(tokens) * n_real // graph.n_images]
-    heads = tokens[..., operand.channel_idx]  # [images, tokens, H, d]
-    if operand.linear.bias is not None and not operand.linear.output_has_bias and operand.linear.output is not None:
+        images = array.reshape(-1, n_tokens, array.shape[-1])
+    heads = images[: len(images) * n_real // n_batch][..., operand.channel_idx]  # [images, tokens, H, d]
+    if not operand.linear.output_has_bias and operand.linear.output is not None:
         bias = operand.linear.read_bias(graph)
-        assert bias is not None
-        heads = heads + bias.astype(np.float32)[operand.channel_idx]
+        heads = heads if bias is None else heads + bias.astype(np.float32)[operand.channel_idx]
+    if operand.late_bias is not None:
+        heads = heads + operand.read_late_bias(graph).astype(np.float32)
     return heads
 
 

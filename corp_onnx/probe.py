@@ -28,7 +28,10 @@ VALUE_PREFIX = "corp_onnx.value/"
 INTEGER_TYPES = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL})
 COMPARISONS = ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "IsNaN")
 COUNTERS = ("Shape", "Size", "ArgMax", "ArgMin", "NonZero", "Range")
-TYPE_MAKERS = dict.fromkeys(COMPARISONS, TensorProto.BOOL) | dict.fromkeys(COUNTERS, TensorProto.INT64)
+TYPE_MAKERS: dict[str, int] = {
+    **dict.fromkeys(COMPARISONS, int(TensorProto.BOOL)),
+    **dict.fromkeys(COUNTERS, int(TensorProto.INT64)),
+}
 """Operators whose output has another type than their first input."""
 
 SMALL_VALUE = 64

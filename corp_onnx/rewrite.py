@@ -8,15 +8,18 @@ of the logits is pinned to the number it had, whatever the exporter computes it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 from jaxtyping import Float, Int
+from onnx import helper
 
-from corp_onnx.blocks import AttentionUnit, Blocks, Linear, MlpUnit, Operand, Slot, WidthSpelling
+from corp_onnx.blocks import AttentionUnit, Blocks, Linear, MlpUnit, Slot, WidthSpelling
 from corp_onnx.graph import Graph, Node
+from corp_onnx.heads import AttentionChange, Part, changed_products, joint_bias, joint_weight, list_parts
 from corp_onnx.surgeon import Surgeon
 
 
@@ -27,20 +30,6 @@ class MlpChange:
     kept_idx: Int[np.ndarray, " width"]
     weight: Float[np.ndarray, "d_out width"]
     bias: Float[np.ndarray, " d_out"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AttentionChange:
-    """Linear maps [n_heads, width, d_head] of a unit's heads; None leaves that operand as it is.
-
-    With `v_map` goes the weight [d_out, n_heads * width], columns head by head, and bias of the output projection.
-    """
-
-    q_map: Float[np.ndarray, "h r d"] | None = None
-    k_map: Float[np.ndarray, "h r d"] | None = None
-    v_map: Float[np.ndarray, "h s d"] | None = None
-    out_weight: Float[np.ndarray, "d_out hs"] | None = None
-    out_bias: Float[np.ndarray, " d_out"] | None = None
 
 
 Changes = Mapping[str, MlpChange | AttentionChange]
@@ -83,8 +72,8 @@ def change_mlp(surgeon: Surgeon, unit: MlpUnit, change: MlpChange) -> None:
             assert value is not None
             surgeon.replace_stored(slot, np.take(value, kept, axis=-1))
     for node in unit.reshapes:
-        rank = len(surgeon.graph.dims(node.output))
-        surgeon.set_width(WidthSpelling(node, rank - 1, n_folded=1), width)
+        shape = surgeon.graph.dims(node.output)
+        surgeon.set_width(WidthSpelling(node, len(shape) - 1, n_folded=shape[-1] // unit.d_hidden), width)
     for node in unit.splits:
         _set_halves(surgeon, node, width)
     _set_weight(surgeon, unit.down, change.weight)
@@ -138,13 +127,13 @@ def set_bias(surgeon: Surgeon, linear: Linear, bias: np.ndarray) -> None:
 
 def change_attention(surgeon: Surgeon, unit: AttentionUnit, change: AttentionChange) -> None:
     """Fold the maps into the projections and re-plumb what lies behind them."""
-    operands = {"q": (unit.q, change.q_map), "k": (unit.k, change.k_map), "v": (unit.v, change.v_map)}
-    present = {letter: (o, m) for letter, (o, m) in operands.items() if o is not None}
-    pin_scale(surgeon, unit)
+    parts = list_parts(unit, change)
+    if change.q_map is not None:
+        pin_scale(surgeon, unit)
     if unit.core == "com.microsoft.Attention":
-        _change_packed_operator(surgeon, unit, present)
+        _change_packed_operator(surgeon, unit, parts)
     else:
-        _change_projections(surgeon, unit, present)
+        _change_projections(surgeon, unit, parts)
     if change.out_weight is not None and unit.out is not None:
         _set_weight(surgeon, unit.out.linear, change.out_weight)
         if change.out_bias is not None:
@@ -158,112 +147,106 @@ def pin_scale(surgeon: Surgeon, unit: AttentionUnit) -> None:
     """Make the scale of the logits independent of the head's width."""
     for slot in unit.scale_slots:
         value = surgeon.graph.value(slot.name)
-        assert value is not None
-        assert unit.q is not None
-        dtype = unit.q.linear.read_weight(surgeon.graph).dtype
+        assert value is not None, slot
+        dtype = helper.tensor_dtype_to_np_dtype(surgeon.graph.types[slot.name])
         surgeon.replace_input(slot, surgeon.constant(f"{unit.key}.scale", np.asarray(value).astype(dtype)))
     if unit.core != "softmax" and not unit.node.attrs.get("scale"):
         surgeon.at(unit.node).attrs["scale"] = float(unit.scale)
 
 
-Present = Mapping[str, tuple[Operand, np.ndarray | None]]
-
-
-def mapped_weight(graph: Graph, operand: Operand, head_map: np.ndarray | None) -> Float[np.ndarray, "hr d_in"]:
-    """Rows of a projection for one operand, head by head, with the map folded in, in float64."""
-    weight = operand.linear.read_weight(graph)[operand.channel_idx].astype(np.float64)  # [H, d, d_in]
-    return (weight if head_map is None else head_map @ weight).reshape(-1, operand.linear.d_in)
-
-
-def mapped_bias(graph: Graph, operand: Operand, head_map: np.ndarray | None) -> Float[np.ndarray, " hr"] | None:
-    """The bias that goes with `mapped_weight`; None where the projection has none."""
-    bias = operand.linear.read_bias(graph)
-    if bias is None:
-        return None
-    heads = bias[operand.channel_idx].astype(np.float64)  # [H, d]
-    return (heads if head_map is None else np.einsum("hrd,hd->hr", head_map, heads)).reshape(-1)
-
-
-def _width(operand: Operand, head_map: np.ndarray | None) -> int:
-    return operand.d_head if head_map is None else head_map.shape[1]
-
-
-def _change_packed_operator(surgeon: Surgeon, unit: AttentionUnit, present: Present) -> None:
+def _change_packed_operator(surgeon: Surgeon, unit: AttentionUnit, parts: Sequence[Part]) -> None:
     """com.microsoft.Attention keeps its one weight; `qkv_hidden_sizes` says how it is cut."""
-    graph = surgeon.graph
-    linear = present["q"][0].linear
-    _set_weight(surgeon, linear, np.concatenate([mapped_weight(graph, o, m) for o, m in present.values()]))
-    if linear.bias is not None:
-        bias = np.concatenate([b for b in (mapped_bias(graph, o, m) for o, m in present.values()) if b is not None])
-        surgeon.replace_stored(linear.bias, _like(graph, linear.bias, bias))
-    widths = [unit.n_heads * _width(o, m) for o, m in present.values()]
-    surgeon.at(unit.node).attrs["qkv_hidden_sizes"] = widths
+    _set_weight(surgeon, parts[0].operand.linear, joint_weight(surgeon.graph, parts))
+    if bias := parts[0].operand.linear.bias:
+        _set_joint_bias(surgeon, bias, parts)
+    surgeon.at(unit.node).attrs["qkv_hidden_sizes"] = [unit.n_heads * part.width for part in parts]
 
 
-def _change_projections(surgeon: Surgeon, unit: AttentionUnit, present: Present) -> None:
-    graph = surgeon.graph
-    by_product: dict[Node, list[str]] = {}
-    for letter, (operand, _) in present.items():
-        by_product.setdefault(operand.linear.node, []).append(letter)
-    operator_bias = unit.core == "MultiHeadAttention" and any(
-        o.linear.bias is not None and o.linear.bias.node is unit.node for o, _ in present.values()
-    )
-    for letters in by_product.values():
-        chosen = {letter: present[letter] for letter in letters}
-        if all(m is None for _, m in chosen.values()):
-            continue
-        linear = present[letters[0]][0].linear
-        _set_weight(surgeon, linear, np.concatenate([mapped_weight(graph, o, m) for o, m in chosen.values()]))
-        if linear.bias is not None and not operator_bias:
-            parts = [mapped_bias(graph, o, m) for o, m in chosen.values()]
-            bias = np.concatenate([p for p in parts if p is not None])
-            surgeon.replace_stored(linear.bias, _like(graph, linear.bias, bias))
-        if any(o.is_fused for o, _ in chosen.values()):
+def _set_joint_bias(surgeon: Surgeon, slot: Slot, parts: Sequence[Part]) -> None:
+    surgeon.replace_stored(slot, _like(surgeon.graph, slot, joint_bias(surgeon.graph, parts)))
+
+
+def _change_projections(surgeon: Surgeon, unit: AttentionUnit, parts: Sequence[Part]) -> None:
+    for chosen in changed_products(parts):
+        linear = chosen[0].operand.linear
+        _set_weight(surgeon, linear, joint_weight(surgeon.graph, chosen))
+        if linear.bias is not None and linear.output_has_bias:
+            _set_joint_bias(surgeon, linear.bias, chosen)
+        total = sum(part.width * part.operand.n_heads for part in chosen)
+        for node in linear.reshapes:
+            surgeon.set_width(WidthSpelling(node, len(surgeon.graph.dims(node.output)) - 1, n_folded=1), total)
+        if any(part.operand.is_fused for part in chosen):
             _part_fused(surgeon, unit, chosen)
-    if operator_bias:
-        slot = next(o.linear.bias for o, _ in present.values() if o.linear.bias is not None)
-        parts = [mapped_bias(graph, o, m) for o, m in present.values()]
-        surgeon.replace_stored(slot, _like(graph, slot, np.concatenate([p for p in parts if p is not None])))
-    for operand, head_map in present.values():
-        if head_map is not None:
-            for spelling in operand.spellings:
-                surgeon.set_width(spelling, head_map.shape[1])
+    operator_bias = [p.operand.linear.bias for p in parts if not p.operand.linear.output_has_bias]
+    if operator_bias and operator_bias[0] is not None:
+        _set_joint_bias(surgeon, operator_bias[0], parts)
+    for part in parts:
+        if part.head_map is not None:
+            _set_late_bias(surgeon, part)
+            for spelling in part.operand.spellings:
+                surgeon.set_width(spelling, part.width)
+    if _wants_plain_keys(surgeon.graph, unit):
+        for part in parts:
+            if part.name in ("k", "v") and not part.operand.is_fused:
+                _wire(surgeon, unit, part, surgeon.tensor(part.operand.linear.output or ""))
 
 
-def _part_fused(surgeon: Surgeon, unit: AttentionUnit, chosen: Present) -> None:
+def _set_late_bias(surgeon: Surgeon, part: Part) -> None:
+    slot = part.operand.late_bias
+    if slot is not None:
+        mapped = part.map_vector(part.operand.read_late_bias(surgeon.graph))
+        surgeon.replace_stored(slot, _like(surgeon.graph, slot, mapped))
+
+
+def _wants_plain_keys(graph: Graph, unit: AttentionUnit) -> bool:
+    """MultiHeadAttention takes keys and values of two widths as [B, N, H*d] only, not as [B, H, N, d]."""
+    return unit.core == "MultiHeadAttention" and len(graph.dims(unit.node.inputs[1])) == 4
+
+
+def _wire(surgeon: Surgeon, unit: AttentionUnit, part: Part, tensor: Any) -> None:
+    """Give a fused operator its operand as [B, N, H*d]."""
+    slot = Slot(unit.node, "qkv".index(part.name))
+    inputs = surgeon.at(unit.node).inputs
+    while len(inputs) <= slot.idx:
+        inputs.append(tensor)
+    surgeon.replace_input(slot, tensor)
+
+
+def _part_fused(surgeon: Surgeon, unit: AttentionUnit, chosen: Sequence[Part]) -> None:
     """One product, a Split, and for each operand a Reshape and a Transpose to the layout it had."""
-    linear = next(iter(chosen.values()))[0].linear
-    widths = [_width(o, m) * o.n_heads for o, m in chosen.values()]
-    source = linear.output or ""
+    source = chosen[0].operand.linear.output or ""
     anchor = surgeon.graph.producers[source]
-    sizes = surgeon.constant(f"{source}_sizes", np.array(widths, dtype=np.int64))
-    pieces = [surgeon.variable(f"{source}_{letter}") for letter in chosen]
-    split_inputs = [surgeon.tensor(source), sizes]
-    attrs: dict[str, object] = {"axis": -1}
-    if surgeon.graph.model.opset < 13:
-        split_inputs, attrs = split_inputs[:1], {"axis": -1, "split": widths}
-    surgeon.insert("Split", split_inputs, list(pieces), anchor, **attrs)
-    for (letter, (operand, head_map)), piece in zip(chosen.items(), pieces, strict=True):
-        if unit.core == "MultiHeadAttention" and operand.boundary == operand.tensor and operand.boundary_perm is None:
-            slot = Slot(unit.node, "qkv".index(letter))
-            gs_node = surgeon.at(unit.node)
-            while len(gs_node.inputs) <= slot.idx:
-                gs_node.inputs.append(piece)
-            surgeon.replace_input(slot, piece)
-            continue
-        _lay_out(surgeon, operand, piece, _width(operand, head_map), anchor)
+    pieces: list[Any] = [surgeon.tensor(source)]
+    if len(chosen) > 1:
+        widths = [part.width * part.operand.n_heads for part in chosen]
+        pieces = [surgeon.variable(f"{source}_{part.name}") for part in chosen]
+        surgeon.split(surgeon.tensor(source), widths, pieces, anchor)
+    for part, piece in zip(chosen, pieces, strict=True):
+        is_packed = unit.core == "MultiHeadAttention" and part.operand.boundary == part.operand.tensor
+        is_key = part.name in ("k", "v") and _wants_plain_keys(surgeon.graph, unit)
+        if is_key or (is_packed and part.operand.boundary_perm is None):
+            _wire(surgeon, unit, part, piece)
+        else:
+            _lay_out(surgeon, part, piece, anchor)
 
 
-def _lay_out(surgeon: Surgeon, operand: Operand, piece: object, width: int, anchor: Node) -> None:
+def _lay_out(surgeon: Surgeon, part: Part, piece: Any, anchor: Node) -> None:
     """Make an operand's boundary tensor from its columns [*leading, H * width]."""
+    operand = part.operand
     boundary = surgeon.drop_producer(operand.boundary)
-    if operand.boundary_perm is None:
-        surgeon.insert("Identity", [piece], [boundary], anchor)  # type: ignore[list-item]
+    perm, heads = operand.boundary_perm, [operand.n_heads, part.width]
+    if perm is None:
+        heads = [operand.n_heads * part.width]
+    if operand.leading is not None:
+        shape = surgeon.leading_shape(operand.leading, heads)
+        anchor = surgeon.before(operand.leading.node)
+    elif perm is None:
+        surgeon.insert("Identity", [piece], [boundary], anchor)
         return
-    n_leading = len(operand.boundary_perm) - 2
-    leading = [-1, operand.n_tokens] if operand.splits_tokens else [0] * n_leading
-    target = np.array([*leading, operand.n_heads, width], dtype=np.int64)
-    shape = surgeon.constant(f"{operand.boundary}_shape", target)
-    heads = surgeon.variable(f"{operand.boundary}_heads")
-    surgeon.insert("Reshape", [piece, shape], [heads], anchor)  # type: ignore[list-item]
-    surgeon.insert("Transpose", [heads], [boundary], anchor, perm=list(operand.boundary_perm))
+    else:
+        target = np.array([*[0] * (len(perm) - 2), *heads], dtype=np.int64)
+        shape = surgeon.constant(f"{operand.boundary}_shape", target)
+    laid_out = boundary if perm is None else surgeon.variable(f"{operand.boundary}_heads")
+    surgeon.insert("Reshape", [piece, shape], [laid_out], anchor)
+    if perm is not None:
+        surgeon.insert("Transpose", [laid_out], [boundary], anchor, perm=list(perm))

@@ -15,11 +15,14 @@ from onnx import TensorProto, numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from corp_onnx.blocks.units import Slot, WidthSpelling
+from corp_onnx.blocks.units import Parting, Slot, WidthSpelling
 from corp_onnx.graph import Graph, Node
 from corp_onnx.proto import names_in_use, node_graphs, skeleton, without_weights
 
 G_LOGGER.severity = G_LOGGER.ERROR
+
+SPLIT_SIZES_AS_INPUT = 13
+"""Operator set from which on Split takes its sizes as an input."""
 
 
 class Surgeon:
@@ -65,8 +68,20 @@ class Surgeon:
         return gs.Variable(self.fresh_name(hint))
 
     def replace_stored(self, slot: Slot, values: np.ndarray) -> None:
-        """Put a new stored tensor at one input of one node. It takes the old name where nothing else reads that."""
+        """Put a new stored tensor at one input of one node. It takes the old name where nothing else reads that.
+
+        What was stored in fewer bytes behind a Cast is so again.
+        """
         old = slot.name
+        cast = self.graph.producers.get(old)
+        if cast is not None and cast.op == "Cast":
+            stored = self.graph.constant(cast.inputs[0])
+            assert stored is not None, cast
+            widened = self.variable(f"{old}_pruned")
+            narrow = self.constant(f"{cast.inputs[0]}_pruned", values.astype(stored.dtype))
+            self.insert("Cast", [narrow], [widened], cast, to=cast.attrs["to"])
+            self.replace_input(slot, widened)
+            return
         alone = old in self.graph.initializers and len(self.graph.users(old)) == 1 and old not in self.graph.outputs
         node = self.at(slot.node)
         if alone:
@@ -116,18 +131,38 @@ class Surgeon:
             behind = self._slice_shape(node, target, spelling.axis + 1, known.size)
             parts = [*before, entry, *behind]
         shape = self.variable(f"{node.output}_shape")
-        self.insert("Concat", parts, [shape], self._before(node), axis=0)
+        self.insert("Concat", parts, [shape], self.before(node), axis=0)
         self.replace_input(Slot(node, 1), shape)
+
+    def leading_shape(self, parting: Parting, tail: list[int]) -> Any:
+        """The two entries of a Reshape's target that part a leading axis, and `tail` behind them."""
+        node, start, stop = parting.node, parting.axis, parting.axis + 2
+        stored = self.graph.constant(node.inputs[1])
+        behind = np.array(tail, dtype=np.int64)
+        if stored is not None:
+            return self.constant(f"{node.output}_shape", np.concatenate([stored[start:stop], behind]))
+        parts = [*self._slice_shape(node, node.inputs[1], start, stop), self.constant(f"{node.output}_width", behind)]
+        shape = self.variable(f"{node.output}_shape")
+        self.insert("Concat", parts, [shape], self.before(node), axis=0)
+        return shape
+
+    def split(self, tensor: Any, sizes: list[int], outputs: list[Any], after: Node) -> None:
+        """Cut a tensor along its last axis."""
+        if self.graph.model.opset < SPLIT_SIZES_AS_INPUT:
+            self.insert("Split", [tensor], outputs, after, axis=-1, split=sizes)
+            return
+        stored = self.constant(f"{tensor.name}_sizes", np.array(sizes, dtype=np.int64))
+        self.insert("Split", [tensor, stored], outputs, after, axis=-1)
 
     def _slice_shape(self, node: Node, target: str, start: int, stop: int) -> list[Any]:
         if start == stop:
             return []
         part = self.variable(f"{node.output}_shape_part")
         bounds = [self.constant(f"{node.output}_bound", np.array([b], dtype=np.int64)) for b in (start, stop)]
-        self.insert("Slice", [self.tensor(target), *bounds], [part], self._before(node))
+        self.insert("Slice", [self.tensor(target), *bounds], [part], self.before(node))
         return [part]
 
-    def _before(self, node: Node) -> Node:
+    def before(self, node: Node) -> Node:
         """The node behind which something that `node` reads can stand: the one just in front of it."""
         return self.graph.nodes[node.position - 1]
 

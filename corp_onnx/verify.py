@@ -13,21 +13,24 @@ A check is a value; `require_passed` turns a failed one into an error.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec
 
 import numpy as np
 import onnx
+from jaxtyping import Float
 
-from corp_onnx.blocks import AttentionUnit, Blocks, MlpUnit, Operand
+from corp_onnx.blocks import Blocks, Linear
 from corp_onnx.errors import CheckFailedError, ModelError
 from corp_onnx.fullwidth import identity_changes, pad_changes
 from corp_onnx.graph import Graph, Model, load_model
+from corp_onnx.heads import changed_products, joint_bias, joint_weight, list_parts
 from corp_onnx.proto import skeleton
 from corp_onnx.results import CheckResult
-from corp_onnx.rewrite import AttentionChange, Changes, MlpChange, apply_changes, mapped_bias, mapped_weight
+from corp_onnx.rewrite import AttentionChange, Changes, MlpChange, apply_changes
 from corp_onnx.runtime import first_sentence, open_session, open_tapped
 from corp_onnx.staging import write_model
 
@@ -159,86 +162,60 @@ def check_replay(
     Compared are an MLP's first and second products, and the queries and keys as the attention product reads them.
     Operands inside a fused attention operator can not be seen; `identity` covers those.
     """
-    arrays = open_tapped(pruned, _replay_taps(blocks, changes), provider=provider).run(feeds)
-    worst, where, n_compared = 0.0, "", 0
-    for key, found, expected in _replay_pairs(graph, blocks, changes, arrays):
-        difference = relative_difference(found, expected)
-        n_compared += 1
+    products = [p for p in list_products(graph, blocks, changes) if p.linear.output is not None]
+    taps = [name for p in products for name in (p.linear.input, p.linear.output or "")]
+    arrays = open_tapped(pruned, taps, provider=provider).run(feeds)
+    worst, where = 0.0, ""
+    for product in products:
+        x, found = arrays[product.linear.input], arrays[product.linear.output or ""]
+        difference = relative_difference(found, product.apply(x, found.shape))
         if difference >= worst:
-            worst, where = difference, key
+            worst, where = difference, product.key
     tolerance = TOLERANCE[graph.float_type]
-    detail = f"{n_compared} products of the pruned graph against NumPy, worst {where}"
+    detail = f"{len(products)} products of the pruned graph against NumPy, worst {where}"
     return CheckResult("replay", bool(worst <= tolerance), worst, tolerance, detail)
 
 
-def _replay_taps(blocks: Blocks, changes: Changes) -> list[str]:
-    taps: list[str] = []
-    for unit in blocks.mlps:
-        if unit.key in changes:
-            taps += [unit.hidden, unit.down.output or "", unit.ups[0].linear.input]
-            taps += [up.linear.output or "" for up in unit.ups]
-    for unit in blocks.attentions:
-        for operand in _visible(unit, changes):
-            taps += [operand.linear.input, operand.linear.output or ""]
-    return [t for t in dict.fromkeys(taps) if t]
+@dataclass(frozen=True, slots=True, eq=False)
+class ChangedProduct:
+    """What a product of the pruned graph must compute; `bias` is None where its output does not hold one."""
+
+    key: str
+    linear: Linear
+    weight: Float[np.ndarray, "d_out d_in"]
+    bias: Float[np.ndarray, " d_out"] | None
+
+    def apply(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The output in float64, in the shape of what was found; of another size where the input has another width."""
+        if x.shape[-1] != self.weight.shape[1]:
+            return np.empty(0)
+        y = x.astype(np.float64) @ self.weight.astype(np.float64).T
+        y = y if self.bias is None else y + self.bias.astype(np.float64)
+        return y.reshape(shape) if y.size == np.prod(shape) and self.linear.reshapes else y
 
 
-def _visible(unit: AttentionUnit, changes: Changes) -> list[Operand]:
-    """Operands of a changed attention whose projection is a tensor of the graph."""
-    if unit.key not in changes:
-        return []
-    return [o for o in (unit.q, unit.k, unit.v) if o is not None and o.linear.output is not None]
-
-
-def _replay_pairs(graph: Graph, blocks: Blocks, changes: Changes, arrays: Mapping[str, np.ndarray]):
-    """(unit key, found, expected) for every product."""
+def list_products(graph: Graph, blocks: Blocks, changes: Changes) -> Iterator[ChangedProduct]:
+    """Every product that the changes touch."""
     for unit in blocks.mlps:
         change = changes.get(unit.key)
         if isinstance(change, MlpChange):
-            yield from _replay_mlp(graph, unit, change, arrays)
+            for up in unit.ups:
+                rows = up.channel_idx[:, change.kept_idx].reshape(-1)
+                bias = up.linear.read_bias(graph) if up.linear.output_has_bias else None
+                weight = up.linear.read_weight(graph)[rows]
+                yield ChangedProduct(unit.key, up.linear, weight, None if bias is None else bias[rows])
+            late = unit.down.bias is not None and not unit.down.output_has_bias
+            yield ChangedProduct(unit.key, unit.down, change.weight, None if late else change.bias)
     for unit in blocks.attentions:
         change = changes.get(unit.key)
-        operands = _visible(unit, changes)
-        if isinstance(change, AttentionChange) and operands:
-            yield from _replay_projections(graph, unit, change, operands, arrays)
-
-
-def _replay_mlp(graph: Graph, unit: MlpUnit, change: MlpChange, arrays: Mapping[str, np.ndarray]):
-    x = arrays[unit.ups[0].linear.input].astype(np.float64)
-    for up in unit.ups:
-        rows = up.channel_idx[:, change.kept_idx].reshape(-1)
-        expected = x @ up.linear.read_weight(graph)[rows].astype(np.float64).T
-        bias = up.linear.read_bias(graph)
-        expected = expected if bias is None else expected + bias[rows].astype(np.float64)
-        yield unit.key, arrays[up.linear.output or ""], expected
-    if arrays[unit.hidden].shape[-1] != change.weight.shape[1]:
-        return  # another width than was solved for: the first product has shown it
-    late_bias = unit.down.bias is not None and not unit.down.output_has_bias
-    expected = arrays[unit.hidden].astype(np.float64) @ change.weight.T + (0.0 if late_bias else change.bias)
-    yield unit.key, arrays[unit.down.output or ""], expected
-
-
-def _replay_projections(
-    graph: Graph,
-    unit: AttentionUnit,
-    change: AttentionChange,
-    operands: Sequence[Operand],
-    arrays: Mapping[str, np.ndarray],
-):
-    """The projection's output, which holds the operands it makes one behind the other."""
-    maps = {id(unit.q): change.q_map, id(unit.k): change.k_map, id(unit.v): change.v_map}
-    by_output: dict[str, list[Operand]] = {}
-    for operand in operands:
-        by_output.setdefault(operand.linear.output or "", []).append(operand)
-    for output, parts in by_output.items():
-        if all(maps[id(o)] is None for o in parts):
-            continue
-        x = arrays[parts[0].linear.input].astype(np.float64)
-        expected = x @ np.concatenate([mapped_weight(graph, o, maps[id(o)]) for o in parts]).T
-        if parts[0].linear.bias is not None and parts[0].linear.output_has_bias:
-            biases = [mapped_bias(graph, o, maps[id(o)]) for o in parts]
-            expected = expected + np.concatenate([b for b in biases if b is not None])
-        yield unit.key, arrays[output], expected
+        if isinstance(change, AttentionChange):
+            for parts in changed_products(list_parts(unit, change)):
+                linear = parts[0].operand.linear
+                bias = joint_bias(graph, parts) if linear.bias is not None and linear.output_has_bias else None
+                yield ChangedProduct(unit.key, linear, joint_weight(graph, parts), bias)
+            if change.out_weight is not None and unit.out is not None:
+                bias = unit.out.linear.read_bias(graph) if change.out_bias is None else change.out_bias
+                yield ChangedProduct(unit.key, unit.out.linear, change.out_weight, bias)
 
 
 def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:

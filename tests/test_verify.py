@@ -19,6 +19,7 @@ from corp_onnx.blocks import Blocks, find_blocks
 from corp_onnx.calibrate import choose_units, collect_moments
 from corp_onnx.errors import CheckFailedError
 from corp_onnx.graph import Graph
+from corp_onnx.heads import joint_bias
 from corp_onnx.images import open_images
 from corp_onnx.model import Model, load_model
 from corp_onnx.plan import Cut, gather_changes, plan_paper
@@ -213,7 +214,7 @@ class TestChecks:
     ) -> None:
         """A projection that forgets its bias."""
         pruned = scaled.write(tmp_path)
-        monkeypatch.setattr(rewrite, "mapped_bias", lambda *_: np.zeros(32))
+        monkeypatch.setattr(rewrite, "joint_bias", lambda graph, parts: np.zeros_like(joint_bias(graph, parts)))
         assert not scaled.check("identity", pruned, tmp_path).passed
 
     def test_replay_fails_where_shapes_differ(self, case: Case, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from corp_onnx.blocks.attention import is_core, match_attention
+from corp_onnx.blocks.attention import match_attention
+from corp_onnx.blocks.core import is_core
 from corp_onnx.blocks.linear import Mismatch, is_product
 from corp_onnx.blocks.mlp import match_mlp
 from corp_onnx.blocks.units import AttentionUnit, Block, Blocks, MlpUnit, Skip
@@ -33,7 +34,7 @@ def find_blocks(graph: Graph) -> Blocks:
             elif found is not None:
                 units.append(found)
     blocks = _group(sorted(units, key=lambda u: u.position))
-    inner = [s for b in blocks if b.attention for s in (b.attention.qk_skip,) if s is not None]
+    inner = [s for b in blocks if b.attention for s in (b.attention.qk_skip, b.attention.vo_skip) if s is not None]
     return Blocks(tuple(blocks), tuple(sorted([*skipped, *inner], key=lambda s: s.position)))
 
 

@@ -28,7 +28,7 @@ def match_packed_attention(graph: Graph, node: Node) -> AttentionUnit | Mismatch
     starts = np.cumsum([0, *widths])[:3]
     q, k, v = (
         Operand(
-            linear, (start + np.arange(width)).reshape(n_heads, -1), False, n_tokens, "", "", None, False, (), ()
+            linear, (start + np.arange(width)).reshape(n_heads, -1), False, n_tokens, "", "", None, None, (), ()
         )
         for start, width in zip(starts, widths, strict=True)
     )  # fmt: skip

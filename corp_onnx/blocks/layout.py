@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from corp_onnx.blocks.linear import PASS_THROUGH, Mismatch, is_scalar
-from corp_onnx.blocks.units import WidthSpelling
+from corp_onnx.blocks.units import Parting, WidthSpelling
 from corp_onnx.graph import Graph, Node, evaluate_node
 
 MOVES = frozenset({"Reshape", "Transpose", "Split", "Slice", "Gather", "Squeeze", "Unsqueeze", "Flatten"})
@@ -35,6 +35,11 @@ class Traced:
 
     arrays: dict[str, np.ndarray]
     n_columns: int
+
+    def width_axes(self, tensor: str, lookup: np.ndarray) -> list[int]:
+        """The axes of a tensor along which a head's dimension changes; `lookup` gives it for every source column."""
+        dims = lookup[self.columns(tensor)]
+        return [axis for axis in range(dims.ndim) if np.any(np.diff(dims, axis=axis))]
 
     def columns(self, tensor: str) -> np.ndarray:
         """Column (last-axis position in the source) of every number of a tensor."""
@@ -87,11 +92,11 @@ def read_heads(traced: Traced, view: np.ndarray, node: Node) -> HeadMap | Mismat
     channel_idx = np.stack([np.frombuffer(key, dtype=np.int64) for key in heads])
     if len(np.unique(channel_idx)) != channel_idx.size:
         return Mismatch("expected heads that share no projection column", node, 2)
-    tokens = rows[head_of_lead == 0][:, :, 0]
-    order = np.arange(tokens.size)
-    if np.array_equal(tokens, order.reshape(tokens.shape)):
+    tokens = [rows[head_of_lead == head][:, :, 0] for head in range(len(heads))]
+    order = np.arange(tokens[0].size)
+    if all(np.array_equal(t, order.reshape(t.shape)) for t in tokens):
         return HeadMap(channel_idx, head_of_lead, token_major=False)
-    if np.array_equal(tokens, order.reshape(tokens.shape[::-1]).T):
+    if all(np.array_equal(t, order.reshape(t.shape[::-1]).T) for t in tokens):
         return HeadMap(channel_idx, head_of_lead, token_major=True)
     return Mismatch("expected images and tokens as the leading axes of the projection", node, 2)
 
@@ -100,61 +105,67 @@ def read_heads(traced: Traced, view: np.ndarray, node: Node) -> HeadMap | Mismat
 class Boundary:
     """The first tensor that holds one operand alone, and how it is made from the operand's columns.
 
-    tensor = transpose(reshape(columns, [*leading, H, d]), perm); perm None means the plain [*leading, H*d].
+    tensor = transpose(reshape(columns, [*leading, H, d]), perm); perm None means the plain [*leading, H*d]. `leading`
+    is what parts the leading axis on the way, None where the projection's own are kept.
     """
 
     tensor: str
     perm: tuple[int, ...] | None
-    splits_tokens: bool
+    leading: Parting | None
 
 
-def find_boundary(traced: Traced, tensors: list[str], channel_idx: np.ndarray, n_tokens: int) -> Boundary | None:
-    """The first tensor on a path that a Split, a Reshape and a Transpose can make from the operand's columns alone.
-
-    Args:
-        tensors: the path in forward order; the first is the projection's output.
-    """
-    whole = traced.arrays[tensors[0]]
-    if channel_idx.size == whole.shape[-1]:
-        return Boundary(tensors[0], None, splits_tokens=False)
+def find_boundary(traced: Traced, source: str, steps: list[Step], channel_idx: np.ndarray) -> Boundary | None:
+    """The first tensor on a path that a Split, a Reshape and a Transpose can make from the operand's columns alone."""
+    whole = traced.arrays[source]
+    if is_plain(channel_idx, whole.shape[-1]):
+        return Boundary(source, None, None)
     piece = whole[..., channel_idx]  # [*leading, H, d]
-    for tensor in tensors[1:]:
-        target = traced.arrays[tensor]
-        if target.size != piece.size:
-            continue
-        if np.array_equal(piece.reshape(*piece.shape[:-2], -1), target):
-            return Boundary(tensor, None, splits_tokens=False)
-        for splits in (False, True) if piece.ndim == 3 else (False,):
-            view = piece.reshape(-1, n_tokens, *piece.shape[1:]) if splits else piece
+    partings: list[tuple[Parting | None, tuple[int, ...]]] = [(None, piece.shape[:-2])]
+    for step in steps:
+        target = traced.arrays[step.tensor]
+        if step.node.op == "Reshape" and piece.ndim == 3:
+            pairs = [(axis, target.shape[axis : axis + 2]) for axis in (0, 1)]
+            partings += [(Parting(step.node, axis), pair) for axis, pair in pairs if np.prod(pair) == len(piece)]
+        for parting, leading in partings if target.size == piece.size else []:
+            view = piece.reshape(*leading, *channel_idx.shape)
+            if np.array_equal(view.reshape(*leading, -1), target):
+                return Boundary(step.tensor, None, parting)
             for perm in permutations(range(view.ndim)):
                 if np.array_equal(view.transpose(perm), target):
-                    return Boundary(tensor, perm, splits)
+                    return Boundary(step.tensor, perm, parting)
     return None
 
 
+def is_plain(channel_idx: np.ndarray, n_columns: int) -> bool:
+    """Whether heads stand side by side in their order and fill all columns."""
+    return np.array_equal(channel_idx.reshape(-1), np.arange(n_columns))
+
+
 def width_spellings(
-    traced: Traced, steps: list[Step], dimension_of: dict[int, int], d_head: int
+    traced: Traced, steps: list[Step], lookup: np.ndarray, d_head: int
 ) -> tuple[WidthSpelling, ...] | Mismatch:
     """The Reshapes on a path whose target spells a head's width, and at which axis.
 
     Args:
-        dimension_of: dimension inside the head of every source column.
+        lookup: dimension inside the head of every source column.
     """
-    lookup = np.zeros(traced.n_columns, dtype=np.int64)
-    for column, dim in dimension_of.items():
-        lookup[column] = dim
     spellings: list[WidthSpelling] = []
     for step in steps:
         if step.node.op != "Reshape":
             continue
-        dims = lookup[traced.columns(step.tensor)]
-        axes = [a for a in range(dims.ndim) if d_head > 1 and np.any(np.diff(dims, axis=a))]
-        if d_head == 1:
-            axes = [dims.ndim - 1]
-        if len(axes) != 1 or dims.shape[axes[0]] % d_head:
+        shape = traced.arrays[step.tensor].shape
+        axes = traced.width_axes(step.tensor, lookup) if d_head > 1 else [len(shape) - 1]
+        if len(axes) != 1 or shape[axes[0]] % d_head:
             return Mismatch("expected a head's dimensions on one axis", step.node, 2)
-        spellings.append(WidthSpelling(step.node, axes[0], dims.shape[axes[0]] // d_head))
+        spellings.append(WidthSpelling(step.node, axes[0], shape[axes[0]] // d_head))
     return tuple(spellings)
+
+
+def dimension_lookup(channel_idx: np.ndarray, n_columns: int) -> np.ndarray:
+    """Dimension inside the head of every column; 0 for those of other operands."""
+    lookup = np.zeros(n_columns, dtype=np.int64)
+    lookup[channel_idx] = np.arange(channel_idx.shape[1])
+    return lookup
 
 
 def scalar_operand(graph: Graph, node: Node) -> tuple[int, float] | None:

@@ -12,6 +12,9 @@ from corp_onnx.graph import Graph, Node
 PASS_THROUGH = frozenset({"Identity", "Dropout", "Cast"})
 """Operators that hand a tensor on, value for value (Cast: up to rounding)."""
 
+NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
+SKIP_NORMS = frozenset({"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"})
+
 MAX_TO_RESIDUAL = 8
 """Operators between a unit's last product and the residual addition: bias, LayerScale, layout, dropout."""
 
@@ -41,32 +44,40 @@ def match_linear(graph: Graph, node: Node) -> Linear | Mismatch:
     if not is_product(graph, node):
         return Mismatch("expected a product with a stored matrix", node)
     attrs = node.attrs
-    if attrs.get("transA") or attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0:
+    if (
+        attrs.get("transA")
+        or attrs.get("transBatchA")
+        or attrs.get("alpha", 1.0) != 1.0
+        or attrs.get("beta", 1.0) != 1.0
+    ):
         return Mismatch("expected alpha = beta = 1 and transA = 0", node)
     if "activation" in attrs:
         return Mismatch("expected a plain product, found one with a fused activation", node)
     transposed = bool(attrs.get("transB"))
     rows, cols = graph.dims(node.inputs[1])
     d_out, d_in = (rows, cols) if transposed else (cols, rows)
-    x, output, bias = node.inputs[0], node.output, None
+    x, output, bias, reshapes = node.inputs[0], node.output, None, ()
     if len(node.inputs) > 2 and node.inputs[2]:
         bias = Slot(node, 2)
         if not is_channel_vector(graph, node.inputs[2], d_out):
             return Mismatch(f"expected a stored bias of {d_out}, found {graph.shape(node.inputs[2])}", node)
     elif added := following_bias(graph, output, d_out):
-        bias, output = added, added.node.output
-    return Linear(x, output, Slot(node, 1), transposed, bias, 0, bias is not None, d_in, d_out)
+        bias, reshapes = added
+        output = bias.node.output
+    return Linear(x, output, Slot(node, 1), transposed, bias, 0, bias is not None, d_in, d_out, reshapes)
 
 
-def following_bias(graph: Graph, tensor: str, width: int) -> Slot | None:
-    """The stored vector that the only reader of a tensor adds to it."""
-    users = graph.users(tensor)
-    if len(users) != 1 or users[0][0].op != "Add" or tensor in graph.outputs:
-        return None
-    node, idx = users[0]
-    other = 1 - idx
-    if is_channel_vector(graph, node.inputs[other], width) and graph.shape(node.output) == graph.shape(tensor):
-        return Slot(node, other)
+def following_bias(graph: Graph, tensor: str, width: int) -> tuple[Slot, tuple[Node, ...]] | None:
+    """The stored vector that the only reader of a tensor adds to it, and the Reshapes in front of the addition."""
+    reshapes: tuple[Node, ...] = ()
+    while len(users := graph.users(tensor)) == 1 and tensor not in graph.outputs:
+        node, idx = users[0]
+        if node.op == "Reshape" and idx == 0 and graph.dims(node.output)[-1] == width:
+            tensor, reshapes = node.output, (*reshapes, node)
+            continue
+        if node.op == "Add" and is_channel_vector(graph, node.inputs[1 - idx], width):
+            return (Slot(node, 1 - idx), reshapes) if graph.shape(node.output) == graph.shape(tensor) else None
+        break
     return None
 
 
@@ -87,22 +98,22 @@ def is_scalar(graph: Graph, name: str) -> bool:
 def residual_after(graph: Graph, tensor: str, d_model: int) -> Residual | None:
     """Follow a product's output to the residual addition; None when the output goes elsewhere."""
     scale: Slot | None = None
+    is_plain = True
     for _ in range(MAX_TO_RESIDUAL):
         users = [u for u in graph.users(tensor) if u[0].op != "Shape"]
         if len(users) != 1 or tensor in graph.outputs:
             return None
         node, idx = users[0]
-        other = 1 - idx
-        is_vector = node.op in ("Add", "Mul") and is_channel_vector(graph, node.inputs[other], d_model)
-        if is_vector or node.op in PASS_THROUGH | {"Reshape", "Transpose", "Squeeze", "Unsqueeze"}:
-            if is_vector and node.op == "Mul":
-                scale = Slot(node, other)
-            tensor = node.output
-        elif node.op == "Add" and not graph.is_constant(node.inputs[other]):
-            return Residual(node.output, node.inputs[other], scale, None)
-        elif node.op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization") and idx in (0, 1):
+        if node.op == "Mul" and scale is None and is_channel_vector(graph, node.inputs[1 - idx], d_model):
+            scale = Slot(node, 1 - idx)
+        elif node.op == "Add" and not graph.is_constant(node.inputs[1 - idx]):
+            return Residual(node.output, node.inputs[1 - idx] if is_plain else None, scale, None)
+        elif node.op in SKIP_NORMS and idx in (0, 1):
             bias = Slot(node, 4) if len(node.inputs) > 4 and node.inputs[4] else None
             return Residual(node.output, None, scale, bias)
-        else:
+        elif node.op in {"Add", "Mul", *NORMS}:
+            is_plain = False
+        elif node.op not in PASS_THROUGH | {"Reshape", "Transpose", "Squeeze", "Unsqueeze"}:
             return None
+        tensor = node.output
     return None

@@ -7,7 +7,7 @@ product, after it or inside BiasGelu are then one case. A mismatch says at which
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from corp_onnx.blocks.linear import (
     match_linear,
     residual_after,
 )
+from corp_onnx.blocks.readers import find_reader
 from corp_onnx.blocks.units import Linear, MlpUnit, Slot, UpProjection
 from corp_onnx.graph import Graph, Node
 
@@ -32,6 +33,17 @@ NONLINEAR = frozenset(
     {"Erf", "Tanh", "Sigmoid", "Relu", "Gelu", "FastGelu", "QuickGelu", "BiasGelu", "Elu", "LeakyRelu", "HardSigmoid"}
     | {"HardSwish", "Mish", "Softplus", "Swish", "Celu", "Selu"}
 )
+ACTIVATIONS = {
+    "Erf": "gelu-erf",
+    "BiasGelu": "bias-gelu",
+    "FastGelu": "fast-gelu",
+    "QuickGelu": "quick-gelu",
+    "Gelu": "gelu",
+    "Tanh": "gelu-tanh",
+    "Sigmoid": "quick-gelu",
+}
+"""The tag of a spelling by its most telling operator, first come first served."""
+
 MAX_REGION = 40
 """Operators between the products; the longest known spelling (tanh GELU with casts) has fewer than twenty."""
 
@@ -59,35 +71,30 @@ def match_mlp(graph: Graph, node: Node) -> MlpUnit | Mismatch | None:
     stop = _walk(graph, down.input, down.d_in, region)
     if not any(n.op in NONLINEAR for n in region.nodes):
         return None
-    if stop is not None:
-        return stop
-    ups = _ups(graph, region, down.d_in)
+    ups = stop or _ups(graph, region, down.d_in)
     if isinstance(ups, Mismatch):
         return ups
-    if escape := _escape(graph, region, ups, down):
-        return escape
+    if reader := _reader(graph, region, ups, down):
+        return reader
     residual = residual_after(graph, down.output or "", down.d_out)
     if residual is None:
         return Mismatch("expected a residual addition after the second product, found none", node, 3)
     if residual.bias is not None and down.bias is None:
-        down = Linear(
-            down.input, down.output, down.weight, down.transposed, residual.bias, 0, False, down.d_in, down.d_out
-        )  # fmt: skip
+        down = replace(down, bias=residual.bias)
     activation = _activation(region, ups)
-    spelling = "+".join([ups[0].linear.node.op, activation, node.op])
     return MlpUnit(
         key="",
         position=node.position,
         hidden=down.input,
         ups=ups,
         per_channel=tuple(region.per_channel),
-        reshapes=tuple(region.reshapes),
+        reshapes=tuple(dict.fromkeys([*region.reshapes, *(r for up in ups for r in up.linear.reshapes)])),
         splits=tuple(region.splits),
         down=down,
         residual=residual,
         d_hidden=down.d_in,
         activation=activation,
-        spelling=spelling,
+        spelling="+".join([ups[0].linear.node.op, activation, node.op]),
     )
 
 
@@ -116,51 +123,59 @@ def _walk(graph: Graph, start: str, width: int, region: _Region) -> Mismatch | N
 
 def _enter(graph: Graph, node: Node, tensor: str, width: int, region: _Region, todo: list[str]) -> Mismatch | None:
     """Check one operator of the region and go on behind it."""
-    shape = graph.dims(tensor)
+    before, shape = graph.dims(node.inputs[0]), graph.dims(tensor)
     if node.op in UNARY or node.op in BINARY:
-        for idx, name in enumerate(node.inputs):
-            if name and graph.is_constant(name) and not is_scalar(graph, name):
-                if not is_channel_vector(graph, name, width):
-                    return Mismatch(f"expected a constant of {width} channels, found {graph.shape(name)}", node, 1)
-                region.per_channel.append(Slot(node, idx))
-            elif name:
-                todo.append(name)
-        return None
-    before = graph.dims(node.inputs[0])
+        return _enter_pointwise(graph, node, width, region, todo)
     if node.op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze") and before[-1] == shape[-1] == width:
         if node.op == "Reshape":
             region.reshapes.append(node)
         todo.append(node.inputs[0])
         return None
     if node.op in ("Split", "Slice") and before[-1] == 2 * width and shape[-1] == width:
-        source = graph.producers.get(node.inputs[0])
-        offset = _half(graph, node, tensor, width)
-        while source is not None and source.op == "Add":  # the bias of a packed product
-            vector = next((i for i, n in enumerate(source.inputs) if is_channel_vector(graph, n, 2 * width)), None)
-            if vector is None:
-                break
-            region.nodes.setdefault(source)
-            source = graph.producers.get(source.inputs[1 - vector])
-        if source is None or not is_product(graph, source) or offset is None:
-            return Mismatch("expected gate and value to be the halves of one product", node, 2)
-        region.products.setdefault(source, []).append((tensor, offset))
-        if node not in region.splits:
-            region.splits.append(node)
-        return None
+        return _enter_half(graph, node, tensor, width, region)
     found = f"{node.op} {before} -> {shape}"
     return Mismatch(f"expected only per-channel operators between two products, found {found}", node, len(region.nodes))
 
 
+def _enter_pointwise(graph: Graph, node: Node, width: int, region: _Region, todo: list[str]) -> Mismatch | None:
+    """An operator that acts on each number alone; stored vectors that it reads are cut along."""
+    for idx, name in enumerate(node.inputs):
+        if name and graph.is_constant(name) and not is_scalar(graph, name):
+            if not is_channel_vector(graph, name, width):
+                return Mismatch(f"expected a constant of {width} channels, found {graph.shape(name)}", node, 1)
+            region.per_channel.append(Slot(node, idx))
+        elif name:
+            todo.append(name)
+    return None
+
+
+def _enter_half(graph: Graph, node: Node, tensor: str, width: int, region: _Region) -> Mismatch | None:
+    """A Split or Slice that parts a packed gate and value; behind it stand only their product and its bias."""
+    source, offset = graph.producers.get(node.inputs[0]), _half(graph, node, tensor, width)
+    while source is not None and source.op in ("Add", "Reshape"):
+        vectors = [i for i, name in enumerate(source.inputs) if is_channel_vector(graph, name, 2 * width)]
+        if source.op == "Add" and not vectors:
+            break
+        region.nodes.setdefault(source)
+        source = graph.producers.get(source.inputs[1 - vectors[0] if source.op == "Add" else 0])
+    if source is None or not is_product(graph, source) or offset is None:
+        return Mismatch("expected gate and value to be the halves of one product", node, 2)
+    region.products.setdefault(source, []).append((tensor, offset))
+    if node not in region.splits:
+        region.splits.append(node)
+    return None
+
+
 def _half(graph: Graph, node: Node, tensor: str, width: int) -> int | None:
     """0 or `width`: which half of the last axis a Split output or a Slice is."""
+    rank = len(graph.dims(node.inputs[0]))
     if node.op == "Split":
-        axis = node.attrs.get("axis", 0)
-        rank = len(graph.dims(node.inputs[0]))
-        return node.outputs.index(tensor) * width if axis in (-1, rank - 1) else None
+        return node.outputs.index(tensor) * width if node.attrs.get("axis", 0) in (-1, rank - 1) else None
     starts = graph.value(node.inputs[1]) if len(node.inputs) > 1 else None
-    if starts is None or starts.size != 1:
+    steps = graph.value(node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4] else np.ones(1)
+    if starts is None or starts.size != 1 or steps is None or np.any(steps != 1):
         return None
-    start = int(starts.reshape(-1)[0])
+    start = int(starts.reshape(-1)[0]) % (2 * width)
     return start if start in (0, width) else None
 
 
@@ -184,49 +199,23 @@ def _ups(graph: Graph, region: _Region, width: int) -> tuple[UpProjection, ...] 
     return tuple(sorted(ups, key=lambda up: up.linear.node.position))
 
 
-def _escape(graph: Graph, region: _Region, ups: tuple[UpProjection, ...], down: Linear) -> Mismatch | None:
-    """A tensor of the region that something outside it reads too, so that its width can not change."""
-    inside = {*region.nodes, *(up.linear.node for up in ups), down.node}
-    tensors = [n.output for n in inside if n is not down.node] + [o for s in region.splits for o in s.outputs]
-    for tensor in tensors:
-        if tensor in graph.outputs:
-            return Mismatch(f"'{tensor}' is an output of the graph, so its width can not change", down.node, 2)
-        for node, idx in graph.users(tensor):
-            if node not in inside and not (node.op == "Shape" and _only_leading(graph, node)) and idx >= 0:
-                return Mismatch(
-                    f"expected the hidden tensor to stay between the products, but {node} reads it", node, 2
-                )
+def _reader(graph: Graph, region: _Region, ups: tuple[UpProjection, ...], down: Linear) -> Mismatch | None:
+    """A reader outside the region of one of its tensors, so that their width can not change."""
+    biases = {up.linear.bias.node for up in ups if up.linear.bias is not None}
+    reshapes = {node for up in ups for node in up.linear.reshapes}
+    inside = {*region.nodes, *(up.linear.node for up in ups), *biases, *reshapes}
+    pinned = {Slot(node, idx) for node in region.splits for idx in (1, 2)}
+    pinned |= {Slot(node, 1) for node in (*region.reshapes, *reshapes)}
+    for tensor in (out for node in inside for out in node.outputs if out):
+        last = len(graph.dims(tensor)) - 1
+        if problem := find_reader(graph, tensor, [last], {*inside, down.node}, pinned):
+            return problem
     return None
-
-
-def _only_leading(graph: Graph, shape_node: Node) -> bool:
-    """Whether a Shape is asked only for axes before the channels."""
-    rank = len(graph.dims(shape_node.inputs[0]))
-    if "end" in shape_node.attrs and 0 < shape_node.attrs["end"] < rank:
-        return True
-    for node, _ in graph.users(shape_node.output):
-        idx = graph.value(node.inputs[1]) if node.op in ("Gather", "Slice") else None
-        ends = graph.value(node.inputs[2]) if node.op == "Slice" else idx
-        if idx is None or ends is None or np.any((ends % rank if node.op == "Gather" else ends - 1) >= rank - 1):
-            return False
-    return True
 
 
 def _activation(region: _Region, ups: tuple[UpProjection, ...]) -> str:
     """A tag for the spelling of the nonlinearity."""
+    if len(ups) == 2 or len(ups[0].channel_idx) == 2:
+        return f"gated-{'packed' if len(ups) == 1 else 'split'}"
     ops = {n.op for n in region.nodes}
-    gated = "swiglu" if len(ups) == 2 or len(ups[0].channel_idx) == 2 else ""
-    if gated:
-        return f"{gated}-{'packed' if len(ups) == 1 else 'split'}"
-    for op, tag in (
-        ("Erf", "gelu-erf"),
-        ("BiasGelu", "bias-gelu"),
-        ("FastGelu", "fast-gelu"),
-        ("QuickGelu", "quick-gelu"),
-    ):
-        if op in ops:
-            return tag
-    for op, tag in (("Gelu", "gelu"), ("Tanh", "gelu-tanh"), ("Sigmoid", "quick-gelu"), ("Relu", "relu")):
-        if op in ops:
-            return tag
-    return next((n.op.lower() for n in region.nodes if n.op in NONLINEAR), "unknown")
+    return next((tag for op, tag in ACTIVATIONS.items() if op in ops), min(ops & NONLINEAR).lower())

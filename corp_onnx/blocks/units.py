@@ -35,7 +35,8 @@ class Linear:
     `weight` is where the weight is read, stored [d_out, d_in] when `transposed`, else [d_in, d_out]. `bias` is where
     the bias is read, None when there is none; it may sit in a later operator (BiasGelu, MultiHeadAttention), then it
     is the part of that vector from `bias_offset` on and `output` does not hold it yet (`output_has_bias`).
-    `output` is None for a projection inside a fused attention operator: no tensor carries it.
+    `output` is None for a projection inside a fused attention operator: no tensor carries it. `reshapes` stand between
+    the product and its bias (a Gemm on flattened tokens, say) and may spell d_out in their targets.
     """
 
     input: str
@@ -47,6 +48,7 @@ class Linear:
     output_has_bias: bool
     d_in: int
     d_out: int
+    reshapes: tuple[Node, ...] = ()
 
     @property
     def node(self) -> Node:
@@ -75,8 +77,9 @@ class Linear:
 class Residual:
     """The addition stream = skip + scale * branch, where the branch is the output of a unit's last product.
 
-    `scale` reads LayerScale's vector [d_model], None where there is none. `skip` is None where the addition is inside
-    SkipLayerNormalization, whose `bias` may stand in for the product's own; `stream` is then already normalised.
+    `scale` reads LayerScale's vector [d_model], None where there is none. `skip` is None where it is no such addition:
+    a norm or a gate stands in between, or it is inside SkipLayerNormalization, whose `bias` may stand in for the
+    product's own and whose `stream` is already normalised.
     """
 
     stream: str
@@ -127,6 +130,14 @@ class WidthSpelling:
     n_folded: int
 
 
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """A Reshape that parts a leading axis [images * tokens] in two: entries `axis` and `axis + 1` of its target."""
+
+    node: Node
+    axis: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Operand:
     """Q, K or V on its way from a projection to the attention product.
@@ -140,7 +151,8 @@ class Operand:
         boundary: the first tensor that holds this operand alone; equals the projection's output when not fused.
         boundary_perm: boundary = transpose(reshape(columns, [*leading, H, d]), perm); None when it is the plain
             [*leading, H*d].
-        splits_tokens: whether the leading axis [images * tokens] becomes two at the boundary.
+        leading: what parts the projection's leading axis on the way; None where the boundary has the same ones.
+        late_bias: a stored vector [n_heads * d_head] that is added to this operand alone, behind the boundary.
         spellings: the Reshapes between boundary and tensor whose target spells the width.
         path: every node between the projection's output and `tensor`.
     """
@@ -152,9 +164,10 @@ class Operand:
     tensor: str
     boundary: str
     boundary_perm: tuple[int, ...] | None
-    splits_tokens: bool
+    leading: Parting | None
     spellings: tuple[WidthSpelling, ...]
     path: tuple[Node, ...]
+    late_bias: Slot | None = None
 
     @property
     def n_heads(self) -> int:
@@ -171,9 +184,17 @@ class Operand:
         """The tensor of the projection's output; a name of our own where a fused operator keeps it inside."""
         return self.linear.output or f"corp_onnx.projection/{self.linear.node.output}"
 
+    def read_late_bias(self, graph: Graph) -> Float[np.ndarray, "n_heads d_head"]:
+        """The vector that is added behind the boundary, by head; zeros where there is none."""
+        if self.late_bias is None:
+            return np.zeros(self.channel_idx.shape, dtype=np.float32)
+        value = graph.constant(self.late_bias.name)
+        assert value is not None, self.late_bias.name
+        return value.reshape(self.channel_idx.shape)
+
     @property
     def is_fused(self) -> bool:
-        """Whether the projection's output holds other operands as well."""
+        """Whether the projection's output holds more than this operand, or holds it in another order."""
         return self.boundary != self.linear.output
 
 
@@ -181,7 +202,8 @@ class Operand:
 class AttentionOutput:
     """The way from P @ V to the output projection: what VO pruning has to touch.
 
-    `channel_idx` are the input columns of `linear` (W_O) by head and dimension; `residual` is the addition after it.
+    `channel_idx` are the input columns of `linear` (W_O) by head and dimension, `spellings` the Reshapes on the way
+    whose target spells the width; `residual` is the addition after it.
     """
 
     linear: Linear
@@ -209,8 +231,9 @@ class AttentionUnit:
     """Attention: softmax(scale * q k' + ...) v, with the projections of q, k and v.
 
     `node` multiplies q and k' (or is the whole fused operator). `scale` is the number that multiplies q k' in the
-    graph as it stands; `scale_slots` are the factors of it that are computed at run time. Where `q` and `k`, or `v`
-    and `out`, are None the pair can not be pruned and the `Skip` beside says why.
+    graph as it stands; `scale_slots` are the factors of it that are computed at run time. `rest` is what the fused
+    projection holds besides the operands that were recognised; it stays as it is. Where `q` and `k`, or `v` and `out`,
+    can not be pruned the `Skip` beside says why.
     """
 
     key: str
@@ -229,6 +252,7 @@ class AttentionUnit:
     qk_skip: Skip | None
     vo_skip: Skip | None
     spelling: str
+    rest: tuple[Operand, ...] = ()
 
     @property
     def qk_key(self) -> str:

@@ -1,0 +1,84 @@
+"""What changes in an attention, as arithmetic: linear maps of heads folded into the rows of a projection.
+
+A map per head, q' = M q, gives W_Q' = M W_Q and b_Q' = M b_Q. A projection that several operands share then holds them
+one behind the other, each head by head; what it holds besides keeps its width. Nothing here touches a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from corp_onnx.blocks import AttentionUnit, Operand
+from corp_onnx.graph import Graph, Node
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionChange:
+    """Linear maps [n_heads, width, d_head] of a unit's heads; None leaves that operand as it is.
+
+    With `v_map` goes the weight [d_out, n_heads * width], columns head by head, and bias of the output projection.
+    """
+
+    q_map: Float[np.ndarray, "h r d"] | None = None
+    k_map: Float[np.ndarray, "h r d"] | None = None
+    v_map: Float[np.ndarray, "h s d"] | None = None
+    out_weight: Float[np.ndarray, "d_out hs"] | None = None
+    out_bias: Float[np.ndarray, " d_out"] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """One operand of an attention with the map of its heads; None keeps it as it is. `name` is for new tensors."""
+
+    name: str
+    operand: Operand
+    head_map: np.ndarray | None
+
+    @property
+    def width(self) -> int:
+        """Of one head after the change."""
+        return self.operand.d_head if self.head_map is None else self.head_map.shape[1]
+
+    def map_vector(self, heads: Float[np.ndarray, "h d"]) -> Float[np.ndarray, " hr"]:
+        """A bias by head after the change, in float64."""
+        wide = heads.astype(np.float64)
+        return (wide if self.head_map is None else np.einsum("hrd,hd->hr", self.head_map, wide)).reshape(-1)
+
+
+def list_parts(unit: AttentionUnit, change: AttentionChange) -> list[Part]:
+    """Every operand of an attention, in the order in which a shared projection holds them after the change."""
+    operands = (("q", unit.q, change.q_map), ("k", unit.k, change.k_map), ("v", unit.v, change.v_map))
+    parts = [Part(name, operand, head_map) for name, operand, head_map in operands if operand is not None]
+    return parts + [Part(f"rest{idx}", operand, None) for idx, operand in enumerate(unit.rest)]
+
+
+def changed_products(parts: Sequence[Part]) -> list[list[Part]]:
+    """The parts of each projection that changes."""
+    by_product: dict[Node, list[Part]] = {}
+    for part in parts:
+        by_product.setdefault(part.operand.linear.node, []).append(part)
+    return [chosen for chosen in by_product.values() if any(part.head_map is not None for part in chosen)]
+
+
+def joint_weight(graph: Graph, parts: Sequence[Part]) -> Float[np.ndarray, "d_out d_in"]:
+    """The weight of one projection: its parts one behind the other, each head by head, maps folded in, in float64."""
+    rows: list[np.ndarray] = []
+    for part in parts:
+        linear = part.operand.linear
+        weight = linear.read_weight(graph)[part.operand.channel_idx].astype(np.float64)  # [H, d, d_in]
+        rows.append((weight if part.head_map is None else part.head_map @ weight).reshape(-1, linear.d_in))
+    return np.concatenate(rows)
+
+
+def joint_bias(graph: Graph, parts: Sequence[Part]) -> Float[np.ndarray, " d_out"]:
+    """The bias that goes with `joint_weight`; of a projection that has one."""
+    rows: list[np.ndarray] = []
+    for part in parts:
+        bias = part.operand.linear.read_bias(graph)
+        assert bias is not None, part.name
+        rows.append(part.map_vector(bias[part.operand.channel_idx]))
+    return np.concatenate(rows)
