@@ -31,7 +31,7 @@ from corp_onnx.errors import CheckFailedError, InputError, MissingExtraError, Op
 from corp_onnx.model import MAX_PROTO_BYTES, Model, file_size, load_model
 from corp_onnx.recipe import METADATA_KEY
 from corp_onnx.results import CheckResult, Environment, StageTime, describe_environment
-from corp_onnx.runtime import import_runtime, open_session
+from corp_onnx.runtime import first_sentence, import_runtime, open_session
 from corp_onnx.staging import staged_files, write_model
 from corp_onnx.verify import check_structure, relative_difference
 from corp_onnx.zoo import ZooModel, build_model, check_name, first_line
@@ -277,12 +277,15 @@ def _drop_traces(proto: onnx.ModelProto) -> None:
 
 
 def _check_parity(path: Path, probes: Sequence[tuple[np.ndarray, np.ndarray]]) -> CheckResult:
-    session = open_session(path)
-    name = session.get_inputs()[0].name
-    found = [session.run(None, {name: pixels})[0] for pixels, _ in probes]
-    difference = max(relative_difference(f, expected) for f, (_, expected) in zip(found, probes, strict=True))
     sizes = " and ".join(str(len(pixels)) for pixels, _ in probes)
     detail = f"ONNX Runtime against PyTorch, batch {sizes}, relative to the largest output"
+    session = open_session(path)
+    name = session.get_inputs()[0].name
+    try:
+        found = [session.run(None, {name: pixels})[0] for pixels, _ in probes]
+    except Exception as error:  # onnxruntime raises a class of its own for every status code
+        return CheckResult("parity", False, None, TOLERANCE, f"{detail}: {first_sentence(error)}")
+    difference = max(relative_difference(f, expected) for f, (_, expected) in zip(found, probes, strict=True))
     return CheckResult("parity", bool(difference <= TOLERANCE), difference, TOLERANCE, detail)
 
 

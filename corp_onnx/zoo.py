@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import ssl
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,9 @@ from corp_onnx.recipe import FILTERS, Recipe
 
 HUB_SECONDS = 10.0
 """How long the hub may take to answer at all; timm's own attempts last a minute without a network."""
+
+HUB_ADDRESS = ("hf-hub:", "hf_hub:")
+"""How timm spells a model that only the hub knows."""
 
 N_NAMED = 3
 """Names that an error text lists of many."""
@@ -82,6 +84,8 @@ def build_model(torch: Any, timm: Any, name: str, *, checkpoint: Path | None, pr
         InputError: the checkpoint can not be read or does not fit, or the hub can not be reached.
     """
     notes: list[str] = []
+    if name.startswith(HUB_ADDRESS):  # even its configuration comes from there
+        _require_hub(name.partition(":")[2].partition("@")[0], "config.json")
     if checkpoint is not None:
         module, weights = _build_from_checkpoint(timm, name, checkpoint, notes), str(checkpoint)
     elif pretrained:
@@ -128,8 +132,7 @@ def _require_hub(hub_id: str, filename: str | None) -> None:
         if isinstance(reason, ssl.SSLError):
             return  # reached; certificates are between the hub and its own client
         raise InputError(
-            f"{endpoint} can not be reached ({first_line(reason)}), and the weights {hub_id} are not in its local "
-            f"cache. {INSTEAD}"
+            f"{endpoint} can not be reached ({first_line(reason)}), and {hub_id} is not in its local cache. {INSTEAD}"
         ) from error
 
 
@@ -141,15 +144,20 @@ def _build_from_checkpoint(timm: Any, name: str, path: Path, notes: list[str]) -
     n_classes = next((state[f"{h}.weight"].shape[0] for h in heads if f"{h}.weight" in state), model.num_classes)
     if n_classes != model.num_classes:
         model = timm.create_model(name, num_classes=n_classes)
-    adapted = _adapt_state(timm, model, state)
-    problems = _misfits(adapted, model.state_dict())
-    if problems:
+    problems = _misfits(state, model.state_dict())
+    if not problems:
+        model.load_state_dict(state)
+        return model
+    overlay = {"source": "", "state_dict": dict(state), "num_classes": n_classes}
+    try:  # timm's own loader renames the weights of original checkpoints and resamples position embeddings
+        model = timm.create_model(name, pretrained=True, num_classes=n_classes, pretrained_cfg_overlay=overlay)
+    except Exception as error:  # made for other checkpoints, it fails in many ways
         raise InputError(
             f"{path}: does not fit {name}: {'; '.join(problems)}. Give the model name that it was trained as."
-        )
-    model.load_state_dict(adapted)
-    resampled = [k for k, v in adapted.items() if k in state and state[k].shape != v.shape]
-    notes += [f"'{k}' was resampled from {_shape(state[k])} to {_shape(adapted[k])}." for k in resampled]
+        ) from error
+    own = model.state_dict()
+    changed = [k for k in own if k in state and state[k].shape != own[k].shape]
+    notes += [f"'{k}' was resampled from {_shape(state[k])} to {_shape(own[k])}." for k in changed]
     return model
 
 
@@ -169,20 +177,6 @@ def _read_checkpoint(timm: Any, path: Path) -> dict[str, Any]:
     return dict(state)
 
 
-def _adapt_state(timm: Any, model: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """The weights under timm's present names, as its own loader renames those of original checkpoints."""
-    if not _misfits(state, model.state_dict()):
-        return state
-    entry = timm.models.model_entrypoint(model.pretrained_cfg["architecture"])
-    rename = getattr(sys.modules[entry.__module__], "checkpoint_filter_fn", None)
-    if rename is None:
-        return state
-    try:
-        return rename(dict(state), model)
-    except Exception:  # made for other checkpoints: the misfit of the plain names is the better message
-        return state
-
-
 def _misfits(state: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     """What keeps weights from a model, at most three phrases."""
     missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
@@ -192,7 +186,11 @@ def _misfits(state: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
         if k in state and state[k].shape != own[k].shape
     ]
     named = ((missing, "missing"), (unexpected, "unexpected"), (other, "of another shape"))
-    return [f"{len(keys)} of {len(own)} weights {what} ({_some(keys)})" for keys, what in named if keys]
+    return [f"{_count(keys)} {what} ({_some(keys)})" for keys, what in named if keys]
+
+
+def _count(names: Sequence[str]) -> str:
+    return "1 weight" if len(names) == 1 else f"{len(names)} weights"
 
 
 def _some(names: Sequence[str]) -> str:
