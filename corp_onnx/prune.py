@@ -125,7 +125,7 @@ def prune_model(
             check_destination(destination, force=force, option=option)
         graph = probe_graph(loaded)
         blocks = find_blocks(graph)
-        require_blocks(graph, blocks)
+        require_blocks(graph, blocks, vo=settings.fractions is None and settings.best.vo)
         units = choose_wanted(graph, blocks, settings)
         require_finite_weights(graph, blocks)
     with clock.stage("open images"):

@@ -60,13 +60,13 @@ def _attention_stream(unit: object) -> str | None:
     return out.residual.stream if out is not None and out.residual is not None else None
 
 
-def require_blocks(graph: Graph, blocks: Blocks) -> None:
-    """Refuse a graph in which nothing can be pruned.
+def require_blocks(graph: Graph, blocks: Blocks, *, vo: bool = False) -> None:
+    """Refuse a graph in which nothing can be pruned; `vo` says whether values count.
 
     Raises:
         NothingToPruneError: with the nearest miss: the node at which the longest match stopped.
     """
-    if blocks.mlps or blocks.qk_pairs:
+    if blocks.mlps or blocks.qk_pairs or (vo and blocks.vo_pairs):
         return
     path = graph.model.path
     if not blocks.skipped:

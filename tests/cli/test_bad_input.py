@@ -110,7 +110,7 @@ class TestModel:
         one_sentence(refuse(prune("convnet.onnx"), 2, r"convnet\.onnx: no transformer block found", capfd, folder))
 
     def test_nearest_miss_is_named(self, folder: Path, capfd: Run) -> None:
-        shutil.copy(fixture_path("timm_eva02_ts17_unfused"), "rope.onnx")
+        shutil.copy(fixture_path("timm_eva02_base_ts17_unfused"), "rope.onnx")
         sentence = r"Nearest miss \(qk\) at \w+ '[^']+': q is changed by .*`corp-onnx inspect` lists the rest"
         one_sentence(refuse(prune("rope.onnx"), 2, sentence, capfd, folder))
 
