@@ -30,6 +30,7 @@ from corp_onnx.images import Images
 from corp_onnx.metrics import Tally
 from corp_onnx.moments import CrossMoments
 from corp_onnx.rewrite import AttentionChange, Changes, MlpChange
+from corp_onnx.rows import RowFinder
 from corp_onnx.runtime import open_session
 from corp_onnx.segments import Segment, open_segment
 from corp_onnx.solve.refit import REFIT_RIDGE, refit_linear
@@ -102,6 +103,8 @@ def refit_changes(
 ) -> dict[str, MlpChange | AttentionChange]:
     """The changes with the last product of every stop solved again, including of units that stayed whole.
 
+    A stop whose rows are mixed on their way into the stream keeps its one-shot solution.
+
     Args:
         changes: the one-shot solution, which the refit starts from and stays near.
         pruned: the model rewritten with `changes`.
@@ -117,13 +120,15 @@ def refit_changes(
     pruned_stream = list(dense_stream)
     for done, stop in enumerate(walk.stops, start=1):
         dense_stream = _advance_dense(graph, data, dense_stream, before, stop.residual.stream, provider)
-        wanted = [stop.regressor, *([stop.residual.skip] if stop.residual.skip != before else [])]
-        segment = open_segment(cut, graph.types, [before], [w for w in wanted if w], provider=provider)
-        step = _Step(graph, stop, before, segment, data)
+        step = _open_step(graph, cut, stop, before, data, provider)
         batches = step.run(pruned_stream)
-        weight, bias = step.solve(batches, dense_stream, weights.get(stop.key), changes.get(stop.key), ridge)
-        pruned_stream = step.advance(batches, weight, bias)
-        refitted[stop.key] = _with_product(changes.get(stop.key), stop, weight, bias)
+        if batches is None:
+            whole = open_segment(cut, graph.types, [before], [stop.residual.stream], provider=provider)
+            pruned_stream = _advance(whole, data, pruned_stream)
+        else:
+            weight, bias = step.solve(batches, dense_stream, weights.get(stop.key), changes.get(stop.key), ridge)
+            pruned_stream = step.advance(batches, weight, bias)
+            refitted[stop.key] = _with_product(changes.get(stop.key), stop, weight, bias)
         before = stop.residual.stream
         if progress:
             progress("refit", done, len(walk.stops))
@@ -131,8 +136,24 @@ def refit_changes(
 
 
 def _advance_dense(graph: Graph, data: _Data, stream: Arrays, before: str, after: str, provider: str) -> Arrays:
-    segment = open_segment(graph.model, graph.types, [before], [after], provider=provider)
+    return _advance(open_segment(graph.model, graph.types, [before], [after], provider=provider), data, stream)
+
+
+def _advance(segment: Segment, data: _Data, stream: Arrays) -> Arrays:
+    (before,), (after,) = segment.fed, segment.read
     return [segment.run({before: h}, feeds)[after] for h, (feeds, _) in zip(stream, data.feeds, strict=True)]
+
+
+def _open_step(graph: Graph, cut: Model, stop: Stop, before: str, data: _Data, provider: str) -> _Step:
+    residual, skip, product = stop.residual, stop.residual.skip or "", stop.linear.output or ""
+    wanted = [stop.regressor, *([skip] if skip != before else [])]
+    segment = open_segment(cut, graph.types, [before], wanted, provider=provider)
+    behind = open_segment(graph.model, graph.types, [product, skip], [residual.stream], provider=provider)
+    value = np.ones(1) if residual.scale is None else graph.constant(residual.scale.name)
+    assert value is not None
+    scale = value.reshape(-1).astype(np.float32)
+    scale = np.where(scale == 0, np.float32(1e-12), scale)
+    return _Step(graph, stop, before, segment, data, scale, RowFinder(behind, product, skip, residual.stream, scale))
 
 
 def weigh_stops(
@@ -159,7 +180,7 @@ def weigh_stops(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ran:
-    """One batch of the pruned model at a stop: regressor z', skip', real images."""
+    """One batch of the pruned model at a stop: regressor z' [rows of the stream, n], skip', real images."""
 
     z: np.ndarray
     skip: np.ndarray
@@ -168,21 +189,32 @@ class _Ran:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Step:
-    """One stop: the stretch of the pruned model up to it, and both streams."""
+    """One stop: the stretch of the pruned model up to it, LayerScale's vector (or 1), and where its rows go."""
 
     graph: Graph
     stop: Stop
     before: str
     segment: Segment
     data: _Data
+    scale: np.ndarray
+    finder: RowFinder
 
-    def run(self, pruned_stream: Arrays) -> list[_Ran]:
-        """The pruned model up to here; kept for one stop, since solving and advancing both need it."""
+    def run(self, pruned_stream: Arrays) -> list[_Ran] | None:
+        """The pruned model up to here; kept for one stop, since solving and advancing both need it.
+
+        None where the rows of the product are no rows of the stream.
+        """
         skip_name = self.stop.residual.skip or ""
         ran: list[_Ran] = []
         for stream, (feeds, n_real) in zip(pruned_stream, self.data.feeds, strict=True):
             arrays = self.segment.run({self.before: stream}, feeds)
-            ran.append(_Ran(arrays[self.stop.regressor], arrays.get(skip_name, stream), n_real))
+            z, skip = arrays[self.stop.regressor], arrays.get(skip_name, stream)
+            rows = self.finder.find(z.shape[:-1], skip.shape, feeds)
+            if rows is None:
+                return None
+            flat = z.reshape(-1, z.shape[-1])
+            in_order = np.array_equal(rows, np.arange(len(flat)))
+            ran.append(_Ran(flat if in_order else flat[rows], skip, n_real))
         return ran
 
     def solve(
@@ -191,12 +223,11 @@ class _Step:
         """The refitted weight and bias."""
         prior, _ = current_product(self.graph, self.stop, change)
         sums = CrossSum(prior.shape[1], prior.shape[0], f"tensor '{self.stop.regressor}' ({self.stop.key})")
-        scale = self.scale()
         for ran, dense in zip(batches, dense_stream, strict=True):
-            target = (dense - ran.skip) / scale
-            keep = slice(None) if self.data.n_batch is None else slice(0, len(ran.z) * ran.n_real // self.data.n_batch)
-            rows = None if weights is None else np.tile(weights, len(ran.z[keep]))
-            sums.update(ran.z[keep].reshape(-1, ran.z.shape[-1]), target[keep].reshape(-1, target.shape[-1]), rows)
+            target = ((dense - ran.skip) / self.scale).reshape(len(ran.z), -1)
+            n_kept = len(ran.z) if self.data.n_batch is None else len(ran.z) * ran.n_real // self.data.n_batch
+            of_rows = None if weights is None else np.tile(weights, n_kept // len(weights))
+            sums.update(ran.z[:n_kept], target[:n_kept], of_rows)
         moments: CrossMoments = sums.result()
         solved = refit_linear(moments, prior, ridge)
         return solved.weight, solved.bias
@@ -204,18 +235,8 @@ class _Step:
     def advance(self, batches: list[_Ran], weight: np.ndarray, bias: np.ndarray) -> Arrays:
         """The pruned stream behind this stop."""
         transposed = np.ascontiguousarray(weight.T, dtype=np.float32)
-        b, scale = bias.astype(np.float32), self.scale()
-        return [
-            r.skip + scale * (r.z.reshape(-1, r.z.shape[-1]) @ transposed + b).reshape(r.skip.shape) for r in batches
-        ]
-
-    def scale(self) -> np.ndarray:
-        """LayerScale's vector, or 1."""
-        slot = self.stop.residual.scale
-        value = np.ones(1) if slot is None else self.graph.constant(slot.name)
-        assert value is not None
-        scale = value.reshape(-1).astype(np.float32)
-        return np.where(scale == 0, np.float32(1e-12), scale)
+        b = bias.astype(np.float32)
+        return [r.skip + self.scale * (r.z @ transposed + b).reshape(r.skip.shape) for r in batches]
 
 
 def current_product(graph: Graph, stop: Stop, change: object) -> tuple[np.ndarray, np.ndarray]:
