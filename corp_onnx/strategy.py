@@ -150,6 +150,14 @@ class BestSearch:
         )  # fmt: skip
         return replace(outcome, changes=changes), apply_changes(s.graph, s.blocks, changes, {})
 
+    @property
+    def judge(self) -> Quiz:
+        """The held-back images with the dense model's answers; computed when first asked."""
+        s = self.situation
+        if self._judge is None:
+            self._judge = prepare_quiz(s.graph.model, s.held_out, batch_size=s.batch_size, provider=s.provider)
+        return self._judge
+
     def _token_weights(self) -> dict[str, np.ndarray]:
         """Computed by the first refit, the same for all."""
         s = self.situation
@@ -164,9 +172,7 @@ class BestSearch:
             OptionError: the model's first output is not logits.
         """
         s = self.situation
-        if self._judge is None:
-            self._judge = prepare_quiz(s.graph.model, s.held_out, batch_size=s.batch_size, provider=s.provider)
-        tally = self._judge.ask(proto)
+        tally = self.judge.ask(proto)
         if tally.n_agree is None:
             raise OptionError(
                 f"--min-agreement needs answers to compare, and the output '{s.graph.outputs[0]}' of this model is not "
@@ -266,12 +272,12 @@ def smallest_fraction(search: BestSearch) -> float:
 
 
 def _found(search: BestSearch, fraction: float, agreement: float) -> str:
-    n = search._judge.n_images if search._judge else 0
+    n = search.judge.n_images
     return f"{fraction:.1%} of the MACs keep {agreement:.1%} of the answers on {n} held-back images."
 
 
 def _nothing_found(search: BestSearch, wanted: float) -> str:
-    n = search._judge.n_images if search._judge else 0
+    n = search.judge.n_images
     return (
         f"--min-agreement {wanted:g}: no smaller model agrees that much with the dense one on {n} held-back images. "
         "Ask for less, give more calibration images, or give --macs."
