@@ -62,6 +62,9 @@ def show_progress() -> Iterator[Callable[[str, int, int], None]]:
 
     def say(stage: str, done: int, total: int) -> None:
         now = time.monotonic()
+        if stage in started and done <= started[stage][1]:  # the stage begins again
+            del started[stage]
+            said.pop(stage, None)
         start, first = started.setdefault(stage, (now, done))
         if now - said.get(stage, start) >= PLAIN_SECONDS or (done >= total and now - start > PLAIN_SECONDS):
             said[stage] = now
