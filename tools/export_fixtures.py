@@ -762,8 +762,7 @@ MODELS = {
         "a norm after the unit, before the residual sum"),
     "timm_vit_parallel": Model(
         f"{VIT}(block_fn=ParallelScalingBlock), ViT-22B", timm_block("ParallelScalingBlock"),
-        replace(F, **NORM, qkv="packed_with_mlp", vo=None, mlp_prunable=None,
-                **dict.fromkeys(("vo_reason", "mlp_reason"), "one product for q, k, v and the MLP"))),
+        replace(F, qkv="packed_with_mlp", mlp_prunable=None, mlp_reason="one product for q, k, v and the MLP")),
     "torchvision_vit": Model(VIT, torchvision_vit, F, "tokens first; heads on the batch axis"),
     "torch_convnet": Model(
         "nn.Sequential of Conv2d", small_convnet,

@@ -115,13 +115,19 @@ class Boundary:
 
 
 def find_boundary(traced: Traced, source: str, steps: list[Step], channel_idx: np.ndarray) -> Boundary | None:
-    """The first tensor on a path that a Split, a Reshape and a Transpose can make from the operand's columns alone."""
+    """The first tensor on a path that a Split, a Reshape and a Transpose can make from the operand's columns alone.
+
+    Not behind an operator that does more than move numbers: everything in front of the boundary is replaced, so that a
+    scale, a bias or a Cast there would be lost.
+    """
     whole = traced.arrays[source]
     if is_plain(channel_idx, whole.shape[-1]):
         return Boundary(source, None, None)
     piece = whole[..., channel_idx]  # [*leading, H, d]
     partings: list[tuple[Parting | None, tuple[int, ...]]] = [(None, piece.shape[:-2])]
     for step in steps:
+        if step.node.op not in MOVES | {"Identity", "Dropout"}:
+            return None
         target = traced.arrays[step.tensor]
         if step.node.op == "Reshape" and piece.ndim == 3:
             pairs = [(axis, target.shape[axis : axis + 2]) for axis in (0, 1)]

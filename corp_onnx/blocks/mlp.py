@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from corp_onnx.blocks.linear import (
+    NORMS,
     Mismatch,
     is_channel_vector,
     is_product,
@@ -44,6 +45,9 @@ ACTIVATIONS = {
 }
 """The tag of a spelling by its most telling operator, first come first served."""
 
+MAX_BEHIND = 12
+"""Operators looked at for an activation behind a norm."""
+
 MAX_REGION = 40
 """Operators between the products; the longest known spelling (tanh GELU with casts) has fewer than twenty."""
 
@@ -70,7 +74,7 @@ def match_mlp(graph: Graph, node: Node) -> MlpUnit | Mismatch | None:
     region = _Region()
     stop = _walk(graph, down.input, down.d_in, region)
     if not any(n.op in NONLINEAR for n in region.nodes):
-        return None
+        return stop if stop is not None and _norms_activation(graph, stop.node) else None
     ups = stop or _ups(graph, region, down.d_in)
     if isinstance(ups, Mismatch):
         return ups
@@ -121,6 +125,23 @@ def _walk(graph: Graph, start: str, width: int, region: _Region) -> Mismatch | N
     return None
 
 
+def _norms_activation(graph: Graph, node: Node) -> bool:
+    """Whether the operator that stopped the walk is a norm between an activation and the product."""
+    if node.op not in NORMS | {"ReduceMean"}:
+        return False
+    todo, seen = list(node.inputs[:1]), 0
+    while todo and seen < MAX_BEHIND:
+        source = graph.producers.get(todo.pop())
+        seen += 1
+        if source is None or is_product(graph, source) or source.op in ("Softmax", "Conv"):
+            continue
+        if source.op in NONLINEAR:
+            return True
+        computed = [name for name in source.inputs if name and not graph.is_constant(name)]
+        todo += [] if source.op == "Add" and len(computed) > 1 else computed  # a residual addition ends the branch
+    return False
+
+
 def _enter(graph: Graph, node: Node, tensor: str, width: int, region: _Region, todo: list[str]) -> Mismatch | None:
     """Check one operator of the region and go on behind it."""
     before, shape = graph.dims(node.inputs[0]), graph.dims(tensor)
@@ -157,6 +178,7 @@ def _enter_half(graph: Graph, node: Node, tensor: str, width: int, region: _Regi
         if source.op == "Add" and not vectors:
             break
         region.nodes.setdefault(source)
+        region.reshapes += [source] if source.op == "Reshape" else []
         source = graph.producers.get(source.inputs[1 - vectors[0] if source.op == "Add" else 0])
     if source is None or not is_product(graph, source) or offset is None:
         return Mismatch("expected gate and value to be the halves of one product", node, 2)
@@ -194,8 +216,6 @@ def _ups(graph: Graph, region: _Region, width: int) -> tuple[UpProjection, ...] 
         if linear.d_out != expected or (packed and offsets != [0, width]):
             return Mismatch(f"expected a first product of {expected} channels, found {linear.d_out}", node, 2)
         ups.append(UpProjection(linear, np.arange(width)[None] + np.array(offsets)[:, None]))
-    if len({up.linear.input for up in ups}) != 1:
-        return Mismatch("expected the first products to read one tensor", ups[-1].linear.node, 2)
     return tuple(sorted(ups, key=lambda up: up.linear.node.position))
 
 
