@@ -69,6 +69,13 @@ def prepare_quiz(model: Model, images: Images, *, batch_size: int = 8, provider:
     return Quiz(model, feeds, answers, provider)
 
 
+def draw_quiz(model: Model, images: Images, n: int, seed: int, *, batch_size: int = 8, provider: str = "cpu") -> Quiz:
+    """A quiz on up to `n` of the images, drawn by the seed."""
+    n_all = images.n_images
+    chosen = np.sort(np.random.default_rng(seed).permutation(n_all)[: min(n, n_all)])
+    return prepare_quiz(model, images.select(chosen), batch_size=batch_size, provider=provider)
+
+
 def _first_output(session, feeds: Mapping[str, np.ndarray], n_real: int) -> np.ndarray:
     return session.run([session.get_outputs()[0].name], dict(feeds))[0][:n_real].astype(np.float64)
 

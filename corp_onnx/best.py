@@ -10,7 +10,7 @@ where probe_u is the loss of the model with that unit alone pruned, and err_u it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,17 +25,20 @@ from corp_onnx.errors import OptionError
 from corp_onnx.graph import Graph
 from corp_onnx.inspect import describe_units
 from corp_onnx.moments import ChannelMoments, LogitMoments, Moments
-from corp_onnx.plan import UnitPlan, gather_changes, mlp_change, qk_change
+from corp_onnx.plan import UnitPlan, gather_changes, mlp_change, order_channels, qk_change
 from corp_onnx.rewrite import AttentionChange, apply_changes
 from corp_onnx.solve.mlp import compensate_mlp, drop_mlp
 from corp_onnx.solve.obs import rank_obs
 from corp_onnx.solve.qk import compensate_qk, drop_qk, low_rank_logits, select_logit_energy, trace_logit_curve
 from corp_onnx.solve.ridge import DEFAULT_RIDGE
-from corp_onnx.solve.select import ChannelOrder, rank_energy, rank_magnitude, trace_error_curve
+from corp_onnx.solve.select import trace_error_curve
 from corp_onnx.solve.vo import compensate_vo, trace_value_curve
 
 PROBE_FRACTION = 0.5
 """Width of a probe: deep enough that its KL stands above rounding, near the widths that budgets choose."""
+
+DEFAULT_THRESHOLD = 0.01
+"""KL in nats that one MLP may cost with `--allocate amp`."""
 
 Cost = Literal["macs", "params"]
 
@@ -46,29 +49,36 @@ class BestSettings:
 
     Args:
         ridge: lambda of MLP and VO compensation, relative to the mean diagonal.
-        rank: order of the hidden channels: `obs`, or the paper's `energy` or `magnitude`.
+        rank: order of the hidden channels: `obs`, the paper's `energy` or `magnitude`, AMP's `taylor` (gradients.py).
         qk: `low-rank`, or the paper's kept dimensions with `sylvester` compensation.
         compensate: False cuts only, as an ablation; the refit would undo that and is left out.
         vo: prune values as well.
         align: widths are multiples of this (a unit may also stay whole).
         equal_heads: query/key and value widths of a block are the same, as fused attention kernels want.
-        allocate: search widths; False removes the same fraction everywhere.
+        allocate: `search` widths under a budget; `uniform` removes the same fraction everywhere; `amp` takes from every
+            MLP what a threshold allows, without a budget (amp.py).
+        amp_threshold: the KL in nats by which one MLP may move the answers with `amp`; no effect otherwise.
         refit: solve output projections and second products again on the pruned stream (refit.py).
     """
 
     ridge: float = DEFAULT_RIDGE
-    rank: Literal["obs", "energy", "magnitude"] = "obs"
+    rank: Literal["obs", "energy", "magnitude", "taylor"] = "obs"
     qk: Literal["low-rank", "sylvester"] = "low-rank"
     compensate: bool = True
     vo: bool = True
     align: int = 8
     equal_heads: bool = False
-    allocate: bool = True
+    allocate: Literal["search", "uniform", "amp"] = "search"
+    amp_threshold: float = DEFAULT_THRESHOLD
     refit: bool = True
 
     def __post_init__(self) -> None:
         if self.align < 1:
             raise OptionError(f"--align must be 1 or more; found {self.align}.")
+        if self.allocate not in ("search", "uniform", "amp"):
+            raise OptionError(f"--allocate must be search, uniform or amp; found {self.allocate}.")
+        if not self.amp_threshold > 0:
+            raise OptionError(f"--amp-threshold is a KL in nats and must be above 0; found {self.amp_threshold:g}.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,13 +95,23 @@ class UnitChoice:
 
 
 def trace_choices(
-    graph: Graph, blocks: Blocks, units: Units, moments: Moments, settings: BestSettings
+    graph: Graph,
+    blocks: Blocks,
+    units: Units,
+    moments: Moments,
+    settings: BestSettings,
+    importances: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[UnitChoice, ...]:
-    """The error curve of every unit; the OBS order costs n^3 for an MLP, the rest is small."""
+    """The error curve of every unit; the OBS order costs n^3 for an MLP, the rest is small.
+
+    Args:
+        importances: of every MLP's channels, by unit key; the rank `taylor` needs them and no other looks at them.
+    """
+    ranks = importances or {}
     facts = {u.key: u for u in describe_units(graph, blocks)}
     choices: list[UnitChoice] = []
     for unit in units.mlps:
-        choices.append(_mlp_choice(graph, unit, moments[unit.key], settings, facts[unit.key]))
+        choices.append(_mlp_choice(graph, unit, moments[unit.key], settings, facts[unit.key], ranks.get(unit.key)))
     for unit in units.qk_pairs:
         choices.append(_qk_choice(unit, moments[unit.qk_key], settings, facts[unit.qk_key]))
     for unit in units.vo_pairs:
@@ -103,12 +123,16 @@ def _slopes(facts, width: int) -> tuple[float, float]:
     return facts.macs / width, facts.n_parameters / width
 
 
-def _mlp_choice(graph: Graph, unit: MlpUnit, moments, settings: BestSettings, facts) -> UnitChoice:
+def _mlp_choice(graph: Graph, unit: MlpUnit, moments, settings: BestSettings, facts, importance) -> UnitChoice:
     assert isinstance(moments, ChannelMoments)
     weight = unit.down.read_weight(graph).astype(np.float64)
     stored = unit.down.read_bias(graph)
     bias = np.zeros(unit.down.d_out) if stored is None else stored.astype(np.float64)
-    order = _order_channels(moments, weight, settings)
+    if settings.rank == "obs":
+        order = rank_obs(moments, weight, settings.ridge)
+    else:
+        order = order_channels(moments, weight, settings.rank, importance)
+        order = trace_error_curve(order, weight, moments.covariance, settings.ridge)
     assert order.error_curve is not None
 
     def solve(width: int) -> UnitPlan:
@@ -121,14 +145,6 @@ def _mlp_choice(graph: Graph, unit: MlpUnit, moments, settings: BestSettings, fa
         )  # fmt: skip
 
     return UnitChoice(unit.key, "mlp", unit.d_hidden, order.error_curve, *_slopes(facts, unit.d_hidden), solve)
-
-
-def _order_channels(moments: ChannelMoments, weight: np.ndarray, settings: BestSettings) -> ChannelOrder:
-    """The order with its error curve."""
-    if settings.rank == "obs":
-        return rank_obs(moments, weight, settings.ridge)
-    order = rank_energy(moments) if settings.rank == "energy" else rank_magnitude(weight)
-    return trace_error_curve(order, weight, moments.covariance, settings.ridge)
 
 
 def _qk_choice(unit: AttentionUnit, moments, settings: BestSettings, facts) -> UnitChoice:

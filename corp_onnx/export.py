@@ -5,7 +5,8 @@ Enters a name that timm knows; leaves a file with one input `input` [batch, c, h
 
     build -> answer (PyTorch, random pixels) -> trace -> write with metadata -> check against the answers -> publish
 
-The only module of the package that runs PyTorch and timm (extra `export`), and they are imported inside functions.
+The only module of the package that runs timm, and with gradients.py that runs PyTorch (extra `export`); both are
+imported inside functions.
 """
 
 from __future__ import annotations

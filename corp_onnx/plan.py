@@ -6,6 +6,7 @@ magnitude, compensated in closed form. A plan holds, for every unit, the solved 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,9 +21,9 @@ from corp_onnx.rewrite import AttentionChange, MlpChange
 from corp_onnx.solve.mlp import MlpSolution, compensate_mlp, drop_mlp
 from corp_onnx.solve.qk import QkSolution, compensate_qk, drop_qk, select_logit_energy
 from corp_onnx.solve.ridge import DEFAULT_RIDGE
-from corp_onnx.solve.select import ChannelOrder, rank_energy, rank_magnitude
+from corp_onnx.solve.select import ChannelOrder, order_by_score, rank_energy, rank_magnitude
 
-Rank = Literal["energy", "magnitude"]
+Rank = Literal["energy", "magnitude", "taylor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,8 @@ class Cut:
     Args:
         mlp: fraction of the hidden channels removed, in [0, 1).
         attn: fraction of every query/key head removed, in [0, 1).
-        rank: which hidden channels go first; has no effect on queries and keys, which always go by logit energy.
+        rank: which hidden channels go first; `taylor` is not the paper's. Has no effect on queries and keys, which
+            always go by logit energy.
         ridge: lambda relative to the mean diagonal of what is inverted.
         compensate: False cuts only, as an ablation.
     """
@@ -49,8 +51,8 @@ class Cut:
                 raise OptionError(f"--{name} is the fraction removed and must lie in [0, 1); found {value:g}.")
         if not (np.isfinite(self.ridge) and self.ridge > 0):
             raise OptionError(f"--ridge must be a number above 0; found {self.ridge:g}.")
-        if self.rank not in ("energy", "magnitude"):
-            raise OptionError(f"--rank must be energy or magnitude; found {self.rank}.")
+        if self.rank not in ("energy", "magnitude", "taylor"):
+            raise OptionError(f"--rank must be energy, magnitude or taylor; found {self.rank}.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,23 +74,27 @@ def kept_width(width: int, removed: float) -> int:
     return max(1, round(width * (1 - removed)))
 
 
-def plan_paper(graph: Graph, units: Units, moments: Moments, cut: Cut) -> tuple[UnitPlan, ...]:
+def plan_paper(
+    graph: Graph, units: Units, moments: Moments, cut: Cut, importances: Mapping[str, np.ndarray] | None = None
+) -> tuple[UnitPlan, ...]:
     """The paper's method on every unit, the same fraction everywhere.
 
     Args:
         units: those to cut; `moments` holds each under its key.
+        importances: of every MLP's channels, by unit key, for the rank `taylor`.
     """
-    plans = [_plan_mlp(graph, unit, moments[unit.key], cut) for unit in units.mlps]
+    ranks = importances or {}
+    plans = [_plan_mlp(graph, unit, moments[unit.key], cut, ranks.get(unit.key)) for unit in units.mlps]
     plans += [_plan_qk(unit, moments[unit.qk_key], cut) for unit in units.qk_pairs]
     return tuple(plans)
 
 
-def _plan_mlp(graph: Graph, unit: MlpUnit, moments: object, cut: Cut) -> UnitPlan:
+def _plan_mlp(graph: Graph, unit: MlpUnit, moments: object, cut: Cut, importance: np.ndarray | None) -> UnitPlan:
     assert isinstance(moments, ChannelMoments)
     weight = unit.down.read_weight(graph).astype(np.float64)
     stored = unit.down.read_bias(graph)
     bias = np.zeros(unit.down.d_out) if stored is None else stored.astype(np.float64)
-    order: ChannelOrder = rank_energy(moments) if cut.rank == "energy" else rank_magnitude(weight)
+    order = order_channels(moments, weight, cut.rank, importance)
     kept_idx = order.kept_idx(kept_width(unit.d_hidden, cut.mlp))
     dropped = drop_mlp(weight, bias, kept_idx)
     solved = compensate_mlp(weight, bias, moments, kept_idx, cut.ridge) if cut.compensate else dropped
@@ -96,6 +102,16 @@ def _plan_mlp(graph: Graph, unit: MlpUnit, moments: object, cut: Cut) -> UnitPla
         unit.key, unit.key, "mlp", unit.d_hidden, len(kept_idx), solved.condition_number,
         mlp_change(solved), mlp_change(dropped),
     )  # fmt: skip
+
+
+def order_channels(
+    moments: ChannelMoments, weight: np.ndarray, rank: Rank, importance: np.ndarray | None
+) -> ChannelOrder:
+    """The order of an MLP's channels by a rank that looks at each alone; `importance` is that of `taylor`."""
+    if rank == "taylor":
+        assert importance is not None
+        return order_by_score(importance)
+    return rank_energy(moments) if rank == "energy" else rank_magnitude(weight)
 
 
 def mlp_change(solution: MlpSolution) -> MlpChange:

@@ -92,7 +92,15 @@ def choose_wanted(graph: Graph, blocks: Blocks, settings: PruneSettings) -> Unit
     """
     if settings.fractions is not None:
         return choose_cut(graph, blocks, settings.fractions)
-    return choose_units(blocks, vo=settings.best.vo)
+    if not settings.by_threshold:
+        return choose_units(blocks, vo=settings.best.vo)
+    units = choose_units(blocks, qk=False)
+    if not units.mlps:
+        raise NothingToPruneError(
+            f"{graph.model.path}: no MLP that can be pruned, and --allocate amp prunes nothing else; "
+            "use --allocate search."
+        )
+    return units
 
 
 def choose_cut(graph: Graph, blocks: Blocks, cut: Cut) -> Units:

@@ -24,6 +24,7 @@ from corp_onnx.blocks import Blocks, find_blocks, require_blocks
 from corp_onnx.calibrate import Units, collect_moments
 from corp_onnx.calibset import describe_data, open_calibration, warn_of_data
 from corp_onnx.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
+from corp_onnx.gradients import collect_taylor
 from corp_onnx.graph import Graph, Model, batch_kind, load_model
 from corp_onnx.images import Images, ImageSet
 from corp_onnx.inspect import describe_model, describe_skips
@@ -131,6 +132,13 @@ def prune_model(
     with clock.stage("open images"):
         calibration, held_out = open_calibration(graph.model, Path(calib), settings)
     with staged_files(destinations, force=force) as (path, report_path):
+        importances: dict[str, np.ndarray] = {}
+        if settings.rank == "taylor":
+            with clock.stage("rank"):
+                importances = collect_taylor(
+                    graph, units.mlps, calibration, batch_size=settings.batch_size, provider=settings.provider,
+                    progress=_counting(progress, "rank", calibration.n_images),
+                )  # fmt: skip
         with clock.stage("calibrate"):
             moments = collect_moments(
                 graph, units, calibration, batch_size=settings.batch_size, provider=settings.provider,
@@ -140,7 +148,7 @@ def prune_model(
             outcome = follow_settings(
                 Situation(
                     graph, blocks, units, moments, calibration, held_out, settings.batch_size, settings.provider,
-                    settings.seed, progress,
+                    settings.seed, progress, importances,
                 ),
                 settings,
             )  # fmt: skip
@@ -192,6 +200,8 @@ def prune_model(
 def _count_found(blocks: Blocks, settings: PruneSettings) -> int:
     cut = settings.fractions
     n_mlps, n_attentions = len(blocks.mlps), len(blocks.attentions)
+    if settings.by_threshold:
+        return n_mlps
     if cut is None:
         return n_mlps + n_attentions * (2 if settings.best.vo else 1)
     return n_mlps * (cut.mlp > 0) + n_attentions * (cut.attn > 0)

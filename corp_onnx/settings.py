@@ -75,6 +75,21 @@ class PruneSettings:
             raise OptionError("the paper's method takes fractions: give --mlp and --attn, or leave out --preset paper.")
         if self.budget is not None and self.cut is not None:
             raise OptionError("--mlp and --attn fix the widths and a budget searches them: give one or the other.")
+        if self.by_threshold and (self.preset == "paper" or self.cut is not None or self.budget is not None):
+            raise OptionError(
+                "--allocate amp takes widths from --amp-threshold alone: leave out --preset paper, --mlp, --attn, "
+                "--macs, --params and --min-agreement, or use --allocate search."
+            )
+
+    @property
+    def by_threshold(self) -> bool:
+        """Whether every MLP gives what a threshold on the loss allows, instead of a budget or fractions."""
+        return self.best.allocate == "amp"
+
+    @property
+    def rank(self) -> str:
+        """The order in which hidden channels go."""
+        return self.best.rank if self.fractions is None or self.preset == "best" else self.fractions.rank
 
     @property
     def fractions(self) -> Cut | None:
@@ -83,8 +98,8 @@ class PruneSettings:
 
     @property
     def goal(self) -> Budget | None:
-        """The budget, where widths are searched."""
-        if self.fractions is not None:
+        """The budget, where widths are searched under one."""
+        if self.fractions is not None or self.by_threshold:
             return None
         return self.budget or Budget("agreement", DEFAULT_AGREEMENT)
 

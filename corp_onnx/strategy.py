@@ -2,6 +2,7 @@
 
     paper   the same fraction of every unit, ranked and compensated as in arXiv 2602.05243       plan.py
     best    OBS, low-rank logits and values, widths by allocation, refit on the pruned stream    best.py, refit.py
+            --allocate amp: MLPs only, each as far as a threshold on the loss allows              amp.py
 
 A budget is a kept fraction of MACs or parameters, or an agreement: the smallest model whose top-1 answers agree with
 the dense ones on at least that share of the held-back images. The search re-uses moments, curves and probes; a step
@@ -10,14 +11,14 @@ costs a rewrite and a run over the held-back images, and a refit where it has to
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import onnx
 
-from corp_onnx.answers import Quiz, prepare_quiz
+from corp_onnx.amp import describe_widths, search_widths
+from corp_onnx.answers import Quiz, draw_quiz, prepare_quiz
 from corp_onnx.best import (
     BestSettings,
     UnitChoice,
@@ -27,17 +28,14 @@ from corp_onnx.best import (
     trace_choices,
     uniform_widths,
 )
-from corp_onnx.blocks import Blocks
-from corp_onnx.calibrate import Units
 from corp_onnx.errors import OptionError
-from corp_onnx.graph import Graph, count_parameters
-from corp_onnx.images import Images
-from corp_onnx.moments import Moments
-from corp_onnx.plan import Cut, UnitPlan, gather_changes, kept_width, plan_paper
+from corp_onnx.graph import count_parameters
+from corp_onnx.plan import Cut, gather_changes, kept_width, plan_paper
 from corp_onnx.probe import count_macs
 from corp_onnx.refit import StreamWalk, find_walk, refit_changes, weigh_stops
-from corp_onnx.rewrite import AttentionChange, MlpChange, apply_changes
+from corp_onnx.rewrite import apply_changes
 from corp_onnx.settings import Budget, PruneSettings
+from corp_onnx.situation import Outcome, Situation
 
 PROBE_IMAGES = 64
 """Calibration images for the probes: their KL ranks units, which needs fewer images than measuring accuracy."""
@@ -48,34 +46,6 @@ N_SEARCH = 7
 N_REFIT_SEARCH = 3
 """Refits that the search may spend; each costs about two calibrations."""
 
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Situation:
-    """Everything that a strategy may look at."""
-
-    graph: Graph
-    blocks: Blocks
-    units: Units
-    moments: Moments
-    calibration: Images
-    held_out: Images
-    batch_size: int
-    provider: str
-    seed: int
-    progress: Progress | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
-    """What changes, the one-shot solutions behind it, and what the search says of itself."""
-
-    changes: dict[str, MlpChange | AttentionChange]
-    plans: tuple[UnitPlan, ...]
-    kept_fraction: float | None = None
-    notes: tuple[str, ...] = ()
-
 
 def follow_settings(situation: Situation, settings: PruneSettings) -> Outcome:
     """The strategy that a person's settings name."""
@@ -83,23 +53,54 @@ def follow_settings(situation: Situation, settings: PruneSettings) -> Outcome:
         return follow_paper(situation, settings.fractions or Cut())
     if settings.fractions is not None:
         return follow_fractions(situation, settings.best, settings.fractions)
+    if settings.by_threshold:
+        return follow_threshold(situation, settings.best)
     assert settings.goal is not None
     return follow_best(situation, settings.best, settings.goal)
 
 
 def follow_paper(situation: Situation, cut: Cut) -> Outcome:
     """The method of the paper."""
-    plans = plan_paper(situation.graph, situation.units, situation.moments, cut)
+    s = situation
+    plans = plan_paper(s.graph, s.units, s.moments, cut, s.importances)
     return Outcome(gather_changes(plans), plans)
 
 
 def follow_fractions(situation: Situation, settings: BestSettings, cut: Cut) -> Outcome:
     """The solvers of `best` at the paper's widths: the same fraction of every MLP and of every query/key pair."""
-    choices = trace_choices(situation.graph, situation.blocks, situation.units, situation.moments, settings)
+    choices = _trace(situation, settings)
     removed = {"mlp": cut.mlp, "qk": cut.attn, "vo": 0.0}
-    plans = solve_widths(choices, {c.key: kept_width(c.width, removed[c.kind]) for c in choices})
+    widths = {c.key: kept_width(c.width, removed[c.kind]) for c in choices}
+    return _solve_fixed(situation, settings, choices, widths)
+
+
+def follow_threshold(situation: Situation, settings: BestSettings) -> Outcome:
+    """Every MLP as narrow as the threshold allows when it alone is pruned, then the refit; attention stays whole."""
+    s = situation
+    choices = _trace(s, settings)
+    quiz = _probe_quiz(s)
+    widths = search_widths(s.graph, s.blocks, choices, quiz, settings, s.progress)
+    note = describe_widths(choices, widths, settings.amp_threshold, quiz.n_images)
+    return replace(_solve_fixed(s, settings, choices, widths), notes=(note,))
+
+
+def _solve_fixed(
+    situation: Situation, settings: BestSettings, choices: tuple[UnitChoice, ...], widths: dict[str, int]
+) -> Outcome:
+    """The solutions at given widths, refitted where settings and graph allow it."""
+    plans = solve_widths(choices, widths)
     search = BestSearch(situation, settings, choices, {}, find_walk(situation.blocks))
     return search.refit(Outcome(gather_changes(plans), plans))[0]
+
+
+def _trace(situation: Situation, settings: BestSettings) -> tuple[UnitChoice, ...]:
+    s = situation
+    return trace_choices(s.graph, s.blocks, s.units, s.moments, settings, s.importances)
+
+
+def _probe_quiz(situation: Situation) -> Quiz:
+    s = situation
+    return draw_quiz(s.graph.model, s.calibration, PROBE_IMAGES, s.seed, batch_size=s.batch_size, provider=s.provider)
 
 
 @dataclass(slots=True, eq=False)
@@ -123,7 +124,7 @@ class BestSearch:
         """The width of every unit under a budget."""
         graph = self.situation.graph
         total = count_macs(graph).total if kind == "macs" else count_parameters(graph)
-        if self.settings.allocate:
+        if self.settings.allocate == "search":
             return allocate_choices(self.choices, self.kappas, self.settings, kind, value, total)
         return uniform_widths(self.choices, self.settings, kind, value, total)
 
@@ -184,14 +185,10 @@ class BestSearch:
 def prepare_search(situation: Situation, settings: BestSettings) -> BestSearch:
     """Error curves of every unit and, for allocation, one probe each."""
     s = situation
-    choices = trace_choices(s.graph, s.blocks, s.units, s.moments, settings)
+    choices = _trace(s, settings)
     kappas: dict[str, float] = {}
-    if settings.allocate:
-        n_probe = min(PROBE_IMAGES, s.calibration.n_images)
-        rng = np.random.default_rng(s.seed)
-        chosen = np.sort(rng.permutation(s.calibration.n_images)[:n_probe])
-        quiz = prepare_quiz(s.graph.model, s.calibration.select(chosen), batch_size=s.batch_size, provider=s.provider)
-        kappas = probe_choices(s.graph, s.blocks, choices, quiz, settings.align, s.progress)
+    if settings.allocate == "search":
+        kappas = probe_choices(s.graph, s.blocks, choices, _probe_quiz(s), settings.align, s.progress)
     return BestSearch(situation, settings, choices, kappas, find_walk(s.blocks))
 
 

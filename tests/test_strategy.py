@@ -114,7 +114,8 @@ class TestRefit:
         units = choose_units(blocks, vo=True)
         moments = collect_moments(graph, units, calibration)
         search = prepare_search(
-            Situation(graph, blocks, units, moments, calibration, held_out, 8, "cpu", 0), BestSettings(allocate=False)
+            Situation(graph, blocks, units, moments, calibration, held_out, 8, "cpu", 0),
+            BestSettings(allocate="uniform"),
         )
         one_shot, refitted = search.one_shot("macs", 0.4)[1], search.refitted("macs", 0.4)[1]
         assert tally_loss(search.judge.ask(refitted)) < tally_loss(search.judge.ask(one_shot))

@@ -100,7 +100,7 @@ def _ablations(situation: Situation, search: BestSearch, budget: float):
     """One ingredient off at a time, the rest as in best."""
     off = {
         "no values": replace(search.settings, vo=False),
-        "uniform widths": replace(search.settings, allocate=False),
+        "uniform widths": replace(search.settings, allocate="uniform"),
         "energy order": replace(search.settings, rank="energy"),
         "paper's queries and keys": replace(search.settings, qk="sylvester"),
         "equal heads": replace(search.settings, equal_heads=True),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from corp_onnx.best import BestSettings
+from corp_onnx.best import DEFAULT_THRESHOLD, BestSettings
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.errors import OptionError
 from corp_onnx.plan import Cut
@@ -35,8 +35,9 @@ from corp_onnx.solve.ridge import DEFAULT_RIDGE
               help="Remove this fraction of every MLP's hidden channels.  [default with paper: 0.5]")  # fmt: skip
 @click.option("--attn", type=float, metavar="F",
               help="Remove this fraction of every query/key head.  [default with paper: 0.5]")  # fmt: skip
-@click.option("--rank", type=click.Choice(["obs", "energy", "magnitude"]),
-              help="Hidden channels that go first: of least loss after compensation, least energy, smallest weights.  "
+@click.option("--rank", type=click.Choice(["obs", "energy", "magnitude", "taylor"]),
+              help="Hidden channels that go first: of least loss after compensation, least energy, smallest weights, "
+              "least |activation x gradient| of the answer's entropy (needs corp-onnx[taylor]).  "
               "[default: obs; with paper energy]")  # fmt: skip
 @click.option("--ridge", type=float, default=DEFAULT_RIDGE, show_default=True, metavar="L",
               help="Ridge of the compensation, relative to the mean diagonal.")  # fmt: skip
@@ -45,7 +46,11 @@ from corp_onnx.solve.ridge import DEFAULT_RIDGE
               help="Searched widths are multiples of N.")  # fmt: skip
 @click.option("--equal-heads", is_flag=True, help="Same width for queries, keys and values of a block.")
 @click.option("--vo/--no-vo", default=True, show_default=True, help="Search the width of values as well.")
-@click.option("--uniform", is_flag=True, help="The same fraction everywhere instead of searched widths.")
+@click.option("--allocate", type=click.Choice(["search", "uniform", "amp"]), default="search", show_default=True,
+              help="Widths: searched under the budget, the same fraction everywhere, or, without a budget and of MLPs "
+              "only, the smallest that --amp-threshold allows.")  # fmt: skip
+@click.option("--amp-threshold", type=float, default=DEFAULT_THRESHOLD, show_default=True, metavar="T",
+              help="How far each MLP alone may move the answers with --allocate amp: KL in nats.")  # fmt: skip
 @click.option("--qk", type=click.Choice(["low-rank", "sylvester"]), default="low-rank", show_default=True,
               help="How best prunes queries and keys: any maps, or the paper's kept dimensions.")  # fmt: skip
 @click.option("--refit/--no-refit", default=True, show_default=True,
@@ -79,7 +84,8 @@ def prune(  # one parameter an option
     align: int,
     equal_heads: bool,
     vo: bool,
-    uniform: bool,
+    allocate: str,
+    amp_threshold: float,
     qk: str,
     refit: bool,
     n_images: int | None,
@@ -112,7 +118,8 @@ def prune(  # one parameter an option
             vo=vo,
             align=align,
             equal_heads=equal_heads,
-            allocate=not uniform,
+            allocate=allocate,  # type: ignore[arg-type]
+            amp_threshold=amp_threshold,
             refit=refit,
         ),
         n_images=n_images,
@@ -121,7 +128,7 @@ def prune(  # one parameter an option
         provider=provider,
         preprocessing=Preprocessing(resize, crop_pct, interpolation, mean, std),
     )
-    if settings.budget is None and settings.fractions is None:
+    if settings.budget is None and settings.goal is not None:
         click.echo(
             f"no budget given: looking for the smallest model that keeps {DEFAULT_AGREEMENT:.0%} of the answers "
             f"(--min-agreement {DEFAULT_AGREEMENT}); --macs F sets the cost instead.",

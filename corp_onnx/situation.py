@@ -1,0 +1,46 @@
+"""What a strategy looks at, and what it answers: values between the stages (prune.py) and the search (strategy.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from corp_onnx.blocks import Blocks
+from corp_onnx.calibrate import Units
+from corp_onnx.graph import Graph
+from corp_onnx.images import Images
+from corp_onnx.moments import Moments
+from corp_onnx.plan import UnitPlan
+from corp_onnx.rewrite import AttentionChange, MlpChange
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Situation:
+    """Everything that a strategy may look at."""
+
+    graph: Graph
+    blocks: Blocks
+    units: Units
+    moments: Moments
+    calibration: Images
+    held_out: Images
+    batch_size: int
+    provider: str
+    seed: int
+    progress: Progress | None = None
+    importances: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Of every MLP's channels, by unit key; for the rank `taylor` only."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What changes, the one-shot solutions behind it, and what the search says of itself."""
+
+    changes: dict[str, MlpChange | AttentionChange]
+    plans: tuple[UnitPlan, ...]
+    kept_fraction: float | None = None
+    notes: tuple[str, ...] = ()
