@@ -282,6 +282,23 @@ class TestOptions:
         one_sentence(refuse(prune("vit.onnx", *options.split()), 2, sentence, capfd, folder))
 
     @pytest.mark.parametrize(
+        ("options", "sentence"),
+        [
+            ("--macs 2", "--macs is a fraction and must lie between 0 and 1; found 2"),
+            ("--params nan", "--params is a fraction and must lie between 0 and 1; found nan"),
+            ("--min-agreement 1", "--min-agreement is a fraction and must lie between 0 and 1; found 1"),
+            ("--macs 0.7 --params 0.5", "--min-agreement, --macs and --params exclude each other; give one"),
+            ("--macs 0.5 --mlp 0.5", "--mlp and --attn fix the widths and a budget searches them: give one"),
+            ("--macs 0.5 --preset paper", "the paper's method takes fractions: give --mlp and --attn"),
+            ("--rank obs --preset paper", "--rank obs is not in the paper"),
+            ("--macs 0.01", r"--macs 0\.01 asks for less than pruning can reach .* 0\.\d+ of its MACs is the smallest"),
+        ],
+    )
+    def test_of_a_budget(self, options: str, sentence: str, folder: Path, capfd: Run) -> None:
+        arguments = ["prune", "vit.onnx", "--calib", "photos", "-o", "out/small.onnx", *options.split()]
+        one_sentence(refuse(arguments, 2, sentence, capfd, folder))
+
+    @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
             ("prune vit.onnx", "Missing option '--calib'"),

@@ -156,6 +156,18 @@ class TestProgress:
             "calibrate: 40/40 images, 1.7 images/s",
         ]
 
+    def test_stages_say_what_they_count_and_may_run_again(self, capsys: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = [0.0]
+        monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+        with console.show_progress() as progress:
+            for done in (1, 3, 1, 5):
+                progress("refit", done, 24)
+                now[0] += 20.0
+        assert capsys.readouterr().err.splitlines() == [
+            "refit: 3/24 units, 0.1 units/s, 210 s left",
+            "refit: 5/24 units, 0.2 units/s, 95 s left",
+        ]
+
     def test_short_runs_say_nothing(self, capsys: Run) -> None:
         with console.show_progress() as progress:
             progress("calibrate", 8, 16)
