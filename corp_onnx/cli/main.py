@@ -8,7 +8,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
+from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 import click
 
@@ -52,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     previous = signal.signal(signal.SIGTERM, _terminate)
+    sys.stdout = sys.stdout or _open_nowhere()
+    sys.stderr = sys.stderr or _open_nowhere()
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without ±, or a file name that is no text
     try:
@@ -81,6 +85,11 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise _Terminated
+
+
+def _open_nowhere() -> TextIO:
+    """For a stream that was closed by who started us (`>&-`); it takes the number that another file would take."""
+    return Path(os.devnull).open("w", encoding="utf-8")
 
 
 def _drop_output() -> int:

@@ -109,6 +109,15 @@ class TestPipes:
         os.close(write)
         assert (done.returncode, done.stderr) == (141, "")
 
+    @pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-"])
+    def test_closed_streams(self, redirection: str, folder: Path) -> None:
+        """Nobody listens, and the work is done all the same."""
+        command = f"{sys.executable} -m corp_onnx {' '.join(PRUNE)} {redirection}"
+        done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0
+        assert "Traceback" not in done.stderr
+        assert (folder / "small.onnx").stat().st_size > 10_000
+
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
     def test_full_disk_behind_stdout(self, folder: Path) -> None:
         command = [sys.executable, "-m", "corp_onnx", "inspect", "vit.onnx"]
