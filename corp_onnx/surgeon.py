@@ -31,7 +31,7 @@ class Surgeon:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._gs: Any = gs.import_onnx(graph.model.proto)
+        self._gs: Any = gs.import_onnx(skeleton(graph.model.proto))  # a copy: its export renames tensors in place
         self._nodes = list(self._gs.nodes)  # by position in the original
         self._names = names_in_use(graph.model.proto)
         self._touched: set[int] = set()
