@@ -104,7 +104,7 @@ def _walk_logits(graph: Graph, tensor: str, depth: int = 0) -> _Logits | None:
     if node is None or depth > MAX_PATH or graph.is_constant(tensor):
         return None
     if node.op in ("MatMul", "FusedMatMul"):
-        stored = any(graph.is_constant(i) for i in node.inputs)
+        stored = all(graph.is_constant(i) for i in node.inputs)  # one of them may be: a learned query
         return None if stored or is_product(graph, node) else _Logits(node)
     if scaled := scalar_operand(graph, node):
         data, factor = scaled

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from corp_onnx.blocks.linear import (
-    NORMS,
     Mismatch,
     is_channel_vector,
     is_product,
@@ -45,9 +44,6 @@ ACTIVATIONS = {
 }
 """The tag of a spelling by its most telling operator, first come first served."""
 
-MAX_BEHIND = 12
-"""Operators looked at for an activation behind a norm."""
-
 MAX_REGION = 40
 """Operators between the products; the longest known spelling (tanh GELU with casts) has fewer than twenty."""
 
@@ -74,7 +70,7 @@ def match_mlp(graph: Graph, node: Node) -> MlpUnit | Mismatch | None:
     region = _Region()
     stop = _walk(graph, down.input, down.d_in, region)
     if not any(n.op in NONLINEAR for n in region.nodes):
-        return stop if stop is not None and _norms_activation(graph, stop.node) else None
+        return stop if stop is not None and _looks_like_mlp(graph, down.input) else None
     ups = stop or _ups(graph, region, down.d_in)
     if isinstance(ups, Mismatch):
         return ups
@@ -125,21 +121,20 @@ def _walk(graph: Graph, start: str, width: int, region: _Region) -> Mismatch | N
     return None
 
 
-def _norms_activation(graph: Graph, node: Node) -> bool:
-    """Whether the operator that stopped the walk is a norm between an activation and the product."""
-    if node.op not in NORMS | {"ReduceMean"}:
-        return False
-    todo, seen = list(node.inputs[:1]), 0
-    while todo and seen < MAX_BEHIND:
-        source = graph.producers.get(todo.pop())
-        seen += 1
-        if source is None or is_product(graph, source) or source.op in ("Softmax", "Conv"):
+def _looks_like_mlp(graph: Graph, tensor: str) -> bool:
+    """Whether an activation and a first product stand behind a tensor, whatever else stands between."""
+    todo, ops, n_products = [tensor], set[str](), 0
+    for _ in range(MAX_REGION):
+        source = graph.producers.get(todo.pop()) if todo else None
+        if source is None:
             continue
-        if source.op in NONLINEAR:
-            return True
+        n_products += is_product(graph, source)
         computed = [name for name in source.inputs if name and not graph.is_constant(name)]
-        todo += [] if source.op == "Add" and len(computed) > 1 else computed  # a residual addition ends the branch
-    return False
+        is_sum = source.op == "Add" and len(computed) > 1
+        if source.op not in ("MatMul", "Gemm", "Conv", "FusedMatMul") and not is_sum:
+            ops.add(source.op)
+            todo += computed
+    return bool(ops & NONLINEAR) and n_products > 0
 
 
 def _enter(graph: Graph, node: Node, tensor: str, width: int, region: _Region, todo: list[str]) -> Mismatch | None:

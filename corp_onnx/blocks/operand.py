@@ -192,16 +192,17 @@ def find_rest(graph: Graph, found: list[Found], core: Node) -> tuple[Operand, ..
     linear = found[0].operand.linear
     source = linear.output or ""
     known = np.concatenate([f.operand.channel_idx.reshape(-1) for f in found])
+    boundaries = {f.operand.boundary for f in found}
     shape = graph.shapes[source]
     todo: list[tuple[str, np.ndarray, tuple[Step, ...]]] = [(source, np.arange(np.prod(shape)).reshape(shape), ())]
     parts: list[Operand] = []
     while todo:
         tensor, array, steps = todo.pop()
-        columns = np.unique(array % shape[-1])
-        is_known = np.isin(columns, known)
-        if is_known.all():
+        if tensor in boundaries:
             continue
-        if not is_known.any() and (part := _read_part(graph, found[0].operand, steps, columns)):
+        columns = np.unique(array % shape[-1])
+        is_part = not np.isin(columns, known).any()
+        if is_part and (part := _read_part(graph, found[0].operand, steps, columns)):
             parts.append(part)
             continue
         for node, idx in graph.users(tensor):

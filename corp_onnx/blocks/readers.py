@@ -62,8 +62,8 @@ def _shape_leak(graph: Graph, shape_node: Node, axes: set[int], pinned: Collecti
                 continue
             if tensor == shape_node.output and idx == 0 and not _asks(graph, node, len(asked), positions):
                 continue
-            if node.op not in SHAPE_ARITHMETIC or idx < 0:
-                return node
+            if node.op not in SHAPE_ARITHMETIC or idx < 0 or len(graph.dims(node.output)) > 1:
+                return node  # data; sizes are vectors at most
             todo += node.outputs
     return None
 
