@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from corp_onnx.errors import ModelError
-from corp_onnx.graph import Graph, Model, batch_kind, read_graph
+from corp_onnx.graph import FLOAT_TYPES, Graph, Model, batch_kind, read_graph
 from corp_onnx.proto import skeleton
 from corp_onnx.runtime import first_sentence, open_extended, possible_feeds
 
@@ -90,14 +90,15 @@ def _run(session: Any, outputs: list[str], feeds: dict[str, np.ndarray], model: 
 def _element_types(graph: Graph) -> dict[str, int]:
     """Element type of every tensor, from a skeleton without the weights.
 
-    ONNX knows no types behind operators of other domains; those hand on the type of their first input.
+    ONNX knows no types behind operators of other domains; those hand on the type of their first floating-point input.
     """
     inferred = onnx.shape_inference.infer_shapes(skeleton(graph.model.proto)).graph
     types = {v.name: v.type.tensor_type.elem_type for v in [*inferred.value_info, *inferred.input, *inferred.output]}
     types = {name: kind for name, kind in types.items() if kind != TensorProto.UNDEFINED}
     types |= {name: tensor.data_type for name, tensor in graph.initializers.items()}
     for node in graph.nodes:
-        known = [types[name] for name in node.inputs if name in types]
+        known = [types[name] for name in node.inputs[1 if node.op == "Where" else 0 :] if name in types]
+        known = [kind for kind in known if node.domain and kind in FLOAT_TYPES] or known
         kind = node.attrs.get("to") if node.op == "Cast" else TYPE_MAKERS.get(node.op, known[0] if known else None)
         for name in node.outputs:
             if kind is not None:

@@ -39,9 +39,10 @@ TAP_PREFIX = "corp_onnx.tap/"
 QUIET = 4
 """ONNX Runtime's severity 'fatal': its warnings speak of its own optimiser, and its errors are raised as well."""
 
-IMAGE_SIZES = (224, 384, 256, 448, 336, 518, 512, 192, 160, 128, 96, 64, 32, 16)
+IMAGE_SIZES = (224, 384, 256, 448, 336, 518, 512, 240, 288, 320, 192, 160, 128, 96, 64)
 TOKEN_COUNTS = (16, 77, 64, 128, 197, 257, 512)
-"""Tried in turn where a model declares an axis dynamic that its position embedding fixes; optimum exports are such."""
+"""Tried in turn where a model declares an axis dynamic that its position embedding fixes; optimum exports are such.
+No size so small that it is one patch, which any position embedding would broadcast over."""
 
 
 def import_runtime() -> Any:
