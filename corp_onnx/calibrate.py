@@ -79,31 +79,39 @@ def collect_moments(
     Raises:
         NonFiniteError: an exposed tensor holds NaN or Inf; says which.
     """
-    channel_sums = {u.key: ChannelSum(u.d_hidden, f"tensor '{u.hidden}' ({u.key})") for u in units.mlps}
-    channel_sums |= {
-        u.vo_key: ChannelSum(u.out.linear.d_in, f"tensor '{u.out.linear.input}' ({u.vo_key})")
-        for u in units.vo_pairs
-        if u.out is not None
-    }
-    logit_sums = {
-        u.qk_key: LogitSum(u.n_heads, u.d_qk, f"the queries and keys of {u.key}", n_image_grams) for u in units.qk_pairs
-    }
+    sums = _start_sums(units, n_image_grams)
     tapped = tap_units(graph, units, provider=provider)
     for arrays, n_real in run_tapped(tapped, images, batch_size):
         for unit in units.mlps:
-            channel_sums[unit.key].update(read_tokens(arrays[unit.hidden], graph, n_real))
+            sums.channels[unit.key].update(read_tokens(arrays[unit.hidden], graph, n_real))
         for unit in units.vo_pairs:
-            if unit.out is not None and unit.v is not None:
-                o = read_tokens(arrays[unit.out.linear.input], graph, n_real, token_major=unit.v.token_major)
-                channel_sums[unit.vo_key].update(o)
+            sums.channels[unit.vo_key].update(read_head_outputs(arrays, graph, unit, n_real))
         for unit in units.qk_pairs:
-            q, k = read_queries_keys(arrays, graph, unit, n_real)
-            logit_sums[unit.qk_key].update(q, k)
+            sums.logits[unit.qk_key].update(*read_queries_keys(arrays, graph, unit, n_real))
         if progress:
             progress(n_real)
-    entries: list[tuple[str, AnyMoments]] = [(key, s.result()) for key, s in channel_sums.items()]
-    entries += [(key, s.result()) for key, s in logit_sums.items()]
-    return Moments(tuple(entries))
+    entries: list[tuple[str, AnyMoments]] = [(key, s.result()) for key, s in sums.channels.items()]
+    return Moments((*entries, *((key, s.result()) for key, s in sums.logits.items())))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """The running sums of a calibration by the keys of their units."""
+
+    channels: dict[str, ChannelSum]
+    logits: dict[str, LogitSum]
+
+
+def _start_sums(units: Units, n_image_grams: int) -> _Sums:
+    channels = {u.key: ChannelSum(u.d_hidden, f"tensor '{u.hidden}' ({u.key})") for u in units.mlps}
+    for unit in units.vo_pairs:
+        assert unit.out is not None
+        x = unit.out.linear
+        channels[unit.vo_key] = ChannelSum(x.d_in, f"tensor '{x.input}' ({unit.vo_key})")
+    logits = {
+        u.qk_key: LogitSum(u.n_heads, u.d_qk, f"the queries and keys of {u.key}", n_image_grams) for u in units.qk_pairs
+    }
+    return _Sums(channels, logits)
 
 
 def tap_units(graph: Graph, units: Units, *, extra: Sequence[str] = (), provider: str = "cpu") -> Tapped:
@@ -151,15 +159,15 @@ def read_operand(
 ) -> Float[np.ndarray, "images tokens n_heads d_head"]:
     """Queries, keys or values with their bias and before any scale; a window counts as an image."""
     array = arrays[operand.projection]
+    rows = array.reshape(-1, array.shape[-1])
     n_batch = graph.n_images if graph.fixed_batch else n_real
-    n_tokens = array.shape[0 if operand.token_major else -2]
-    if array.ndim == 2:  # tokens are folded into the images; a window of the probe run says how many there are of it
-        n_windows = max(1, graph.shapes[operand.projection][0] // (graph.n_images * operand.n_tokens))
-        n_tokens = len(array) // (n_batch * n_windows)
+    probed = graph.shapes.get(operand.projection, (graph.n_images, operand.n_tokens, rows.shape[1]))
+    n_windows = int(np.prod(probed[:-1])) // (graph.n_images * operand.n_tokens)
+    n_tokens = len(rows) // (n_batch * n_windows)
     if operand.token_major:
-        images = array.reshape(n_tokens, -1, array.shape[-1]).swapaxes(0, 1)
+        images = rows.reshape(n_tokens, -1, rows.shape[1]).swapaxes(0, 1)
     else:
-        images = array.reshape(-1, n_tokens, array.shape[-1])
+        images = rows.reshape(-1, n_tokens, rows.shape[1])
     heads = images[: len(images) * n_real // n_batch][..., operand.channel_idx]  # [images, tokens, H, d]
     if not operand.linear.output_has_bias and operand.linear.output is not None:
         bias = operand.linear.read_bias(graph)
@@ -167,6 +175,15 @@ def read_operand(
     if operand.late_bias is not None:
         heads = heads + operand.read_late_bias(graph).astype(np.float32)
     return heads
+
+
+def read_head_outputs(
+    arrays: Mapping[str, np.ndarray], graph: Graph, unit: AttentionUnit, n_real: int
+) -> Float[np.ndarray, "tokens h*d"]:
+    """What the output projection of a unit reads: the heads' outputs side by side."""
+    assert unit.out is not None
+    assert unit.v is not None
+    return read_tokens(arrays[unit.out.linear.input], graph, n_real, token_major=unit.v.token_major)
 
 
 def read_queries_keys(

@@ -1,0 +1,198 @@
+"""House rules that a machine can hold: imports point one way, extras are optional, and every trap has its test."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
+
+import corp_onnx
+
+PACKAGE = Path(corp_onnx.__file__).parent
+MODULES = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): p
+           for p in sorted(PACKAGE.rglob("*.py"))}  # fmt: skip
+EXTRAS = ("onnxruntime", "torch", "timm", "tensorrt", "tritonclient", "onnxscript")
+
+BELOW: dict[str, set[str]] = {
+    "errors": set(),
+    "proto": set(),
+    "model": {"errors"},
+    "graph": {"errors", "model", "proto"},
+    "runtime": {"errors", "model", "proto"},
+    "probe": {"errors", "graph", "proto", "runtime"},
+    "blocks": {"errors", "graph"},
+    "heads": {"blocks", "graph"},
+    "surgeon": {"blocks", "graph", "proto"},
+    "rewrite": {"blocks", "graph", "heads", "surgeon"},
+    "moments": {"errors"},
+    "sums": {"errors", "moments"},
+    "solve": {"errors", "moments"},
+    "allocate": {"errors"},
+}
+"""What a room of the lower floors may import. The rooms above (prune, best, measure, report, cli) are free."""
+
+NUMPY_ONLY = ("moments", "sums", "solve", "allocate")
+
+
+def room(module: str) -> str:
+    """`corp_onnx.solve.mlp` -> `solve`."""
+    return [*module.split("."), ""][1]
+
+
+def imports(path: Path, *, inside_functions: bool = True) -> set[str]:
+    """Modules that a file imports; with their full names where it imports from the package."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nested = {
+        id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in nested and not inside_functions:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
+    return found
+
+
+def top_names(found: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in found}
+
+
+def own(found: set[str]) -> set[str]:
+    """The rooms among what is imported."""
+    return {room(name) for name in found if name.startswith("corp_onnx.")}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if room(m) in BELOW])
+def test_imports_point_one_way(module: str) -> None:
+    """errors <- graph <- blocks <- calibrate, rewrite; moments <- solve, allocate."""
+    allowed = BELOW[room(module)] | {room(module), "_version"}
+    assert own(imports(MODULES[module])) - allowed - {""} == set()
+
+
+def test_the_rule_has_no_cycle() -> None:
+    order: list[str] = []
+    while len(order) < len(BELOW):
+        ready = [r for r, below in BELOW.items() if r not in order and below <= set(order)]
+        assert ready, order
+        order += ready
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if room(m) in NUMPY_ONLY])
+def test_the_mathematics_knows_no_onnx_and_no_files(module: str) -> None:
+    outside = top_names(imports(MODULES[module])) - {"corp_onnx"} - set(sys.stdlib_module_names)
+    assert outside <= {"numpy", "scipy", "jaxtyping"}
+    if room(module) in ("solve", "allocate"):
+        assert not top_names(imports(MODULES[module])) & {"pathlib", "io", "os", "json", "zipfile"}
+
+
+def test_calibrate_and_rewrite_do_not_know_each_other() -> None:
+    for module, other in (
+        ("calibrate", "rewrite"),
+        ("rewrite", "calibrate"),
+        ("calibrate", "solve"),
+        ("rewrite", "solve"),
+    ):
+        assert other not in own(imports(MODULES[f"corp_onnx.{module}"]))
+
+
+def test_nobody_imports_the_command_line() -> None:
+    users = {m for m, path in MODULES.items() if "cli" in own(imports(path)) and room(m) != "cli"}
+    assert users <= {"corp_onnx.__main__"}
+
+
+def test_torch_only_where_models_are_exported() -> None:
+    users = {
+        m for m, path in MODULES.items() if {n.split(".")[0] for n in imports(path)} & {"torch", "timm", "onnxscript"}
+    }
+    assert all(room(m) in ("export", "zoo") for m in users), users
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_extras_are_imported_inside_functions(module: str) -> None:
+    assert not top_names(imports(MODULES[module], inside_functions=False)) & set(EXTRAS)
+    if room(module) != "deploy":
+        assert not top_names(imports(MODULES[module])) & {"tensorrt", "tritonclient"}
+
+
+def test_every_module_imports_without_any_extra() -> None:
+    names = [m for m in MODULES if m != "corp_onnx.__main__"]
+    program = f"""
+import sys
+for extra in {EXTRAS!r}:
+    sys.modules[extra] = None
+import importlib
+for name in {names!r}:
+    importlib.import_module(name)
+print("all", len({names!r}))
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["all", str(len(names))]
+
+
+def test_the_reader_of_imports_sees_them(tmp_path: Path) -> None:
+    """The tests above can fail."""
+    file = tmp_path / "a.py"
+    file.write_text("import torch.nn\nfrom corp_onnx.cli import main\n\ndef f():\n    import timm\n", encoding="utf-8")
+    assert imports(file) == {"torch.nn", "corp_onnx.cli", "corp_onnx.cli.main", "timm"}
+    assert imports(file, inside_functions=False) == {"torch.nn", "corp_onnx.cli", "corp_onnx.cli.main"}
+    assert own(imports(file)) == {"cli"}
+
+
+def test_shapes_are_checked_while_the_tests_run() -> None:
+    """conftest.py installs jaxtyping's hook."""
+    from corp_onnx.solve.mlp import drop_mlp
+
+    with pytest.raises(TypeCheckError):
+        drop_mlp(np.zeros((3, 4)), np.zeros(5), np.arange(2))
+
+
+def test_functions_are_short_and_modules_too() -> None:
+    """STYLE 3, for the rooms that change graphs."""
+    rooms = (
+        "proto",
+        "model",
+        "graph",
+        "runtime",
+        "probe",
+        "blocks",
+        "heads",
+        "surgeon",
+        "rewrite",
+        "calibrate",
+        "verify",
+    )
+    for module in (m for m in MODULES if room(m) in rooms):
+        text = MODULES[module].read_text(encoding="utf-8")
+        assert text.count("\n") <= 310, module
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno <= 45, f"{module}.{node.name}"
+
+
+@pytest.mark.parametrize("trap", range(1, 12))
+def test_every_trap_of_the_design_has_a_test(trap: int) -> None:
+    """DESIGN section 5, by number, in the docstring of a test."""
+    tests = [p for p in Path(__file__).parent.rglob("test_*.py") if p.name != Path(__file__).name]
+    assert any(trap in named_traps(path) for path in tests)
+
+
+def named_traps(path: Path) -> set[int]:
+    """The numbers behind the word Trap in the docstrings of a file: `Trap 3:`, `Traps 1 and 7:`, `Traps 1 to 9:`."""
+    traps: set[int] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        said = ast.get_docstring(node) if isinstance(node, ast.FunctionDef | ast.ClassDef) else None
+        for numbers in re.findall(r"Traps? (\d+(?:(?:, | and | to )\d+)*)", said or ""):
+            found = [int(n) for n in re.findall(r"\d+", numbers)]
+            traps |= set(range(found[0], found[-1] + 1)) if " to " in numbers else set(found)
+    return traps
