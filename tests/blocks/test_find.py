@@ -135,6 +135,14 @@ def test_no_block_at_all() -> None:
         require_blocks(graph, blocks)
 
 
+def test_values_alone_are_something_to_prune() -> None:
+    """Queries that are rotated and an MLP that is normed leave the values."""
+    graph, blocks = probed("timm_eva02_base_ts17_unfused")
+    assert not blocks.mlps
+    assert not blocks.qk_pairs
+    require_blocks(graph, blocks)
+
+
 def test_nearest_miss_is_shown(tmp_path: Path) -> None:
     """Trap 11: of two misses the one that came further is named."""
     proto = write_model(Spelling(gelu="gelu"))
