@@ -140,7 +140,9 @@ def test_values_alone_are_something_to_prune() -> None:
     graph, blocks = probed("timm_eva02_base_ts17_unfused")
     assert not blocks.mlps
     assert not blocks.qk_pairs
-    require_blocks(graph, blocks)
+    require_blocks(graph, blocks, vo=True)
+    with pytest.raises(NothingToPruneError, match=r"Nearest miss \(qk\)"):
+        require_blocks(graph, blocks)  # the paper's method leaves values alone
 
 
 def test_nearest_miss_is_shown(tmp_path: Path) -> None:
