@@ -78,6 +78,8 @@ def match_core(graph: Graph, node: Node) -> CoreMatch | Mismatch | None:
 def _match_softmax(graph: Graph, softmax: Node) -> CoreMatch | Mismatch | None:
     values = _follow_probabilities(graph, softmax)
     logits = _walk_logits(graph, softmax.inputs[0])
+    if isinstance(logits, Mismatch):
+        return logits
     if logits is None:
         if isinstance(values, Mismatch):
             return None
@@ -98,7 +100,7 @@ def _match_softmax(graph: Graph, softmax: Node) -> CoreMatch | Mismatch | None:
     )  # fmt: skip
 
 
-def _walk_logits(graph: Graph, tensor: str, depth: int = 0) -> _Logits | None:
+def _walk_logits(graph: Graph, tensor: str, depth: int = 0) -> _Logits | Mismatch | None:
     """From the input of a softmax back to q k'; None when there is no such product."""
     node = graph.producers.get(tensor)
     if node is None or depth > MAX_PATH or graph.is_constant(tensor):
@@ -106,17 +108,20 @@ def _walk_logits(graph: Graph, tensor: str, depth: int = 0) -> _Logits | None:
     if node.op in ("MatMul", "FusedMatMul"):
         stored = all(graph.is_constant(i) for i in node.inputs)  # one of them may be: a learned query
         return None if stored or is_product(graph, node) else _Logits(node)
+    if node.op == "Einsum":
+        return Mismatch("expected queries and keys to meet in a MatMul, found an Einsum", node, 1)
     if scaled := scalar_operand(graph, node):
         data, factor = scaled
         found = _walk_logits(graph, node.inputs[data], depth + 1)
-        if found is None:
-            return None
+        if not isinstance(found, _Logits):
+            return found
         slots = found.slots + computed_slot(graph, node, 1 - data)
         return replace(found, scale=found.scale * factor, slots=slots, tags=(*found.tags, "scaled logits"))
     if node.op in ADDED:
         names = node.inputs[:1] if node.op == "Sub" else node.inputs
         hits = [hit for name in names if name and (hit := _walk_logits(graph, name, depth + 1))]
-        return replace(hits[0], tags=(*hits[0].tags, ADDED[node.op])) if len(hits) == 1 else None
+        found = hits[0] if len(hits) == 1 else None
+        return replace(found, tags=(*found.tags, ADDED[node.op])) if isinstance(found, _Logits) else found
     if passes(node) or node.op in ("Expand", "Clip"):
         return _walk_logits(graph, node.inputs[0], depth + 1)
     return None

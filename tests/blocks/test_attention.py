@@ -288,6 +288,17 @@ class TestCutsThatWouldBeWrong:
             "expected a product of queries and keys behind the softmax, found none"
         ]
 
+    def test_einsum(self, tmp_path: Path) -> None:
+        """Exports of JAX and Keras: not known, and said so."""
+        proto = write_model(Spelling(scale="logits_mul", mask="add"))
+        product = logits_product(proto.graph)
+        product.op_type = "Einsum"
+        product.attribute.append(helper.make_attribute("equation", "bhnd,bhdm->bhnm"))
+        _, blocks = find_in(proto, tmp_path)
+        assert not blocks.attentions
+        (skip,) = blocks.skipped
+        assert (skip.kind, skip.reason) == ("qk", "expected queries and keys to meet in a MatMul, found an Einsum")
+
     def test_columns_of_the_output_projection(self, tmp_path: Path) -> None:
         """Heads laid out dimension by dimension in front of W_O."""
         proto = write_model(Spelling(qkv="separate"))
