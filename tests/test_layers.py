@@ -60,7 +60,13 @@ def imports(path: Path, *, inside_functions: bool = True) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
+        elif isinstance(node, ast.Call) and called_name(node) in ("import_module", "__import__", "_require"):
+            found |= {str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)}
     return found
+
+
+def called_name(call: ast.Call) -> str:
+    return getattr(call.func, "attr", getattr(call.func, "id", ""))
 
 
 def top_names(found: set[str]) -> set[str]:
@@ -114,7 +120,7 @@ def test_torch_only_where_models_are_exported() -> None:
     users = {
         m for m, path in MODULES.items() if {n.split(".")[0] for n in imports(path)} & {"torch", "timm", "onnxscript"}
     }
-    assert all(room(m) in ("export", "zoo") for m in users), users
+    assert {room(m) for m in users} == {"export", "gradients"}  # gradients: for the extra `taylor`, by a name in a call
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -143,8 +149,9 @@ print("all", len({names!r}))
 def test_the_reader_of_imports_sees_them(tmp_path: Path) -> None:
     """The tests above can fail."""
     file = tmp_path / "a.py"
-    file.write_text("import torch.nn\nfrom corp_onnx.cli import main\n\ndef f():\n    import timm\n", encoding="utf-8")
-    assert imports(file) == {"torch.nn", "corp_onnx.cli", "corp_onnx.cli.main", "timm"}
+    inside = "def f():\n    import timm\n    importlib.import_module('tensorrt')\n"
+    file.write_text(f"import torch.nn\nfrom corp_onnx.cli import main\n\n{inside}", encoding="utf-8")
+    assert imports(file) == {"torch.nn", "corp_onnx.cli", "corp_onnx.cli.main", "timm", "tensorrt"}
     assert imports(file, inside_functions=False) == {"torch.nn", "corp_onnx.cli", "corp_onnx.cli.main"}
     assert own(imports(file)) == {"cli"}
 
@@ -174,7 +181,7 @@ def test_functions_are_short_and_modules_too() -> None:
     )
     for module in (m for m in MODULES if room(m) in rooms):
         text = MODULES[module].read_text(encoding="utf-8")
-        assert text.count("\n") <= 310, module
+        assert text.count("\n") <= 300, module
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno <= 45, f"{module}.{node.name}"

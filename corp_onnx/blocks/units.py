@@ -32,11 +32,10 @@ class Slot:
 class Linear:
     """A weight product with its bias, output = input @ weight.T + bias.
 
-    `weight` is where the weight is read, stored [d_out, d_in] when `transposed`, else [d_in, d_out]. `bias` is where
-    the bias is read, None when there is none; it may sit in a later operator (BiasGelu, MultiHeadAttention), then it
-    is the part of that vector from `bias_offset` on and `output` does not hold it yet (`output_has_bias`).
-    `output` is None for a projection inside a fused attention operator: no tensor carries it. `reshapes` stand between
-    the product and its bias (a Gemm on flattened tokens, say) and may spell d_out in their targets.
+    `weight` is read as [d_out, d_in] when `transposed`, else [d_in, d_out]. `bias` is None when there is none; it may
+    sit in a later operator (MultiHeadAttention), then it is the part of that vector from `bias_offset` on and `output`
+    does not hold it yet (`output_has_bias`). `output` is None for a projection inside a fused attention operator.
+    `reshapes` stand between the product and its bias (tokens were flattened) and may spell d_out in their targets.
     """
 
     input: str
@@ -67,10 +66,7 @@ class Linear:
             return None
         value = graph.constant(self.bias.name)
         assert value is not None, self.bias.name
-        flat = value.reshape(-1)
-        if flat.size == 1:
-            return np.broadcast_to(flat, (self.d_out,))
-        return flat[self.bias_offset : self.bias_offset + self.d_out]
+        return value.reshape(-1)[self.bias_offset : self.bias_offset + self.d_out]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +88,7 @@ class Residual:
 class UpProjection:
     """The product in front of an MLP's nonlinearity; `channel_idx` [k, d_hidden] are its output columns.
 
-    One row for a plain MLP, two (gate and value) where SwiGLU packs both into one product.
+    One row, or two (gate and value) where a gated MLP packs both into one product.
     """
 
     linear: Linear
@@ -202,8 +198,7 @@ class Operand:
 class AttentionOutput:
     """The way from P @ V to the output projection: what VO pruning has to touch.
 
-    `channel_idx` are the input columns of `linear` (W_O) by head and dimension, `spellings` the Reshapes on the way
-    whose target spells the width; `residual` is the addition after it.
+    `channel_idx` are the input columns of `linear` (W_O) by head and dimension; `residual` is the addition after it.
     """
 
     linear: Linear
