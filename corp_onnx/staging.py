@@ -9,8 +9,8 @@ numbers say (in a container they start again at one).
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,36 +63,40 @@ def staged_files(destinations: Mapping[str, Path], *, force: bool = False) -> It
     if len({os.path.realpath(d) for d in destinations.values()}) < len(destinations):
         raise OutputError(f"{' and '.join(destinations)} name the same file; give each its own.")
     made: list[Path] = []
-    stages: dict[Path, tuple[Path, int]] = {}  # by the folder of the destination: the hidden one and its lock
+    stages: dict[Path, Path] = {}  # by the folder of the destination: the hidden one
+    locks: list[int] = []
     try:
         for option, destination in destinations.items():
             parent = destination.absolute().parent
             if parent not in stages:
-                stages[parent] = _make_stage(parent, made, option)
-        yield tuple(stages[d.absolute().parent][0] / d.name for d in destinations.values())
-        _publish({stage: parent for parent, (stage, _) in stages.items()}, next(iter(destinations.values())), force)
+                _make_stage(parent, option, made, stages, locks)
+        yield tuple(stages[d.absolute().parent] / d.name for d in destinations.values())
+        _publish({stage: parent for parent, stage in stages.items()}, next(iter(destinations.values())), force)
         made.clear()
     finally:
-        for stage, lock in stages.values():
+        for stage in stages.values():
             shutil.rmtree(stage, ignore_errors=True)
+        for lock in locks:
             os.close(lock)
         for folder in reversed(made):
             with suppress(OSError):  # not empty any more: somebody else uses it
                 folder.rmdir()
 
 
-def _make_stage(parent: Path, made: list[Path], option: str) -> tuple[Path, int]:
-    """(a fresh hidden folder, its lock); folders made on the way are added to `made`."""
+def _make_stage(parent: Path, option: str, made: list[Path], stages: dict[Path, Path], locks: list[int]) -> None:
+    """Make a fresh hidden folder and hold its lock; a name is noted before it exists, for signals come at any moment."""
     try:
         for folder in reversed([parent, *parent.parents]):
             if not folder.exists():
-                folder.mkdir()
                 made.append(folder)
+                folder.mkdir()
         _remove_orphans(parent)
         while True:
-            stage = Path(tempfile.mkdtemp(prefix=MARK, dir=parent))
+            stages[parent] = parent / f"{MARK}{secrets.token_hex(8)}"
+            stages[parent].mkdir(mode=0o700)
             with suppress(FileNotFoundError):  # another run took it for an orphan before the lock was held
-                return stage, _lock(stage)
+                locks.append(_lock(stages[parent]))
+                return
     except OSError as error:
         raise OutputError(f"{parent}: can not be written ({error.strerror}); give another {option}.") from error
 
