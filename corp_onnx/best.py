@@ -261,6 +261,20 @@ def allocate_choices(
     return dict(allocate_widths(curves, budget * total - fixed).widths)
 
 
+def require_narrower(choices: Sequence[UnitChoice], align: int) -> None:
+    """Refuse an alignment that leaves every unit its full width.
+
+    Raises:
+        OptionError: no unit is wider than `align`.
+    """
+    widest = max(choice.width for choice in choices)
+    if widest <= align:
+        raise OptionError(
+            f"--align {align}: no unit is wider than that, so nothing can be cut; the widest has {widest}. "
+            "Give a smaller --align."
+        )
+
+
 def _tie_heads(curves: Sequence[UnitCurve]) -> list[UnitCurve]:
     by_unit: dict[str, list[UnitCurve]] = {}
     for curve in curves:

@@ -80,7 +80,8 @@ class UnitResult:
 
     Errors are relative, sqrt(E|y' - y|^2 / E|y - E y|^2), of the unit's own output on held-back images with the dense
     model's activations as its input: an MLP's output, a query/key pair's logits (each row centred: softmax does not
-    see its mean), a value/output pair's projection. `error_without` is that of the same width without compensation.
+    see its mean), a value/output pair's projection. They are those before the refit, which trades
+    some of them for errors that came in from before. `error_without` is that of the same width without compensation.
     """
 
     key: str

@@ -84,7 +84,7 @@ def staged_files(destinations: Mapping[str, Path], *, force: bool = False) -> It
 
 
 def _make_stage(parent: Path, option: str, made: list[Path], stages: dict[Path, Path], locks: list[int]) -> None:
-    """Make a fresh hidden folder and hold its lock; a name is noted before it exists, for signals come at any moment."""
+    """Make a fresh hidden folder and hold its lock; names are noted first: signals come at any moment."""
     try:
         for folder in reversed([parent, *parent.parents]):
             if not folder.exists():
@@ -177,6 +177,9 @@ def write_model(proto: onnx.ModelProto, path: Path, source_folder: Path) -> None
             proto, str(path), save_as_external_data=True, all_tensors_to_one_file=True,
             location=f"{path.name}.data", size_threshold=1024, convert_attribute=False,
         )  # fmt: skip
+        data = path.with_name(f"{path.name}.data")
+        if data.exists():  # not where every tensor is small
+            data.chmod(path.stat().st_mode)  # onnx makes it private to its owner
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"{path.name}: could not be written to {path.parent.parent} ({reason}).") from error

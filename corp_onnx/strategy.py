@@ -24,6 +24,7 @@ from corp_onnx.best import (
     UnitChoice,
     allocate_choices,
     probe_choices,
+    require_narrower,
     solve_widths,
     trace_choices,
     uniform_widths,
@@ -186,6 +187,7 @@ def prepare_search(situation: Situation, settings: BestSettings) -> BestSearch:
     """Error curves of every unit and, for allocation, one probe each."""
     s = situation
     choices = _trace(s, settings)
+    require_narrower(choices, settings.align)
     kappas: dict[str, float] = {}
     if settings.allocate == "search":
         kappas = probe_choices(s.graph, s.blocks, choices, _probe_quiz(s), settings.align, s.progress)
@@ -261,11 +263,11 @@ MIN_STEP = 0.005
 
 
 def smallest_fraction(search: BestSearch) -> float:
-    """The kept fraction of the MACs with every unit at its smallest aligned width, and a little above."""
+    """The kept fraction of the MACs with every unit at its smallest aligned width, and a little above for rounding."""
     total = count_macs(search.situation.graph).total
     align = search.settings.align
     saved = sum(c.macs_per_width * (c.width - min(align, c.width)) for c in search.choices)
-    return min(1.0 - saved / total + 0.01, 0.99)
+    return 1.0 - saved / total + 1e-9
 
 
 def _found(search: BestSearch, fraction: float, agreement: float) -> str:

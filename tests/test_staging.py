@@ -282,6 +282,7 @@ class TestWriting:
         monkeypatch.setattr(staging, "MAX_PROTO_BYTES", 1000)
         write_model(make_model(), tmp_path / "m.onnx", tmp_path)
         assert listing(tmp_path) == ["m.onnx", "m.onnx.data"]
+        assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1
         onnx.checker.check_model(tmp_path / "m.onnx")
 
     def test_full_disk(self, tmp_path: Path) -> None:

@@ -66,6 +66,11 @@ class TestBudget:
         ):
             search.one_shot("macs", 0.01)
 
+    @pytest.mark.parametrize("allocate", ["search", "uniform"])
+    def test_alignment_that_leaves_no_width(self, situation, allocate) -> None:
+        with pytest.raises(OptionError, match=r"--align 1000: no unit is wider than that.* the widest has \d+"):
+            prepare_search(situation, replace(SETTINGS, align=1000, allocate=allocate))
+
     def test_searched_widths_lose_less_than_uniform_ones(self, search, situation) -> None:
         total = count_macs(situation.graph).total
         widths = uniform_widths(search.choices, SETTINGS, "macs", 0.6, total)

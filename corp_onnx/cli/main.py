@@ -74,7 +74,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except _Terminated:
         return _say("terminated; nothing was written.", TERMINATED)
     except MemoryError:
-        return _say("out of memory; a smaller --batch needs less.", 1)
+        return _say("out of memory; free some, or give a smaller --batch where the verb has one.", 1)
     except OSError as error:
         if error.errno == errno.EPIPE:
             return _drop_output()

@@ -153,7 +153,7 @@ def test_out_of_memory(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyt
     monkeypatch.chdir(folder)
     monkeypatch.setattr(Tapped, "run", exhausted)
     assert main(ARGUMENTS) == 1
-    assert "out of memory; a smaller --batch needs less" in capfd.readouterr().err
+    assert "out of memory; free some, or give a smaller --batch" in capfd.readouterr().err
     assert top(folder) == DONE
 
 
