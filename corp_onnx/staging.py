@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written in hidden folders beside their places, renamed when all are complete.
+"""Files and folders that appear whole or not at all: made in hidden folders beside their places, renamed when complete.
 
 A rename inside one file system is atomic, so whoever looks at the destination sees the old file or the new one. An
 interrupt or an error removes the hidden folders and the folders made for them; a killed run leaves them behind, and
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -74,13 +74,90 @@ def staged_files(destinations: Mapping[str, Path], *, force: bool = False) -> It
         _publish({stage: parent for parent, stage in stages.items()}, next(iter(destinations.values())), force)
         made.clear()
     finally:
-        for stage in stages.values():
-            shutil.rmtree(stage, ignore_errors=True)
-        for lock in locks:
-            os.close(lock)
-        for folder in reversed(made):
-            with suppress(OSError):  # not empty any more: somebody else uses it
-                folder.rmdir()
+        _clean_up(stages.values(), locks, made)
+
+
+@contextmanager
+def staged_folders(
+    destinations: Sequence[Path], root: Path, *, force: bool = False, option: str = "-o"
+) -> Iterator[tuple[Path, ...]]:
+    """An empty folder to fill for each destination; when the block ends, all of them get their places below `root`.
+
+    They are filled beside `root` and not in it: whoever watches `root`, as a server that polls it, sees whole folders
+    only. Where `root` is a file system of its own, renames end at its border and they are filled inside.
+
+    Args:
+        destinations: the folders to be.
+        root: the folder that they lie in, at any depth; made where it is missing.
+        force: whether folders that exist may be replaced.
+        option: what a person would change.
+
+    Raises:
+        OutputError: a destination exists, `root` is no folder or can not be written, or the disk is full.
+    """
+    root = root.absolute()
+    made: list[Path] = []
+    stages: dict[Path, Path] = {}
+    locks: list[int] = []
+    try:
+        _make_stage(_folder_beside(root), option, made, stages, locks)
+        (stage,) = stages.values()
+        staged = [stage / str(i) for i in range(len(destinations))]
+        for folder in staged:
+            folder.mkdir()
+        yield tuple(staged)
+        places = dict(zip(staged, (d.absolute() for d in destinations), strict=True))
+        _publish_folders(places, stage / "replaced", made, force)
+        made.clear()
+    finally:
+        _clean_up(stages.values(), locks, made)
+
+
+def _folder_beside(root: Path) -> Path:
+    """The folder that holds `root`, or `root` itself where it is another file system or its folder is closed to us."""
+    parent = root.parent
+    if not root.is_dir():
+        return parent
+    same_device = root.stat().st_dev == parent.stat().st_dev
+    return parent if same_device and os.access(parent, os.W_OK) else root
+
+
+def _publish_folders(places: Mapping[Path, Path], aside: Path, made: list[Path], force: bool) -> None:
+    """Rename every folder to its place, what was there to `aside`; all of them or none."""
+    done: list[tuple[Path, Path]] = []  # (from, to)
+    target = next(iter(places.values()))
+    try:
+        aside.mkdir()
+        for i, (folder, target) in enumerate(places.items()):
+            for above in reversed(target.parents):
+                if not above.exists():
+                    made.append(above)
+                    above.mkdir()
+            if os.path.lexists(target):
+                if not force:
+                    raise OutputError(f"{target}: exists already; --force replaces it.")
+                done.append((target, aside / str(i)))
+                target.rename(aside / str(i))
+            done.append((folder, target))
+            folder.rename(target)
+    except BaseException as error:
+        for source, moved in reversed(done):
+            if not os.path.lexists(source):  # the last one may not have moved, and what stands there is not ours
+                moved.rename(source)
+        if isinstance(error, OSError):
+            raise OutputError(f"{target}: could not be written ({error.strerror or error}).") from error
+        raise
+
+
+def _clean_up(stages: Iterable[Path], locks: Sequence[int], made: Sequence[Path]) -> None:
+    """Remove the hidden folders and the empty folders that were made for them."""
+    for stage in stages:
+        shutil.rmtree(stage, ignore_errors=True)
+    for lock in locks:
+        os.close(lock)
+    for folder in reversed(made):
+        with suppress(OSError):  # not empty any more: somebody else uses it
+            folder.rmdir()
 
 
 def _make_stage(parent: Path, option: str, made: list[Path], stages: dict[Path, Path], locks: list[int]) -> None:
