@@ -3,7 +3,9 @@
     prune_model      a model and images -> a smaller model and its report
     inspect_model    a model -> its blocks and units, and what was not recognised
     evaluate_models  models and images -> accuracy, agreement, KL
+    bench_models     models -> latency, throughput, speed-up
     export_model     a timm model -> an ONNX file (extra: export)
+    write_triton_repository  models -> folders that a Triton server loads (extra: triton)
 
 Each verb of the command line is one of these functions. Names are loaded when they are first used, so that importing
 the package costs nothing.
@@ -17,7 +19,10 @@ from typing import TYPE_CHECKING, Any
 from corp_onnx._version import __version__
 
 if TYPE_CHECKING:
+    from corp_onnx.bench import BenchResult, bench_models
     from corp_onnx.best import BestSettings
+    from corp_onnx.deploy.triton import TritonRepository, write_triton_repository
+    from corp_onnx.deploy.triton_config import TritonSettings
     from corp_onnx.errors import CorpOnnxError
     from corp_onnx.evaluate import Evaluation, evaluate_models
     from corp_onnx.export import ExportResult, export_model
@@ -28,8 +33,10 @@ if TYPE_CHECKING:
     from corp_onnx.recipe import Recipe
     from corp_onnx.results import Inspection, PruneResult
     from corp_onnx.settings import Budget, Preprocessing, PruneSettings
+    from corp_onnx.timing import Schedule
 
 _HOMES = {
+    "BenchResult": "bench",
     "BestSettings": "best",
     "Budget": "settings",
     "CorpOnnxError": "errors",
@@ -41,14 +48,20 @@ _HOMES = {
     "PruneResult": "results",
     "PruneSettings": "settings",
     "Recipe": "recipe",
+    "Schedule": "timing",
+    "TritonRepository": "deploy.triton",
+    "TritonSettings": "deploy.triton_config",
+    "bench_models": "bench",
     "evaluate_models": "evaluate",
     "export_model": "export",
     "inspect_model": "inspect",
     "open_images": "images",
     "prune_model": "prune",
+    "write_triton_repository": "deploy.triton",
 }
 
 __all__ = [
+    "BenchResult",
     "BestSettings",
     "Budget",
     "CorpOnnxError",
@@ -60,12 +73,17 @@ __all__ = [
     "PruneResult",
     "PruneSettings",
     "Recipe",
+    "Schedule",
+    "TritonRepository",
+    "TritonSettings",
     "__version__",
+    "bench_models",
     "evaluate_models",
     "export_model",
     "inspect_model",
     "open_images",
     "prune_model",
+    "write_triton_repository",
 ]
 
 

@@ -34,6 +34,12 @@ TYPE_MAKERS: dict[str, int] = {
 }
 """Operators whose output has another type than their first input."""
 
+PRODUCTS = ("MatMul", "FusedMatMul", "MatMulInteger", "QLinearMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+"""Operators whose first input is multiplied along its last axis, whatever their precision."""
+
+CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
+"""Operators that convolve, and which input holds their kernel."""
+
 SMALL_VALUE = 64
 """Integer tensors up to this size are kept: shapes, axes, split sizes, and no index tables."""
 
@@ -155,14 +161,14 @@ def count_macs(graph: Graph) -> Cost:
 
 
 def _node_macs(graph: Graph, op: str, inputs: tuple[str, ...], output: str, attrs: dict[str, object]) -> int:
-    if op in ("MatMul", "FusedMatMul"):
+    if op in PRODUCTS:
         depth = graph.dims(inputs[0])[-2 if attrs.get("transA") else -1]
         return int(np.prod(graph.shapes[output])) * depth
     if op in ("Gemm", "FusedGemm"):
         rows, cols = graph.dims(inputs[0])
         return int(np.prod(graph.shapes[output])) * (rows if attrs.get("transA") else cols)
-    if op in ("Conv", "FusedConv"):
-        weight = graph.dims(inputs[1])
+    if op in CONVOLUTIONS:
+        weight = graph.dims(inputs[CONVOLUTIONS[op]])
         return int(np.prod(graph.shapes[output])) * int(np.prod(weight[1:]))
     if op == "Attention":
         return _attention_macs(graph, inputs, attrs)

@@ -74,13 +74,20 @@ def resolve_provider(provider: str) -> str:
     return name
 
 
-def open_session(model: Model | Path | str, *, provider: str = "cpu", threads: int | None = None) -> Any:
+def open_session(
+    model: Model | Path | str,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    config: Mapping[str, str] | None = None,
+) -> Any:
     """An ONNX Runtime session of a model file. A bfloat16 model runs as its float32 twin (see `proto.to_float32`).
 
     Args:
         model: a path, or a loaded model.
         provider: cpu, cuda, tensorrt, openvino, ..., or ONNX Runtime's own name.
         threads: threads inside an operator; None lets ONNX Runtime take every core.
+        config: session configuration entries of ONNX Runtime; they change speed, never answers.
 
     Raises:
         MissingExtraError: no onnxruntime.
@@ -93,7 +100,7 @@ def open_session(model: Model | Path | str, *, provider: str = "cpu", threads: i
     if not path.is_file():
         raise ModelError(f"{path}: no such file. Give the path of an .onnx file.")
     try:
-        session = _start(str(path), _options(threads), provider, str(path))
+        session = _start(str(path), _options(threads, config), provider, str(path))
         if not any("bfloat16" in value.type for value in session.get_inputs()):
             return session
     except ModelError:
@@ -110,11 +117,13 @@ def _is_bfloat16(path: Path) -> bool:
         return False
 
 
-def _options(threads: int | None) -> Any:
+def _options(threads: int | None, config: Mapping[str, str] | None = None) -> Any:
     options = import_runtime().SessionOptions()
     options.log_severity_level = QUIET
     if threads is not None:
         options.intra_op_num_threads = threads
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
     return options
 
 

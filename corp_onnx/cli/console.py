@@ -33,7 +33,7 @@ class _Rate(ProgressColumn):
 
 def _counted(stage: str) -> str:
     """What a stage counts."""
-    return "units" if stage in ("probe", "refit") else "images"
+    return {"probe": "units", "refit": "units", "bench": "rounds"}.get(stage.split()[0], "images")
 
 
 @contextmanager

@@ -15,10 +15,12 @@ from typing import TextIO
 import click
 
 from corp_onnx._version import __version__
+from corp_onnx.cli.bench import bench
 from corp_onnx.cli.evaluate import evaluate
 from corp_onnx.cli.export import export
 from corp_onnx.cli.inspect import inspect
 from corp_onnx.cli.prune import prune
+from corp_onnx.cli.triton import triton
 from corp_onnx.errors import CorpOnnxError
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143
@@ -40,7 +42,7 @@ def cli() -> None:
     """
 
 
-for verb in (inspect, prune, evaluate, export):
+for verb in (inspect, prune, evaluate, export, bench, triton):
     cli.add_command(verb)
 
 

@@ -22,13 +22,14 @@ SPACING = 3
 """Between two columns of a table."""
 
 
-def _console() -> Console:
+def open_console() -> Console:
+    """On stdout, as wide as the terminal, or wide enough where there is none."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH
     # no markup: a path may hold brackets
     return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
 
 
-def _print_table(console: Console, table: Table) -> None:
+def print_table(console: Console, table: Table) -> None:
     """A table, in a narrow terminal as wide as it needs to be: a number cut short is another number."""
     for column in table.columns:
         texts = [str(cell) for cell in (column.header, *column.cells)]
@@ -40,7 +41,7 @@ def _print_table(console: Console, table: Table) -> None:
     console.width = shown
 
 
-def _table(*columns: str, left: int = 1) -> Table:
+def make_table(*columns: str, left: int = 1) -> Table:
     """A table whose first `left` columns are text and the rest numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for idx, column in enumerate(columns):
@@ -50,7 +51,7 @@ def _table(*columns: str, left: int = 1) -> Table:
 
 def print_inspection(found: Inspection) -> None:
     """Model facts, one row a unit, and what was skipped."""
-    console = _console()
+    console = open_console()
     model = found.model
     batch = "dynamic batch" if model.batch is None else f"batch {model.batch}"
     console.print(
@@ -59,13 +60,13 @@ def print_inspection(found: Inspection) -> None:
         soft_wrap=True,
     )
     if found.units:
-        table = _table("unit", "spelling", "width", "tokens", "parameters", "MACs", "of MACs", left=2)
+        table = make_table("unit", "spelling", "width", "tokens", "parameters", "MACs", "of MACs", left=2)
         for unit in found.units:
             table.add_row(
                 unit.key, unit.spelling if unit.prunable else f"skipped: {unit.reason}", _width(unit),
                 str(unit.n_tokens), f"{unit.n_parameters:,}", f"{unit.macs / 1e6:.1f} M", f"{unit.mac_share:.1%}",
             )  # fmt: skip
-        _print_table(console, table)
+        print_table(console, table)
     for skip in found.skipped:
         console.print(f"skipped {KIND_NAMES[skip.kind]} at {skip.node}: {skip.reason}", soft_wrap=True)
     prunable = [u for u in found.units if u.prunable]
@@ -82,17 +83,17 @@ def _width(unit: UnitFacts) -> str:
 
 def print_pruning(result: PruneResult) -> None:
     """What went and how far the answers moved."""
-    console = _console()
+    console = open_console()
     columns = [column for k in _kinds(result.units) for column in (KIND_NAMES[k], "error", "only cut")]
-    table = _table("block", *columns)
+    table = make_table("block", *columns)
     for block in sorted({u.block for u in result.units}):
         cells: list[str] = []
         for kind in _kinds(result.units):
             unit = next((u for u in result.units if u.block == block and u.kind == kind), None)
             cells += ["-", "-", "-"] if unit is None else _unit_cells(unit)
         table.add_row(str(block), *cells)
-    _print_table(console, table)
-    _print_table(console, _sizes(result.dense, result.pruned))
+    print_table(console, table)
+    print_table(console, _sizes(result.dense, result.pruned))
     for skip in result.skipped:
         console.print(f"skipped {KIND_NAMES[skip.kind]} at {skip.node}: {skip.reason}", soft_wrap=True)
     for note in result.notes:
@@ -128,7 +129,7 @@ def _unit_cells(unit: UnitResult) -> list[str]:
 
 
 def _sizes(dense: ModelFacts, pruned: ModelFacts) -> Table:
-    table = _table("", "dense", "pruned", "kept")
+    table = make_table("", "dense", "pruned", "kept")
     rows = (
         ("parameters", f"{dense.n_parameters:,}", f"{pruned.n_parameters:,}", pruned.n_parameters / dense.n_parameters),
         ("MACs", f"{dense.macs / 1e9:.4f} G", f"{pruned.macs / 1e9:.4f} G", pruned.macs / dense.macs),
@@ -141,14 +142,14 @@ def _sizes(dense: ModelFacts, pruned: ModelFacts) -> Table:
 
 def print_evaluation(result: Evaluation) -> None:
     """One row a model."""
-    console = _console()
+    console = open_console()
     baseline = (
         [result.baseline] if result.baseline and result.baseline.model not in {s.model for s in result.scores} else []
     )
-    table = _table("model", "top-1", "top-5", "agreement", "KL", "logit error")
+    table = make_table("model", "top-1", "top-5", "agreement", "KL", "logit error")
     for score in [*baseline, *result.scores]:
         table.add_row(score.model, *_score_cells(score))
-    _print_table(console, table)
+    print_table(console, table)
     console.print(f"{result.n_images} images, {result.provider}", soft_wrap=True)
 
 

@@ -1,0 +1,75 @@
+"""`corp-onnx bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from corp_onnx.bench import DEFAULT_BATCHES, bench_models
+from corp_onnx.cli.console import show_progress
+from corp_onnx.errors import OptionError
+from corp_onnx.report.bench import print_bench
+from corp_onnx.results import to_json
+from corp_onnx.timing import Schedule
+
+
+def _parse_batches(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise click.BadParameter(f"expected numbers of images separated by commas, as in 1,8; found '{value}'.")
+    return tuple(map(int, parts))
+
+
+def _parse_names(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(part.strip() for part in value.split(","))
+
+
+@click.command(short_help="Measure latency, throughput and speed-up.")
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--batch", "batches", default=",".join(map(str, DEFAULT_BATCHES)), show_default=True, metavar="N,...",
+              callback=_parse_batches, help="Images at a time.")  # fmt: skip
+@click.option("--provider", "providers", callback=_parse_names, metavar="NAME,...",
+              help="ONNX Runtime's.  [default: of cpu, cuda, tensorrt, openvino those that are there]")  # fmt: skip
+@click.option("--repeats", type=click.IntRange(min=1), metavar="N",
+              help="Measure N rounds; in each, every model runs once.")  # fmt: skip
+@click.option("--seconds", type=float, metavar="S",
+              help="Measure S seconds for each provider and batch size.  [default: 10]")  # fmt: skip
+@click.option("--warmup", type=click.IntRange(min=1), default=3, show_default=True, metavar="N",
+              help="Rounds before the first that counts.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: every core]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
+              help="Of the order of turns.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def bench(
+    models: tuple[Path, ...],
+    batches: tuple[int, ...],
+    providers: tuple[str, ...] | None,
+    repeats: int | None,
+    seconds: float | None,
+    warmup: int,
+    threads: int | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Measure how fast MODELS are, ONNX files or TensorRT engines (.plan): latency, throughput, and the speed-up over
+    the first of them beside what its MACs promise.
+
+    Models run in turns, so that speed-ups hold on a busy machine.
+
+    \b
+    Example:
+      corp-onnx bench deit.onnx deit.pruned.onnx
+      corp-onnx bench deit.onnx deit.pruned.onnx --batch 1,8,32 --threads 4 --seconds 30
+    """
+    if repeats is not None and seconds is not None:
+        raise OptionError("--repeats and --seconds both say how long to measure; give one of them.")
+    schedule = Schedule(repeats, Schedule().seconds if seconds is None else seconds, warmup, seed)
+    with show_progress() as progress:
+        result = bench_models(
+            models, batches=batches, providers=providers, threads=threads, schedule=schedule, progress=progress
+        )
+    if as_json:
+        click.echo(to_json(result))
+    else:
+        print_bench(result)
