@@ -427,3 +427,34 @@ def test_demo_model_keeps_its_answers(tmp_path: Path) -> None:
     assert result.held_out.agreement >= 0.75
     assert all(u.error < u.error_without for u in result.units)
     assert result.pruned.macs < 0.9 * result.dense.macs
+
+
+@pytest.mark.slow
+def test_model_over_two_gigabytes(photos: Path, tmp_path: Path) -> None:
+    """Trap 8: more weights than one protobuf message holds, read by way of its path at every stage."""
+    dense = add_ballast(fixture_path(OPERATOR), tmp_path / "big.onnx", 2_400_000_000)
+    result = prune_model(dense, photos, tmp_path / "small.onnx", settings=paper())
+    assert all(check.passed for check in result.checks)
+    assert listing(tmp_path) == ["big.onnx", "big.onnx.data", "small.onnx", "small.onnx.data", "small.report.json"]
+    assert (tmp_path / "small.onnx.data").stat().st_size > 2_400_000_000
+    plain = prune_model(fixture_path(OPERATOR), photos, tmp_path / "plain.onnx", settings=paper())
+    assert result.dense.n_parameters - plain.dense.n_parameters == 2_400_000_000 // 4
+    np.testing.assert_array_equal(run_model(tmp_path / "small.onnx", noise()), run_model(plain.pruned.path, noise()))
+
+
+def add_ballast(source: Path, target: Path, n_bytes: int) -> Path:
+    """The same function with two tables of zeros, of each of which one row is added to the answers."""
+    model = onnx.load(source)
+    graph, answer = model.graph, model.graph.output[0].name
+    d_out = graph.output[0].type.tensor_type.shape.dim[-1].dim_value
+    for node in graph.node:
+        node.output[:] = ["light" if name == answer else name for name in node.output]
+    graph.initializer.append(onnx.helper.make_tensor("row", onnx.TensorProto.INT64, [1], [7]))
+    for total, table, zero, heavier in (("light", "a", "zero_a", "middle"), ("middle", "b", "zero_b", answer)):
+        dims = [n_bytes // (2 * 4 * d_out), d_out]
+        tensor = graph.initializer.add(name=table, data_type=onnx.TensorProto.FLOAT, dims=dims)
+        tensor.raw_data = bytes(n_bytes // 2)
+        graph.node.append(onnx.helper.make_node("Gather", [table, "row"], [zero]))
+        graph.node.append(onnx.helper.make_node("Add", [total, zero], [heavier]))
+    onnx.save_model(model, target, save_as_external_data=True, location=f"{target.name}.data")
+    return target
