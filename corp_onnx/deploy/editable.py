@@ -1,0 +1,127 @@
+"""A copy of a model that a converter may change: weights in it, every node named, float32 throughout.
+
+Enters a probed `Graph`; leaves a `ModelProto` that shares nothing with it. ONNX Runtime's converters choose nodes by
+name and weights by being initializers, and exporters keep neither promise.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import onnx
+from onnx import external_data_helper, numpy_helper
+
+from corp_onnx.graph import Graph
+from corp_onnx.proto import has_bfloat16, names_in_use, node_graphs, skeleton, to_float32
+
+STORED_SUFFIX = ".stored"
+"""Of the name of a constant that was computed from stored ones."""
+
+
+def copy_editable(graph: Graph) -> onnx.ModelProto:
+    """The model with its external weights read, bfloat16 widened and a name for every node; nodes keep their order."""
+    model = graph.model
+    if has_bfloat16(model.proto):
+        proto = to_float32(model.proto, model.folder)
+    else:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model.proto)
+    external_data_helper.load_external_data_for_model(proto, str(model.folder))
+    _name_nodes(proto)
+    return proto
+
+
+def _name_nodes(proto: onnx.ModelProto) -> None:
+    taken: set[str] = set()
+    for position, node in enumerate(proto.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{position}_{node.output[0]}"
+        taken.add(node.name)
+
+
+def store_constants(graph: Graph, proto: onnx.ModelProto, slots: Iterable[tuple[int, int]]) -> None:
+    """Make initializers of constants that are Constant nodes, or lie behind a Transpose, Cast or Identity.
+
+    Args:
+        proto: a copy of the graph with the same node positions.
+        slots: (position of a node, index of its input); what is stored already stays as it is.
+    """
+    taken, made = names_in_use(proto), dict[str, str]()
+    for position, idx in slots:
+        old = proto.graph.node[position].input[idx]
+        if old not in made and old not in graph.initializers:
+            value = graph.constant(old)
+            assert value is not None, old
+            made[old] = fresh_name(f"{old}{STORED_SUFFIX}", taken)
+            wide = value.astype(np.float32) if value.dtype.kind in "fV" else value
+            proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(wide), made[old]))
+        proto.graph.node[position].input[idx] = made.get(old, old)
+
+
+def fresh_name(hint: str, taken: set[str]) -> str:
+    """A name that is not taken, and is from now on."""
+    name, count = hint, 1
+    while name in taken:
+        name, count = f"{hint}_{count}", count + 1
+    taken.add(name)
+    return name
+
+
+def drop_unread(proto: onnx.ModelProto) -> None:
+    """Leave out nodes and initializers whose output nothing reads."""
+    read = {o.name for o in proto.graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(proto.graph.node):
+        if any(name in read for name in node.output):
+            kept.append(node)
+            read |= read_names(node)
+    replace_nodes(proto, kept[::-1])
+    weights = [t for t in proto.graph.initializer if t.name in read]
+    if len(weights) < len(proto.graph.initializer):
+        del proto.graph.initializer[:]
+        proto.graph.initializer.extend(weights)
+
+
+def read_names(node: onnx.NodeProto) -> set[str]:
+    """Tensors that a node reads, those its inner graphs make themselves among them."""
+    graphs = node_graphs(node)
+    inside = {name for g in graphs for n in g.node for name in read_names(n)}
+    return {*node.input, *inside, *(o.name for g in graphs for o in g.output)}
+
+
+def sort_nodes(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The nodes so that each stands behind those it reads from; the order is otherwise kept."""
+    makers = {name: position for position, node in enumerate(nodes) for name in node.output if name}
+    sources = [{makers[name] for name in read_names(node) if name in makers} for node in nodes]
+    readers: dict[int, list[int]] = defaultdict(list)
+    for position, before in enumerate(sources):
+        for source in before:
+            readers[source].append(position)
+    ready = [position for position, before in enumerate(sources) if not before]
+    done: list[onnx.NodeProto] = []
+    while ready:
+        position = heapq.heappop(ready)
+        done.append(nodes[position])
+        for reader in readers[position]:
+            sources[reader].discard(position)
+            if not sources[reader]:
+                heapq.heappush(ready, reader)
+    assert len(done) == len(nodes), "a graph with a cycle"
+    return done
+
+
+def replace_nodes(proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Give the main graph these nodes in this order."""
+    kept = list(nodes)
+    del proto.graph.node[:]
+    proto.graph.node.extend(kept)
+
+
+def refresh_value_info(proto: onnx.ModelProto) -> None:
+    """Types and shapes of inner tensors as onnx infers them from what the graph is now."""
+    del proto.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(skeleton(proto))
+    proto.graph.value_info.extend(inferred.graph.value_info)
