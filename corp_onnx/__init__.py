@@ -3,7 +3,9 @@
     prune_model      a model and images -> a smaller model and its report
     inspect_model    a model -> its blocks and units, and what was not recognised
     evaluate_models  models and images -> accuracy, agreement, KL
+    convert_model    a model -> the same in float16 or 8-bit integers
     bench_models     models -> latency, throughput, speed-up
+    build_engine     a model -> a TensorRT engine for this machine's GPU (extra: tensorrt)
     export_model     a timm model -> an ONNX file (extra: export)
     write_triton_repository  models -> folders that a Triton server loads (extra: triton)
 
@@ -21,6 +23,10 @@ from corp_onnx._version import __version__
 if TYPE_CHECKING:
     from corp_onnx.bench import BenchResult, bench_models
     from corp_onnx.best import BestSettings
+    from corp_onnx.conversion import ConvertResult, ConvertSettings
+    from corp_onnx.convert import convert_model
+    from corp_onnx.deploy.blueprint import EngineSettings
+    from corp_onnx.deploy.engine import EngineResult, build_engine
     from corp_onnx.deploy.triton import TritonRepository, write_triton_repository
     from corp_onnx.deploy.triton_config import TritonSettings
     from corp_onnx.errors import CorpOnnxError
@@ -39,8 +45,12 @@ _HOMES = {
     "BenchResult": "bench",
     "BestSettings": "best",
     "Budget": "settings",
+    "ConvertResult": "conversion",
+    "ConvertSettings": "conversion",
     "CorpOnnxError": "errors",
     "Cut": "plan",
+    "EngineResult": "deploy.engine",
+    "EngineSettings": "deploy.blueprint",
     "Evaluation": "evaluate",
     "ExportResult": "export",
     "Inspection": "results",
@@ -52,6 +62,8 @@ _HOMES = {
     "TritonRepository": "deploy.triton",
     "TritonSettings": "deploy.triton_config",
     "bench_models": "bench",
+    "build_engine": "deploy.engine",
+    "convert_model": "convert",
     "evaluate_models": "evaluate",
     "export_model": "export",
     "inspect_model": "inspect",
@@ -64,8 +76,12 @@ __all__ = [
     "BenchResult",
     "BestSettings",
     "Budget",
+    "ConvertResult",
+    "ConvertSettings",
     "CorpOnnxError",
     "Cut",
+    "EngineResult",
+    "EngineSettings",
     "Evaluation",
     "ExportResult",
     "Inspection",
@@ -78,6 +94,8 @@ __all__ = [
     "TritonSettings",
     "__version__",
     "bench_models",
+    "build_engine",
+    "convert_model",
     "evaluate_models",
     "export_model",
     "inspect_model",

@@ -16,6 +16,8 @@ import click
 
 from corp_onnx._version import __version__
 from corp_onnx.cli.bench import bench
+from corp_onnx.cli.convert import convert
+from corp_onnx.cli.engine import engine
 from corp_onnx.cli.evaluate import evaluate
 from corp_onnx.cli.export import export
 from corp_onnx.cli.inspect import inspect
@@ -42,7 +44,7 @@ def cli() -> None:
     """
 
 
-for verb in (inspect, prune, evaluate, export, bench, triton):
+for verb in (inspect, prune, evaluate, export, convert, bench, engine, triton):
     cli.add_command(verb)
 
 

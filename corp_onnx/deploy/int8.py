@@ -103,7 +103,7 @@ class Quantiser:
 
         assert self._calibration is not None
         known = signature(quantize_static).parameters
-        cache = {"calibration_cache_path": self._ranges} if "calibration_cache_path" in known else {}
+        cache: dict[str, Any] = {"calibration_cache_path": self._ranges} if "calibration_cache_path" in known else {}
         quantize_static(
             self._source, path, _make_reader(self._calibration()), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=list(PRODUCT_OPS),

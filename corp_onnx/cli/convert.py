@@ -1,0 +1,103 @@
+"""`corp-onnx convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from corp_onnx.cli.console import preprocessing_options, show_progress, warn
+from corp_onnx.conversion import CALIBRATION_IMAGES, ConvertSettings, Target
+from corp_onnx.convert import convert_model
+from corp_onnx.errors import OptionError
+from corp_onnx.report.convert import describe_conversion
+from corp_onnx.results import to_json
+from corp_onnx.settings import Preprocessing
+
+
+@click.command(short_help="Write a model in float16 or 8-bit integers.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
+              help="Where to write.  [default: <stem>.fp16.onnx or <stem>.int8.onnx beside MODEL]")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace files that exist.")
+@click.option("--fp16", is_flag=True,
+              help="Float16, for GPUs: softmax and normalisations stay in float32. TensorRT 11 takes its precisions "
+              "from the file, so this is the file to build from.")  # fmt: skip
+@click.option("--int8", type=click.Choice(["dynamic", "static"]),
+              help="8-bit products, for CPUs. dynamic: activations are measured as the model runs, over the whole "
+              "batch; no images. static: their scales come from --calib.")  # fmt: skip
+@click.option("--io", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
+              help="Inputs and outputs of a float16 model.")  # fmt: skip
+@click.option(
+    "--calib",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Unlabelled images for static scales and --keep-float; a quarter is held back to compare on.",
+)
+@click.option(
+    "--keep-float",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Leave the N products in float32 that, alone in int8, move the answers most; measured on --calib.",
+)
+@click.option("--images", type=click.Path(path_type=Path), metavar="DIR",
+              help="Compare the answers on these images.  [default: those held back, else noise]")  # fmt: skip
+@click.option("--limit", type=click.IntRange(min=2), default=CALIBRATION_IMAGES, show_default=True, metavar="N",
+              help="Draw N of the calibration images at random.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of that draw.")
+@click.option("--batch", "batch_size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N",
+              help="Images at a time.")  # fmt: skip
+@preprocessing_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def convert(  # one parameter an option
+    model: Path,
+    output: Path | None,
+    force: bool,
+    fp16: bool,
+    int8: str | None,
+    io: str,
+    calib: Path | None,
+    keep_float: int,
+    images: Path | None,
+    limit: int,
+    seed: int,
+    batch_size: int,
+    resize: int | None,
+    crop_pct: float | None,
+    interpolation: str | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    as_json: bool,
+) -> None:
+    """Write MODEL in another precision and compare its answers with the original's.
+
+    \b
+    Example:
+      corp-onnx convert deit.pruned.onnx --int8 dynamic
+      corp-onnx convert deit.pruned.onnx --int8 static --calib photos/
+      corp-onnx convert deit.pruned.onnx --fp16
+    """
+    settings = ConvertSettings(
+        target=_choose_target(fp16, int8),
+        io=io,  # type: ignore[arg-type]
+        keep_float=keep_float,
+        limit=limit,
+        batch_size=batch_size,
+        seed=seed,
+        preprocessing=Preprocessing(resize, crop_pct, interpolation, mean, std),
+    )
+    with show_progress() as progress:
+        result = convert_model(
+            model, output, settings=settings, calib=calib, images=images, force=force, progress=progress
+        )
+    warn(result.warnings)
+    click.echo(to_json(result) if as_json else describe_conversion(result))
+
+
+def _choose_target(fp16: bool, int8: str | None) -> Target:
+    if fp16 == (int8 is not None):
+        found = "both" if fp16 else "neither"
+        raise OptionError(f"give one of --fp16 and --int8 dynamic|static; found {found}.")
+    return "fp16" if fp16 else "int8-dynamic" if int8 == "dynamic" else "int8-static"

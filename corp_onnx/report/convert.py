@@ -1,0 +1,57 @@
+"""A conversion in a few lines: sizes, what is in which precision and why, how far the answers moved."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from corp_onnx.conversion import ConvertResult
+
+
+def describe_conversion(result: ConvertResult) -> str:
+    """The text that `corp-onnx convert` prints."""
+    before, after = result.source, result.converted
+    lines = [
+        f"{before.path}: {before.n_bytes / 1e6:.1f} MB in {before.precision} -> {after.n_bytes / 1e6:.1f} MB "
+        f"({after.n_bytes / before.n_bytes:.1%})",
+        _describe_integers(result) if after.precision == "int8" else _describe_half(result),
+        *(f"  float32: {text}" for text in _describe_kept(result)),
+        _describe_comparison(result),
+        f"checks passed: {', '.join(c.name for c in result.checks)}; {sum(s.seconds for s in result.stages):.0f} s",
+        f"converted -> {after.path}",
+    ]
+    return "\n".join(lines)
+
+
+def _describe_integers(result: ConvertResult) -> str:
+    static = result.settings["target"] == "int8-static"
+    how = f"static, scales from {result.n_calibration} images" if static else "dynamic"
+    return (
+        f"int8, {how}: {result.n_integer} of {result.n_products} products, {result.integer_share:.1%} of the "
+        "multiply-accumulates"
+    )
+
+
+def _describe_half(result: ConvertResult) -> str:
+    return f"float16, inputs and outputs {result.settings['io']}"
+
+
+def _describe_kept(result: ConvertResult) -> list[str]:
+    """What stays in float32, counted by kind and reason."""
+    if result.kept_ops:
+        return [", ".join(f"{count} {op}" for op, count in result.kept_ops.items())]
+    counts = Counter((k.op, k.reason) for k in result.kept_products if k.loss is None)
+    texts = [f"{count} {op} ({reason})" for (op, reason), count in counts.items()]
+    measured = (k for k in result.kept_products if k.loss is not None)
+    return texts + [f"{k.op} '{k.node}' ({k.reason}: alone it moves the answers by {k.loss:.2g})" for k in measured]
+
+
+def _describe_comparison(result: ConvertResult) -> str:
+    found = result.comparison
+    far = f"answers off by at most {found.max_difference:.2%} of the largest"
+    if found.agreement is None or found.kl is None:
+        rows = "rows of noise" if found.data == "noise" else "images"
+        return f"on {found.n_images} {rows}: {far}"
+    return (
+        f"on {found.n_images} images: agreement {found.agreement:.1%} ± {found.agreement_error or 0:.1%}, "
+        f"KL {found.kl:.4f}, {far}"
+    )
