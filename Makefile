@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint format test-slow clean
+.PHONY: install demo test lint format test-slow test-triton clean
 
 install: .venv/.installed
 
@@ -36,5 +36,18 @@ test: .venv/.installed-test lint
 test-slow: .venv/.installed-test
 	$(BIN)/pytest -m slow
 
+# A real Triton Inference Server: the binaries of nvidia-pytriton (55 MB) in an environment of their own, with NumPy 1,
+# because with NumPy 2 this build serves wrong values; there is no NumPy 1 for Python 3.13.
+TRITON_PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.10,$(shell command -v python$(v))) $(PYTHON))
+
+.venv-triton/.installed: Makefile
+	@$(TRITON_PYTHON) -m venv .venv-triton || { echo "$(TRITON_PYTHON) -m venv does not work here; give make test-triton TRITON_PYTHON=, a Python 3.10 to 3.12" >&2; exit 2; }
+	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check 'numpy<2' onnxruntime
+	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check --no-deps nvidia-pytriton==0.7.0
+	@touch $@
+
+test-triton: .venv/.installed-test .venv-triton/.installed
+	CORP_ONNX_TRITON=.venv-triton $(BIN)/pytest -m triton
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-triton build dist *.egg-info

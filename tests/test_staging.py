@@ -15,7 +15,7 @@ from samples import listing
 
 from corp_onnx import staging
 from corp_onnx.errors import OutputError
-from corp_onnx.staging import MARK, check_destination, staged_files, write_model, write_text
+from corp_onnx.staging import MARK, check_destination, staged_files, staged_folders, write_model, write_text
 
 
 class RunFailedError(Exception):
@@ -193,6 +193,115 @@ class TestOrphans:
         with staged_files(one(tmp_path / "m.onnx")) as (staged,):
             staged.write_text("model")
         assert listing(tmp_path) == [f"{MARK}abcd", "m.onnx"]
+
+
+def fill(folders: tuple[Path, ...], text: str = "new") -> None:
+    for folder in folders:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").write_text(text)
+
+
+class TestFolders:
+    def test_folders_get_their_places_at_the_end_only(self, tmp_path: Path) -> None:
+        """They are filled beside the root: in it there is nothing that somebody who watches it could stumble over."""
+        root = tmp_path / "deep" / "root"
+        with staged_folders([root / "a", root / "b" / "2"], root) as folders:
+            fill(folders)
+            assert not root.exists()
+            assert all(folder.parent.name.startswith(MARK) for folder in folders)
+        assert listing(tmp_path / "deep") == [
+            "root", "root/a", "root/a/inner", "root/a/inner/file", "root/b", "root/b/2", "root/b/2/inner",
+            "root/b/2/inner/file",
+        ]  # fmt: skip
+
+    def test_others_can_read_them(self, tmp_path: Path) -> None:
+        with staged_folders([tmp_path / "root" / "a"], tmp_path / "root") as folders:
+            fill(folders)
+        (tmp_path / "plain").mkdir()
+        assert (tmp_path / "root" / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+    @pytest.mark.parametrize("error", [RunFailedError, KeyboardInterrupt])
+    def test_nothing_stays_of_a_run_that_fails(self, error: type[BaseException], tmp_path: Path) -> None:
+        def fail() -> None:
+            with staged_folders([tmp_path / "new" / "root" / "a"], tmp_path / "new" / "root") as folders:
+                fill(folders)
+                raise error
+
+        with pytest.raises(error):
+            fail()
+        assert listing(tmp_path) == []
+
+    def test_folder_that_exists_is_replaced_by_force_only(self, tmp_path: Path) -> None:
+        fill((make(tmp_path / "a"),), "old")
+
+        def publish(force: bool) -> None:
+            with staged_folders([tmp_path / "b", tmp_path / "a"], tmp_path, force=force) as folders:
+                fill(folders)
+
+        with pytest.raises(OutputError, match=r"a: exists already; --force replaces it"):
+            publish(False)
+        assert listing(tmp_path) == ["a", "a/inner", "a/inner/file"]
+        assert (tmp_path / "a" / "inner" / "file").read_text() == "old"
+        publish(True)
+        assert (tmp_path / "a" / "inner" / "file").read_text() == "new"
+        assert listing(tmp_path) == ["a", "a/inner", "a/inner/file", "b", "b/inner", "b/inner/file"]
+
+    @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+    def test_all_folders_or_none(self, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The second folder can not be moved: the first one goes again, and what it replaced comes back."""
+        root = make(tmp_path / "root")
+        fill((make(root / "a"),), "old")
+        rename = Path.rename
+
+        def fail_at_b(self: Path, target: Path) -> Path:
+            if target.name == "b":
+                raise error
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", fail_at_b)
+
+        def publish() -> None:
+            with staged_folders([root / "a", root / "new" / "b"], root, force=True) as folders:
+                fill(folders)
+
+        expected = OutputError if isinstance(error, OSError) else KeyboardInterrupt
+        with pytest.raises(expected, match=r"b: could not be written \(No space" if expected is OutputError else None):
+            publish()
+        assert listing(tmp_path) == ["root", "root/a", "root/a/inner", "root/a/inner/file"]
+        assert (root / "a" / "inner" / "file").read_text() == "old"
+
+    def test_folder_of_somebody_else_is_not_taken_away(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It appears between the look and the rename, which fails."""
+        rename = Path.rename
+
+        def late(self: Path, target: Path) -> Path:
+            if target.name == "a":
+                fill((make(target),), "theirs")
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", late)
+
+        def publish() -> None:
+            with staged_folders([tmp_path / "a"], tmp_path) as folders:
+                fill(folders)
+
+        with pytest.raises(OutputError, match=r"a: could not be written \(Directory not empty\)"):
+            publish()
+        assert (tmp_path / "a" / "inner" / "file").read_text() == "theirs"
+
+    def test_root_that_is_a_file_system_of_its_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Renames end at its border, so the folders are filled inside; or where its folder is closed to us."""
+        root = make(tmp_path / "root")
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        with staged_folders([root / "a"], root) as folders:
+            assert folders[0].parent.parent == root
+            fill(folders)
+        assert listing(tmp_path) == ["root", "root/a", "root/a/inner", "root/a/inner/file"]
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 class TestDestinations:

@@ -31,7 +31,8 @@ from corp_onnx.results import to_json
               show_default=True, help="Of the server: tensorrt serves engines (.plan), python runs ONNX Runtime where "
               "only the Python backend exists.")  # fmt: skip
 @click.option("--max-batch", type=click.IntRange(min=1), metavar="N",
-              help="Samples that the server may join.  [default: 8, none where the batch is fixed]")  # fmt: skip
+              help="Samples that the server may join.  [default: 8, as many as an engine takes, "
+              "none where the batch is fixed]")  # fmt: skip
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), help="Where it runs.  [default: cpu, tensorrt: gpu]")
 @click.option("--instances", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
               help="Copies of the model, on every GPU.")  # fmt: skip
@@ -42,7 +43,7 @@ from corp_onnx.results import to_json
 @click.option("--engine-cache", default=TritonSettings().engine_cache, show_default=True, metavar="DIR",
               help="Where the server keeps the engines that it builds for that.")  # fmt: skip
 @click.option("--like", type=click.Path(path_type=Path), metavar="ONNX",
-              help="The file that an engine was built from; it knows the shapes.")  # fmt: skip
+              help="What an engine was built from.  [default: its description by `corp-onnx engine`]")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def triton(

@@ -1,8 +1,9 @@
 """What a server must know of a model: its tensors, how photographs are prepared for it, the names of its classes.
 
-Enters the path of an ONNX file; leaves an `Interface`. ONNX Runtime is asked and not the file, because Triton asks it
-too: what the graph does not declare is inferred there, and a file that does not load is refused here and not by the
-server. Quantised models are as welcome as others.
+Enters the path of an ONNX file or of an engine; leaves an `Interface`. ONNX Runtime is asked and not the file, because
+Triton asks it too: what the graph does not declare is inferred there, and a file that does not load is refused here and
+not by the server. Quantised models are as welcome as others. An engine says nothing where there is no GPU: the
+description is read that `corp-onnx engine` wrote beside it, or the ONNX file that it was built from.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import external_data_helper
 
-from corp_onnx.errors import InputError, ModelError
+from corp_onnx.errors import InputError, ModelError, OptionError
 from corp_onnx.export import LABELS_KEY
 from corp_onnx.feeds import ELEMENT_TYPES
+from corp_onnx.model import hash_file
 from corp_onnx.proto import has_bfloat16, node_graphs
 from corp_onnx.recipe import METADATA_KEY, Recipe, find_recipe
 from corp_onnx.runtime import IMAGE_SIZES, TOKEN_COUNTS, first_sentence, open_session
@@ -48,6 +50,7 @@ class Interface:
         recipe: preprocessing of photographs, None for other inputs.
         carries_recipe: whether `recipe` stands in the file, and is not only the default for its input size.
         labels: class names by index, empty where the file has none.
+        max_batch: the most samples that it takes at once, None where it knows no bound.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -56,6 +59,7 @@ class Interface:
     recipe: Recipe | None
     carries_recipe: bool
     labels: tuple[str, ...]
+    max_batch: int | None = None
 
     @property
     def is_batched(self) -> bool:
@@ -83,6 +87,52 @@ def read_interface(path: Path) -> Interface:
         recipe = None  # token ids, features: nothing that photographs go into
     found = Interface(inputs, outputs, None, recipe, METADATA_KEY in metadata, _read_labels(metadata, path))
     return replace(found, sizes=_find_sizes(session, found, path))
+
+
+def read_engine_interface(path: Path, like: Path | None) -> Interface:
+    """What an engine takes and gives, by its description or by the ONNX file that it was built from.
+
+    Recipe and labels are those of that file; the description knows where it was, and what it was.
+
+    Raises:
+        ModelError: the description or the ONNX file can not be read, or they are of different models.
+        OptionError: neither is there.
+    """
+    described = path.with_name(f"{path.name}.json")
+    if not described.is_file():
+        if like is None:
+            raise OptionError(
+                f"{path}: {described.name}, which `corp-onnx engine` writes beside an engine, is not there; give the "
+                "ONNX file that it was built from with --like."
+            )
+        return read_interface(like)
+    try:
+        stored = json.loads(described.read_text(encoding="utf-8"))
+        found = _read_description(stored)
+        source = Path(stored["source"])
+        is_there = source.is_file() and hash_file(source) == stored["source_sha256"]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ModelError(f"{described}: is no description that `corp-onnx engine` wrote ({error!r}).") from error
+    model = like or (source if is_there else None)
+    if model is None:
+        return found
+    origin = read_interface(model)
+    if {t.name for t in (*origin.inputs, *origin.outputs)} != {t.name for t in (*found.inputs, *found.outputs)}:
+        raise ModelError(f"{path}: was not built from {model}, whose tensors have other names; give another --like.")
+    return replace(found, recipe=origin.recipe, carries_recipe=origin.carries_recipe, labels=origin.labels)
+
+
+def _read_description(stored: dict[str, Any]) -> Interface:
+    inputs, outputs = (
+        tuple(TensorSpec(t["name"], t["dtype"], tuple(t["shape"])) for t in stored[side])
+        for side in ("inputs", "outputs")
+    )
+    found = Interface(inputs, outputs, None, None, False, ())
+    best = [tuple(t["optimum"] or t["shape"]) for t in stored["inputs"]]
+    if not found.is_batched:
+        return replace(found, sizes=tuple(best))
+    largest = min(t["maximum"][0] for t in stored["inputs"])
+    return replace(found, sizes=tuple(shape[1:] for shape in best), max_batch=largest)
 
 
 def read_proto(path: Path) -> onnx.ModelProto:

@@ -30,6 +30,7 @@ MODEL_FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan", "python": 
 DATA_TYPES = {
     "float32": "TYPE_FP32",
     "float16": "TYPE_FP16",
+    "bfloat16": "TYPE_BF16",
     "float64": "TYPE_FP64",
     "int64": "TYPE_INT64",
     "int32": "TYPE_INT32",
@@ -45,13 +46,14 @@ class TritonSettings:
 
     Args:
         backend: Triton's ONNX Runtime, a TensorRT engine, or a model.py that runs ONNX Runtime in the Python backend.
-        max_batch: samples that the server may join; None is 8 for a dynamic batch, and no batching for a fixed one.
+        max_batch: samples that the server may join; None is 8 for a dynamic batch, what an engine was built for, and
+            no batching for a fixed one.
         device: where instances run; None is gpu for `tensorrt` and cpu for the others.
         instances: copies of the model, on every GPU or on the CPU.
         labels: class names, one a line, in the order of the model's classes; None takes those in the ONNX file.
         accelerator: precision of ONNX Runtime's TensorRT provider inside Triton; None leaves it out.
         engine_cache: the folder on the server's machine where that provider keeps the engines it builds.
-        like: for `tensorrt`, the ONNX file that the engine was built from.
+        like: for `tensorrt`, the ONNX file that the engine was built from; None where `corp-onnx engine` described it.
     """
 
     backend: Literal["onnxruntime", "tensorrt", "python"] = "onnxruntime"
@@ -75,7 +77,7 @@ class TritonSettings:
         if self.accelerator is not None and (self.backend != "onnxruntime" or self.device != "gpu"):
             raise OptionError("--tensorrt-accelerator is a part of --backend onnxruntime --device gpu; give both.")
         if self.like is not None and self.backend != "tensorrt":
-            raise OptionError("--like describes an engine, which says less of itself; it needs --backend tensorrt.")
+            raise OptionError("--like is the file that an engine was built from; it needs --backend tensorrt.")
 
 
 def import_schema() -> Any:
@@ -161,7 +163,13 @@ def parse_config(text: str) -> Any:
 
 def _max_batch(found: Interface, settings: TritonSettings, path: Path) -> int:
     if found.is_batched:
-        return settings.max_batch or DEFAULT_MAX_BATCH
+        largest = found.max_batch
+        if largest is not None and (settings.max_batch or 0) > largest:
+            raise OptionError(
+                f"{path}: the engine was built for at most {largest} samples, and --max-batch is {settings.max_batch}; "
+                "give less, or build it with a larger --max."
+            )
+        return settings.max_batch or largest or DEFAULT_MAX_BATCH
     if settings.max_batch is not None:
         tensor = next(t for t in (*found.inputs, *found.outputs) if not t.shape or t.shape[0] is not None)
         raise OptionError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from corp_onnx.deploy.interface import Interface, read_interface
+from corp_onnx.deploy.interface import Interface, read_engine_interface, read_interface
 from corp_onnx.deploy.triton_config import (
     LABELS_FILE,
     MODEL_FILES,
@@ -83,12 +83,9 @@ def new_entry(name: str, files: tuple[Path, ...], root: Path, settings: TritonSe
         )
     for path in files:
         _require_suffix(path, settings.backend)
-    if settings.backend == "tensorrt":
-        if settings.like is None:
-            raise OptionError(f"{files[0]}: give the ONNX file that it was built from with --like, for its tensors.")
-        first = read_interface(settings.like)
-    else:
-        first = _agree([read_interface(path) for path in files], files)
+    is_engine = settings.backend == "tensorrt"
+    found = [read_engine_interface(path, settings.like) if is_engine else read_interface(path) for path in files]
+    first = _agree(found, files)
     labels, warnings = first.labels, []
     if settings.labels is not None:
         labels = _read_labels(settings.labels)
@@ -109,7 +106,8 @@ def _agree(found: Sequence[Interface], files: Sequence[Path]) -> Interface:
         _require_equal("takes or gives", (found[0].inputs, found[0].outputs), (other.inputs, other.outputs), path)
         _require_equal("prepares photographs by", recipe, other.recipe if other.carries_recipe else recipe, path)
         _require_equal("names classes as", labels, other.labels or labels, path)
-    return replace(found[0], recipe=recipe, labels=labels)
+    bounds = [f.max_batch for f in found if f.max_batch is not None]
+    return replace(found[0], recipe=recipe, labels=labels, max_batch=min(bounds, default=None))
 
 
 def _require_equal(what: str, first: object, other: object, path: Path) -> None:

@@ -26,8 +26,7 @@ VARIABLE = "CORP_ONNX_TRITON"
 
 START_SECONDS, STOP_SECONDS = 60.0, 20.0
 PR_SET_PDEATHSIG = 1
-PYTHON = "3.11"
-"""Of the server's environment; the stub of its Python backend is built for one version."""
+SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,10 @@ class Server:
 
     http: str
     grpc: str
+    metrics: str
     log_path: Path
+    region: str
+    pid: int
 
     @property
     def log(self) -> str:
@@ -45,12 +47,17 @@ class Server:
 
 @contextmanager
 def run_server(
-    repository: Path, scratch: Path, *, options: Sequence[str] = (), stand_in: Path | None = None, ready: bool = True
+    repository: Path,
+    scratch: Path,
+    *,
+    options: Sequence[str] = (),
+    stand_in: Path | None = None,
+    ready: bool = True,
 ) -> Iterator[Server]:
     """A server of this repository.
 
     Args:
-        repository: it writes __pycache__ into it, so give a copy.
+        repository: of models.
         scratch: an empty folder for the backends and the log.
         options: more of tritonserver's own.
         stand_in: a model.py that takes the place of the onnxruntime backend, which this build does not have.
@@ -59,7 +66,7 @@ def run_server(
     home = Path(os.environ[VARIABLE]).absolute()
     region = f"corp_onnx_test_{secrets.token_hex(6)}"
     ports = _free_ports(3)
-    server = Server(f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", scratch / "server.log")
+    log_path = scratch / "server.log"
     command = [
         str(_triton(home) / "bin" / "tritonserver"),
         f"--model-repository={repository}",
@@ -72,10 +79,11 @@ def run_server(
         f"--backend-config=python,shm-region-prefix-name={region}",
         *options,
     ]  # fmt: skip
-    with server.log_path.open("wb") as log:
+    with log_path.open("wb") as log:
         process = subprocess.Popen(
             command, env=_environment(home), stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_parent
         )
+        server = Server(*(f"127.0.0.1:{port}" for port in ports), log_path, region, process.pid)
         try:
             path = "v2/health/ready" if ready else "v2/health/live"
             wait_until(
@@ -84,9 +92,8 @@ def run_server(
             yield server
         finally:
             _stop(process)
-            for orphan in Path("/dev/shm").glob(f"{region}*"):
-                with suppress(FileNotFoundError):
-                    orphan.unlink()
+            for orphan in SHARED_MEMORY.glob(f"{region}*"):
+                orphan.unlink(missing_ok=True)
 
 
 def wait_until(done: Callable[[], bool], what: str, server: Server, seconds: float = START_SECONDS) -> None:
@@ -97,18 +104,23 @@ def wait_until(done: Callable[[], bool], what: str, server: Server, seconds: flo
         time.sleep(0.05)
 
 
+def _packages(home: Path) -> Path:
+    return next((home / "lib").glob("python3.*")) / "site-packages"
+
+
 def _triton(home: Path) -> Path:
-    return home / "lib" / f"python{PYTHON}" / "site-packages" / "pytriton" / "tritonserver"
+    return _packages(home) / "pytriton" / "tritonserver"
 
 
 def _make_backends(home: Path, folder: Path, stand_in: Path | None) -> Path:
     """The Python backend as the server wants to find it, and a stand-in that is written in Python."""
     binaries = _triton(home)
+    version = _packages(home).parent.name.removeprefix("python")  # the stub is built for one
     python = folder / "python"
     python.mkdir(parents=True)
     shutil.copy(binaries / "backends" / "python" / "libtriton_python.so", python)
     shutil.copy(binaries / "backends" / "python" / "triton_python_backend_utils.py", python)
-    shutil.copy(binaries / "python_backend_stubs" / PYTHON / "triton_python_backend_stub", python)
+    shutil.copy(binaries / "python_backend_stubs" / version / "triton_python_backend_stub", python)
     (python / "triton_python_backend_stub").chmod(0o755)
     if stand_in is not None:
         (folder / "onnxruntime").mkdir()
@@ -120,13 +132,13 @@ def _environment(home: Path) -> dict[str, str]:
     """The stub finds its packages through the first python3 on PATH, and the server its libraries by name."""
     program = "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"
     asked = subprocess.run([home / "bin" / "python3", "-c", program], capture_output=True, text=True, check=True)
-    libraries = home / "lib" / f"python{PYTHON}" / "site-packages" / "nvidia_pytriton.libs"
+    libraries = _packages(home) / "nvidia_pytriton.libs"
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
     return kept | {
         "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
         "LD_LIBRARY_PATH": f"{libraries}:{asked.stdout.strip()}",
         "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",  # a server that polls would take __pycache__ for a change of the model
     }
 
 

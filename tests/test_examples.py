@@ -1,0 +1,101 @@
+"""The programs in examples/: they prepare photographs as corp-onnx does, and answer as it does. Triton's own test runs
+its client against a server (tests/deploy/test_triton_server.py).
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+from samples import DEMO, ROOT
+
+from corp_onnx.recipe import Recipe, crop_image, normalize_crops
+
+CLASSIFY = ROOT / "examples" / "onnxruntime" / "classify.py"
+CLIENT = ROOT / "examples" / "triton" / "client.py"
+
+
+def load_program(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_program(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+@pytest.mark.parametrize("size", [(50, 70), (70, 50), (33, 33), (301, 97)])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(size=(32, 32)),
+        Recipe(size=(32, 32), resize=40, interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3),
+        Recipe(size=(24, 36), crop_pct=0.875, interpolation="lanczos"),
+        Recipe(size=(32, 32), crop_pct=1.0, mean=(0.4,), std=(0.2,), channels="L"),
+    ],
+)
+def test_photographs_are_prepared_as_everywhere(recipe: Recipe, size: tuple[int, int], mode: str) -> None:
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).convert(mode)
+    expected = normalize_crops(crop_image(image, recipe)[None], recipe)
+    found = load_program(CLASSIFY).prepare_image(image, json.loads(recipe.to_json()))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_both_programs_prepare_photographs_alike() -> None:
+    """Each is one file to copy, so the function stands in both."""
+    functions = [
+        next(n for n in ast.parse(p.read_text(encoding="utf-8")).body if getattr(n, "name", "") == "prepare_image")
+        for p in (CLASSIFY, CLIENT)
+    ]
+    assert ast.dump(functions[0]) == ast.dump(functions[1])
+
+
+@pytest.mark.parametrize("program", [CLASSIFY, CLIENT])
+def test_programs_stand_alone(program: Path) -> None:
+    assert "import corp_onnx" not in program.read_text(encoding="utf-8")
+    assert "from corp_onnx" not in program.read_text(encoding="utf-8")
+
+
+def test_classify_names_the_digits() -> None:
+    images = [sorted((DEMO.parent / "test" / str(digit)).iterdir())[0] for digit in range(10)]
+    done = run_program(CLASSIFY, DEMO, *images)
+    assert done.returncode == 0, done.stderr
+    blocks = [done.stdout.splitlines()[i : i + 6] for i in range(0, 60, 6)]
+    assert [block[0] for block in blocks] == [str(image) for image in images]
+    first = [block[1].split()[-1] for block in blocks]
+    assert sum(name == str(digit) for digit, name in enumerate(first)) >= 9
+    shares = [float(line.split("%")[0]) for line in blocks[0][1:]]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_classify_explains_itself(tmp_path: Path) -> None:
+    bare = onnx.load(DEMO)
+    del bare.metadata_props[:]
+    onnx.save(bare, tmp_path / "bare.onnx")
+    (tmp_path / "notes.txt").write_text("no image")
+    for arguments, sentence in (
+        ((tmp_path / "nothing.onnx", CLASSIFY), "nothing.onnx"),
+        ((tmp_path / "notes.txt", CLASSIFY), "notes.txt"),
+        ((DEMO, tmp_path / "notes.txt"), "cannot identify image file"),
+        ((tmp_path / "bare.onnx", CLASSIFY), "does not say how photographs are prepared"),
+    ):
+        done = run_program(CLASSIFY, *arguments)
+        assert done.returncode == 2
+        assert sentence in done.stderr
+        assert "Traceback" not in done.stderr
