@@ -17,7 +17,7 @@ import corp_onnx
 PACKAGE = Path(corp_onnx.__file__).parent
 MODULES = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): p
            for p in sorted(PACKAGE.rglob("*.py"))}  # fmt: skip
-EXTRAS = ("onnxruntime", "torch", "timm", "tensorrt", "tritonclient", "onnxscript")
+EXTRAS = ("onnxruntime", "torch", "timm", "tensorrt", "cuda", "tritonclient", "onnxscript")
 
 BELOW: dict[str, set[str]] = {
     "errors": set(),
@@ -127,7 +127,7 @@ def test_torch_only_where_models_are_exported() -> None:
 def test_extras_are_imported_inside_functions(module: str) -> None:
     assert not top_names(imports(MODULES[module], inside_functions=False)) & set(EXTRAS)
     if room(module) != "deploy":
-        assert not top_names(imports(MODULES[module])) & {"tensorrt", "tritonclient"}
+        assert not top_names(imports(MODULES[module])) & {"tensorrt", "cuda", "tritonclient"}
 
 
 def test_every_module_imports_without_any_extra() -> None:

@@ -1,0 +1,74 @@
+"""`corp-onnx engine`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from corp_onnx.cli.console import show_progress, warn
+from corp_onnx.deploy.blueprint import DEFAULT_BATCHES, EngineSettings
+from corp_onnx.deploy.engine import build_engine
+from corp_onnx.errors import OptionError
+from corp_onnx.report.engine import describe_engine
+from corp_onnx.results import to_json
+
+SEARCH = "search"
+"""What --trtexec is without a path."""
+
+
+@click.command(short_help="Build a TensorRT engine for this machine's GPU.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
+              help="Where to write.  [default: MODEL.plan]")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace files that exist.")
+@click.option("--min", "minimum", type=int, metavar="N",
+              help=f"Smallest batch of a model with a dynamic one.  [default: {DEFAULT_BATCHES[0]}]")  # fmt: skip
+@click.option("--opt", "optimum", type=int, metavar="N",
+              help=f"Batch that kernels are tuned for.  [default: {DEFAULT_BATCHES[1]}]")  # fmt: skip
+@click.option("--max", "maximum", type=int, metavar="N", help=f"Largest batch.  [default: {DEFAULT_BATCHES[2]}]")
+@click.option("--fp16", is_flag=True,
+              help="Allow half precision.  TensorRT 10; from 11 on, corp-onnx convert --fp16 first.")  # fmt: skip
+@click.option("--int8", is_flag=True,
+              help="Allow INT8 in a file that quantises.  TensorRT 10; from 11 on it needs no asking.")  # fmt: skip
+@click.option("--workspace", type=int, metavar="MIB",
+              help="Memory that kernels may take for themselves.  [default: all of the GPU]")  # fmt: skip
+@click.option("--timing-cache", type=click.Path(path_type=Path), metavar="FILE",
+              help="Measured kernels, read and written back: the next build is faster.")  # fmt: skip
+@click.option("--trtexec", is_flag=False, flag_value=SEARCH, metavar="[PATH]",
+              help="Build with TensorRT's command-line tool, at PATH or where it usually is, instead of its Python "
+              "API.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def engine(
+    model: Path,
+    output: Path | None,
+    force: bool,
+    minimum: int | None,
+    optimum: int | None,
+    maximum: int | None,
+    fp16: bool,
+    int8: bool,
+    workspace: int | None,
+    timing_cache: Path | None,
+    trtexec: str | None,
+    as_json: bool,
+) -> None:
+    """Build a TensorRT engine of MODEL, and beside it a description, FILE.json: versions, GPU, source, shapes.
+
+    An engine runs on the version of TensorRT and the kind of GPU that it was built with. Without --fp16 and --int8
+    every operator runs in the precision of the file. Needs the extra: pip install 'corp-onnx[tensorrt]'.
+
+    \b
+    Example:
+      corp-onnx engine deit.pruned.onnx -o deit.plan
+      corp-onnx engine deit.pruned.onnx --min 1 --opt 16 --max 64 --timing-cache kernels.cache
+      corp-onnx engine deit.pruned.onnx --trtexec /usr/src/tensorrt/bin/trtexec
+    """
+    if trtexec == "":
+        raise OptionError("--trtexec has an empty path; leave it out to look for the tool.")
+    tool = False if trtexec is None else trtexec == SEARCH or Path(trtexec)
+    settings = EngineSettings(minimum, optimum, maximum, fp16, int8, workspace, timing_cache)
+    with show_progress() as progress:
+        result = build_engine(model, output, settings=settings, trtexec=tool, force=force, progress=progress)
+    warn(result.warnings)
+    click.echo(to_json(result) if as_json else describe_engine(result))
