@@ -16,7 +16,7 @@ def print_bench(result: BenchResult) -> None:
     console = open_console()
     for provider, batch in dict.fromkeys((row.provider, row.batch) for row in result.rows):
         rows = [row for row in result.rows if (row.provider, row.batch) == (provider, batch)]
-        console.print(f"{provider}, batch {batch}, {rows[0].rounds} rounds", soft_wrap=True)
+        console.print(f"{provider}, batch {batch}, {_count(rows[0].rounds, 'round')}", soft_wrap=True)
         resident = [speed for row in rows if (speed := row.resident) is not None]
         ways = [("with transfers" if resident else "", [row.speed for row in rows])]
         ways += [("on the device", resident)] if resident else []
@@ -31,13 +31,17 @@ def print_bench(result: BenchResult) -> None:
     for note in result.notes:
         console.print(note, soft_wrap=True)
     session, environment = result.session, result.environment
-    threads = "every core" if session.threads is None else f"{session.threads} thread{'s' * (session.threads > 1)}"
+    threads = "every core" if session.threads is None else _count(session.threads, "thread")
     runtime = ", ".join(f"{k} {v}" for k, v in environment.versions.items() if k.startswith("onnxruntime"))
     console.print(
-        f"ms for a batch; models in turns, {result.schedule.warmup} rounds of warm-up; {runtime or 'TensorRT'}, "
+        f"ms for a batch; models in turns, {_count(result.schedule.warmup, 'round')} of warm-up; {runtime}, "
         f"{threads}, graph optimisation {session.optimisation}, {session.execution}; {environment.machine}",
         soft_wrap=True,
     )
+
+
+def _count(n: int, thing: str) -> str:
+    return f"{n} {thing}{'s' * (n > 1)}"
 
 
 def _cells(row: BenchRow, speed: Speed) -> list[str]:
