@@ -126,9 +126,10 @@ def bench_models(
     if threads is not None and threads < 1:
         raise OptionError(f"--threads must be at least 1; found {threads}.")
     schedule = schedule or Schedule()
-    wanted = _choose_providers(providers)
     subjects = [read_subject(Path(path)) for path in models]
     facts = [subject.facts for subject in subjects]
+    only_engines = all(model.is_engine for model in facts)  # which need no ONNX Runtime
+    wanted = () if only_engines and providers is None else _choose_providers(providers)
     _require_same_inputs(facts)
     chosen, notes = _choose_batches(facts, batches)
     notes += [f"{m.path} is bfloat16 and runs as its float32 twin." for m in facts if m.precision == "bfloat16"]

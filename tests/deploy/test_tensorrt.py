@@ -295,6 +295,14 @@ class TestBench:
             bench_models(["a.plan"], batches=[8])
 
     @pytest.mark.usefixtures("folder", "library")
+    def test_engines_alone_need_no_onnx_runtime(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.build("a.plan")
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        assert bench_models(["a.plan"], batches=[1], schedule=Schedule(repeats=1)).rows[0].provider == "engine"
+        with pytest.raises(MissingExtraError, match="ONNX Runtime is not installed"):
+            bench_models(["a.plan"], batches=[1], providers=["cpu"])
+
+    @pytest.mark.usefixtures("folder", "library")
     def test_a_fixed_batch(self) -> None:
         build_engine(fixture_path(FIXED), "fixed.plan")
         result = bench_models(["fixed.plan"], schedule=Schedule(repeats=1))
