@@ -57,7 +57,7 @@ def store_constants(graph: Graph, proto: onnx.ModelProto, slots: Iterable[tuple[
             assert value is not None, old
             made[old] = fresh_name(f"{old}{STORED_SUFFIX}", taken)
             wide = value.astype(np.float32) if value.dtype.kind in "fV" else value
-            proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(wide), made[old]))
+            proto.graph.initializer.append(numpy_helper.from_array(np.array(wide, order="C"), made[old]))
         proto.graph.node[position].input[idx] = made.get(old, old)
 
 

@@ -139,7 +139,7 @@ def _separate_constants(graph: Graph, proto: onnx.ModelProto, kept: set[int]) ->
                 continue
             if name not in copies:
                 copies[name] = fresh_name(f"{name}.float32", taken)
-                wide = np.ascontiguousarray(value.astype(np.float32))
+                wide = value.astype(np.float32, order="C")
                 proto.graph.initializer.append(numpy_helper.from_array(wide, copies[name]))
             proto.graph.node[position].input[idx] = copies[name]
 
