@@ -23,6 +23,9 @@ from rich.text import Text
 PLAIN_SECONDS = 10.0
 """Without a terminal, a line this often."""
 
+THINGS = {"probe": "units", "refit": "units", "bench": "rounds", "engine": "steps"}
+"""What stages count, by their first word; images where it is not here."""
+
 
 class _Rate(ProgressColumn):
     """Images or units in a second."""
@@ -33,7 +36,7 @@ class _Rate(ProgressColumn):
 
 def _counted(stage: str) -> str:
     """What a stage counts."""
-    return {"probe": "units", "refit": "units", "bench": "rounds"}.get(stage.split()[0], "images")
+    return THINGS.get(stage.split()[0].rstrip(":"), "images")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import click
 from corp_onnx.cli.console import show_progress, warn
 from corp_onnx.deploy.blueprint import DEFAULT_BATCHES, EngineSettings
 from corp_onnx.deploy.engine import build_engine
+from corp_onnx.deploy.trtexec import find_trtexec
 from corp_onnx.errors import OptionError
 from corp_onnx.report.engine import describe_engine
 from corp_onnx.results import to_json
@@ -66,9 +67,14 @@ def engine(
     """
     if trtexec == "":
         raise OptionError("--trtexec has an empty path; leave it out to look for the tool.")
-    tool = False if trtexec is None else trtexec == SEARCH or Path(trtexec)
+    tool = False if trtexec is None else find_trtexec(None if trtexec == SEARCH else Path(trtexec))
     settings = EngineSettings(minimum, optimum, maximum, fp16, int8, workspace, timing_cache)
+    if tool is not False:
+        click.echo("trtexec builds and measures, which takes minutes ...", err=True)
     with show_progress() as progress:
-        result = build_engine(model, output, settings=settings, trtexec=tool, force=force, progress=progress)
+        result = build_engine(
+            model, output, settings=settings, trtexec=tool, force=force,
+            progress=lambda phase, done, total: progress(f"engine: {phase}", done, total),
+        )  # fmt: skip
     warn(result.warnings)
     click.echo(to_json(result) if as_json else describe_engine(result))

@@ -9,6 +9,7 @@ description, JSON at `<engine>.json`, does, and from which file it was built.
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -139,6 +140,7 @@ def build_engine(
     output = default_output(model) if output is None else Path(output)
     check_destination(output, force=force)
     check_destination(description_path(output), force=force)
+    _require_own_place(settings, output)
     tool = None if trtexec is False else find_trtexec(None if trtexec is True else trtexec)
     if tool is None:
         import_tensorrt()  # before anything is read
@@ -153,6 +155,13 @@ def build_engine(
         result = _describe(source, shapes, settings, path, output, work, time.perf_counter() - start)
         write_text(to_json(result), description_path(path), description_path(output))
     return result
+
+
+def _require_own_place(settings: EngineSettings, output: Path) -> None:
+    if settings.timing_cache is not None:
+        taken = {os.path.realpath(path) for path in (output, description_path(output))}
+        if os.path.realpath(settings.timing_cache) in taken:
+            raise OutputError(f"{settings.timing_cache}: --timing-cache and -o name the same file; give each its own.")
 
 
 @contextmanager
@@ -171,6 +180,7 @@ def _build_by_api(
     source: Source, shapes: Sequence[Shapes], settings: EngineSettings, path: Path, cache: Path | None,
     progress: Progress | None,
 ) -> _Work:  # fmt: skip
+    gpu = device_name()
     built = build_plan(source, shapes, settings, progress)
     load_plan(built.plan, path)
     try:
@@ -179,7 +189,7 @@ def _build_by_api(
             cache.write_bytes(built.timing_cache)
     except OSError as error:
         raise OutputError(f"{path.name}: could not be written ({error.strerror or error}).") from error
-    return _Work("python", import_tensorrt().__version__, device_name(), built.flags, built.warnings, None)
+    return _Work("python", import_tensorrt().__version__, gpu, built.flags, built.warnings, None)
 
 
 def _build_by_tool(

@@ -32,3 +32,20 @@ def test_short_stage_says_nothing(clock: list[float], capsys: pytest.CaptureFixt
             clock[0] += 0.1
             progress("calibrate", done, 64)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("stage", "things"),
+    [
+        ("bench cpu, batch 8", "rounds"),
+        ("engine: Building Engine", "steps"),
+        ("probe", "units"),
+        ("calibrate", "images"),
+    ],
+)
+def test_what_a_stage_counts(stage: str, things: str, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with console.show_progress() as progress:
+        progress(stage, 1, 3)
+        clock[0] += 20.0
+        progress(stage, 2, 3)
+    assert capsys.readouterr().err == f"{stage}: 2/3 {things}, 0.1 {things}/s, 20 s left\n"

@@ -170,8 +170,23 @@ class TestFailures:
 
     @pytest.mark.parametrize("version", VERSIONS)
     def test_no_gpu(self, version: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        install(monkeypatch, version, has_gpu=False)
+        """CUDA says it; where CUDA is content and TensorRT is not, its bindings give a null pointer."""
+        library = install(monkeypatch, version, has_gpu=False)
+        sentence = r"needs an NVIDIA GPU with its driver, and CUDA finds none here \(cudaErrorInsufficientDriver\)"
+        self.refuse(folder, MissingExtraError, sentence, "vit.onnx")
+        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake_tensorrt.cuda(library.log))
         self.refuse(folder, MissingExtraError, rf"TensorRT {version} can not start: it needs an NVIDIA GPU", "vit.onnx")
+
+    @pytest.mark.usefixtures("library")
+    def test_no_bindings_of_cuda(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+        self.refuse(folder, MissingExtraError, "CUDA's Python bindings are not installed", "vit.onnx")
+
+    @pytest.mark.usefixtures("library")
+    @pytest.mark.parametrize("name", ["vit.plan", "vit.plan.json"])
+    def test_a_timing_cache_in_the_place_of_the_engine(self, name: str, folder: Path) -> None:
+        settings = EngineSettings(timing_cache=folder / name)
+        self.refuse(folder, OutputError, "--timing-cache and -o name the same file", "vit.onnx", settings=settings)
 
     def test_the_parser_refuses(self, folder: Path, library: Any) -> None:
         name = "handmade_ms_attention"
