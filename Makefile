@@ -38,7 +38,7 @@ test-slow: .venv/.installed-test
 
 # A real Triton Inference Server: the binaries of nvidia-pytriton (55 MB) in an environment of their own, with NumPy 1,
 # because with NumPy 2 this build serves wrong values; there is no NumPy 1 for Python 3.13.
-TRITON_PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.10,$(shell command -v python$(v))) $(PYTHON))
+TRITON_PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.10,$(shell python$(v) -c 'import sys; print(sys.executable)' 2>/dev/null)) $(PYTHON))
 
 .venv-triton/.installed: Makefile
 	@$(TRITON_PYTHON) -m venv .venv-triton || { echo "$(TRITON_PYTHON) -m venv does not work here; give make test-triton TRITON_PYTHON=, a Python 3.10 to 3.12" >&2; exit 2; }

@@ -52,8 +52,9 @@ def triton(
 ) -> None:  # fmt: skip
     """Write MODELS into a Triton model repository, checked against Triton's own schema.
 
-    Every version is served, and a request that names none gets the highest. Needs the extra:
-    pip install 'corp-onnx[triton]'.
+    Each one becomes a model of its own, so that two can be compared. --name makes them versions of one model, and --add
+    brings the next version to a model that is there. Every version is served; a request that names none gets the
+    highest. Needs the extra: pip install 'corp-onnx[triton]'.
 
     \b
     Example:

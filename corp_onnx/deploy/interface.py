@@ -20,6 +20,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import external_data_helper
 
+from corp_onnx.deploy.engine import description_path
 from corp_onnx.errors import InputError, ModelError, OptionError
 from corp_onnx.export import LABELS_KEY
 from corp_onnx.feeds import ELEMENT_TYPES
@@ -51,6 +52,7 @@ class Interface:
         carries_recipe: whether `recipe` stands in the file, and is not only the default for its input size.
         labels: class names by index, empty where the file has none.
         max_batch: the most samples that it takes at once, None where it knows no bound.
+        beside: names of the files that hold its weights, relative to its folder.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -60,6 +62,7 @@ class Interface:
     carries_recipe: bool
     labels: tuple[str, ...]
     max_batch: int | None = None
+    beside: tuple[str, ...] = ()
 
     @property
     def is_batched(self) -> bool:
@@ -74,7 +77,8 @@ def read_interface(path: Path) -> Interface:
         ModelError: it can not be loaded or run, or has tensors that no server takes.
     """
     session = open_session(path)
-    if has_bfloat16(read_proto(path)):
+    proto = _parse(path)
+    if has_bfloat16(proto):
         raise ModelError(f"{path}: holds bfloat16, which ONNX Runtime's backends do not serve; convert it to float16.")
     inputs = tuple(_read_spec(v, path) for v in session.get_inputs())
     outputs = tuple(_read_spec(v, path) for v in session.get_outputs())
@@ -85,7 +89,8 @@ def read_interface(path: Path) -> Interface:
         if METADATA_KEY in metadata:
             raise ModelError(f"{path}: {error}") from error
         recipe = None  # token ids, features: nothing that photographs go into
-    found = Interface(inputs, outputs, None, recipe, METADATA_KEY in metadata, _read_labels(metadata, path))
+    labels, beside = _read_labels(metadata, path), _name_external_files(proto, path)
+    found = Interface(inputs, outputs, None, recipe, METADATA_KEY in metadata, labels, beside=beside)
     return replace(found, sizes=_find_sizes(session, found, path))
 
 
@@ -98,14 +103,14 @@ def read_engine_interface(path: Path, like: Path | None) -> Interface:
         ModelError: the description or the ONNX file can not be read, or they are of different models.
         OptionError: neither is there.
     """
-    described = path.with_name(f"{path.name}.json")
+    described = description_path(path)
     if not described.is_file():
         if like is None:
             raise OptionError(
                 f"{path}: {described.name}, which `corp-onnx engine` writes beside an engine, is not there; give the "
                 "ONNX file that it was built from with --like."
             )
-        return read_interface(like)
+        return replace(read_interface(like), beside=())
     try:
         stored = json.loads(described.read_text(encoding="utf-8"))
         found = _read_description(stored)
@@ -135,31 +140,20 @@ def _read_description(stored: dict[str, Any]) -> Interface:
     return replace(found, sizes=tuple(shape[1:] for shape in best), max_batch=largest)
 
 
-def read_proto(path: Path) -> onnx.ModelProto:
-    """The file without its external weights.
-
-    Raises:
-        ModelError: not an ONNX file.
-    """
+def _parse(path: Path) -> onnx.ModelProto:
     try:
         return onnx.load(str(path), format="protobuf", load_external_data=False)
-    except (DecodeError, ValueError, OSError, RuntimeError) as error:
-        raise ModelError(f"{path}: not a readable ONNX file ({str(error).splitlines()[0]}).") from error
+    except DecodeError as error:  # ONNX Runtime also loads its own format
+        raise ModelError(f"{path}: is a model of ONNX Runtime's own format; give the .onnx file.") from error
 
 
-def external_files(path: Path) -> tuple[str, ...]:
-    """Names of the files beside a model that hold its weights, relative to its folder.
-
-    Raises:
-        ModelError: one is missing, or is named by a path that leads out of the folder.
-    """
-    stored = [t for t in _tensors(read_proto(path).graph) if external_data_helper.uses_external_data(t)]
+def _name_external_files(proto: onnx.ModelProto, path: Path) -> tuple[str, ...]:
+    """Files beside the model; they are there, because ONNX Runtime has loaded it."""
+    stored = [t for t in _tensors(proto.graph) if external_data_helper.uses_external_data(t)]
     names = sorted({external_data_helper.ExternalDataInfo(t).location for t in stored})
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ModelError(f"{path}: its weights lie in '{name}', outside of its folder; save them beside the model.")
-        if not (path.parent / name).is_file():
-            raise ModelError(f"{path}: its weights lie in '{name}', which is not beside it; copy it to {path.parent}.")
     return tuple(names)
 
 

@@ -19,16 +19,23 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from corp_onnx.deploy.interface import external_files
-from corp_onnx.deploy.triton_config import LABELS_FILE, MODEL_FILES, TritonSettings, config_text, import_schema
+from corp_onnx.deploy.triton_config import (
+    LABELS_FILE,
+    MODEL_FILES,
+    MODEL_PROGRAM,
+    TritonSettings,
+    config_text,
+    import_schema,
+)
 from corp_onnx.deploy.triton_entry import (
     CONFIG_FILE,
     Entry,
+    Version,
     extend_entry,
     name_models,
     new_entry,
 )  # fmt: skip
-from corp_onnx.errors import ModelError, OptionError, OutputError
+from corp_onnx.errors import OptionError, OutputError
 from corp_onnx.model import hash_file
 from corp_onnx.recipe import METADATA_KEY, Recipe
 from corp_onnx.staging import staged_folders, write_text
@@ -118,8 +125,8 @@ def write_triton_repository(
             if entry.is_new:
                 _write_model(entry, next(folders), root)
             else:
-                for file in entry.files:
-                    _write_version(file, next(folders), entry.backend)
+                for version in entry.versions:
+                    _write_version(version, next(folders), entry.backend)
     warnings = tuple(warning for entry in entries for warning in entry.warnings)
     return TritonRepository(str(root), tuple(_report(entry, root) for entry in entries), warnings)
 
@@ -127,7 +134,7 @@ def write_triton_repository(
 def _folders(entry: Entry, root: Path) -> tuple[Path, ...]:
     """The folders that an entry brings: that of the model, or those of its next versions."""
     home = root / entry.name
-    return (home,) if entry.is_new else tuple(home / str(entry.first + i) for i in range(len(entry.files)))
+    return (home,) if entry.is_new else tuple(home / str(version.number) for version in entry.versions)
 
 
 def _write_model(entry: Entry, folder: Path, root: Path) -> None:
@@ -135,23 +142,20 @@ def _write_model(entry: Entry, folder: Path, root: Path) -> None:
     if entry.labels:
         lines = "".join(f"{label}\n" for label in entry.labels)
         write_text(lines, folder / LABELS_FILE, root / entry.name / LABELS_FILE)
-    for i, file in enumerate(entry.files):
-        _write_version(file, folder / str(entry.first + i), entry.backend)
+    for version in entry.versions:
+        _write_version(version, folder / str(version.number), entry.backend)
 
 
-def _write_version(path: Path, folder: Path, backend: str) -> None:
+def _write_version(version: Version, folder: Path, backend: str) -> None:
     """The file under Triton's name, its external weights under their own: the model refers to them by it."""
-    beside = () if backend == "tensorrt" else external_files(path)
-    if {MODEL_FILES[backend], "model.py"} & set(beside):
-        raise ModelError(f"{path}: its weights lie in a file called as Triton calls the model; save it with another.")
-    target = folder
+    path, target = version.path, folder
     try:
         folder.mkdir(exist_ok=True)
-        for source, target in ((path, folder / MODEL_FILES[backend]), *((path.parent / n, folder / n) for n in beside)):
+        for name, target in ((path.name, folder / MODEL_FILES[backend]), *((n, folder / n) for n in version.beside)):
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+            shutil.copyfile(path.parent / name, target)
         if backend == "python":
-            target = folder / "model.py"
+            target = folder / MODEL_PROGRAM
             target.write_bytes(resources.files("corp_onnx.deploy").joinpath("triton_model.py").read_bytes())
     except OSError as error:
         raise OutputError(f"{path}: could not be copied as {target.name} ({error.strerror or error}).") from error
@@ -174,11 +178,11 @@ def _report(entry: Entry, root: Path) -> ServedModel:
         outputs=outputs,
         n_labels=len(entry.labels),
         recipe=None if recipe is None else Recipe.from_json(recipe),
-        versions=tuple(_describe(path, entry.first + i, entry.backend) for i, path in enumerate(entry.files)),
+        versions=tuple(_describe(version) for version in entry.versions),
     )
 
 
-def _describe(path: Path, version: int, backend: str) -> ServedVersion:
-    beside = () if backend == "tensorrt" else external_files(path)
-    n_bytes = sum(p.stat().st_size for p in (path, *(path.parent / name for name in beside)))
-    return ServedVersion(version, str(path), hash_file(path), n_bytes)
+def _describe(version: Version) -> ServedVersion:
+    path = version.path
+    n_bytes = sum((path.parent / name).stat().st_size for name in (path.name, *version.beside))
+    return ServedVersion(version.number, str(path), hash_file(path), n_bytes)

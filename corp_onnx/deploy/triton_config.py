@@ -27,6 +27,9 @@ PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
 MODEL_FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan", "python": "model.onnx"}
 """What Triton calls the file in the folder of a version."""
 
+MODEL_PROGRAM = "model.py"
+"""Beside the model, for the Python backend."""
+
 DATA_TYPES = {
     "float32": "TYPE_FP32",
     "float16": "TYPE_FP16",

@@ -15,6 +15,7 @@ from corp_onnx.deploy.interface import Interface, read_engine_interface, read_in
 from corp_onnx.deploy.triton_config import (
     LABELS_FILE,
     MODEL_FILES,
+    MODEL_PROGRAM,
     PLATFORMS,
     TritonSettings,
     make_config,
@@ -27,16 +28,34 @@ CONFIG_FILE = "config.pbtxt"
 ENGINE_SUFFIXES = (".plan", ".engine", ".trt")
 
 
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One file of a model; `beside` names those with its weights, relative to its folder."""
+
+    number: int
+    path: Path
+    beside: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
-    """One model. `config` is a message of Triton's schema; `files` become the versions `first`, `first` + 1, ..."""
+    """One model.
+
+    Attributes:
+        name: of its folder.
+        backend: as in `TritonSettings`.
+        config: a message of Triton's schema.
+        labels: class names by index, empty for none.
+        versions: those that are to be written.
+        is_new: whether its folder is to be made, and not only that of its versions.
+        warnings: for the person.
+    """
 
     name: str
     backend: str
     config: Any
     labels: tuple[str, ...]
-    files: tuple[Path, ...]
-    first: int
+    versions: tuple[Version, ...]
     is_new: bool
     warnings: tuple[str, ...]
 
@@ -95,7 +114,8 @@ def new_entry(name: str, files: tuple[Path, ...], root: Path, settings: TritonSe
     if first.sizes is None:
         warnings.append(f"{name}: no warm-up, because it ran on no size that was tried for its dynamic axes.")
     config = make_config(name, first, labels, settings, files[0])
-    return Entry(name, settings.backend, config, labels, files, 1, True, tuple(warnings))
+    beside = [_beside(one, path) for one, path in zip(found, files, strict=True)]
+    return Entry(name, settings.backend, config, labels, _number(files, beside, 1), True, tuple(warnings))
 
 
 def _agree(found: Sequence[Interface], files: Sequence[Path]) -> Interface:
@@ -131,7 +151,7 @@ def extend_entry(name: str, files: tuple[Path, ...], root: Path) -> Entry:
     """
     folder = root / name
     try:
-        config = parse_config((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = parse_config((folder / CONFIG_FILE).read_text(encoding="utf-8", errors="replace"))
         stored = folder / LABELS_FILE
         labels = _read_labels(stored) if stored.exists() else ()
         numbers = [int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdecimal()]
@@ -148,12 +168,17 @@ def extend_entry(name: str, files: tuple[Path, ...], root: Path) -> Entry:
         raise ModelError(f"{folder}: is served by '{backend}'; versions are added for {', '.join(MODEL_FILES)}.")
     for path in files:
         _require_suffix(path, backend)
-        if backend != "tensorrt":  # of an engine the server itself compares the tensors
-            _require_same_config(path, config, labels)
-    return Entry(name, backend, config, labels, files, max(numbers, default=0) + 1, False, ())
+    # of an engine the server itself compares the tensors
+    beside = [() if backend == "tensorrt" else _read_alike(path, config, labels) for path in files]
+    return Entry(name, backend, config, labels, _number(files, beside, max(numbers, default=0) + 1), False, ())
 
 
-def _require_same_config(path: Path, config: Any, labels: tuple[str, ...]) -> None:
+def _number(files: Sequence[Path], beside: Sequence[tuple[str, ...]], first: int) -> tuple[Version, ...]:
+    return tuple(Version(first + i, *pair) for i, pair in enumerate(zip(files, beside, strict=True)))
+
+
+def _read_alike(path: Path, config: Any, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The files beside a model that takes and gives what a configuration says."""
     found = read_interface(path)
     same = TritonSettings(max_batch=config.max_batch_size or None if found.is_batched else None)
     new = make_config(config.name, found, (), same, path)
@@ -162,6 +187,14 @@ def _require_same_config(path: Path, config: Any, labels: tuple[str, ...]) -> No
         served = Recipe.from_json(config.parameters[METADATA_KEY].string_value)
         _require_equal("prepares photographs by", served, found.recipe, path)
     _require_equal("names classes as", labels, found.labels or labels, path)
+    return _beside(found, path)
+
+
+def _beside(found: Interface, path: Path) -> tuple[str, ...]:
+    """The files with its weights, which keep their names because the model refers to them by these."""
+    if {*MODEL_FILES.values(), MODEL_PROGRAM} & set(found.beside):
+        raise ModelError(f"{path}: its weights lie in a file called as Triton calls the model; save it with another.")
+    return found.beside
 
 
 def _tensors(config: Any) -> list[tuple[Any, ...]]:
@@ -176,8 +209,8 @@ def _require_suffix(path: Path, backend: str) -> None:
     if not is_engine and backend == "tensorrt":
         raise OptionError(f"{path}: --backend tensorrt serves engines ({', '.join(ENGINE_SUFFIXES)}); build one with "
                           "`corp-onnx engine`, or give --backend onnxruntime.")  # fmt: skip
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file. Give the path of an .onnx file or of an engine.")
+    if is_engine and not path.is_file():
+        raise ModelError(f"{path}: no such file. Give the path of an engine.")
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:

@@ -10,12 +10,14 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from google.protobuf import text_format
 from samples import (
@@ -35,6 +37,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 import corp_onnx
 from corp_onnx.cli import main
 from corp_onnx.deploy import triton_model
+from corp_onnx.deploy.engine import EngineResult, EngineTensor, description_path
 from corp_onnx.deploy.triton import TritonRepository, write_triton_repository
 from corp_onnx.deploy.triton_config import TritonSettings
 from corp_onnx.errors import InputError, MissingExtraError, ModelError, OptionError, OutputError
@@ -83,13 +86,11 @@ def describe_engine(plan: Path, source: Path, *, maximum: int | None = None) -> 
     for side, values in (("inputs", graph.input), ("outputs", graph.output)):
         for value in values:
             shape = [d.dim_value or None for d in value.type.tensor_type.shape.dim]
-            tensor: dict[str, Any] = {"name": value.name, "dtype": "float32", "shape": shape}
-            for bound, size in (("minimum", 1), ("optimum", maximum), ("maximum", maximum)):
-                ranged = maximum is not None and side == "inputs"
-                tensor[bound] = [size, *shape[1:]] if ranged else None
-            sides[side].append(tensor)
-    description = {"schema": 1, "source": str(source), "source_sha256": hash_file(source)} | sides
-    plan.with_name(f"{plan.name}.json").write_text(json.dumps(description))
+            bounds = [(size, *shape[1:]) if maximum and side == "inputs" else None for size in (1, maximum, maximum)]
+            sides[side].append(asdict(EngineTensor(value.name, "float32", tuple(shape), *bounds)))
+    description = {"source": str(source), "source_sha256": hash_file(source)} | sides
+    assert description.keys() <= {field.name for field in fields(EngineResult)}
+    description_path(plan).write_text(json.dumps(description | {"schema": 1}))
     return plan
 
 
@@ -235,7 +236,7 @@ class TestConfig:
     @pytest.mark.parametrize("text", ["[]", "{", '{"inputs": [{}]}'])
     def test_damaged_description(self, text: str, tmp_path: Path) -> None:
         plan = describe_engine(tmp_path / "m.plan", DEMO, maximum=16)
-        plan.with_name("m.plan.json").write_text(text)
+        description_path(plan).write_text(text)
         with pytest.raises(ModelError, match=r"m\.plan\.json: is no description that `corp-onnx engine` wrote"):
             make_config(plan, tmp_path / "r", backend="tensorrt")
 
@@ -411,7 +412,8 @@ class TestRefused:
         [
             ("vit.onnx -o repo", r"repo/vit: exists already; --add makes a file its next version, --force replaces it"),
             ("nothing.onnx -o new", r"nothing\.onnx: no such file"),
-            ("copies -o new", r"copies: no such file"),
+            ("copies -o new", r"copies: is a folder"),
+            ("no.plan -o new --backend tensorrt", r"no\.plan: no such file\. Give the path of an engine"),
             ("text.onnx -o new", r"text\.onnx: ONNX Runtime can not load it"),
             ("vit.onnx copies/vit.onnx -o new", r"vit\.onnx and copies/vit\.onnx would both be called 'vit'"),
             ("fixed.onnx -o new --max-batch 4", r"fixed\.onnx: Triton joins requests .* 'x' \[1, 3, 8, 8\] is"),
@@ -464,6 +466,20 @@ class TestRefused:
         (folder / "repo" / "vit" / "config.pbtxt").write_text(text)
         with pytest.raises(ModelError, match=sentence):
             write_triton_repository(["vit.onnx"], "repo", add=True)
+
+    def test_config_that_is_no_text(self, folder: Path) -> None:
+        (folder / "repo" / "vit" / "config.pbtxt").write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(ModelError, match="is not a configuration that Triton reads"):
+            write_triton_repository(["vit.onnx"], "repo", add=True)
+
+    def test_format_of_onnx_runtime(self, tmp_path: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "m.ort")
+        options.add_session_config_entry("session.save_model_format", "ORT")
+        options.log_severity_level = 4
+        onnxruntime.InferenceSession(VIT, options)
+        with pytest.raises(ModelError, match=r"m\.ort: is a model of ONNX Runtime's own format; give the \.onnx file"):
+            write_triton_repository([tmp_path / "m.ort"], tmp_path / "r")
 
     @pytest.mark.parametrize("key", [METADATA_KEY, LABELS_KEY])
     def test_damaged_metadata(self, key: str, tmp_path: Path) -> None:
