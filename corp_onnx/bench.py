@@ -11,12 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-from corp_onnx.contestants import ENGINE, SESSION_CONFIG, BenchModel, Contestant, read_subject
+from corp_onnx.contestants import ENGINE, SESSION_CONFIG, BenchModel, Contestant, Opened, Subject, read_subject
 from corp_onnx.errors import ModelError, OptionError
 from corp_onnx.feeds import check_batch_size
 from corp_onnx.results import Environment, describe_environment
@@ -119,12 +120,7 @@ def bench_models(
         ModelError: a file can not be read or run, or the models take different inputs.
         MissingExtraError: ONNX Runtime, or for engines TensorRT, is not installed.
     """
-    if not models:
-        raise OptionError("nothing to measure: give at least one model.")
-    for batch in batches:
-        check_batch_size(batch)
-    if threads is not None and threads < 1:
-        raise OptionError(f"--threads must be at least 1; found {threads}.")
+    _check_numbers(len(models), batches, threads)
     schedule = schedule or Schedule()
     subjects = [read_subject(Path(path)) for path in models]
     facts = [subject.facts for subject in subjects]
@@ -136,22 +132,36 @@ def bench_models(
     rows: list[BenchRow] = []
     for provider in (*wanted, ENGINE):
         group = [subject for subject in subjects if subject.facts.is_engine == (provider == ENGINE)]
-        try:
-            opened = [subject.open(provider, threads) for subject in group]
-        except OptionError as error:
-            if providers is not None:
-                raise
-            notes.append(f"not measured: {error}")
-            continue
-        for batch in chosen if group else ():
-            contestants = [one.bind(batch) for one in opened]
+        opened = _open_all(group, provider, threads, notes if providers is None else None)
+        for batch in chosen if opened else ():
             say = _name_progress(progress, f"bench {provider}, batch {batch}")
-            rows += _compare([s.facts for s in group], contestants, provider, batch, schedule, clock, say)
-        del opened
-    names = tuple(dict.fromkeys(row.provider for row in rows))
+            measure = partial(time_turns, schedule=schedule, clock=clock, progress=say)
+            rows += _compare([s.facts for s in group], [one.bind(batch) for one in opened], provider, batch, measure)
     session = SessionFacts("all", "sequential", threads, dict(SESSION_CONFIG))
-    environment = describe_environment(", ".join(names), threads)
+    environment = describe_environment(", ".join(dict.fromkeys(row.provider for row in rows)), threads)
     return BenchResult(tuple(facts), tuple(rows), schedule, session, tuple(notes), environment)
+
+
+def _check_numbers(n_models: int, batches: Sequence[int], threads: int | None) -> None:
+    if not n_models:
+        raise OptionError("nothing to measure: give at least one model.")
+    if not batches:
+        raise OptionError("nothing to measure: give at least one batch size.")
+    for batch in batches:
+        check_batch_size(batch)
+    if threads is not None and threads < 1:
+        raise OptionError(f"--threads must be at least 1; found {threads}.")
+
+
+def _open_all(group: Sequence[Subject], provider: str, threads: int | None, notes: list[str] | None) -> list[Opened]:
+    """All of a group on a provider; one that does not start becomes a note, or an error where there are none."""
+    try:
+        return [subject.open(provider, threads) for subject in group]
+    except OptionError as error:
+        if notes is None:
+            raise
+        notes.append(f"not measured: {error}")
+        return []
 
 
 def _choose_providers(asked: Sequence[str] | None) -> tuple[str, ...]:
@@ -199,12 +209,15 @@ def _name_progress(progress: Progress | None, name: str) -> Callable[[int, int],
 
 
 def _compare(
-    facts: Sequence[BenchModel], contestants: Sequence[Contestant], provider: str, batch: int, schedule: Schedule,
-    clock: Callable[[], float], progress: Callable[[int, int], None] | None,
-) -> list[BenchRow]:  # fmt: skip
+    facts: Sequence[BenchModel],
+    contestants: Sequence[Contestant],
+    provider: str,
+    batch: int,
+    measure: Callable[[Sequence[Callable[[], None]]], np.ndarray],
+) -> list[BenchRow]:
     """Every contestant, in turns with the others in both ways of running."""
     resident = [c.resident for c in contestants if c.resident is not None]
-    seconds = time_turns([c.run for c in contestants] + resident, schedule, clock=clock, progress=progress)
+    seconds = measure([c.run for c in contestants] + resident)
     speeds = _measure_speeds(seconds[:, : len(contestants)], batch)
     on_device = _measure_speeds(seconds[:, len(contestants) :], batch) if resident else [None] * len(contestants)
     rows: list[BenchRow] = []

@@ -195,6 +195,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("options", "sentence"),
         [
+            ({"batches": []}, "give at least one batch size"),
             ({"batches": [0]}, "batch size must be at least 1, found 0"),
             ({"threads": 0}, "--threads must be at least 1; found 0"),
             ({"providers": ["npu"]}, "provider 'npu' is not available here; this onnxruntime has: cpu"),
