@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from PIL import Image
 from samples import DEMO, ROOT
 
+from corp_onnx.cli.main import cli
 from corp_onnx.recipe import Recipe, crop_image, normalize_crops
 
 CLASSIFY = ROOT / "examples" / "onnxruntime" / "classify.py"
@@ -99,3 +101,24 @@ def test_classify_explains_itself(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert sentence in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_the_command_of_the_page_prints_what_it_shows() -> None:
+    """Shares differ by machine in their last digit; the names and their order do not."""
+    text = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    ((command, shown),) = re.findall(r"^```console\n\$ python (.*)\n((?:.*\n)*?)^```", text, re.MULTILINE)
+    done = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert [line.split()[-1] for line in done.stdout.splitlines()] == [line.split()[-1] for line in shown.splitlines()]
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "examples").rglob("*.md")), ids=lambda page: page.parent.name)
+def test_commands_of_the_pages_exist(page: Path) -> None:
+    """The options of every `corp-onnx` and `client.py` line, and every file that a page links to."""
+    text = page.read_text(encoding="utf-8")
+    for verb, rest in re.findall(r"^corp-onnx (\w+) (.*)$", text, re.MULTILINE):
+        assert set(re.findall(r"(?<= )--?[a-z-]+", rest)) <= {o for p in cli.commands[verb].params for o in p.opts}
+    described = " ".join(run_program(CLIENT, "--help").stdout.split())
+    for rest in re.findall(r"client\.py (.*)$", text, re.MULTILINE):
+        assert all(option in described for option in re.findall(r"--[a-z]+", rest))
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert (page.parent / link).exists(), link

@@ -214,6 +214,12 @@ class TestFolders:
             "root/b/2/inner/file",
         ]  # fmt: skip
 
+    def test_what_exists_already_holds_nothing_unfinished(self, tmp_path: Path) -> None:
+        root = make(tmp_path / "root")
+        with staged_folders([root / "a"], root) as folders:
+            assert folders[0].parent.parent == tmp_path
+            assert listing(root) == []
+
     def test_others_can_read_them(self, tmp_path: Path) -> None:
         with staged_folders([tmp_path / "root" / "a"], tmp_path / "root") as folders:
             fill(folders)

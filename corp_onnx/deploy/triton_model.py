@@ -8,6 +8,7 @@ it is written, neither has to be.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,15 @@ class TritonPythonModel:
         providers: list[Any] = ["CPUExecutionProvider"]
         if args["model_instance_kind"] == "GPU" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": args["model_instance_device_id"]}))
-        self.session = onnxruntime.InferenceSession(str(path), providers=providers)
+        config = json.loads(args["model_config"])
+        options = onnxruntime.SessionOptions()
+        instances = sum(group["count"] for group in config["instance_group"])
+        if instances > 1:  # each would take every core
+            options.intra_op_num_threads = max(1, len(os.sched_getaffinity(0)) // instances)
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         self.inputs = [value.name for value in self.session.get_inputs()]
         self.outputs = [value.name for value in self.session.get_outputs()]
-        self.joins = json.loads(args["model_config"])["max_batch_size"] > 0
+        self.joins = config["max_batch_size"] > 0
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response for each request, in order."""

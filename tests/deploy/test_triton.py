@@ -6,6 +6,7 @@ A real server serves them in test_triton_server.py.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from samples import (
     DEMO,
     EXTERNAL,
@@ -606,14 +607,17 @@ STAND_IN = SimpleNamespace(
 class TestModelPy:
     """The file that runs in the server's Python backend, on a stand-in for what the server gives it."""
 
-    def start(self, fixture: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[int]]:
+    def start(
+        self, fixture: str, root: Path, monkeypatch: pytest.MonkeyPatch, instances: int = 1
+    ) -> tuple[Any, list[int]]:
         """An instance, and the number of samples of each of its runs."""
         monkeypatch.setitem(sys.modules, "triton_python_backend_utils", STAND_IN)
-        config = make_config(fixture_path(fixture), root, backend="python")
+        config = make_config(fixture_path(fixture), root, backend="python", instances=instances)
+        as_json = json_format.MessageToDict(config, preserving_proto_field_name=True)
         model = triton_model.TritonPythonModel()
         model.initialize({
             "model_repository": str(root / "m"), "model_version": "1", "model_instance_kind": "GPU",
-            "model_instance_device_id": "0", "model_config": json.dumps({"max_batch_size": config.max_batch_size}),
+            "model_instance_device_id": "0", "model_config": json.dumps(as_json | {"max_batch_size": config.max_batch_size}),
         })  # fmt: skip
         runs: list[int] = []
         session = model.session
@@ -622,7 +626,7 @@ class TestModelPy:
             runs.append(len(next(iter(feeds.values()))))
             return session.run(names, feeds)
 
-        model.session = SimpleNamespace(run=run)
+        model.session = SimpleNamespace(run=run, options=session.get_session_options())
         return model, runs
 
     def test_requests_are_joined_and_split(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -650,6 +654,15 @@ class TestModelPy:
         request = Request(x=np.zeros((1, 3, 8, 8), np.float32))
         assert len(model.execute([request, request])) == 2
         assert runs == [1, 1]
+
+    @pytest.mark.parametrize(("instances", "n_threads"), [(1, 0), (2, 3), (8, 1)])
+    def test_instances_share_the_cores(
+        self, instances: int, n_threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """0 is ONNX Runtime's own choice: all of them."""
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+        model, _ = self.start(OPERATOR, tmp_path, monkeypatch, instances)
+        assert model.session.options.intra_op_num_threads == n_threads
 
     def test_only_wanted_outputs_are_given(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         model, _ = self.start("timm_deit_distilled_two_heads_ts17", tmp_path, monkeypatch)
