@@ -326,8 +326,9 @@ def _warn(made: _Converted, data: _Data) -> tuple[str, ...]:
         if images.skipped and not found:
             found.append(describe_skipped(images.skipped))
     if made.half and made.half.n_clipped:
+        lie, are = ("number lies", "is") if made.half.n_clipped == 1 else ("numbers lie", "are")
         found.append(
-            f"{made.half.n_clipped} stored numbers lie beyond ±65504, the range of float16, and are clipped to it: "
+            f"{made.half.n_clipped} stored {lie} beyond ±65504, the range of float16, and {are} clipped to it: "
             "harmless in an attention mask, not in a weight."
         )
     if made.half and made.half.n_subnormal > FEW_BITS * made.half.n_stored:

@@ -29,13 +29,13 @@ def protect_model(model: Model, destinations: Mapping[str, Path], output: Path) 
 
     Args:
         destinations: every file to be written, by the option that names it.
-        output: the one of them that is the pruned model.
+        output: the one of them that is the new model.
 
     Raises:
         OutputError: says which option to change.
     """
     if output.suffix.lower() != SUFFIX:
-        raise OutputError(f"{output}: the pruned model needs a name that ends in {SUFFIX}; give another -o.")
+        raise OutputError(f"{output}: the new model needs a name that ends in {SUFFIX}; give another -o.")
     stored = [t for t in model.proto.graph.initializer if external_data_helper.uses_external_data(t)]
     beside = {external_data_helper.ExternalDataInfo(t).location for t in stored}
     own = {os.path.realpath(path): path for path in (model.path, *(model.folder / name for name in beside))}
