@@ -613,11 +613,12 @@ class TestModelPy:
         """An instance, and the number of samples of each of its runs."""
         monkeypatch.setitem(sys.modules, "triton_python_backend_utils", STAND_IN)
         config = make_config(fixture_path(fixture), root, backend="python", instances=instances)
-        as_json = json_format.MessageToDict(config, preserving_proto_field_name=True)
+        as_dict = json_format.MessageToDict(config, preserving_proto_field_name=True)
+        as_dict["max_batch_size"] = config.max_batch_size  # a zero is left out there, and the server writes it
         model = triton_model.TritonPythonModel()
         model.initialize({
             "model_repository": str(root / "m"), "model_version": "1", "model_instance_kind": "GPU",
-            "model_instance_device_id": "0", "model_config": json.dumps(as_json | {"max_batch_size": config.max_batch_size}),
+            "model_instance_device_id": "0", "model_config": json.dumps(as_dict),
         })  # fmt: skip
         runs: list[int] = []
         session = model.session

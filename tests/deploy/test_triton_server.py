@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,11 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def repository(pruned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pruned model as `digits`, one with a fixed batch, one that reads text, one with a number for every sample."""
+    """The pruned model as `digits`, one with a fixed batch, one that reads text in two instances, one with a number a sample."""
     root = tmp_path_factory.mktemp("served") / "repository"
     write_triton_repository([pruned], root, name="digits", settings=PYTHON)
     write_triton_repository([fixture_path(FIXED)], root, name="fixed", settings=PYTHON)
-    write_triton_repository([fixture_path(TEXT)], root, name="text", settings=PYTHON)
+    write_triton_repository([fixture_path(TEXT)], root, name="text", settings=replace(PYTHON, instances=2))
     write_triton_repository([write_sum(root.parent / "sum.onnx")], root, name="sum", settings=PYTHON)
     return root
 
