@@ -53,7 +53,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def repository(pruned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pruned model as `digits`, one with a fixed batch, one that reads text in two instances, one with a number a sample."""
+    """The pruned model as `digits`; a fixed batch; text, in two instances; one number for every sample."""
     root = tmp_path_factory.mktemp("served") / "repository"
     write_triton_repository([pruned], root, name="digits", settings=PYTHON)
     write_triton_repository([fixture_path(FIXED)], root, name="fixed", settings=PYTHON)
