@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from samples import DEMO, EXTERNAL, FIXED, OPERATOR, ROOT, TEXT, fixture_path, listing, paper, write_photos
 
+from corp_onnx.conversion import Target
 from corp_onnx.convert import TOLERANCES, ConvertSettings, convert_model, default_output
 from corp_onnx.errors import CheckFailedError, ImageError, ModelError, OptionError, OutputError
 from corp_onnx.evaluate import evaluate_models
@@ -103,6 +104,23 @@ class TestKinds:
         assert listing(tmp_path) == ["m.onnx"]
         assert found.converted.n_bytes == (tmp_path / "m.onnx").stat().st_size
         assert found.source.n_bytes > fixture_path(EXTERNAL).stat().st_size
+
+    @pytest.mark.parametrize("target", ["fp16", "int8-dynamic", "int8-static"])
+    def test_weights_beyond_protobuf(
+        self, target: Target, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Trap 8, with a limit of 4 kB in place of 2 GB: one file of weights beside, on the way and at the end."""
+        for module in ("staging", "deploy.int8"):
+            monkeypatch.setattr(f"corp_onnx.{module}.MAX_PROTO_BYTES", 4000)
+        settings = ConvertSettings(target, keep_float=0 if target == "fp16" else 1)
+        calib = None if target == "fp16" else photos
+        found = convert_model(fixture_path(EXTERNAL), tmp_path / "m.onnx", settings=settings, calib=calib)
+        assert listing(tmp_path) == ["m.onnx", "m.onnx.data"]
+        assert found.converted.n_bytes == sum(p.stat().st_size for p in tmp_path.iterdir())
+        assert found.comparison.max_difference < 0.1
+        assert (tmp_path / "m.onnx.data").stat().st_size < 0.6 * fixture_path(EXTERNAL).with_name(
+            f"{EXTERNAL}.onnx.data"
+        ).stat().st_size
 
     def test_fixed_batch(self, photos: Path, tmp_path: Path) -> None:
         found = convert_model(fixture_path(FIXED), tmp_path / "m.onnx", settings=STATIC, calib=photos)

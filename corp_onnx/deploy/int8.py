@@ -72,6 +72,8 @@ class Quantiser:
         chosen = set(positions)
         names = [name for position, name in self._names.items() if position in chosen]
         path = self._folder / "int8.onnx"
+        for old in self._folder.glob(f"{path.name}*"):  # onnx appends to a file of weights that is there
+            old.unlink()
         with _quiet():
             try:
                 if self._calibration is None:
