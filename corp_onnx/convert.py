@@ -9,7 +9,7 @@ fails leaves nothing at the destination. The conversion itself is ONNX Runtime's
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,6 +40,8 @@ from corp_onnx.staging import check_destination, staged_files, write_model
 from corp_onnx.verify import check_structure
 
 Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, in all)."""
+
 TOLERANCES = {"fp16": 2e-2, "int8-dynamic": 0.5, "int8-static": 0.5}
 """Accepted difference relative to the largest answer. Float16 keeps 11 bits of every number, so twelve blocks stay
 within 2 %. 8 bits move single answers by tens of percent on noise and classes hardly at all (see the agreement): the
@@ -124,26 +126,8 @@ def convert_model(
             comparison = _compare(loaded, path, data, settings, progress)
             checks.append(_judge(comparison, settings.target))
             _require_passed(checks, output)
-        products = list_products(graph)
-        return ConvertResult(
-            source=FileFacts(str(loaded.path), loaded.sha256, file_size(loaded), graph.float_type),
-            converted=_describe(path, output, settings),
-            settings=asdict(settings),
-            n_products=len(products),
-            n_integer=0 if made.half else len(products) - len(made.kept_products),
-            integer_share=0.0 if made.half else _integer_share(products, made.kept_products),
-            kept_products=made.kept_products,
-            kept_ops=made.half.kept if made.half else {},
-            n_clipped=made.half.n_clipped if made.half else 0,
-            n_subnormal=made.half.n_subnormal if made.half else 0,
-            n_calibration=0 if data.calibration is None else data.calibration.n_images,
-            data_hash=None if data.calibration is None else data.calibration.data_hash(),
-            comparison=comparison,
-            checks=tuple(checks),
-            warnings=_warn(made, data),
-            stages=tuple(stages),
-            environment=describe_environment("cpu"),
-        )
+        written = _describe(path, output, settings)
+    return _report(graph, written, settings, data, made, comparison, checks, stages)
 
 
 @contextmanager
@@ -151,6 +135,32 @@ def _timed(stage: str, stages: list[StageTime]) -> Iterator[None]:
     start = time.perf_counter()
     yield
     stages.append(StageTime(stage, time.perf_counter() - start))
+
+
+def _report(
+    graph: Graph, written: FileFacts, settings: ConvertSettings, data: _Data, made: _Converted, comparison: Comparison,
+    checks: Sequence[CheckResult], stages: Sequence[StageTime],
+) -> ConvertResult:  # fmt: skip
+    source, half, products = graph.model, made.half, list_products(graph)
+    return ConvertResult(
+        source=FileFacts(str(source.path), source.sha256, file_size(source), graph.float_type),
+        converted=written,
+        settings=asdict(settings),
+        n_products=len(products),
+        n_integer=0 if half else len(products) - len(made.kept_products),
+        integer_share=0.0 if half else _integer_share(products, made.kept_products),
+        kept_products=made.kept_products,
+        kept_ops=half.kept if half else {},
+        n_clipped=half.n_clipped if half else 0,
+        n_subnormal=half.n_subnormal if half else 0,
+        n_calibration=0 if data.calibration is None else data.calibration.n_images,
+        data_hash=None if data.calibration is None else data.calibration.data_hash(),
+        comparison=comparison,
+        checks=tuple(checks),
+        warnings=_warn(made, data),
+        stages=tuple(stages),
+        environment=describe_environment("cpu"),
+    )
 
 
 def _check_calibration(settings: ConvertSettings, calib: Path | None) -> None:

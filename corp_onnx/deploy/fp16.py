@@ -19,7 +19,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from corp_onnx.deploy.editable import copy_editable, fresh_name, refresh_value_info, replace_nodes, sort_nodes
+from corp_onnx.deploy.editable import (
+    copy_editable,
+    drop_unread,
+    fresh_name,
+    refresh_value_info,
+    replace_nodes,
+    sort_nodes,
+)
 from corp_onnx.graph import Graph, Node
 from corp_onnx.proto import names_in_use
 from corp_onnx.runtime import import_runtime
@@ -80,6 +87,7 @@ def convert_to_fp16(graph: Graph, *, keep_io: bool = True) -> HalfModel:
     _separate_constants(graph, proto, positions)
     _declare_types(graph, proto, positions)
     counts = _count(_halved(graph, proto, positions))
+    drop_unread(proto)
     half = float16.convert_float_to_float16(
         proto, keep_io_types=keep_io, disable_shape_infer=True, op_block_list=[], node_block_list=names
     )
