@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint format test-slow test-triton clean
+.PHONY: install demo test lint format test-slow test-triton test-web test-gpu clean
 
 install: .venv/.installed
 
@@ -48,6 +48,15 @@ TRITON_PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.10,$(shell python$(v) -c 'i
 
 test-triton: .venv/.installed-test .venv-triton/.installed
 	CORP_ONNX_TRITON=.venv-triton $(BIN)/pytest -m triton
+
+# The page of examples/web in a headless Chromium (Debian: apt-get install chromium npm).
+test-web: .venv/.installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright
+	cd examples/web && npm install --no-audit --no-fund --silent
+	CORP_ONNX_BROWSER=1 $(BIN)/pytest -m browser
+
+test-gpu: .venv/.installed-test
+	$(BIN)/pytest -m gpu
 
 clean:
 	rm -rf .venv .venv-triton build dist *.egg-info

@@ -1,0 +1,73 @@
+"""Put the page, ONNX Runtime Web and the models into one folder that any web server can serve.
+
+    npm install && pip install onnx
+    python build.py deit.onnx deit.pruned.onnx -o site
+    python -m http.server --directory site
+
+Files written by corp-onnx say how pictures are prepared for them; a dense model that does not takes what the first
+one that does says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import onnx
+
+RECIPE, LABELS = "corp_onnx.preprocessing", "corp_onnx.labels"
+HERE = Path(__file__).parent
+PAGE = ("index.html", "app.js", "recipe.js")
+RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+
+
+def main() -> None:
+    """Write the folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL.onnx")
+    parser.add_argument("-o", "--output", type=Path, default=Path("site"), metavar="DIR")
+    parser.add_argument("--runtime", type=Path, default=HERE / "node_modules/onnxruntime-web/dist", metavar="DIR",
+                        help="the dist folder of the npm package onnxruntime-web")  # fmt: skip
+    arguments = parser.parse_args()
+    if len({path.name for path in arguments.models}) < len(arguments.models):
+        parser.error("two models have the same file name; rename one.")
+    try:
+        metadata = [read_metadata(path) for path in arguments.models]
+        carried = next((found for found in metadata if RECIPE in found), None)
+        if carried is None:
+            parser.error(f"none of the models says how pictures are prepared for it ({RECIPE}).")
+        (arguments.output / "ort").mkdir(parents=True, exist_ok=True)
+        for name in RUNTIME:
+            shutil.copy(arguments.runtime / name, arguments.output / "ort")
+        for name in PAGE:
+            shutil.copy(HERE / name, arguments.output)
+        for path in arguments.models:
+            shutil.copy(path, arguments.output)
+    except OSError as error:
+        parser.error(f"{error.filename}: {error.strerror}" + ("; run npm install first." if error.errno == 2 else "."))
+    described = [
+        {
+            "name": path.stem,
+            "file": path.name,
+            "bytes": path.stat().st_size,
+            "recipe": json.loads(found.get(RECIPE, carried[RECIPE])),
+            "labels": json.loads(found.get(LABELS, carried.get(LABELS, "[]"))),
+        }
+        for path, found in zip(arguments.models, metadata, strict=True)
+    ]
+    (arguments.output / "models.json").write_text(json.dumps(described), encoding="utf-8")
+    print(f"python -m http.server --directory {arguments.output}")
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a model whose weights lie inside the file, as a browser needs them."""
+    model = onnx.load(path, load_external_data=False)
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise OSError(22, "its weights lie in a file of their own, which this page does not load", str(path))
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+if __name__ == "__main__":
+    main()
