@@ -15,77 +15,22 @@ in stretches of one unit; both streams of all images and one regressor are kept,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
-from jaxtyping import Float
 
-from corp_onnx.answers import tally_loss
-from corp_onnx.blocks import AttentionUnit, Blocks, Linear, MlpUnit, Residual
-from corp_onnx.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
+from corp_onnx.blocks import MlpUnit
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
-from corp_onnx.metrics import Tally
 from corp_onnx.moments import CrossMoments
 from corp_onnx.rewrite import AttentionChange, Changes, MlpChange
 from corp_onnx.rows import RowFinder
-from corp_onnx.runtime import open_session
 from corp_onnx.segments import Segment, open_segment
 from corp_onnx.solve.refit import REFIT_RIDGE, refit_linear
+from corp_onnx.stream import Arrays, Stop, StreamData, StreamWalk, advance, advance_dense, read_data, run_prefix
 from corp_onnx.sums import CrossSum
-
-SENSITIVITY_IMAGES = 16
-NOISE = 0.05
-"""Of the stream's root mean square: small enough that the answer moves linearly, far above float32 rounding."""
-
-Arrays = list[np.ndarray]
-"""One array a batch: a residual stream over all images."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Stop:
-    """One residual addition of the walk, and the product whose weight is refitted there."""
-
-    key: str
-    unit: AttentionUnit | MlpUnit
-    linear: Linear
-    regressor: str
-    residual: Residual
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StreamWalk:
-    """The stops of a model in order, or why there is no walk."""
-
-    stops: tuple[Stop, ...]
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Data:
-    """Batches of the model's own inputs with the number of real images in each."""
-
-    feeds: tuple[tuple[dict[str, np.ndarray], int], ...]
-    n_batch: int | None
-
-
-def find_walk(blocks: Blocks) -> StreamWalk:
-    """The residual additions in order; no walk where one of them is not an addition of the graph."""
-    stops: list[Stop] = []
-    for block in blocks.blocks:
-        attention, mlp = block.attention, block.mlp
-        if attention is not None and attention.out is not None and attention.out.residual is not None:
-            out = attention.out
-            assert out.residual is not None
-            stops.append(Stop(attention.key, attention, out.linear, out.linear.input, out.residual))
-        if mlp is not None:
-            stops.append(Stop(mlp.key, mlp, mlp.down, mlp.hidden, mlp.residual))
-    broken = [s for s in stops if s.residual.skip is None]
-    if broken:
-        return StreamWalk((), f"the residual addition of {broken[0].key} is inside a fused operator")
-    return StreamWalk(tuple(stops))
 
 
 def refit_changes(
@@ -112,19 +57,19 @@ def refit_changes(
         weights: of the token positions by stop, from `weigh_stops`; a stop without weighs all tokens alike.
         ridge: lambda relative to the mean diagonal of the regressor's covariance.
     """
-    data = _read_data(graph.model, images, batch_size, provider)
+    data = read_data(graph.model, images, batch_size, provider)
     cut = Model(pruned, graph.model.path, graph.model.sha256)
     refitted = dict(changes)
     before = walk.stops[0].residual.skip or ""
-    dense_stream = _run_prefix(graph, data, before, provider)
+    dense_stream = run_prefix(graph, data, before, provider)
     pruned_stream = list(dense_stream)
     for done, stop in enumerate(walk.stops, start=1):
-        dense_stream = _advance_dense(graph, data, dense_stream, before, stop.residual.stream, provider)
+        dense_stream = advance_dense(graph, data, dense_stream, before, stop.residual.stream, provider)
         step = _open_step(graph, cut, stop, before, data, provider)
         batches = step.run(pruned_stream)
         if batches is None:
             whole = open_segment(cut, graph.types, [before], [stop.residual.stream], provider=provider)
-            pruned_stream = _advance(whole, data, pruned_stream)
+            pruned_stream = advance(whole, data, pruned_stream)
         else:
             weight, bias = step.solve(batches, dense_stream, weights.get(stop.key), changes.get(stop.key), ridge)
             pruned_stream = step.advance(batches, weight, bias)
@@ -135,16 +80,7 @@ def refit_changes(
     return refitted
 
 
-def _advance_dense(graph: Graph, data: _Data, stream: Arrays, before: str, after: str, provider: str) -> Arrays:
-    return _advance(open_segment(graph.model, graph.types, [before], [after], provider=provider), data, stream)
-
-
-def _advance(segment: Segment, data: _Data, stream: Arrays) -> Arrays:
-    (before,), (after,) = segment.fed, segment.read
-    return [segment.run({before: h}, feeds)[after] for h, (feeds, _) in zip(stream, data.feeds, strict=True)]
-
-
-def _open_step(graph: Graph, cut: Model, stop: Stop, before: str, data: _Data, provider: str) -> _Step:
+def _open_step(graph: Graph, cut: Model, stop: Stop, before: str, data: StreamData, provider: str) -> _Step:
     residual, skip, product = stop.residual, stop.residual.skip or "", stop.linear.output or ""
     wanted = [stop.regressor, *([skip] if skip != before else [])]
     segment = open_segment(cut, graph.types, [before], wanted, provider=provider)
@@ -154,28 +90,6 @@ def _open_step(graph: Graph, cut: Model, stop: Stop, before: str, data: _Data, p
     scale = value.reshape(-1).astype(np.float32)
     scale = np.where(scale == 0, np.float32(1e-12), scale)
     return _Step(graph, stop, before, segment, data, scale, RowFinder(behind, product, skip, residual.stream, scale))
-
-
-def weigh_stops(
-    graph: Graph, walk: StreamWalk, images: Images, *, batch_size: int = 8, provider: str = "cpu"
-) -> dict[str, Float[np.ndarray, " n_tokens"]]:
-    """Weights of the token positions at every stop, from a few images through the dense model (see `weigh_tokens`).
-
-    A stop whose stream is not [images, tokens, d_model] gets none.
-    """
-    few = images.select(np.arange(min(SENSITIVITY_IMAGES, images.n_images)))
-    data = _read_data(graph.model, few, batch_size, provider)
-    before = walk.stops[0].residual.skip or ""
-    stream = _run_prefix(graph, data, before, provider)
-    weights: dict[str, np.ndarray] = {}
-    for stop in walk.stops:
-        after = stop.residual.stream
-        stream = _advance_dense(graph, data, stream, before, after, provider)
-        if stream[0].ndim == 3:
-            tail = open_segment(graph.model, graph.types, [after], [graph.outputs[0]], provider=provider)
-            weights[stop.key] = weigh_tokens(tail, stream, [f for f, _ in data.feeds], after)
-        before = after
-    return weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -195,7 +109,7 @@ class _Step:
     stop: Stop
     before: str
     segment: Segment
-    data: _Data
+    data: StreamData
     scale: np.ndarray
     finder: RowFinder
 
@@ -259,53 +173,3 @@ def _with_product(
         return MlpChange(kept, weight, bias)
     known = change if isinstance(change, AttentionChange) else AttentionChange()
     return replace(known, out_weight=weight, out_bias=bias)
-
-
-def _read_data(model: Model, images: Images, batch_size: int, provider: str) -> _Data:
-    inputs = read_inputs(open_session(model, provider=provider))
-    size = fixed_batch(inputs)
-    pieces = (
-        piece for batch in images.batches(size or batch_size) for piece in split_feeds(bind_feeds(batch, inputs), size)
-    )
-    return _Data(tuple(pieces), size)
-
-
-def _run_prefix(graph: Graph, data: _Data, tensor: str, provider: str) -> Arrays:
-    """The first stream of the walk: what the embedding gives."""
-    prefix = open_segment(graph.model, graph.types, [], [tensor], provider=provider)
-    return [prefix.run({}, feeds)[tensor] for feeds, _ in data.feeds]
-
-
-def weigh_tokens(
-    tail: Segment, stream: Sequence[np.ndarray], feeds: Sequence[Mapping[str, np.ndarray]], tensor: str
-) -> Float[np.ndarray, " n_tokens"]:
-    """sqrt of the loss that noise of a given energy on one token position causes, relative to that of a patch token.
-
-    No gradients: the first positions (class and distillation tokens stand there) are disturbed one by one, the rest
-    together. Values below 1 are raised to 1; a model without special tokens gets ones.
-    """
-    rng = np.random.default_rng(0)
-    n_tokens = stream[0].shape[1]
-    n_special = min(2, n_tokens - 1)
-    groups = [np.array([i]) for i in range(n_special)] + [np.arange(n_special, n_tokens)]
-    losses = np.zeros(len(groups))
-    output = tail.read[0]
-    for h, given in zip(stream, feeds, strict=True):
-        base = tail.run({tensor: h}, given)[output].astype(np.float64)
-        noise = NOISE * float(np.sqrt(np.mean(np.square(h)))) * rng.standard_normal(h.shape, dtype=np.float32)
-        for i, positions in enumerate(groups):
-            disturbed = h.copy()
-            disturbed[:, positions] += noise[:, positions]
-            tally = Tally()
-            tally.add(tail.run({tensor: disturbed}, given)[output].astype(np.float64), None, base)
-            losses[i] += tally_loss(tally) / len(positions)
-    weights = np.ones(n_tokens, dtype=np.float32)
-    if losses[-1] > 0:
-        weights[:n_special] = np.maximum(1.0, np.sqrt(losses[:-1] / losses[-1]))
-    elif n_special:
-        weights[:n_special] = np.where(losses[:-1] > 0, MAX_TOKEN_WEIGHT, 1.0)
-    return np.minimum(weights, MAX_TOKEN_WEIGHT)
-
-
-MAX_TOKEN_WEIGHT = 100.0
-"""Behind the last attention only the class token counts and the ratio is infinite; patches still stay in the fit."""

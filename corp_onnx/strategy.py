@@ -33,10 +33,12 @@ from corp_onnx.errors import OptionError
 from corp_onnx.graph import count_parameters
 from corp_onnx.plan import Cut, gather_changes, kept_width, plan_paper
 from corp_onnx.probe import count_macs
-from corp_onnx.refit import StreamWalk, find_walk, refit_changes, weigh_stops
+from corp_onnx.refit import refit_changes
 from corp_onnx.rewrite import apply_changes
 from corp_onnx.settings import Budget, PruneSettings
 from corp_onnx.situation import Outcome, Situation
+from corp_onnx.stream import StreamWalk, find_walk
+from corp_onnx.token_weights import weigh_stops
 
 PROBE_IMAGES = 64
 """Calibration images for the probes: their KL ranks units, which needs fewer images than measuring accuracy."""

@@ -12,10 +12,12 @@ from samples import FIXED, OPERATOR, write_photos
 
 from corp_onnx.images import open_images
 from corp_onnx.recipe import find_recipe
-from corp_onnx.refit import find_walk, refit_changes, weigh_stops, weigh_tokens
+from corp_onnx.refit import refit_changes
 from corp_onnx.rewrite import AttentionChange, MlpChange, apply_changes
 from corp_onnx.runtime import open_tapped
 from corp_onnx.segments import open_segment
+from corp_onnx.stream import find_walk
+from corp_onnx.token_weights import weigh_stops, weigh_tokens
 from corp_onnx.verify import identity_changes
 
 LAYER_SCALE = "timm_deit3_ts17_fused"

@@ -12,11 +12,12 @@ from corp_onnx.blocks import find_blocks
 from corp_onnx.graph import Graph
 from corp_onnx.model import Model, load_model
 from corp_onnx.probe import probe_graph
-from corp_onnx.refit import Stop, find_walk, refit_changes
+from corp_onnx.refit import refit_changes
 from corp_onnx.rewrite import AttentionChange, MlpChange
 from corp_onnx.rows import RowFinder
 from corp_onnx.runtime import open_tapped, random_feeds
 from corp_onnx.segments import open_segment
+from corp_onnx.stream import Stop, find_walk
 
 NAMES = [
     "timm_vit_ts17_fused",  # rows as they are
