@@ -10,6 +10,7 @@ its rows. Prints a Markdown table with mean and half the range over the seeds, t
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from corp_onnx.best import BestSettings
 from corp_onnx.blocks import find_blocks
 from corp_onnx.calibrate import choose_units, collect_moments
 from corp_onnx.graph import Graph, input_dims, load_model
-from corp_onnx.images import open_images, split_holdout
+from corp_onnx.images import ImageSet, open_images, split_holdout
 from corp_onnx.plan import Cut
 from corp_onnx.probe import count_macs, probe_graph
 from corp_onnx.recipe import find_recipe
@@ -52,6 +53,9 @@ def main() -> None:
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.617, 0.8, 0.9])
+    parser.add_argument(
+        "--images", type=int, nargs="+", help="calibrate on so many of them; default all but one eighth"
+    )
     parser.add_argument("--ablations", action="store_true", help="at the first budget, one ingredient off at a time")
     args = parser.parse_args()
 
@@ -61,9 +65,10 @@ def main() -> None:
     judge = prepare_quiz(graph.model, val, batch_size=16)
     labels = np.concatenate([b.labels for b in val.batches(64) if b.labels is not None])
     rows: dict[str, list[Row]] = defaultdict(list)
-    for seed in args.seeds:
-        situation = _situation(graph, open_images(args.calib, recipe), seed)
-        for name, outcome in _outcomes(situation, args.budgets, args.ablations and seed == args.seeds[0]):
+    for seed, n_images in itertools.product(args.seeds, args.images or [None]):
+        situation = _situation(graph, open_images(args.calib, recipe), seed, n_images)
+        for row, outcome in _outcomes(situation, args.budgets, args.ablations and seed == args.seeds[0]):
+            name = f"{row}, {n_images} images" if n_images else row
             proto = apply_changes(graph, situation.blocks, outcome.changes, {})
             rows[name].append(_measure(graph, proto, judge, labels))
             print(f"seed {seed}: {name}: {rows[name][-1]}", flush=True)
@@ -74,10 +79,13 @@ def main() -> None:
         print(f"| {name} | {' | '.join(cells)} | {len(found)} |")
 
 
-def _situation(graph: Graph, images, seed: int) -> Situation:
+def _situation(graph: Graph, images: ImageSet, seed: int, n_images: int | None = None) -> Situation:
     blocks = find_blocks(graph)
     units = choose_units(blocks, vo=True)
     calibration, held_out = split_holdout(images, 0.125, seed)
+    if n_images is not None:
+        drawn = np.random.default_rng(seed).permutation(calibration.n_images)[:n_images]
+        calibration = calibration.select(np.sort(drawn))
     moments = collect_moments(graph, units, calibration)
     return Situation(graph, blocks, units, moments, calibration, held_out, 8, "cpu", seed)
 
