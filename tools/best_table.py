@@ -53,9 +53,7 @@ def main() -> None:
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.617, 0.8, 0.9])
-    parser.add_argument(
-        "--images", type=int, nargs="+", help="calibrate on so many of them; default all but one eighth"
-    )
+    parser.add_argument("--images", type=int, nargs="+", help="calibrate on so many; default: seven eighths")
     parser.add_argument("--ablations", action="store_true", help="at the first budget, one ingredient off at a time")
     args = parser.parse_args()
 
