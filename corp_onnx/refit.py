@@ -8,15 +8,17 @@ W and b are solved so that the pruned unit, fed with h', brings the stream back 
 
     minimise  E w |W z' + b - (h_after - skip') / scale|^2 + lambda |W - W_0|^2
 
-with W_0 the one-shot solution, lambda relative to the mean diagonal, w a weight of the token's position: the share of
-its position in the sensitivity of the answers (`weigh_tokens`). DESIGN section 4. Cost: two passes over the images
-in stretches of one unit; both streams of all images and one regressor are kept, 4 bytes a number.
+with W_0 the one-shot solution, lambda chosen for every product by cross-validation over the images, w a weight of the
+token's position: the share of its position in the sensitivity of the answers (`weigh_tokens`). DESIGN section 4. Cost:
+two passes over the images in stretches of one unit; both streams of all images and one regressor are kept, 4 bytes a
+number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 import onnx
@@ -24,13 +26,16 @@ import onnx
 from corp_onnx.blocks import MlpUnit
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
-from corp_onnx.moments import CrossMoments
+from corp_onnx.moments import CrossMoments, merge_moments
 from corp_onnx.rewrite import AttentionChange, Changes, MlpChange
 from corp_onnx.rows import RowFinder
 from corp_onnx.segments import Segment, open_segment
-from corp_onnx.solve.refit import REFIT_RIDGE, refit_linear
+from corp_onnx.solve.refit import choose_ridge, refit_linear
 from corp_onnx.stream import Arrays, Stop, StreamData, StreamWalk, advance, advance_dense, read_data, run_prefix
 from corp_onnx.sums import CrossSum
+
+N_FOLDS = 4
+"""Of the batches, to choose the ridge by."""
 
 
 def refit_changes(
@@ -41,7 +46,7 @@ def refit_changes(
     images: Images,
     weights: Mapping[str, np.ndarray],
     *,
-    ridge: float = REFIT_RIDGE,
+    ridge: float | None = None,
     batch_size: int = 8,
     provider: str = "cpu",
     progress: Callable[[str, int, int], None] | None = None,
@@ -55,7 +60,8 @@ def refit_changes(
         pruned: the model rewritten with `changes`.
         images: the calibration images.
         weights: of the token positions by stop, from `weigh_stops`; a stop without weighs all tokens alike.
-        ridge: lambda relative to the mean diagonal of the regressor's covariance.
+        ridge: lambda relative to the mean diagonal of the regressor's covariance; None chooses it for every stop by
+            cross-validation over the images.
     """
     data = read_data(graph.model, images, batch_size, provider)
     cut = Model(pruned, graph.model.path, graph.model.sha256)
@@ -132,18 +138,20 @@ class _Step:
         return ran
 
     def solve(
-        self, batches: list[_Ran], dense_stream: Arrays, weights: np.ndarray | None, change: object, ridge: float
+        self, batches: list[_Ran], dense_stream: Arrays, weights: np.ndarray | None, change: object, ridge: float | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The refitted weight and bias."""
         prior, _ = current_product(self.graph, self.stop, change)
-        sums = CrossSum(prior.shape[1], prior.shape[0], f"tensor '{self.stop.regressor}' ({self.stop.key})")
-        for ran, dense in zip(batches, dense_stream, strict=True):
+        name = f"tensor '{self.stop.regressor}' ({self.stop.key})"
+        sums = [CrossSum(prior.shape[1], prior.shape[0], name) for _ in range(min(N_FOLDS, len(batches)))]
+        for i, (ran, dense) in enumerate(zip(batches, dense_stream, strict=True)):
             target = ((dense - ran.skip) / self.scale).reshape(len(ran.z), -1)
             n_kept = len(ran.z) if self.data.n_batch is None else len(ran.z) * ran.n_real // self.data.n_batch
             of_rows = None if weights is None else np.tile(weights, n_kept // len(weights))
-            sums.update(ran.z[:n_kept], target[:n_kept], of_rows)
-        moments: CrossMoments = sums.result()
-        solved = refit_linear(moments, prior, ridge)
+            sums[i % len(sums)].update(ran.z[:n_kept], target[:n_kept], of_rows)
+        folds: list[CrossMoments] = [part.result() for part in sums]
+        moments = reduce(merge_moments, folds)
+        solved = refit_linear(moments, prior, choose_ridge(folds, prior) if ridge is None else ridge)
         return solved.weight, solved.bias
 
     def advance(self, batches: list[_Ran], weight: np.ndarray, bias: np.ndarray) -> Arrays:

@@ -7,7 +7,7 @@ import pytest
 
 from corp_onnx.errors import OptionError
 from corp_onnx.moments import CrossMoments
-from corp_onnx.solve.refit import measure_fit_error, refit_linear
+from corp_onnx.solve.refit import REFIT_RIDGE, RIDGE_LADDER, choose_ridge, measure_fit_error, refit_linear
 
 
 def make_problem(seed: int, n_tokens: int = 60):
@@ -79,3 +79,37 @@ def test_the_measured_error_is_that_of_the_tokens():
         expected = p @ np.square(y - z @ solution.weight.T - solution.bias).sum(axis=1)
         expected /= p @ np.square(y - p @ y).sum(axis=1)
         assert measure_fit_error(solution, moments_of(z, y, w)) == pytest.approx(expected, rel=1e-9)
+
+
+def naive_error(parts, prior, ridge) -> float:
+    """Leave one part out, fit the rest, weighted error on the part."""
+    total = 0.0
+    for held in range(len(parts)):
+        z, y, w = (np.concatenate([p[i] for j, p in enumerate(parts) if j != held]) for i in range(3))
+        weight, bias = naive_refit(z, y, w, prior, ridge)
+        z, y, w = parts[held]
+        spread = y - np.average(y, axis=0, weights=w)
+        total += (w @ np.square(y - z @ weight.T - bias)).sum() / (w @ np.square(spread)).sum()
+    return total
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3, 3.0, 30.0, 300.0])
+def test_the_ridge_is_that_of_least_cross_validated_error(noise):
+    """Few rows for five regressors: the noisier the target, the nearer to the prior."""
+    rng = np.random.default_rng(7)
+    truth = rng.normal(size=(3, 5))
+    prior = truth + 0.3 * rng.normal(size=truth.shape)
+    parts = []
+    for _ in range(3):
+        z = rng.normal(size=(6, 5))
+        parts.append((z, z @ truth.T + noise * rng.normal(size=(6, 3)), rng.uniform(1, 9, size=6)))
+    errors = [naive_error(parts, prior, ridge) for ridge in RIDGE_LADDER]
+    chosen = choose_ridge([moments_of(*part) for part in parts], prior)
+    assert chosen == RIDGE_LADDER[int(np.argmin(errors))]
+    assert noise > 0 or chosen == RIDGE_LADDER[0]
+    assert noise < 300 or chosen == RIDGE_LADDER[-1]
+
+
+def test_without_anything_to_choose_by_the_ridge_is_the_default():
+    z, y, w, prior = make_problem(0)
+    assert choose_ridge([moments_of(z, y, w)], prior) == REFIT_RIDGE
