@@ -84,7 +84,7 @@ def _situation(graph: Graph, images: ImageSet, seed: int, n_images: int | None =
     if n_images is not None:
         drawn = np.random.default_rng(seed).permutation(calibration.n_images)[:n_images]
         calibration = calibration.select(np.sort(drawn))
-    moments = collect_moments(graph, units, calibration)
+    moments = collect_moments(graph, units, calibration, n_image_grams=BestSettings(qk="per-image").n_image_grams)
     return Situation(graph, blocks, units, moments, calibration, held_out, 8, "cpu", seed)
 
 
@@ -109,6 +109,7 @@ def _ablations(situation: Situation, search: BestSearch, budget: float):
         "uniform widths": replace(search.settings, allocate="uniform"),
         "energy order": replace(search.settings, rank="energy"),
         "paper's queries and keys": replace(search.settings, qk="sylvester"),
+        "queries and keys per image": replace(search.settings, qk="per-image"),
         "equal heads": replace(search.settings, equal_heads=True),
         "aligned to 16": replace(search.settings, align=16),
     }
