@@ -36,15 +36,31 @@ def protect_model(model: Model, destinations: Mapping[str, Path], output: Path) 
     """
     if output.suffix.lower() != SUFFIX:
         raise OutputError(f"{output}: the new model needs a name that ends in {SUFFIX}; give another -o.")
-    stored = [t for t in model.proto.graph.initializer if external_data_helper.uses_external_data(t)]
-    beside = {external_data_helper.ExternalDataInfo(t).location for t in stored}
-    own = {os.path.realpath(path): path for path in (model.path, *(model.folder / name for name in beside))}
+    protect_source(model, destinations)
+    data = output.with_name(f"{output.name}.data")
+    if os.path.realpath(data) in _list_own_files(model):
+        raise OutputError(f"{data}: holds the weights of the model and would be replaced; give another -o.")
+
+
+def protect_source(model: Model, destinations: Mapping[str, Path]) -> None:
+    """Refuse destinations that are the model or its external data.
+
+    Args:
+        destinations: every file to be written, by the option that names it.
+
+    Raises:
+        OutputError: says which option to change.
+    """
+    own = _list_own_files(model)
     for option, path in destinations.items():
         if os.path.realpath(path) in own:
             raise OutputError(f"{path}: is the model itself; give another {option}.")
-    data = output.with_name(f"{output.name}.data")
-    if beside and os.path.realpath(data) in own:
-        raise OutputError(f"{data}: holds the weights of the model and would be replaced; give another -o.")
+
+
+def _list_own_files(model: Model) -> set[str]:
+    stored = [t for t in model.proto.graph.initializer if external_data_helper.uses_external_data(t)]
+    beside = {external_data_helper.ExternalDataInfo(t).location for t in stored}
+    return {os.path.realpath(path) for path in (model.path, *(model.folder / name for name in beside))}
 
 
 def require_finite_weights(graph: Graph, blocks: Blocks) -> None:

@@ -23,6 +23,7 @@ from corp_onnx.deploy.cuda import device_name
 from corp_onnx.deploy.tensorrt import Progress, build_plan, import_tensorrt, load_plan
 from corp_onnx.deploy.trtexec import Summary, find_trtexec, list_arguments, probe_version, run_trtexec
 from corp_onnx.errors import OutputError
+from corp_onnx.preflight import protect_source
 from corp_onnx.results import Environment, describe_environment, to_json
 from corp_onnx.staging import check_destination, staged_files, write_text
 
@@ -142,9 +143,10 @@ def build_engine(
     check_destination(description_path(output), force=force)
     _require_own_place(settings, output)
     tool = None if trtexec is False else find_trtexec(None if trtexec is True else trtexec)
-    if tool is None:
-        import_tensorrt()  # before anything is read
     source = read_source(model)
+    _protect_source(source, settings, output)
+    if tool is None:
+        import_tensorrt()  # before a model with dynamic axes is run
     shapes = plan_shapes(source, settings)
     start = time.perf_counter()
     with _staged_cache(settings) as cache, staged_files({"-o": output}, force=force) as (path,):
@@ -162,6 +164,13 @@ def _require_own_place(settings: EngineSettings, output: Path) -> None:
         taken = {os.path.realpath(path) for path in (output, description_path(output))}
         if os.path.realpath(settings.timing_cache) in taken:
             raise OutputError(f"{settings.timing_cache}: --timing-cache and -o name the same file; give each its own.")
+
+
+def _protect_source(source: Source, settings: EngineSettings, output: Path) -> None:
+    protect_source(source.model, {"-o": output})
+    protect_source(source.model, {"-o": description_path(output)})
+    if settings.timing_cache is not None:
+        protect_source(source.model, {"--timing-cache": settings.timing_cache})
 
 
 @contextmanager

@@ -28,10 +28,10 @@ def read_engine(path: Path) -> EngineSubject:
         MissingExtraError: TensorRT, CUDA's bindings or a GPU is not there.
         ModelError: there is no such file, or it is no engine of this TensorRT and GPU.
     """
-    trt = import_tensorrt()
-    import_cuda()
     if not path.is_file():
         raise ModelError(f"{path}: no such file. Give the path of an engine, as `corp-onnx engine` writes it.")
+    trt = import_tensorrt()
+    import_cuda()
     engine = load_plan(path.read_bytes(), path)
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]

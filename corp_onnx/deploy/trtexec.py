@@ -72,7 +72,7 @@ def find_trtexec(path: Path | None) -> Path:
         candidate = path / NAME if path.is_dir() else path
         if not candidate.is_file():
             raise MissingExtraError(f"{candidate}: there is no trtexec; give the path of TensorRT's command-line tool.")
-        return candidate
+        return candidate.absolute()  # a bare name would be looked for on PATH
     found = shutil.which(NAME)
     candidates = [Path(found)] if found else [place / NAME for place in USUAL_PLACES]
     for candidate in candidates:

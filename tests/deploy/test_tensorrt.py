@@ -188,6 +188,25 @@ class TestFailures:
         settings = EngineSettings(timing_cache=folder / name)
         self.refuse(folder, OutputError, "--timing-cache and -o name the same file", "vit.onnx", settings=settings)
 
+    @pytest.mark.usefixtures("library")
+    @pytest.mark.parametrize("path", ["ext.onnx", "timm_vit_ts17_external.onnx.data"])
+    def test_the_source_is_not_overwritten(self, path: str, folder: Path) -> None:
+        source = fixture_path("timm_vit_ts17_external")
+        shutil.copy(source, folder / "ext.onnx")
+        shutil.copy(f"{source}.data", folder)
+        before = (folder / path).read_bytes()
+        sentence = rf"{path}: is the model itself; give another "
+        self.refuse(folder, OutputError, f"{sentence}-o", "ext.onnx", path, force=True)
+        settings = EngineSettings(timing_cache=Path(path))
+        self.refuse(folder, OutputError, f"{sentence}--timing-cache", "ext.onnx", "e.plan", settings=settings)
+        assert (folder / path).read_bytes() == before
+
+    def test_the_file_is_read_before_an_extra_is_asked_for(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "tensorrt", None)
+        self.refuse(folder, ModelError, "no such file", "nothing.onnx")
+        with pytest.raises(ModelError, match=r"no\.plan: no such file"):
+            bench_models(["no.plan"])
+
     def test_the_parser_refuses(self, folder: Path, library: Any) -> None:
         name = "handmade_ms_attention"
         sentence = (

@@ -14,7 +14,7 @@ from samples import FIXED, OPERATOR, TEXT, fixture_path, listing
 from corp_onnx.cli import main
 from corp_onnx.deploy.blueprint import EngineSettings, plan_shapes, read_source
 from corp_onnx.deploy.engine import build_engine
-from corp_onnx.deploy.trtexec import USUAL_PLACES, find_trtexec, list_arguments, parse_output
+from corp_onnx.deploy.trtexec import USUAL_PLACES, find_trtexec, list_arguments, parse_output, probe_version
 from corp_onnx.errors import CheckFailedError, MissingExtraError, OptionError
 
 MEASURED = """\
@@ -148,6 +148,14 @@ class TestTool:
         write_tool(tmp_path, "101600")
         assert find_trtexec(None) == tmp_path / "trtexec"
         assert Path("/usr/src/tensorrt/bin") in USUAL_PLACES  # NVIDIA's Debian packages and containers
+
+    def test_a_relative_path_is_not_looked_for_on_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_tool(tmp_path / "other", "110400")
+        write_tool(tmp_path, "101600")
+        monkeypatch.setenv("PATH", str(tmp_path / "other"))
+        monkeypatch.chdir(tmp_path)
+        for path in (Path("trtexec"), Path()):
+            assert probe_version(find_trtexec(path)) == 10
 
     def test_a_file_that_is_no_program(self, tmp_path: Path) -> None:
         (tmp_path / "trtexec").touch()
