@@ -20,6 +20,7 @@ from corp_onnx.recipe import METADATA_KEY
 
 LABELS_FILE = "labels.txt"
 DEFAULT_MAX_BATCH = 8
+ENGINE_CACHE = "/tmp/corp-onnx-engines"
 
 PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
 """Triton's names; its Python backend has none."""
@@ -65,7 +66,7 @@ class TritonSettings:
     instances: int = 1
     labels: Path | None = None
     accelerator: Literal["fp32", "fp16"] | None = None
-    engine_cache: str = "/tmp/corp-onnx-engines"
+    engine_cache: str = ENGINE_CACHE
     like: Path | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +82,8 @@ class TritonSettings:
             raise OptionError("--tensorrt-accelerator is a part of --backend onnxruntime --device gpu; give both.")
         if self.like is not None and self.backend != "tensorrt":
             raise OptionError("--like is the file that an engine was built from; it needs --backend tensorrt.")
+        if self.engine_cache != ENGINE_CACHE and self.accelerator is None:
+            raise OptionError("--engine-cache is where --tensorrt-accelerator keeps its engines; give both or neither.")
 
 
 def import_schema() -> Any:

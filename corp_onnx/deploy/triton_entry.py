@@ -18,6 +18,7 @@ from corp_onnx.deploy.triton_config import (
     MODEL_PROGRAM,
     PLATFORMS,
     TritonSettings,
+    import_schema,
     make_config,
     parse_config,
 )  # fmt: skip
@@ -123,11 +124,19 @@ def _agree(found: Sequence[Interface], files: Sequence[Path]) -> Interface:
     recipe = next((f.recipe for f in found if f.carries_recipe), found[0].recipe)
     labels = next((f.labels for f in found if f.labels), ())
     for other, path in zip(found, files, strict=True):
-        _require_equal("takes or gives", (found[0].inputs, found[0].outputs), (other.inputs, other.outputs), path)
+        _require_equal("takes or gives", _signature(found[0]), _signature(other), path)
         _require_equal("prepares photographs by", recipe, other.recipe if other.carries_recipe else recipe, path)
         _require_equal("names classes as", labels, other.labels or labels, path)
     bounds = [f.max_batch for f in found if f.max_batch is not None]
     return replace(found[0], recipe=recipe, labels=labels, max_batch=min(bounds, default=None))
+
+
+def _signature(found: Interface) -> str:
+    inputs, outputs = (
+        ", ".join(f"{t.name} {t.dtype} [{', '.join('?' if a is None else str(a) for a in t.shape)}]" for t in tensors)
+        for tensors in (found.inputs, found.outputs)
+    )
+    return f"{inputs} -> {outputs}"
 
 
 def _require_equal(what: str, first: object, other: object, path: Path) -> None:
@@ -182,7 +191,7 @@ def _read_alike(path: Path, config: Any, labels: tuple[str, ...]) -> tuple[str, 
     found = read_interface(path)
     same = TritonSettings(max_batch=config.max_batch_size or None if found.is_batched else None)
     new = make_config(config.name, found, (), same, path)
-    _require_equal("takes or gives", _tensors(config), _tensors(new), path)
+    _require_equal("takes or gives", _served_signature(config), _served_signature(new), path)
     if found.carries_recipe and METADATA_KEY in config.parameters:
         served = Recipe.from_json(config.parameters[METADATA_KEY].string_value)
         _require_equal("prepares photographs by", served, found.recipe, path)
@@ -197,8 +206,13 @@ def _beside(found: Interface, path: Path) -> tuple[str, ...]:
     return found.beside
 
 
-def _tensors(config: Any) -> list[tuple[Any, ...]]:
-    return [(t.name, t.data_type, tuple(t.dims)) for t in (*config.input, *config.output)]
+def _served_signature(config: Any) -> str:
+    type_name = import_schema().DataType.Name
+    inputs, outputs = (
+        ", ".join(f"{t.name} {type_name(t.data_type).removeprefix('TYPE_')} {list(t.dims)}" for t in tensors)
+        for tensors in (config.input, config.output)
+    )
+    return f"{inputs} -> {outputs}"
 
 
 def _require_suffix(path: Path, backend: str) -> None:
