@@ -165,6 +165,9 @@ def _report(
 
 def _check_calibration(settings: ConvertSettings, calib: Path | None) -> None:
     needs = settings.target == "int8-static" or settings.keep_float > 0
+    fresh = ConvertSettings(settings.target)
+    if calib is None and not needs and (settings.limit, settings.seed) != (fresh.limit, fresh.seed):
+        raise OptionError("--limit and --seed draw calibration images, and no --calib is given; leave them out.")
     if needs and calib is None:
         option = "--int8 static" if settings.target == "int8-static" else "--keep-float"
         raise OptionError(f"{option} measures on images: give --calib, a folder of a few hundred unlabelled ones.")

@@ -205,6 +205,8 @@ class TestRefusals:
             (replace(DYNAMIC, keep_float=1), False, r"--keep-float measures on images: give --calib"),
             (DYNAMIC, True, r"--calib is for --int8 static and --keep-float"),
             (replace(DYNAMIC, keep_float=9), True, r"--keep-float 9 leaves nothing to quantise; the model has 9"),
+            (replace(DYNAMIC, limit=9), False, r"--limit and --seed draw calibration images, and no --calib"),
+            (replace(FP16, seed=1), False, r"--limit and --seed draw calibration images, and no --calib"),
             (replace(FP16, preprocessing=replace(FP16.preprocessing, resize=9)), False, r"--resize says how images"),
         ],
     )

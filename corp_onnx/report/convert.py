@@ -48,10 +48,10 @@ def _describe_kept(result: ConvertResult) -> list[str]:
 def _describe_comparison(result: ConvertResult) -> str:
     found = result.comparison
     far = f"answers off by at most {found.max_difference:.2%} of the largest"
-    if found.agreement is None or found.kl is None:
-        rows = "rows of noise" if found.data == "noise" else "images"
-        return f"on {found.n_images} {rows}: {far}"
-    return (
-        f"on {found.n_images} images: agreement {found.agreement:.1%} ± {found.agreement_error or 0:.1%}, "
-        f"KL {found.kl:.4f}, {far}"
+    plural = "" if found.n_images == 1 else "s"
+    data = (
+        f"on {found.n_images} row{plural} of noise" if found.data == "noise" else f"on {found.n_images} image{plural}"
     )
+    if found.agreement is None or found.kl is None:
+        return f"{data}: {far}"
+    return f"{data}: agreement {found.agreement:.1%} ± {found.agreement_error or 0:.1%}, KL {found.kl:.4f}, {far}"

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from samples import OPERATOR, fixture_path, listing, write_photos
+from samples import FIXED, OPERATOR, fixture_path, listing, write_photos
 
 from corp_onnx.cli import main
 from corp_onnx.convert import ConvertSettings, convert_model
@@ -53,6 +53,12 @@ def test_fp16_in_words(capfd: Run) -> None:
     assert (
         "float16, inputs and outputs float16\n  float32: 5 LayerNormalization\non 4 rows of noise: answers off" in out
     )
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_fixed_batch_of_one_is_one_row(capfd: Run) -> None:
+    assert main(["convert", str(fixture_path(FIXED)), "--fp16", "-o", "a.onnx"]) == 0
+    assert "\non 1 row of noise: answers off by" in capfd.readouterr().out
 
 
 @pytest.mark.usefixtures("folder")
