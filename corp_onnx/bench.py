@@ -28,6 +28,9 @@ DEFAULT_BATCHES = (1, 8)
 DEFAULT_PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino")
 """Measured where they are there and nobody says which."""
 
+MAX_THREADS = 1024
+"""ONNX Runtime starts as many as it is told, and a slip of the finger takes the memory of the machine."""
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -151,6 +154,8 @@ def _check_numbers(n_models: int, batches: Sequence[int], threads: int | None) -
         check_batch_size(batch)
     if threads is not None and threads < 1:
         raise OptionError(f"--threads must be at least 1; found {threads}.")
+    if threads is not None and threads > MAX_THREADS:
+        raise OptionError(f"--threads must be at most {MAX_THREADS}; found {threads}.")
 
 
 def _open_all(group: Sequence[Subject], provider: str, threads: int | None, notes: list[str] | None) -> list[Opened]:

@@ -107,7 +107,7 @@ def open_session(
         if not _is_bfloat16(path):
             raise
     loaded = load_model(path)
-    return start_session(loaded.proto, loaded, provider, threads)
+    return start_session(loaded.proto, loaded, provider, threads, config)
 
 
 def _is_bfloat16(path: Path) -> bool:
@@ -221,7 +221,13 @@ def open_extended(
     return start_session(light, model, provider, threads)
 
 
-def start_session(proto: onnx.ModelProto, model: Model, provider: str = "cpu", threads: int | None = None) -> Any:
+def start_session(
+    proto: onnx.ModelProto,
+    model: Model,
+    provider: str = "cpu",
+    threads: int | None = None,
+    config: Mapping[str, str] | None = None,
+) -> Any:
     """A session of a graph in memory that was made from `model`; its external weights are found beside that.
 
     Raises:
@@ -234,7 +240,7 @@ def start_session(proto: onnx.ModelProto, model: Model, provider: str = "cpu", t
                 f"{model.path}: bfloat16 models run as float32 here, and this one then has {proto.ByteSize() >> 20} "
                 f"MiB, more than the {MAX_PROTO_BYTES >> 20} that fit. Convert it to float16 or float32 first."
             )
-    options = _options(threads)
+    options = _options(threads, config)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
     return _start(proto.SerializeToString(), options, provider, str(model.path))
 

@@ -198,6 +198,7 @@ class TestRefused:
             ({"batches": []}, "give at least one batch size"),
             ({"batches": [0]}, "batch size must be at least 1, found 0"),
             ({"threads": 0}, "--threads must be at least 1; found 0"),
+            ({"threads": 1_000_000}, "--threads must be at most 1024; found 1000000"),
             ({"providers": ["npu"]}, "provider 'npu' is not available here; this onnxruntime has: cpu"),
             ({"providers": []}, "no provider: give one or more of cpu, cuda"),
         ],

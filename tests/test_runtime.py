@@ -85,6 +85,12 @@ class TestOpen:
         assert np.isfinite(found).all()
         assert np.ptp(found) > 0.1
 
+    @pytest.mark.parametrize("name", ["timm_vit_ts17_bf16", "timm_vit_ts17_fused"])
+    def test_configuration_reaches_the_session(self, name: str) -> None:
+        entry = "session.force_spinning_stop"
+        options = open_session(fixture_path(name), config={entry: "1"}).get_session_options()
+        assert options.get_session_config_entry(entry) == "1"
+
     def test_twin_that_is_too_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(runtime, "MAX_PROTO_BYTES", 1000)
         with pytest.raises(ModelError, match="Convert it to float16 or float32 first"):
