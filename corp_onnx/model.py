@@ -119,7 +119,7 @@ def _require_external_data(proto: onnx.ModelProto, path: Path) -> None:
             if not (path.parent / info.location).is_file():
                 raise ModelError(
                     f"{path}: weight '{tensor.name}' is stored in '{info.location}', which is not beside the model. "
-                    f"Copy that file to {path.parent}."
+                    f"Copy that file to {path.parent.absolute()}."
                 )
 
 

@@ -116,7 +116,10 @@ class TestModel:
 
     def test_external_weights_are_missing(self, folder: Path, capfd: Run) -> None:
         shutil.copy(fixture_path("timm_vit_ts17_external"), "m.onnx")
-        sentence = r"stored in 'timm_vit_ts17_external\.onnx\.data', which is not beside the model"
+        sentence = (
+            r"stored in 'timm_vit_ts17_external\.onnx\.data', which is not beside the model\. "
+            rf"Copy that file to {re.escape(str(folder))}\.\n"
+        )
         refuse(prune("m.onnx"), 2, sentence, capfd, folder)
 
     @pytest.mark.parametrize("shape", [(20, 24), (24, 20), (20, 60), (24,), (10, 20), (1, 17, 20)])
