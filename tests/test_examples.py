@@ -24,6 +24,8 @@ from corp_onnx.recipe import Recipe, crop_image, normalize_crops
 
 CLASSIFY = ROOT / "examples" / "onnxruntime" / "classify.py"
 CLIENT = ROOT / "examples" / "triton" / "client.py"
+BUILD = ROOT / "examples" / "web" / "build.py"
+PAGES = [p for p in sorted((ROOT / "examples").rglob("*.md")) if "node_modules" not in p.parts]
 
 
 def load_program(path: Path) -> ModuleType:
@@ -103,6 +105,26 @@ def test_classify_explains_itself(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+def test_a_web_page_is_put_together(tmp_path: Path) -> None:
+    """Beside a model that lies there already, too; the runtime's files are stood in for."""
+    (tmp_path / "dist").mkdir()
+    for name in ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"):
+        (tmp_path / "dist" / name).touch()
+    (tmp_path / "site").mkdir()
+    model = tmp_path / "site" / "demo.onnx"
+    model.write_bytes(DEMO.read_bytes())
+    options = ("-o", tmp_path / "site", "--runtime", tmp_path / "dist")
+    done = run_program(BUILD, model, *options)
+    assert done.returncode == 0, done.stderr
+    (described,) = json.loads((tmp_path / "site" / "models.json").read_text(encoding="utf-8"))
+    assert (described["name"], described["file"]) == ("demo", "demo.onnx")
+    (tmp_path / "notes.onnx").write_text("no model")
+    done = run_program(BUILD, tmp_path / "notes.onnx", *options)
+    assert done.returncode == 2
+    assert "notes.onnx: is no ONNX file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_command_of_the_page_prints_what_it_shows() -> None:
     """Shares differ by machine in their last digit; the names and their order do not."""
     text = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
@@ -111,7 +133,7 @@ def test_the_command_of_the_page_prints_what_it_shows() -> None:
     assert [line.split()[-1] for line in done.stdout.splitlines()] == [line.split()[-1] for line in shown.splitlines()]
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "examples").rglob("*.md")), ids=lambda page: page.parent.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
 def test_commands_of_the_pages_exist(page: Path) -> None:
     """The options of every `corp-onnx` and `client.py` line, and every file that a page links to."""
     text = page.read_text(encoding="utf-8")

@@ -11,11 +11,13 @@ one that does says.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import shutil
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 
 RECIPE, LABELS = "corp_onnx.preprocessing", "corp_onnx.labels"
 HERE = Path(__file__).parent
@@ -40,13 +42,15 @@ def main() -> None:
             parser.error(f"none of the models says how pictures are prepared for it ({RECIPE}).")
         (arguments.output / "ort").mkdir(parents=True, exist_ok=True)
         for name in RUNTIME:
-            shutil.copy(arguments.runtime / name, arguments.output / "ort")
+            place(arguments.runtime / name, arguments.output / "ort")
         for name in PAGE:
-            shutil.copy(HERE / name, arguments.output)
+            place(HERE / name, arguments.output)
         for path in arguments.models:
-            shutil.copy(path, arguments.output)
+            place(path, arguments.output)
     except OSError as error:
-        parser.error(f"{error.filename}: {error.strerror}" + ("; run npm install first." if error.errno == 2 else "."))
+        parser.error(
+            f"{error.filename}: {error.strerror}" + ("; run npm install first." if error.errno == errno.ENOENT else ".")
+        )
     described = [
         {
             "name": path.stem,
@@ -61,11 +65,21 @@ def main() -> None:
     print(f"python -m http.server --directory {arguments.output}")
 
 
+def place(path: Path, folder: Path) -> None:
+    """Copy a file into a folder, unless it lies there already."""
+    target = folder / path.name
+    if not (target.exists() and target.samefile(path)):
+        shutil.copy(path, target)
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a model whose weights lie inside the file, as a browser needs them."""
-    model = onnx.load(path, load_external_data=False)
+    try:
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except DecodeError as error:
+        raise OSError(errno.EINVAL, "is no ONNX file", str(path)) from error
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        raise OSError(22, "its weights lie in a file of their own, which this page does not load", str(path))
+        raise OSError(errno.EINVAL, "its weights lie in a file of their own, which this page does not load", str(path))
     return {entry.key: entry.value for entry in model.metadata_props}
 
 
