@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from corp_onnx.contestants import ENGINE, SESSION_CONFIG, BenchModel, Contestant, Opened, Subject, read_subject
-from corp_onnx.errors import ModelError, OptionError
+from corp_onnx.contestants import ENGINE, SESSION_CONFIG, BenchModel, Contestant, read_subject
+from corp_onnx.errors import InputError, ModelError, OptionError
 from corp_onnx.feeds import check_batch_size
 from corp_onnx.results import Environment, describe_environment
 from corp_onnx.runtime import PROVIDERS, import_runtime, resolve_provider
@@ -133,13 +133,23 @@ def bench_models(
     chosen, notes = _choose_batches(facts, batches)
     notes += [f"{m.path} is bfloat16 and runs as its float32 twin." for m in facts if m.precision == "bfloat16"]
     rows: list[BenchRow] = []
+    failed: list[InputError] = []
     for provider in (*wanted, ENGINE):
         group = [subject for subject in subjects if subject.facts.is_engine == (provider == ENGINE)]
-        opened = _open_all(group, provider, threads, notes if providers is None else None)
-        for batch in chosen if opened else ():
-            say = _name_progress(progress, f"bench {provider}, batch {batch}")
-            measure = partial(time_turns, schedule=schedule, clock=clock, progress=say)
-            rows += _compare([s.facts for s in group], [one.bind(batch) for one in opened], provider, batch, measure)
+        try:
+            opened = [subject.open(provider, threads) for subject in group]
+            for batch in chosen if opened else ():
+                say = _name_progress(progress, f"bench {provider}, batch {batch}")
+                measure = partial(time_turns, schedule=schedule, clock=clock, progress=say)
+                bound = [one.bind(batch) for one in opened]
+                rows += _compare([s.facts for s in group], bound, provider, batch, measure)
+        except InputError as error:
+            if providers is not None:
+                raise
+            failed.append(error)  # nobody asked for this one, and the others can still be measured
+    if failed and not rows:
+        raise failed[0]
+    notes += [f"not measured: {error}" for error in failed]
     session = SessionFacts("all", "sequential", threads, dict(SESSION_CONFIG))
     environment = describe_environment(", ".join(dict.fromkeys(row.provider for row in rows)), threads)
     return BenchResult(tuple(facts), tuple(rows), schedule, session, tuple(notes), environment)
@@ -156,17 +166,6 @@ def _check_numbers(n_models: int, batches: Sequence[int], threads: int | None) -
         raise OptionError(f"--threads must be at least 1; found {threads}.")
     if threads is not None and threads > MAX_THREADS:
         raise OptionError(f"--threads must be at most {MAX_THREADS}; found {threads}.")
-
-
-def _open_all(group: Sequence[Subject], provider: str, threads: int | None, notes: list[str] | None) -> list[Opened]:
-    """All of a group on a provider; one that does not start becomes a note, or an error where there are none."""
-    try:
-        return [subject.open(provider, threads) for subject in group]
-    except OptionError as error:
-        if notes is None:
-            raise
-        notes.append(f"not measured: {error}")
-        return []
 
 
 def _choose_providers(asked: Sequence[str] | None) -> tuple[str, ...]:

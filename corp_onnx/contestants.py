@@ -21,7 +21,7 @@ from corp_onnx.model import QUANTISED_OPS, Model, batch_kind, file_size, hash_fi
 from corp_onnx.probe import count_macs, probe_graph
 from corp_onnx.runtime import first_sentence, import_runtime, open_session, random_feeds, resolve_provider
 
-ENGINE_SUFFIXES = (".plan", ".engine")
+ENGINE_SUFFIXES = (".plan", ".engine", ".trt")
 ENGINE = "engine"
 """The provider of a TensorRT engine: itself."""
 
@@ -95,7 +95,7 @@ def read_subject(path: Path) -> Subject:
         ModelError: it is no ONNX file or engine that can be read, or ONNX Runtime can not run it.
         MissingExtraError: what it needs is not installed.
     """
-    if path.suffix in ENGINE_SUFFIXES:
+    if path.suffix.lower() in ENGINE_SUFFIXES:
         from corp_onnx.deploy.engine_contestant import read_engine  # which imports this module
 
         return read_engine(path)

@@ -207,19 +207,33 @@ def _publish(stages: Mapping[Path, Path], main: Path, force: bool) -> None:
     files = [(file, parent / file.name) for stage, parent in stages.items() for file in stage.iterdir()]
     files = [(file, target) for file, target in files if file.is_file()]
     new: list[Path] = []
+    old: list[tuple[Path, Path]] = []  # (second name, first name)
     try:
-        for file, target in sorted(files, key=lambda pair: pair[1] == main.absolute()):
+        for i, (file, target) in enumerate(sorted(files, key=lambda pair: pair[1] == main.absolute())):
             if not os.path.lexists(target):
                 new.append(target)
             elif not force:
                 raise OutputError(f"{target}: exists already; --force replaces it.")
+            else:
+                old += _link_aside(target, file.with_name(f"{i}.old"))
             file.replace(target)
     except BaseException as error:
         for target in new:
             target.unlink(missing_ok=True)
+        for kept, target in old:
+            kept.replace(target)
         if isinstance(error, OSError):
             raise OutputError(f"{main}: could not be written ({error.strerror or error}).") from error
         raise
+
+
+def _link_aside(target: Path, kept: Path) -> list[tuple[Path, Path]]:
+    """A second name for a file that will be replaced, so that it never lacks its first one; not on all file systems."""
+    try:
+        kept.hardlink_to(target)
+    except OSError:
+        return []
+    return [(kept, target)]
 
 
 def write_text(text: str, path: Path, destination: Path) -> None:

@@ -121,6 +121,25 @@ class TestPublishing:
         assert listing(tmp_path) == ["m.onnx"]
         assert output.read_text() == "old"
 
+    def test_old_files_come_back_when_not_all_can_be_replaced(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The first file was replaced and the second can not be: both are what they were."""
+        names = {"-o": tmp_path / "m.onnx", "--report": tmp_path / "m.json"}
+        for path in names.values():
+            path.write_text("old")
+        spy_on_replace(monkeypatch, fail_at="m.onnx")
+
+        def publish() -> None:
+            with staged_files(names, force=True) as staged:
+                for path in staged:
+                    path.write_text("new")
+
+        with pytest.raises(OutputError, match=r"m\.onnx: could not be written"):
+            publish()
+        assert listing(tmp_path) == ["m.json", "m.onnx"]
+        assert [path.read_text() for path in names.values()] == ["old", "old"]
+
     def test_file_that_appears_during_the_run_is_not_replaced(self, tmp_path: Path) -> None:
         output = tmp_path / "m.onnx"
 

@@ -40,8 +40,9 @@ from corp_onnx.results import to_json
               help="Class names, one a line, in the order of the classes.  [default: those in the model]")  # fmt: skip
 @click.option("--tensorrt-accelerator", "accelerator", type=click.Choice(["fp32", "fp16"]),
               help="Let ONNX Runtime hand the model to TensorRT, in this precision; with --device gpu.")  # fmt: skip
-@click.option("--engine-cache", default=TritonSettings().engine_cache, show_default=True, metavar="DIR",
-              help="Where the server keeps the engines that it builds for that.")  # fmt: skip
+@click.option("--engine-cache", metavar="DIR",
+              help="Where the server keeps the engines that it builds for that; only it should be able to write "
+              "there.  [default: nowhere]")  # fmt: skip
 @click.option("--like", type=click.Path(path_type=Path), metavar="ONNX",
               help="What an engine was built from.  [default: its description by `corp-onnx engine`]")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

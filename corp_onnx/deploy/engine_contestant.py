@@ -36,7 +36,7 @@ def read_engine(path: Path) -> EngineSubject:
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
     best = {n: _best_shape(engine, n) for n in inputs}
-    dynamic = any(-1 in tuple(engine.get_tensor_shape(n)) for n in inputs)
+    dynamic = any(tuple(engine.get_tensor_shape(n))[:1] == (-1,) for n in inputs)
     digest = hash_file(path)
     facts = BenchModel(
         path=str(path),
@@ -105,7 +105,14 @@ class EngineSubject:
         return self._contestant(context, buffers, stream)
 
     def _allocate(self, context: Any, name: str) -> Buffer:
-        dtype = import_tensorrt().nptype(self.engine.get_tensor_dtype(name))
+        stored = self.engine.get_tensor_dtype(name)
+        try:
+            dtype = import_tensorrt().nptype(stored)
+        except TypeError as error:
+            raise ModelError(
+                f"{self.facts.path}: '{name}' is {stored}, which NumPy does not know; build the engine from a file "
+                "whose inputs and outputs are float32 or float16."
+            ) from error
         shape = tuple(context.get_tensor_shape(name))
         if np.issubdtype(dtype, np.floating) and name in self.inputs:
             return allocate(np.random.default_rng(0).standard_normal(shape).astype(dtype))

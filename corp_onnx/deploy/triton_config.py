@@ -20,7 +20,6 @@ from corp_onnx.recipe import METADATA_KEY
 
 LABELS_FILE = "labels.txt"
 DEFAULT_MAX_BATCH = 8
-ENGINE_CACHE = "/tmp/corp-onnx-engines"
 
 PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
 """Triton's names; its Python backend has none."""
@@ -56,7 +55,8 @@ class TritonSettings:
         instances: copies of the model, on every GPU or on the CPU.
         labels: class names, one a line, in the order of the model's classes; None takes those in the ONNX file.
         accelerator: precision of ONNX Runtime's TensorRT provider inside Triton; None leaves it out.
-        engine_cache: the folder on the server's machine where that provider keeps the engines it builds.
+        engine_cache: the folder on the server's machine where that provider keeps the engines it builds; nobody else
+            should be able to write there, since an engine is code. None builds them at every start.
         like: for `tensorrt`, the ONNX file that the engine was built from; None where `corp-onnx engine` described it.
     """
 
@@ -66,7 +66,7 @@ class TritonSettings:
     instances: int = 1
     labels: Path | None = None
     accelerator: Literal["fp32", "fp16"] | None = None
-    engine_cache: str = ENGINE_CACHE
+    engine_cache: str | None = None
     like: Path | None = None
 
     def __post_init__(self) -> None:
@@ -82,8 +82,8 @@ class TritonSettings:
             raise OptionError("--tensorrt-accelerator is a part of --backend onnxruntime --device gpu; give both.")
         if self.like is not None and self.backend != "tensorrt":
             raise OptionError("--like is the file that an engine was built from; it needs --backend tensorrt.")
-        if self.engine_cache != ENGINE_CACHE and self.accelerator is None:
-            raise OptionError("--engine-cache is where --tensorrt-accelerator keeps its engines; give both or neither.")
+        if self.engine_cache is not None and self.accelerator is None:
+            raise OptionError("--engine-cache is where --tensorrt-accelerator keeps its engines; give that as well.")
 
 
 def import_schema() -> Any:
@@ -215,8 +215,9 @@ def _add_accelerator(config: Any, found: Interface, settings: TritonSettings, ma
     """ONNX Runtime's TensorRT provider; with the range of shapes, or an engine is built anew for every new batch."""
     accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
     accelerator.parameters["precision_mode"] = str(settings.accelerator).upper()
-    accelerator.parameters["trt_engine_cache_enable"] = "1"
-    accelerator.parameters["trt_engine_cache_path"] = settings.engine_cache
+    if settings.engine_cache is not None:
+        accelerator.parameters["trt_engine_cache_enable"] = "1"
+        accelerator.parameters["trt_engine_cache_path"] = settings.engine_cache
     if max_batch and all(None not in t.shape[1:] for t in found.inputs):
         for bound, size in (("min", 1), ("opt", max_batch), ("max", max_batch)):
             shapes = [f"{t.name}:{'x'.join(map(str, (size, *t.shape[1:])))}" for t in found.inputs]

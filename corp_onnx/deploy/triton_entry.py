@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from corp_onnx.contestants import ENGINE_SUFFIXES
 from corp_onnx.deploy.interface import Interface, read_engine_interface, read_interface
 from corp_onnx.deploy.triton_config import (
     LABELS_FILE,
@@ -26,7 +27,6 @@ from corp_onnx.errors import InputError, ModelError, OptionError, OutputError
 from corp_onnx.recipe import METADATA_KEY, Recipe
 
 CONFIG_FILE = "config.pbtxt"
-ENGINE_SUFFIXES = (".plan", ".engine", ".trt")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ const MEGABYTE = 1e6;
 const byId = (id) => document.getElementById(id);
 const sessions = new Map();
 let picture = null;
+let latest = 0; // the last question asked: an answer to an earlier one is not shown
 
 ort.env.wasm.wasmPaths = new URL("./ort/", import.meta.url).href;
 ort.env.wasm.numThreads = self.crossOriginIsolated ? navigator.hardwareConcurrency : 1;
@@ -18,7 +19,11 @@ function say(text) {
 
 // A session of a model; fetched once.
 function open(model) {
-  if (!sessions.has(model.file)) sessions.set(model.file, ort.InferenceSession.create(model.file));
+  if (!sessions.has(model.file)) {
+    const session = ort.InferenceSession.create(encodeURIComponent(model.file));
+    session.catch(() => sessions.delete(model.file)); // to be tried again
+    sessions.set(model.file, session);
+  }
   return sessions.get(model.file);
 }
 
@@ -49,6 +54,7 @@ function show(shares, labels) {
 
 async function classify(model) {
   if (!picture) return;
+  const asked = ++latest;
   try {
     say(`${model.name}: loading.`);
     const session = await open(model);
@@ -58,9 +64,11 @@ async function classify(model) {
     const start = performance.now();
     const outputs = await session.run({ [session.inputNames[0]]: tensor });
     const took = performance.now() - start;
+    if (asked !== latest) return;
     show(softmax(outputs[session.outputNames[0]].data), model.labels);
     say(`${model.name}: ${took.toFixed(0)} ms`);
   } catch (error) {
+    if (asked !== latest) return;
     byId("answers").replaceChildren();
     say(`${model.name}: ${error.message}`);
   }

@@ -183,6 +183,7 @@ class TestConfig:
         config = make_config(fixture_path(fixture), tmp_path, device="gpu", accelerator="fp16")
         (found,) = config.optimization.execution_accelerators.gpu_execution_accelerator
         assert not any("profile" in key for key in found.parameters)
+        assert not any("cache" in key for key in found.parameters), "nobody said where"
 
     def test_engine(self, tmp_path: Path) -> None:
         (tmp_path / "vit.plan").write_bytes(b"an engine")
