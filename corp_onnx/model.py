@@ -107,8 +107,8 @@ def _refuse_quantised(proto: onnx.ModelProto, path: Path) -> None:
     found = sorted({n.op_type for n in proto.graph.node if n.op_type in QUANTISED_OPS})
     if found:
         raise ModelError(
-            f"{path}: the model is already quantised (it has {', '.join(found)}). Prune the float model first, "
-            "then quantise the result."
+            f"{path}: the model is already quantised (it has {', '.join(found)}). Give the float model "
+            "that it was made from: prune first, quantise last."
         )
 
 

@@ -87,7 +87,7 @@ def test_most_fixtures_are_looked_at() -> None:
 @pytest.mark.parametrize("name", [n for n in ENTRIES if is_quantised(n)])
 def test_quantised_is_refused(name: str) -> None:
     """Trap 8: prune first, then quantise."""
-    with pytest.raises(ModelError, match=r"already quantised \(it has .*Prune the float model first"):
+    with pytest.raises(ModelError, match=r"already quantised \(it has .*Give the float model that it was made from"):
         load_model(fixture_path(name))
 
 
