@@ -101,7 +101,7 @@ class TestModel:
 
     def test_quantised(self, folder: Path, capfd: Run) -> None:
         quantise(folder / "vit.onnx", folder / "int8.onnx")
-        sentence = r"already quantised \(it has DequantizeLinear, QuantizeLinear\)\. Give the float model that it was made from"
+        sentence = r"already quantised \(it has DequantizeLinear, QuantizeLinear\)\. Give the float model"
         one_sentence(refuse(prune("int8.onnx"), 2, sentence, capfd, folder))
         one_sentence(refuse(["inspect", "int8.onnx"], 2, sentence, capfd, folder))
 
