@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import click
 from rich.console import Console
@@ -19,6 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+from corp_onnx.settings import Preprocessing
 
 PLAIN_SECONDS = 10.0
 """Without a terminal, a line this often."""
@@ -96,7 +100,20 @@ def parse_numbers(_context: click.Context, _parameter: click.Parameter, value: s
 
 
 def preprocessing_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that replace parts of a model's preprocessing recipe."""
+    """The options that replace parts of a model's preprocessing recipe; the command gets them as `preprocessing`."""
+
+    @functools.wraps(command)
+    def gathered(
+        *,
+        resize: int | None,
+        crop_pct: float | None,
+        interpolation: str | None,
+        mean: tuple[float, ...] | None,
+        std: tuple[float, ...] | None,
+        **others: Any,
+    ) -> None:
+        command(preprocessing=Preprocessing(resize, crop_pct, interpolation, mean, std), **others)
+
     filters = click.Choice(["bicubic", "bilinear", "nearest", "lanczos"])
     of_model = "[default: the model's"
     numbers = {"callback": parse_numbers, "metavar": "R,G,B"}
@@ -110,5 +127,5 @@ def preprocessing_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
     )
     for option in options:
-        command = option(command)
-    return command
+        gathered = option(gathered)
+    return gathered

@@ -64,11 +64,7 @@ def convert(  # one parameter an option
     limit: int,
     seed: int,
     batch_size: int,
-    resize: int | None,
-    crop_pct: float | None,
-    interpolation: str | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
+    preprocessing: Preprocessing,
     as_json: bool,
 ) -> None:
     """Write MODEL in another precision and compare its answers with the original's.
@@ -86,7 +82,7 @@ def convert(  # one parameter an option
         limit=limit,
         batch_size=batch_size,
         seed=seed,
-        preprocessing=Preprocessing(resize, crop_pct, interpolation, mean, std),
+        preprocessing=preprocessing,
     )
     with show_progress() as progress:
         result = convert_model(

@@ -40,11 +40,7 @@ def evaluate(
     seed: int,
     batch_size: int,
     provider: str,
-    resize: int | None,
-    crop_pct: float | None,
-    interpolation: str | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
+    preprocessing: Preprocessing,
     as_json: bool,
 ) -> None:
     """Measure MODELS on images: top-1 and top-5 with labels, agreement and KL against --reference without.
@@ -53,12 +49,11 @@ def evaluate(
     Example:
       corp-onnx evaluate deit.onnx deit.pruned.onnx --images val/ --reference deit.onnx
     """
-    changes = Preprocessing(resize, crop_pct, interpolation, mean, std)
     recipe = None
-    if any(value is not None for value in asdict(changes).values()):
+    if any(value is not None for value in asdict(preprocessing).values()):
         runner = open_runner(reference or models[0], provider=provider)
         metadata = runner.session.get_modelmeta().custom_metadata_map
-        recipe = change_recipe(metadata, runner.inputs[0].shape, changes, data)
+        recipe = change_recipe(metadata, runner.inputs[0].shape, preprocessing, data)
     images = open_images(data, limit=limit, seed=seed, labels=labels or "folders")
     with show_progress() as progress:
         result = evaluate_models(

@@ -94,11 +94,7 @@ def prune(  # one parameter an option
     seed: int,
     provider: str,
     report: Path | None,
-    resize: int | None,
-    crop_pct: float | None,
-    interpolation: str | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
+    preprocessing: Preprocessing,
     as_json: bool,
 ) -> None:
     """Prune MODEL: remove MLP channels and query/key dimensions, and fold what they did into the weights that stay.
@@ -127,7 +123,7 @@ def prune(  # one parameter an option
         batch_size=batch_size,
         seed=seed,
         provider=provider,
-        preprocessing=Preprocessing(resize, crop_pct, interpolation, mean, std),
+        preprocessing=preprocessing,
     )
     if settings.budget is None and settings.goal is not None:
         click.echo(
