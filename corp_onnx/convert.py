@@ -8,9 +8,7 @@ fails leaves nothing at the destination. The conversion itself is ONNX Runtime's
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,7 +32,7 @@ from corp_onnx.model import Model, hash_file
 from corp_onnx.preflight import protect_model
 from corp_onnx.probe import probe_graph
 from corp_onnx.recipe import METADATA_KEY
-from corp_onnx.results import CheckResult, StageTime, describe_environment
+from corp_onnx.results import CheckResult, StageClock, StageTime, describe_environment
 from corp_onnx.runtime import open_session
 from corp_onnx.staging import check_destination, staged_files, write_model
 from corp_onnx.verify import check_structure
@@ -72,6 +70,7 @@ class _Converted:
     """A converted graph and what is to be said of it."""
 
     proto: onnx.ModelProto
+    products: tuple[Product, ...]
     kept_products: tuple[KeptProduct, ...] = ()
     half: HalfModel | None = None
 
@@ -102,8 +101,8 @@ def convert_model(
     output = Path(output) if output is not None else default_output(Path(model), settings.target)
     calib, images = (None if p is None else Path(p) for p in (calib, images))
     _check_calibration(settings, calib)
-    stages: list[StageTime] = []
-    with _timed("load", stages):
+    clock = StageClock()
+    with clock.stage("load"):
         loaded = load_model(model)
         protect_model(loaded, {"-o": output}, output)
         check_destination(output, force=force)
@@ -111,37 +110,30 @@ def convert_model(
         _require_float(graph, settings)
         data = _open_data(loaded, settings, calib, images)
     with staged_files({"-o": output}, force=force) as (path,):
-        with _timed("convert", stages):
+        with clock.stage("convert"):
             work = path.parent / "work"
             work.mkdir()
             made = _convert(graph, data, settings, work, progress)
             _add_recipe(made.proto, data)
             write_model(made.proto, path, work)
-        with _timed("check", stages):
+        with clock.stage("check"):
             checks = [check_loading(path)]
             _require_passed(checks, output)
             checks += [check_structure(path), _check_signature(graph, made.proto, settings)]
             _require_passed(checks, output)
-        with _timed("compare", stages):
+        with clock.stage("compare"):
             comparison = _compare(loaded, path, data, settings, progress)
             checks.append(_judge(comparison, settings.target))
             _require_passed(checks, output)
         written = _describe(path, output, settings)
-    return _report(graph, written, settings, data, made, comparison, checks, stages)
-
-
-@contextmanager
-def _timed(stage: str, stages: list[StageTime]) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    stages.append(StageTime(stage, time.perf_counter() - start))
+    return _report(graph, written, settings, data, made, comparison, checks, clock.stages)
 
 
 def _report(
     graph: Graph, written: FileFacts, settings: ConvertSettings, data: _Data, made: _Converted, comparison: Comparison,
     checks: Sequence[CheckResult], stages: Sequence[StageTime],
 ) -> ConvertResult:  # fmt: skip
-    source, half, products = graph.model, made.half, list_products(graph)
+    source, half, products = graph.model, made.half, made.products
     return ConvertResult(
         source=FileFacts(str(source.path), source.sha256, file_size(source), graph.float_type),
         converted=written,
@@ -209,10 +201,10 @@ def _open_data(model: Model, settings: ConvertSettings, calib: Path | None, imag
 
 
 def _convert(graph: Graph, data: _Data, settings: ConvertSettings, work: Path, progress: Progress | None) -> _Converted:
+    products = list_products(graph)
     if settings.target == "fp16":
         half = convert_to_fp16(graph, keep_io=settings.io == "float32")
-        return _Converted(half.proto, half=half)
-    products = list_products(graph)
+        return _Converted(half.proto, products, half=half)
     usable = [p for p in products if not p.reason]
     if not usable:
         reasons = "; ".join(dict.fromkeys(f"{p.node.op}: {p.reason}" for p in products)) or "it has no matrix product"
@@ -229,7 +221,7 @@ def _convert(graph: Graph, data: _Data, settings: ConvertSettings, work: Path, p
     worst = sorted(losses, key=lambda position: -losses[position])[: settings.keep_float]
     proto = quantiser.quantise(p.node.position for p in usable if p.node.position not in worst)
     kept = (_describe_kept(p, losses) for p in products if p.reason or p.node.position in worst)
-    return _Converted(proto, tuple(kept))
+    return _Converted(proto, products, tuple(kept))
 
 
 def _feed(

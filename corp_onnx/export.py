@@ -17,7 +17,6 @@ import importlib.util
 import io
 import json
 import shutil
-import time
 import warnings as python_warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +30,7 @@ import onnx
 from corp_onnx.errors import CheckFailedError, InputError, MissingExtraError, OptionError
 from corp_onnx.model import MAX_PROTO_BYTES, Model, file_size, load_model
 from corp_onnx.recipe import METADATA_KEY
-from corp_onnx.results import CheckResult, Environment, StageTime, describe_environment
+from corp_onnx.results import CheckResult, Environment, StageClock, StageTime, describe_environment
 from corp_onnx.runtime import first_sentence, import_runtime, open_session
 from corp_onnx.staging import staged_files, write_model
 from corp_onnx.verify import check_structure, relative_difference
@@ -138,21 +137,21 @@ def export_model(
         _require("onnxscript")
     import_runtime()
     check_name(timm, name)
-    stages: list[StageTime] = []
+    clock = StageClock()
     with staged_files({"-o": output}, force=force) as (path,):
-        with _timed("build", stages, say):
+        with _stage(clock, "build", say):
             model = build_model(torch, timm, name, checkpoint=settings.checkpoint, pretrained=settings.pretrained)
             n_parameters = sum(p.numel() for p in model.module.parameters())
-        with _timed("trace", stages, say):
+        with _stage(clock, "trace", say):
             probes = _answer(torch, model, settings.batch)
             raw = _trace(torch, model, path.parent / "traced" / path.name, name, settings)
         model = replace(model, module=None)  # its weights are on disk now, and ONNX Runtime wants the memory
-        with _timed("write", stages, say):
+        with _stage(clock, "write", say):
             _write(raw, path, _metadata(model), settings.opset)
-        with _timed("check", stages, say):
+        with _stage(clock, "check", say):
             checks = (check_structure(path), _check_parity(path, probes))
             _require_passed(checks, output)
-        return _report(name, model, n_parameters, load_model(path), output, settings, checks, stages)
+        return _report(name, model, n_parameters, load_model(path), output, settings, checks, clock.stages)
 
 
 def _report(
@@ -180,12 +179,11 @@ def _report(
 
 
 @contextlib.contextmanager
-def _timed(stage: str, stages: list[StageTime], say: Callable[[str], None] | None) -> Iterator[None]:
+def _stage(clock: StageClock, name: str, say: Callable[[str], None] | None) -> Iterator[None]:
     if say is not None:
-        say(stage)
-    start = time.perf_counter()
-    yield
-    stages.append(StageTime(stage, time.perf_counter() - start))
+        say(name)
+    with clock.stage(name):
+        yield
 
 
 def _require(package: str) -> Any:

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +34,7 @@ from corp_onnx.recipe import METADATA_KEY
 from corp_onnx.results import (
     CheckResult,
     PruneResult,
-    StageTime,
+    StageClock,
     UnitResult,
     describe_environment,
     to_json,
@@ -73,19 +71,6 @@ def default_report(output: Path) -> Path:
     return output.with_name(f"{output.stem}.report.json")
 
 
-class _Clock:
-    """Wall time by stage, in order."""
-
-    def __init__(self) -> None:
-        self.stages: list[StageTime] = []
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.stages.append(StageTime(name, time.perf_counter() - start))
-
-
 def prune_model(
     model: Path | str,
     calib: Path | str,
@@ -117,7 +102,7 @@ def prune_model(
     model, output = Path(model), Path(output) if output is not None else default_output(Path(model))
     report = Path(report) if report is not None else default_report(output)
     destinations = {"-o": output, "--report": report}
-    clock = _Clock()
+    clock = StageClock()
     with clock.stage("load"):
         resolve_provider(settings.provider)
         loaded = load_model(model)

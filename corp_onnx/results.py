@@ -9,6 +9,9 @@ import dataclasses
 import json
 import math
 import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -126,6 +129,20 @@ class StageTime:
 
     stage: str
     seconds: float
+
+
+class StageClock:
+    """Wall time by stage, in order: what becomes the `stages` of a result."""
+
+    def __init__(self) -> None:
+        self.stages: list[StageTime] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count a block to a stage; one that fails is not counted."""
+        start = time.perf_counter()
+        yield
+        self.stages.append(StageTime(name, time.perf_counter() - start))
 
 
 @dataclass(frozen=True, slots=True)
