@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from corp_onnx.errors import ModelError
 from corp_onnx.images import Images
 from corp_onnx.metrics import Tally, binomial_error
 from corp_onnx.model import Model, batch_kind
+from corp_onnx.noise import run_possible
 from corp_onnx.runner import open_runner
-from corp_onnx.runtime import open_tapped, possible_feeds
+from corp_onnx.runtime import open_tapped
 
 NOISE_IMAGES = 4
 """Rows of noise where the batch is dynamic."""
@@ -82,7 +82,7 @@ def compare_on_noise(source: Model, converted: Model) -> Comparison:
     """Every output of both models on noise (token ids are ones); a float16 input is fed the rounded noise."""
     n_images = batch_kind(source) or NOISE_IMAGES
     before, after = open_tapped(source, []), open_tapped(converted, [])
-    expected, feeds = _run_first(before, source, n_images)
+    feeds, expected = run_possible(source, n_images, before.run)
     halves = {i.name for i in after.session.get_inputs() if i.type == "tensor(float16)"}
     found = after.run({k: v.astype(np.float16) if k in halves else v for k, v in feeds.items()})
     z = np.concatenate([expected[name].astype(np.float64).ravel() for name in before.outputs])
@@ -91,15 +91,3 @@ def compare_on_noise(source: Model, converted: Model) -> Comparison:
         return Comparison("noise", n_images, float("inf"), None)
     error = float(np.linalg.norm(z_new - z) / (np.linalg.norm(z) or 1.0))
     return Comparison("noise", n_images, float(np.abs(z_new - z).max() / (np.abs(z).max() or 1.0)), error)
-
-
-def _run_first(session, model: Model, n_images: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(outputs, inputs) of the first noise that the model takes: some declare a size dynamic that they fix inside."""
-    first: ModelError | None = None
-    for feeds in possible_feeds(model, n_images):
-        try:
-            return session.run(feeds), feeds
-        except ModelError as error:
-            first = first or error
-    assert first is not None
-    raise first

@@ -85,22 +85,41 @@ def load_model(path: Path | str) -> Model:
         ModelError: the file is missing, is not ONNX, is quantised, or misses its external data.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ModelError(f"{path}: is a folder. Give the path of an .onnx file.")
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file. Give the path of an .onnx file.")
-    try:
-        proto = onnx.load(str(path), format="protobuf", load_external_data=False)  # whatever its name ends in
-    except (DecodeError, ValueError, OSError, RuntimeError) as error:
-        raise ModelError(f"{path}: not a readable ONNX file ({str(error).splitlines()[0]}).") from error
-    if not proto.graph.node:
-        raise ModelError(f"{path}: parsed, but it has no graph with nodes; is it really an ONNX file?")
+    proto = parse_file(path)
     _refuse_quantised(proto, path)
     _require_external_data(proto, path)
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
     _drop_overridable(proto)
     return Model(proto=proto, path=path, sha256=hash_file(path))
+
+
+def require_file(path: Path) -> None:
+    """Refuse a path that no model can be read from.
+
+    Raises:
+        ModelError: it is a folder, or nothing is there.
+    """
+    if path.is_dir():
+        raise ModelError(f"{path}: is a folder. Give the path of an .onnx file.")
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file. Give the path of an .onnx file.")
+
+
+def parse_file(path: Path) -> onnx.ModelProto:
+    """The message in an ONNX file, whatever kind of model it is; weights in external files are left there.
+
+    Raises:
+        ModelError: the file is missing or is not ONNX.
+    """
+    require_file(path)
+    try:
+        proto = onnx.load(str(path), format="protobuf", load_external_data=False)  # whatever its name ends in
+    except (DecodeError, ValueError, OSError, RuntimeError) as error:
+        raise ModelError(f"{path}: not a readable ONNX file ({str(error).splitlines()[0]}).") from error
+    if not proto.graph.node:
+        raise ModelError(f"{path}: parsed, but it has no graph with nodes; is it really an ONNX file?")
+    return proto
 
 
 def _refuse_quantised(proto: onnx.ModelProto, path: Path) -> None:
@@ -160,6 +179,11 @@ def batch_kind(model: Model) -> int | None:
 
 def file_size(model: Model) -> int:
     """Bytes on disk of the file and of the external files it names."""
+    return sum(path.stat().st_size for path in list_files(model))
+
+
+def list_files(model: Model) -> tuple[Path, ...]:
+    """The file of a model and the external files that it names."""
     tensors = [t for t in model.proto.graph.initializer if external_data_helper.uses_external_data(t)]
     beside = {external_data_helper.ExternalDataInfo(t).location for t in tensors}
-    return model.path.stat().st_size + sum((model.folder / name).stat().st_size for name in beside)
+    return (model.path, *(model.folder / name for name in sorted(beside)))

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto, external_data_helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from corp_onnx.blocks import Blocks
 from corp_onnx.calibrate import Units, choose_units
 from corp_onnx.errors import NonFiniteError, NothingToPruneError, OptionError, OutputError
 from corp_onnx.graph import FLOAT_TYPES, Graph, Model
+from corp_onnx.model import list_files
 from corp_onnx.plan import Cut, kept_width
 from corp_onnx.settings import PruneSettings
 
@@ -38,7 +39,7 @@ def protect_model(model: Model, destinations: Mapping[str, Path], output: Path) 
         raise OutputError(f"{output}: the new model needs a name that ends in {SUFFIX}; give another -o.")
     protect_source(model, destinations)
     data = output.with_name(f"{output.name}.data")
-    if os.path.realpath(data) in _list_own_files(model):
+    if os.path.realpath(data) in map(os.path.realpath, list_files(model)):
         raise OutputError(f"{data}: holds the weights of the model and would be replaced; give another -o.")
 
 
@@ -51,16 +52,10 @@ def protect_source(model: Model, destinations: Mapping[str, Path]) -> None:
     Raises:
         OutputError: says which option to change.
     """
-    own = _list_own_files(model)
+    own = {os.path.realpath(path) for path in list_files(model)}
     for option, path in destinations.items():
         if os.path.realpath(path) in own:
             raise OutputError(f"{path}: is the model itself; give another {option}.")
-
-
-def _list_own_files(model: Model) -> set[str]:
-    stored = [t for t in model.proto.graph.initializer if external_data_helper.uses_external_data(t)]
-    beside = {external_data_helper.ExternalDataInfo(t).location for t in stored}
-    return {os.path.realpath(path) for path in (model.path, *(model.folder / name for name in beside))}
 
 
 def require_finite_weights(graph: Graph, blocks: Blocks) -> None:

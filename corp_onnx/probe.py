@@ -17,8 +17,9 @@ from onnx import TensorProto, helper
 
 from corp_onnx.errors import ModelError
 from corp_onnx.graph import FLOAT_TYPES, Graph, Model, batch_kind, read_graph
+from corp_onnx.noise import run_possible
 from corp_onnx.proto import skeleton
-from corp_onnx.runtime import first_sentence, open_extended, possible_feeds
+from corp_onnx.runtime import first_sentence, open_extended
 
 PROBE_IMAGES = 2
 """Two where the batch is dynamic, so that a batch axis can be told from an axis of size one."""
@@ -59,7 +60,7 @@ def probe_graph(model: Model) -> Graph:
     outputs = [SHAPE_PREFIX + n for n in names] + [VALUE_PREFIX + n for n in integers]
     n_images = batch_kind(model) or PROBE_IMAGES
     session = open_extended(model, shape_nodes + value_nodes, [onnx.ValueInfoProto(name=o) for o in outputs])
-    feeds, found = _first_run(session, outputs, model, n_images)
+    feeds, found = run_possible(model, n_images, lambda feeds: _run(session, outputs, feeds, model))
     arrays = dict(zip(outputs, found, strict=True))
     shapes = {n: tuple(int(d) for d in arrays[SHAPE_PREFIX + n]) for n in names} | {
         k: v.shape for k, v in feeds.items()
@@ -67,20 +68,6 @@ def probe_graph(model: Model) -> Graph:
     values = {n: arrays[VALUE_PREFIX + n] for n in integers if arrays[VALUE_PREFIX + n].size <= SMALL_VALUE}
     values |= _computed_scalars(graph, shapes, values, model, feeds)
     return replace(graph, shapes=shapes, values=values, types=types, n_images=n_images)
-
-
-def _first_run(
-    session: Any, outputs: list[str], model: Model, n_images: int
-) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-    """(inputs, outputs) of the first run that works; where an axis is dynamic by name only, sizes are tried."""
-    first: ModelError | None = None
-    for feeds in possible_feeds(model, n_images):
-        try:
-            return feeds, _run(session, outputs, feeds, model)
-        except ModelError as error:
-            first = first or error
-    assert first is not None
-    raise first
 
 
 def _run(session: Any, outputs: list[str], feeds: dict[str, np.ndarray], model: Model) -> list[np.ndarray]:

@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from corp_onnx.errors import InputError, MissingExtraError, ModelError, OptionError
-from corp_onnx.model import MAX_PROTO_BYTES, Model, input_dims, load_model
-from corp_onnx.proto import feed_dtype, has_bfloat16, to_float32, without_weights
+from corp_onnx.errors import MissingExtraError, ModelError, OptionError
+from corp_onnx.model import MAX_PROTO_BYTES, Model, load_model, require_file
+from corp_onnx.proto import has_bfloat16, to_float32, without_weights
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -38,11 +38,6 @@ TAP_PREFIX = "corp_onnx.tap/"
 
 QUIET = 4
 """ONNX Runtime's severity 'fatal': its warnings speak of its own optimiser, and its errors are raised as well."""
-
-IMAGE_SIZES = (224, 384, 256, 448, 336, 518, 512, 240, 288, 320, 192, 160, 128, 96, 64)
-TOKEN_COUNTS = (16, 77, 64, 128, 197, 257, 512)
-"""Tried in turn where a model declares an axis dynamic that its position embedding fixes; optimum exports are such.
-No size so small that it is one patch, which any position embedding would broadcast over."""
 
 
 def import_runtime() -> Any:
@@ -95,10 +90,7 @@ def open_session(
         ModelError: ONNX Runtime can not load the model.
     """
     path = model.path if isinstance(model, Model) else Path(model)
-    if path.is_dir():
-        raise ModelError(f"{path}: is a folder. Give the path of an .onnx file.")
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file. Give the path of an .onnx file.")
+    require_file(path)
     try:
         session = _start(str(path), _options(threads, config), provider, str(path))
         if not any("bfloat16" in value.type for value in session.get_inputs()):
@@ -243,45 +235,3 @@ def start_session(
     options = _options(threads, config)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
     return _start(proto.SerializeToString(), options, provider, str(model.path))
-
-
-def possible_feeds(model: Model, n_images: int) -> Iterator[dict[str, np.ndarray]]:
-    """Inputs to run a model once, likely sizes first; just one of them where the sizes are declared.
-
-    Raises:
-        InputError: an input is not a tensor of numbers.
-    """
-    dims = input_dims(model).values()
-    if any(len(d) == 4 and None in d[2:] for d in dims):
-        yield from (random_feeds(model, n_images, image_size=size) for size in IMAGE_SIZES)
-    elif any(len(d) != 4 and None in d[1:] for d in dims):
-        yield from (random_feeds(model, n_images, n_tokens=count) for count in TOKEN_COUNTS)
-    else:
-        yield random_feeds(model, n_images)
-
-
-def random_feeds(model: Model, n_images: int, *, image_size: int = 224, n_tokens: int = 16) -> dict[str, np.ndarray]:
-    """Inputs of the declared types and shapes to run a model once: noise for images, ones for token ids and masks.
-
-    Args:
-        n_images: rows where the batch is dynamic.
-        image_size: height and width where they are dynamic.
-        n_tokens: sequence length where it is dynamic.
-
-    Raises:
-        InputError: an input is not a tensor of numbers.
-    """
-    rng = np.random.default_rng(0)
-    feeds: dict[str, np.ndarray] = {}
-    dims = input_dims(model)
-    for value in model.proto.graph.input:
-        declared = dims[value.name]
-        image, tokens = (n_images, 3, image_size, image_size), (n_images, *[n_tokens] * max(len(declared) - 1, 0))
-        shape = tuple(d or size for d, size in zip(declared, image if len(declared) == 4 else tokens, strict=False))
-        element = value.type.tensor_type.elem_type
-        if element in (TensorProto.UNDEFINED, TensorProto.STRING):
-            raise InputError(f"input '{value.name}' is not a tensor of numbers; corp-onnx reads images and token ids.")
-        dtype = feed_dtype(element)
-        noise = rng.standard_normal(shape) if dtype.kind == "f" else np.ones(shape)
-        feeds[value.name] = noise.astype(dtype)
-    return feeds

@@ -17,12 +17,13 @@ from corp_onnx.gradients import EntropyGradient, collect_taylor, find_logits, fi
 from corp_onnx.graph import Graph, Node, load_model
 from corp_onnx.images import open_images, split_holdout
 from corp_onnx.metrics import log_softmax
+from corp_onnx.noise import random_feeds
 from corp_onnx.operators import apply_operator
 from corp_onnx.plan import Cut
 from corp_onnx.probe import probe_graph
 from corp_onnx.prune import prune_model
 from corp_onnx.recipe import Recipe
-from corp_onnx.runtime import open_tapped, random_feeds
+from corp_onnx.runtime import open_tapped
 from corp_onnx.segments import open_segment
 from corp_onnx.settings import PruneSettings
 from corp_onnx.tensors import Torch

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from corp_onnx.errors import InputError, ModelError
 from corp_onnx.graph import Graph, load_model
+from corp_onnx.noise import random_feeds
 from corp_onnx.probe import PROBE_IMAGES, count_macs, probe_graph
-from corp_onnx.runtime import random_feeds
 
 RUN = [n for n in ENTRIES if runs_here(n)]
 

@@ -11,11 +11,12 @@ from corp_onnx.arrays import ArraySet
 from corp_onnx.blocks import find_blocks
 from corp_onnx.graph import Graph
 from corp_onnx.model import Model, load_model
+from corp_onnx.noise import random_feeds
 from corp_onnx.probe import probe_graph
 from corp_onnx.refit import refit_changes
 from corp_onnx.rewrite import AttentionChange, MlpChange
 from corp_onnx.rows import RowFinder
-from corp_onnx.runtime import open_tapped, random_feeds
+from corp_onnx.runtime import open_tapped
 from corp_onnx.segments import open_segment
 from corp_onnx.stream import Stop, find_walk
 

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from graphs import feeds_of, fixture_path, probed
-from onnx import TensorProto
 
 from corp_onnx import runtime
 from corp_onnx.errors import MissingExtraError, ModelError, OptionError
@@ -155,14 +154,3 @@ class TestTaps:
         graph, _ = probed(NAME)
         with pytest.raises(ModelError, match="can not load it"):
             open_tapped(graph.model, ["no such tensor"])
-
-
-def test_elements_of_the_noise() -> None:
-    graph, _ = probed(NAME)
-    feeds = feeds_of(graph)
-    assert feeds["x"].std() == pytest.approx(1, abs=0.1)
-    text, _ = probed("hf_bert_ts17_eager")
-    ids = runtime.random_feeds(text.model, 2)
-    assert all((v == 1).all() and v.dtype == np.int64 for v in ids.values())
-    kinds = {v.type.tensor_type.elem_type for v in text.model.proto.graph.input}
-    assert kinds == {TensorProto.INT64}

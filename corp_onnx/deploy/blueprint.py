@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from corp_onnx.errors import ModelError, OptionError
-from corp_onnx.model import Model, hash_file, input_dims
+from corp_onnx.model import Model, hash_file, input_dims, parse_file
 from corp_onnx.probe import probe_graph
 
 FIRST_TYPED = 11
@@ -112,16 +111,7 @@ def read_source(path: Path) -> Source:
     Raises:
         ModelError: it is missing or no ONNX file, or holds what TensorRT does not take.
     """
-    if path.is_dir():
-        raise ModelError(f"{path}: is a folder. Give the path of an .onnx file.")
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file. Give the path of an .onnx file.")
-    try:
-        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
-    except (DecodeError, ValueError, OSError, RuntimeError) as error:
-        raise ModelError(f"{path}: not a readable ONNX file ({str(error).splitlines()[0]}).") from error
-    if not proto.graph.node:
-        raise ModelError(f"{path}: parsed, but it has no graph with nodes; is it really an ONNX file?")
+    proto = parse_file(path)
     operators = frozenset(node.op_type for node in proto.graph.node)
     if found := sorted(operators & RUNTIME_OPS):
         raise ModelError(

@@ -25,9 +25,10 @@ from corp_onnx.errors import InputError, ModelError, OptionError
 from corp_onnx.export import LABELS_KEY
 from corp_onnx.feeds import ELEMENT_TYPES
 from corp_onnx.model import hash_file
+from corp_onnx.noise import IMAGE_SIZES, TOKEN_COUNTS
 from corp_onnx.proto import has_bfloat16, node_graphs
 from corp_onnx.recipe import METADATA_KEY, Recipe, find_recipe
-from corp_onnx.runtime import IMAGE_SIZES, TOKEN_COUNTS, first_sentence, open_session
+from corp_onnx.runtime import first_sentence, open_session
 
 
 @dataclass(frozen=True, slots=True)
