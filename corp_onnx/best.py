@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from corp_onnx.allocate import UnitCurve, aligned_widths, allocate_widths, tie_curves
 from corp_onnx.answers import Quiz, tally_loss
 from corp_onnx.blocks import AttentionUnit, Blocks, MlpUnit
 from corp_onnx.calibrate import Units
@@ -26,6 +25,7 @@ from corp_onnx.graph import Graph
 from corp_onnx.inspect import describe_units
 from corp_onnx.moments import ChannelMoments, LogitMoments, Moments
 from corp_onnx.plan import UnitPlan, gather_changes, mlp_change, order_channels, qk_change
+from corp_onnx.probe import Cost
 from corp_onnx.rewrite import AttentionChange, apply_changes
 from corp_onnx.solve.mlp import compensate_mlp, drop_mlp
 from corp_onnx.solve.obs import rank_obs
@@ -45,8 +45,6 @@ answers, which is too little for a default."""
 N_IMAGE_GRAMS = 64
 """For `--qk per-image`; 25 MB a block of twelve heads of 64."""
 
-Cost = Literal["macs", "params"]
-
 
 @dataclass(frozen=True, slots=True)
 class BestSettings:
@@ -65,6 +63,7 @@ class BestSettings:
             MLP what a threshold allows, without a budget (amp.py).
         amp_threshold: the KL in nats by which one MLP may move the answers with `amp`; no effect otherwise.
         refit: solve output projections and second products again on the pruned stream (refit.py).
+        trim: leave out what the last block computes for tokens that no output reads (trim.py); no effect on answers.
     """
 
     ridge: float = DEFAULT_RIDGE
@@ -77,6 +76,7 @@ class BestSettings:
     allocate: Literal["search", "uniform", "amp"] = "search"
     amp_threshold: float = DEFAULT_THRESHOLD
     refit: bool = True
+    trim: bool = True
 
     @property
     def n_image_grams(self) -> int:
@@ -112,14 +112,16 @@ def trace_choices(
     moments: Moments,
     settings: BestSettings,
     importances: Mapping[str, np.ndarray] | None = None,
+    cost: Cost | None = None,
 ) -> tuple[UnitChoice, ...]:
     """The error curve of every unit; the OBS order costs n^3 for an MLP, the rest is small.
 
     Args:
         importances: of every MLP's channels, by unit key; the rank `taylor` needs them and no other looks at them.
+        cost: of the nodes, where it is not that of the graph as it stands.
     """
     ranks = importances or {}
-    facts = {u.key: u for u in describe_units(graph, blocks)}
+    facts = {u.key: u for u in describe_units(graph, blocks, cost)}
     choices: list[UnitChoice] = []
     for unit in units.mlps:
         choices.append(_mlp_choice(graph, unit, moments[unit.key], settings, facts[unit.key], ranks.get(unit.key)))
@@ -236,89 +238,6 @@ def reference_width(choice: UnitChoice, align: int) -> int:
     """The aligned width nearest to the probe fraction, below the whole."""
     wanted = max(align, round(choice.width * PROBE_FRACTION / align) * align)
     return wanted if wanted < choice.width else max(1, choice.width // 2)
-
-
-def allocate_choices(
-    choices: Sequence[UnitChoice],
-    kappas: dict[str, float],
-    settings: BestSettings,
-    cost: Cost,
-    budget: float,
-    total: float,
-) -> dict[str, int]:
-    """The width of every unit under a budget on the whole model.
-
-    Args:
-        cost: what is counted.
-        budget: kept fraction of `total`.
-        total: MACs or parameters of the dense model.
-
-    Raises:
-        OptionError: not even the smallest widths fit; says what can be reached.
-    """
-    slopes = {c.key: c.macs_per_width if cost == "macs" else c.params_per_width for c in choices}
-    fixed = total - sum(slopes[c.key] * c.width for c in choices)
-    curves: list[UnitCurve] = []
-    for choice in choices:
-        widths = aligned_widths(choice.width, settings.align, smallest=min(settings.align, choice.width))
-        kappa = kappas.get(choice.key, 1.0)
-        curves.append(UnitCurve(choice.key, widths, choice.error_curve[widths], slopes[choice.key] * widths, kappa))
-    if settings.equal_heads:
-        curves = _tie_heads(curves)
-    smallest = (fixed + sum(float(c.cost.min()) for c in curves)) / total
-    if budget < smallest:
-        name = "MACs" if cost == "macs" else "parameters"
-        raise OptionError(
-            f"--{cost} {budget:g} asks for less than pruning can reach on this model: {smallest:.3f} of its {name} is "
-            "the smallest. Ask for more, or lower --align."
-        )
-    return dict(allocate_widths(curves, budget * total - fixed).widths)
-
-
-def require_narrower(choices: Sequence[UnitChoice], align: int) -> None:
-    """Refuse an alignment that leaves every unit its full width.
-
-    Raises:
-        OptionError: no unit is wider than `align`.
-    """
-    widest = max(choice.width for choice in choices)
-    if widest <= align:
-        raise OptionError(
-            f"--align {align}: no unit is wider than that, so nothing can be cut; the widest has {widest}. "
-            "Give a smaller --align."
-        )
-
-
-def _tie_heads(curves: Sequence[UnitCurve]) -> list[UnitCurve]:
-    by_unit: dict[str, list[UnitCurve]] = {}
-    for curve in curves:
-        name = curve.key.rsplit(".", 1)[0] if curve.key.endswith((".qk", ".vo")) else curve.key
-        by_unit.setdefault(name, []).append(curve)
-    return [tie_curves(*group) if len(group) == 2 else group[0] for group in by_unit.values()]
-
-
-def uniform_widths(
-    choices: Sequence[UnitChoice], settings: BestSettings, cost: Cost, budget: float, total: float
-) -> dict[str, int]:
-    """The same fraction of every unit, the largest that fits the budget after alignment."""
-    slopes = {c.key: c.macs_per_width if cost == "macs" else c.params_per_width for c in choices}
-    fixed = total - sum(slopes[c.key] * c.width for c in choices)
-    low, high = 0.0, 1.0
-    best: dict[str, int] | None = None
-    for _ in range(40):
-        middle = (low + high) / 2
-        widths = {c.key: _aligned(c.width, middle, settings.align) for c in choices}
-        if fixed + sum(slopes[k] * w for k, w in widths.items()) <= budget * total:
-            best, low = widths, middle
-        else:
-            high = middle
-    if best is None:
-        raise OptionError(f"--{cost} {budget:g} asks for less than uniform pruning can reach on this model.")
-    return best
-
-
-def _aligned(width: int, kept: float, align: int) -> int:
-    return min(width, max(align, round(width * kept / align) * align))
 
 
 def solve_widths(choices: Sequence[UnitChoice], widths: dict[str, int]) -> tuple[UnitPlan, ...]:

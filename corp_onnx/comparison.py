@@ -22,6 +22,10 @@ from corp_onnx.runtime import open_tapped
 NOISE_IMAGES = 4
 """Rows of noise where the batch is dynamic."""
 
+TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+"""Largest accepted difference relative to the largest value, by the precision of the weights: a few hundred roundings
+of that precision, since twelve blocks of them add up."""
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:

@@ -46,9 +46,13 @@ def describe_skips(blocks: Blocks) -> tuple[SkipFacts, ...]:
     return tuple(SkipFacts(s.kind, s.node, s.reason) for s in blocks.skipped)
 
 
-def describe_units(graph: Graph, blocks: Blocks) -> tuple[UnitFacts, ...]:
-    """Every unit with its share of the model."""
-    cost = count_macs(graph)
+def describe_units(graph: Graph, blocks: Blocks, cost: Cost | None = None) -> tuple[UnitFacts, ...]:
+    """Every unit with its share of the model.
+
+    Args:
+        cost: of the nodes, where it is not that of the graph as it stands (see `TokenTrim.reduce_cost`).
+    """
+    cost = cost or count_macs(graph)
     units: list[UnitFacts] = []
     for block in blocks.blocks:
         if block.attention is not None:

@@ -23,6 +23,7 @@ from corp_onnx.calibrate import (
 )
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
+from corp_onnx.liveness import TokenTrim
 from corp_onnx.metrics import Tally, binomial_error
 from corp_onnx.plan import UnitPlan
 from corp_onnx.results import HeldOut
@@ -137,11 +138,15 @@ def measure_model(
     pruned: Model,
     images: Images,
     *,
+    trim: TokenTrim | None = None,
     batch_size: int = 8,
     provider: str = "cpu",
     progress: Progress | None = None,
 ) -> HeldOut:
     """Agreement, KL and logit error of the pruned file, and how the error of the residual stream grows with depth.
+
+    Args:
+        trim: the tokens that the pruned file does not compute; its stream is compared at the others.
 
     Raises:
         NonFiniteError: an output of either model holds NaN or Inf.
@@ -156,7 +161,8 @@ def measure_model(
             require_finite(model, first, arrays[first])
         tally.add(cut[first][:n_real].astype(np.float64), None, dense[first][:n_real].astype(np.float64))
         for row, name in zip(errors, streams, strict=True):
-            reference, found = (read_tokens(a[name], graph, n_real).astype(np.float64) for a in (dense, cut))
+            whole = dense[name] if trim is None else trim.select(name, dense[name])
+            reference, found = (read_tokens(a, graph, n_real).astype(np.float64) for a in (whole, cut[name]))
             row += np.square(found - reference).sum(), np.square(reference).sum()
         if progress:
             progress(n_real)

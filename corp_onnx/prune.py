@@ -44,6 +44,7 @@ from corp_onnx.runtime import open_session, resolve_provider
 from corp_onnx.settings import PruneSettings
 from corp_onnx.staging import check_destination, staged_files, write_model, write_text
 from corp_onnx.strategy import Situation, follow_settings
+from corp_onnx.trim import find_trim, trim_file
 from corp_onnx.verify import (
     check_batches,
     check_identity,
@@ -114,6 +115,7 @@ def prune_model(
         require_blocks(graph, blocks, vo=settings.fractions is None and settings.best.vo)
         units = choose_wanted(graph, blocks, settings)
         require_finite_weights(graph, blocks)
+        trim, trim_note = find_trim(graph) if settings.trims else (None, "")
     with clock.stage("open images"):
         calibration, held_out = open_calibration(graph.model, Path(calib), settings)
     with staged_files(destinations, force=force) as (path, report_path):
@@ -134,7 +136,7 @@ def prune_model(
             outcome = follow_settings(
                 Situation(
                     graph, blocks, units, moments, calibration, held_out, settings.batch_size, settings.provider,
-                    settings.seed, progress, importances,
+                    settings.seed, progress, importances, trim,
                 ),
                 settings,
             )  # fmt: skip
@@ -143,12 +145,14 @@ def prune_model(
             proto = apply_changes(graph, blocks, changes, _metadata(graph.model, calibration, settings))
             write_model(proto, path, graph.model.folder)
             del proto
+            if trim is not None:
+                trim_file(path)
             pruned = load_model(path)
         with clock.stage("verify"):
             feeds = _first_feeds(graph, held_out, settings)
             checks = [check_structure(path), check_signature(graph.model, pruned)]
             require_passed(checks, output)
-            checks += _run_checks(graph, blocks, changes, pruned, feeds, path.parent, settings)
+            checks += _run_checks(graph, blocks, changes, pruned, feeds, path.parent, settings, trim is not None)
             require_passed(checks, output)
         with clock.stage("measure"):
             n_held = held_out.n_images
@@ -157,8 +161,8 @@ def prune_model(
                 progress=_counting(progress, "measure units", n_held),
             )  # fmt: skip
             measured = measure_model(
-                graph, blocks, pruned, held_out, batch_size=settings.batch_size, provider=settings.provider,
-                progress=_counting(progress, "measure model", n_held),
+                graph, blocks, pruned, held_out, trim=trim, batch_size=settings.batch_size,
+                provider=settings.provider, progress=_counting(progress, "measure model", n_held),
             )  # fmt: skip
             facts = describe_model(probe_graph(pruned))
         result = PruneResult(
@@ -172,7 +176,7 @@ def prune_model(
             skipped=describe_skips(blocks),
             held_out=measured,
             checks=tuple(checks),
-            notes=outcome.notes,
+            notes=(*outcome.notes, *([trim_note] if trim_note else [])),
             warnings=warn_of_data(units, moments, calibration),
             stages=tuple(clock.stages),
             peak_memory_bytes=_peak_memory(),
@@ -231,10 +235,10 @@ def _first_feeds(graph: Graph, images: Images, settings: PruneSettings) -> dict[
 
 def _run_checks(
     graph: Graph, blocks: Blocks, changes: dict[str, Any], pruned: Model, feeds: dict[str, np.ndarray], stage: Path,
-    settings: PruneSettings,
+    settings: PruneSettings, trims: bool,
 ) -> list[CheckResult]:  # fmt: skip
     checks = [
-        check_identity(graph, blocks, changes, feeds, stage, settings.provider),
+        check_identity(graph, blocks, changes, feeds, stage, settings.provider, trims=trims),
         check_padding(graph, blocks, changes, pruned, feeds, stage, settings.provider),
         check_replay(graph, blocks, changes, pruned, feeds, settings.provider),
     ]

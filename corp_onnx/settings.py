@@ -87,6 +87,11 @@ class PruneSettings:
         return self.best.allocate == "amp"
 
     @property
+    def trims(self) -> bool:
+        """Whether tokens that nobody reads are left out: the paper's method has no such step."""
+        return self.preset == "best" and self.best.trim
+
+    @property
     def rank(self) -> str:
         """The order in which hidden channels go."""
         return self.best.rank if self.fractions is None or self.preset == "best" else self.fractions.rank

@@ -11,8 +11,10 @@ from corp_onnx.blocks import Blocks
 from corp_onnx.calibrate import Units
 from corp_onnx.graph import Graph
 from corp_onnx.images import Images
+from corp_onnx.liveness import TokenTrim
 from corp_onnx.moments import Moments
 from corp_onnx.plan import UnitPlan
+from corp_onnx.probe import Cost, count_macs
 from corp_onnx.rewrite import AttentionChange, MlpChange
 
 Progress = Callable[[str, int, int], None]
@@ -34,6 +36,14 @@ class Situation:
     progress: Progress | None = None
     importances: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Of every MLP's channels, by unit key; for the rank `taylor` only."""
+    trim: TokenTrim | None = None
+    """The tokens that the pruned model will not compute."""
+
+    @property
+    def cost(self) -> Cost:
+        """Of the model with every unit at full width, without the tokens that will not be computed."""
+        dense = count_macs(self.graph)
+        return dense if self.trim is None else self.trim.reduce_cost(dense)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -264,11 +264,12 @@ def write_model(proto: onnx.ModelProto, path: Path, source_folder: Path) -> None
             path.write_bytes(proto.SerializeToString())
             return
         external_data_helper.load_external_data_for_model(proto, str(source_folder))
+        data = path.with_name(f"{path.name}.data")
+        data.unlink(missing_ok=True)  # onnx appends to it
         onnx.save_model(
             proto, str(path), save_as_external_data=True, all_tensors_to_one_file=True,
             location=f"{path.name}.data", size_threshold=1024, convert_attribute=False,
         )  # fmt: skip
-        data = path.with_name(f"{path.name}.data")
         if data.exists():  # not where every tensor is small
             data.chmod(path.stat().st_mode)  # onnx makes it private to its owner
     except OSError as error:

@@ -12,7 +12,6 @@ costs a rewrite and a run over the held-back images, and a refit where it has to
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -22,12 +21,9 @@ from corp_onnx.answers import Quiz, draw_quiz, prepare_quiz
 from corp_onnx.best import (
     BestSettings,
     UnitChoice,
-    allocate_choices,
     probe_choices,
-    require_narrower,
     solve_widths,
     trace_choices,
-    uniform_widths,
 )
 from corp_onnx.errors import OptionError
 from corp_onnx.graph import count_parameters
@@ -39,6 +35,7 @@ from corp_onnx.settings import Budget, PruneSettings
 from corp_onnx.situation import Outcome, Situation
 from corp_onnx.stream import StreamWalk, find_walk
 from corp_onnx.token_weights import weigh_stops
+from corp_onnx.widths import Allowance, CostKind, allocate_choices, require_narrower, uniform_widths
 
 PROBE_IMAGES = 64
 """Calibration images for the probes: their KL ranks units, which needs fewer images than measuring accuracy."""
@@ -98,7 +95,7 @@ def _solve_fixed(
 
 def _trace(situation: Situation, settings: BestSettings) -> tuple[UnitChoice, ...]:
     s = situation
-    return trace_choices(s.graph, s.blocks, s.units, s.moments, settings, s.importances)
+    return trace_choices(s.graph, s.blocks, s.units, s.moments, settings, s.importances, s.cost)
 
 
 def _probe_quiz(situation: Situation) -> Quiz:
@@ -123,22 +120,25 @@ class BestSearch:
         """Whether settings and graph allow a refit."""
         return self.settings.refit and self.settings.compensate and bool(self.walk.stops)
 
-    def widths(self, kind: Literal["macs", "params"], value: float) -> dict[str, int]:
+    def widths(self, kind: CostKind, value: float) -> dict[str, int]:
         """The width of every unit under a budget."""
-        graph = self.situation.graph
-        total = count_macs(graph).total if kind == "macs" else count_parameters(graph)
+        graph, cost = self.situation.graph, self.situation.cost
+        if kind == "macs":
+            allowance = Allowance(kind, value, count_macs(graph).total, cost.total)
+        else:
+            allowance = Allowance(kind, value, count_parameters(graph), count_parameters(graph))
         if self.settings.allocate == "search":
-            return allocate_choices(self.choices, self.kappas, self.settings, kind, value, total)
-        return uniform_widths(self.choices, self.settings, kind, value, total)
+            return allocate_choices(self.choices, self.kappas, self.settings, allowance)
+        return uniform_widths(self.choices, self.settings, allowance)
 
-    def one_shot(self, kind: Literal["macs", "params"], value: float) -> tuple[Outcome, onnx.ModelProto]:
+    def one_shot(self, kind: CostKind, value: float) -> tuple[Outcome, onnx.ModelProto]:
         """The solution of a budget before any refit, and the graph it makes."""
         plans = solve_widths(self.choices, self.widths(kind, value))
         changes = gather_changes(plans)
         proto = apply_changes(self.situation.graph, self.situation.blocks, changes, {})
         return Outcome(changes, plans, value), proto
 
-    def refitted(self, kind: Literal["macs", "params"], value: float) -> tuple[Outcome, onnx.ModelProto]:
+    def refitted(self, kind: CostKind, value: float) -> tuple[Outcome, onnx.ModelProto]:
         """The solution of a budget with every last product solved again on the pruned stream."""
         return self.refit(self.one_shot(kind, value)[0])
 
@@ -146,7 +146,7 @@ class BestSearch:
         """A one-shot solution with every last product solved again, where settings and graph allow it."""
         s = self.situation
         proto = apply_changes(s.graph, s.blocks, outcome.changes, {})
-        if not self.refits:
+        if not self.refits or not outcome.plans:
             return outcome, proto
         changes = refit_changes(
             s.graph, self.walk, outcome.changes, proto, s.calibration, self._token_weights(),
@@ -218,8 +218,8 @@ def search_agreement(search: BestSearch, wanted: float) -> Outcome:
     Raises:
         OptionError: no smaller model agrees that much.
     """
-    curve = {1.0: 1.0}
-    low, high = smallest_fraction(search), 1.0
+    low, high = smallest_fraction(search), whole_fraction(search)
+    curve = {high: 1.0}
     for _ in range(N_SEARCH):
         middle = (low + high) / 2
         curve[middle] = search.agreement(search.one_shot("macs", middle)[1])
@@ -236,9 +236,9 @@ def _search_refitted(search: BestSearch, wanted: float, curve: dict[float, float
     """Try refitted solutions from where one-shot agreement ends, going down while they agree, up when they do not."""
     fractions = np.array(sorted(curve))
     agreements = np.maximum.accumulate([curve[f] for f in fractions])
-    below, above = smallest_fraction(search), 1.0
+    below, above = smallest_fraction(search), whole_fraction(search)
     best: tuple[Outcome, float] | None = None
-    trial = min(start, 0.98)
+    trial = min(start, above - FIRST_STEP)
     for _ in range(N_REFIT_SEARCH):
         outcome, proto = search.refitted("macs", trial)
         found = search.agreement(proto)
@@ -251,14 +251,17 @@ def _search_refitted(search: BestSearch, wanted: float, curve: dict[float, float
         trial = aim if below < aim < above else (below + above) / 2
         if above - below < MIN_STEP:
             break
-    if best is None:
+    if best is None and whole_fraction(search) == 1.0:
         raise OptionError(_nothing_found(search, wanted))
-    outcome, agreement = best
+    outcome, agreement = best or (Outcome({}, (), whole_fraction(search)), 1.0)
     assert outcome.kept_fraction is not None
     return Outcome(
         outcome.changes, outcome.plans, outcome.kept_fraction, (_found(search, outcome.kept_fraction, agreement),)
     )
 
+
+FIRST_STEP = 0.02
+"""Of the MACs, below the whole model: where the search with refits begins if one-shot agreement ends above."""
 
 MIN_STEP = 0.005
 """Of the MACs; a finer search is below what alignment to 8 can follow."""
@@ -266,10 +269,14 @@ MIN_STEP = 0.005
 
 def smallest_fraction(search: BestSearch) -> float:
     """The kept fraction of the MACs with every unit at its smallest aligned width, and a little above for rounding."""
-    total = count_macs(search.situation.graph).total
     align = search.settings.align
     saved = sum(c.macs_per_width * (c.width - min(align, c.width)) for c in search.choices)
-    return 1.0 - saved / total + 1e-9
+    return whole_fraction(search) - saved / count_macs(search.situation.graph).total + 1e-9
+
+
+def whole_fraction(search: BestSearch) -> float:
+    """The kept fraction of the MACs with every unit at full width: below 1 where tokens are left out."""
+    return search.situation.cost.total / count_macs(search.situation.graph).total
 
 
 def _found(search: BestSearch, fraction: float, agreement: float) -> str:

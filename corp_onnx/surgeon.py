@@ -60,7 +60,7 @@ class Surgeon:
     def constant(self, hint: str, values: np.ndarray) -> gs.Constant:
         """A new stored tensor, of whatever element type the array has (bfloat16 included)."""
         name = self.fresh_name(hint)
-        self._stored[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        self._stored[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
         return gs.Constant(name, LazyValues(self._stored[name]))
 
     def variable(self, hint: str) -> gs.Variable:

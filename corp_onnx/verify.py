@@ -24,6 +24,7 @@ import onnx
 from jaxtyping import Float
 
 from corp_onnx.blocks import Blocks, Linear
+from corp_onnx.comparison import TOLERANCE
 from corp_onnx.errors import CheckFailedError, ModelError
 from corp_onnx.fullwidth import identity_changes, pad_changes
 from corp_onnx.graph import Graph, Model, load_model
@@ -33,12 +34,9 @@ from corp_onnx.results import CheckResult
 from corp_onnx.rewrite import AttentionChange, Changes, MlpChange, apply_changes
 from corp_onnx.runtime import first_sentence, open_session, open_tapped
 from corp_onnx.staging import write_model
+from corp_onnx.trim import trim_file
 
 P = ParamSpec("P")
-
-TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
-"""Largest accepted difference relative to the largest value, by the precision of the weights: a few hundred roundings
-of that precision, since twelve blocks of them add up."""
 
 
 def check_structure(path: Path) -> CheckResult:
@@ -101,10 +99,21 @@ def _double(array: np.ndarray) -> np.ndarray:
 
 @_as_check("identity")
 def check_identity(
-    graph: Graph, blocks: Blocks, changes: Changes, feeds: Mapping[str, np.ndarray], stage: Path, provider: str = "cpu"
+    graph: Graph,
+    blocks: Blocks,
+    changes: Changes,
+    feeds: Mapping[str, np.ndarray],
+    stage: Path,
+    provider: str = "cpu",
+    *,
+    trims: bool = False,
 ) -> CheckResult:
-    """The surgery of `changes` with every width left whole, against the dense model on a real batch."""
-    found = _run_changed(graph, blocks, identity_changes(graph, blocks, changes), feeds, stage, provider)
+    """The surgery of `changes` with every width left whole, against the dense model on a real batch.
+
+    Args:
+        trims: whether leaving out tokens that nobody reads is part of the surgery.
+    """
+    found = _run_changed(graph, blocks, identity_changes(graph, blocks, changes), feeds, stage, provider, trims=trims)
     expected = _run_whole(graph.model, feeds, provider)
     detail = "the same surgery with nothing removed, against the dense model"
     return _compare("identity", found, expected, graph.float_type, detail)
@@ -131,14 +140,17 @@ def check_padding(
 
 
 def _run_changed(
-    graph: Graph, blocks: Blocks, changes: Changes, feeds: Mapping[str, np.ndarray], stage: Path, provider: str
-) -> np.ndarray:
+    graph: Graph, blocks: Blocks, changes: Changes, feeds: Mapping[str, np.ndarray], stage: Path, provider: str,
+    *, trims: bool = False,
+) -> np.ndarray:  # fmt: skip
     """Every output of a rewritten graph in one row; it is written below `stage` since it may outgrow protobuf."""
     proto = apply_changes(graph, blocks, changes, {})
     with tempfile.TemporaryDirectory(dir=stage) as folder:
         path = Path(folder) / "model.onnx"
         write_model(proto, path, graph.model.folder)
         del proto
+        if trims:
+            trim_file(path)
         return _run_whole(load_model(path), feeds, provider)
 
 

@@ -10,12 +10,13 @@ from graphs import probed
 from samples import DEMO, OPERATOR, write_photos
 
 from corp_onnx.answers import tally_loss
-from corp_onnx.best import BestSettings, solve_widths, trace_choices, uniform_widths
+from corp_onnx.best import BestSettings, solve_widths, trace_choices
 from corp_onnx.blocks import find_blocks
 from corp_onnx.calibrate import choose_units, collect_moments
 from corp_onnx.errors import OptionError
 from corp_onnx.graph import count_parameters
 from corp_onnx.images import open_images, split_holdout
+from corp_onnx.liveness import find_dead_tokens
 from corp_onnx.model import load_model
 from corp_onnx.plan import Cut, gather_changes
 from corp_onnx.probe import count_macs, probe_graph
@@ -25,6 +26,8 @@ from corp_onnx.settings import Budget, PruneSettings
 from corp_onnx.solve.qk import QkSolution
 from corp_onnx.solve.qk_images import measure_image_error
 from corp_onnx.strategy import Situation, follow_best, follow_settings, prepare_search, search_agreement
+from corp_onnx.trim import find_trim, trim_tokens
+from corp_onnx.widths import Allowance, uniform_widths
 
 SETTINGS = BestSettings(align=2)
 
@@ -62,6 +65,20 @@ class TestBudget:
             kept = count_parameters(graph) / count_parameters(situation.graph)
         assert fraction - 0.05 < kept <= fraction + 0.002
 
+    def test_tokens_that_are_left_out_pay_for_widths(self, search, situation) -> None:
+        """The same budget, wider units, and the file is still within it."""
+        trim, _ = find_trim(situation.graph)
+        assert trim is not None
+        trimmed = replace(search, situation=replace(situation, trim=trim))
+        trimmed = replace(trimmed, choices=trace_choices(*_of(situation), SETTINGS, cost=trimmed.situation.cost))
+        _, proto = trimmed.one_shot("macs", 0.6)
+        graph = probe_graph(replace(situation.graph.model, proto=proto))
+        final = find_dead_tokens(graph)
+        assert final is not None
+        kept = count_macs(probe_graph(replace(situation.graph.model, proto=trim_tokens(graph, final)))).total
+        assert 0.55 < kept / count_macs(situation.graph).total <= 0.602
+        assert sum(trimmed.widths("macs", 0.6).values()) > sum(search.widths("macs", 0.6).values())
+
     def test_out_of_reach_says_what_can_be_reached(self, search) -> None:
         with pytest.raises(
             OptionError, match=r"--macs 0\.01 asks for less than pruning can reach .* 0\.\d+ of its MACs"
@@ -75,7 +92,7 @@ class TestBudget:
 
     def test_searched_widths_lose_less_than_uniform_ones(self, search, situation) -> None:
         total = count_macs(situation.graph).total
-        widths = uniform_widths(search.choices, SETTINGS, "macs", 0.6, total)
+        widths = uniform_widths(search.choices, SETTINGS, Allowance("macs", 0.6, total, total))
         uniform = gather_changes(solve_widths(search.choices, widths))
         losses = [
             tally_loss(search.judge.ask(rewritten(situation, changes)[1]))
@@ -109,6 +126,18 @@ class TestAgreement:
         search = replace(search, settings=plain)
         small, large = search_agreement(search, 0.5), search_agreement(search, 0.9)
         assert (small.kept_fraction or 0) <= (large.kept_fraction or 0)
+
+    def test_tokens_alone_keep_all_answers(self, search, situation) -> None:
+        """Where no unit can become narrower under the wanted agreement, what nobody reads is left out all the same."""
+        trim, _ = find_trim(situation.graph)
+        assert trim is not None
+        hopeless = replace(search, situation=replace(situation, trim=trim), settings=replace(SETTINGS, align=2))
+        outcome = search_agreement(hopeless, 1.01)
+        assert outcome.plans == ()
+        expected = 1 - trim.saved / count_macs(situation.graph).total
+        assert outcome.kept_fraction == pytest.approx(expected, rel=1e-9)
+        with pytest.raises(OptionError, match=r"--min-agreement 1\.01: no smaller model agrees that much"):
+            search_agreement(search, 1.01)
 
 
 class TestRefit:

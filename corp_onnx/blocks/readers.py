@@ -37,14 +37,20 @@ def find_reader(
     for node, idx in graph.users(tensor):
         if idx >= 0 and (node in inside or (node.op == "CastLike" and idx == 1)):
             continue
-        leak = _shape_leak(graph, node, set(axes), pinned) if node.op == "Shape" else node
+        leak = find_shape_leak(graph, node, set(axes), pinned) if node.op == "Shape" else node
         if leak is not None:
             return Mismatch(f"{leak} reads '{tensor}' as well, so its width can not change", leak, 2)
     return None
 
 
-def _shape_leak(graph: Graph, shape_node: Node, axes: set[int], pinned: Collection[Slot]) -> Node | None:
-    """The first operator at which a changed size arrives and that is not replaced."""
+def find_shape_leak(graph: Graph, shape_node: Node, axes: set[int], pinned: Collection[Slot]) -> Node | None:
+    """The first operator at which a changed size arrives and that is not replaced; None when there is none.
+
+    Args:
+        shape_node: a Shape that reads the tensor.
+        axes: of the tensor, those whose size changes.
+        pinned: inputs that the rewrite replaces by constants, or whose node goes.
+    """
     rank = len(graph.dims(shape_node.inputs[0]))
     asked = range(rank)[shape_node.attrs.get("start", 0) : shape_node.attrs.get("end", rank)]
     positions = {place for place, axis in enumerate(asked) if axis in axes}

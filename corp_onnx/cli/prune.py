@@ -56,6 +56,8 @@ from corp_onnx.solve.ridge import DEFAULT_RIDGE
               "dimensions.")  # fmt: skip
 @click.option("--refit/--no-refit", default=True, show_default=True,
               help="Solve every last product again on the pruned residual stream.")  # fmt: skip
+@click.option("--trim/--no-trim", default=True, show_default=True,
+              help="Leave out what the last block computes for tokens that no output reads.")  # fmt: skip
 @click.option("--images", "n_images", type=click.IntRange(min=1), metavar="N",
               help="Calibrate on N images drawn at random.  [default: all]")  # fmt: skip
 @click.option("--batch", "batch_size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N",
@@ -89,6 +91,7 @@ def prune(  # one parameter an option
     amp_threshold: float,
     qk: str,
     refit: bool,
+    trim: bool,
     n_images: int | None,
     batch_size: int,
     seed: int,
@@ -118,6 +121,7 @@ def prune(  # one parameter an option
             allocate=allocate,  # type: ignore[arg-type]
             amp_threshold=amp_threshold,
             refit=refit,
+            trim=trim,
         ),
         n_images=n_images,
         batch_size=batch_size,
