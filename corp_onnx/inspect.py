@@ -8,8 +8,9 @@ import numpy as np
 
 from corp_onnx.blocks import AttentionUnit, Blocks, MlpUnit, Operand, find_blocks
 from corp_onnx.graph import Graph, Model, batch_kind, count_parameters, file_size, load_model
+from corp_onnx.liveness import find_dead_tokens
 from corp_onnx.probe import Cost, count_macs, probe_graph
-from corp_onnx.results import Inspection, ModelFacts, SkipFacts, UnitFacts
+from corp_onnx.results import DeadTokens, Inspection, ModelFacts, SkipFacts, UnitFacts
 
 
 def inspect_model(path: Path | str) -> Inspection:
@@ -21,7 +22,8 @@ def inspect_model(path: Path | str) -> Inspection:
     """
     graph = probe_graph(load_model(path))
     blocks = find_blocks(graph)
-    return Inspection(describe_model(graph), len(blocks.blocks), describe_units(graph, blocks), describe_skips(blocks))
+    units, skips = describe_units(graph, blocks), describe_skips(blocks)
+    return Inspection(describe_model(graph), len(blocks.blocks), units, skips, describe_dead_tokens(graph))
 
 
 def describe_model(graph: Graph) -> ModelFacts:
@@ -39,6 +41,14 @@ def describe_model(graph: Graph) -> ModelFacts:
         batch=batch_kind(model),
         producer=f"{proto.producer_name} {proto.producer_version}".strip(),
     )
+
+
+def describe_dead_tokens(graph: Graph) -> DeadTokens | None:
+    """The tokens that no output reads, and what is computed for them."""
+    trim = find_dead_tokens(graph)
+    if trim is None:
+        return None
+    return DeadTokens(trim.n_tokens, len(trim.token_idx), trim.saved, trim.saved / count_macs(graph).total)
 
 
 def describe_skips(blocks: Blocks) -> tuple[SkipFacts, ...]:

@@ -68,13 +68,24 @@ class SkipFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadTokens:
+    """Tokens of the last block that no output reads: all but `n_read` of `n_tokens`; `macs` is what they cost."""
+
+    n_tokens: int
+    n_read: int
+    macs: int
+    mac_share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
-    """What `inspect` returns."""
+    """What `inspect` returns; `dead_tokens` is None where every token is read."""
 
     model: ModelFacts
     n_blocks: int
     units: tuple[UnitFacts, ...]
     skipped: tuple[SkipFacts, ...]
+    dead_tokens: DeadTokens | None = None
 
 
 @dataclass(frozen=True, slots=True)

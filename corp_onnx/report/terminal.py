@@ -75,6 +75,12 @@ def print_inspection(found: Inspection) -> None:
     console.print(
         f"{found.n_blocks} blocks; can be pruned: {', '.join(by_kind)}, {share:.1%} of the MACs", soft_wrap=True
     )
+    if dead := found.dead_tokens:
+        console.print(
+            f"of the last block's {dead.n_tokens} tokens the outputs read {dead.n_read}: prune leaves out what only "
+            f"the others need there, {dead.mac_share:.1%} of the MACs",
+            soft_wrap=True,
+        )
 
 
 def _width(unit: UnitFacts) -> str:
