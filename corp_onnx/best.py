@@ -25,7 +25,7 @@ from corp_onnx.graph import Graph
 from corp_onnx.inspect import describe_units
 from corp_onnx.moments import ChannelMoments, LogitMoments, Moments
 from corp_onnx.plan import UnitPlan, gather_changes, mlp_change, order_channels, qk_change
-from corp_onnx.probe import Cost
+from corp_onnx.results import UnitFacts
 from corp_onnx.rewrite import AttentionChange, apply_changes
 from corp_onnx.solve.mlp import compensate_mlp, drop_mlp
 from corp_onnx.solve.obs import rank_obs
@@ -112,16 +112,16 @@ def trace_choices(
     moments: Moments,
     settings: BestSettings,
     importances: Mapping[str, np.ndarray] | None = None,
-    cost: Cost | None = None,
+    unit_facts: Sequence[UnitFacts] = (),
 ) -> tuple[UnitChoice, ...]:
     """The error curve of every unit; the OBS order costs n^3 for an MLP, the rest is small.
 
     Args:
         importances: of every MLP's channels, by unit key; the rank `taylor` needs them and no other looks at them.
-        cost: of the nodes, where it is not that of the graph as it stands.
+        unit_facts: what every unit costs, where that is not what it costs in the graph as it stands.
     """
     ranks = importances or {}
-    facts = {u.key: u for u in describe_units(graph, blocks, cost)}
+    facts = {u.key: u for u in unit_facts or describe_units(graph, blocks)}
     choices: list[UnitChoice] = []
     for unit in units.mlps:
         choices.append(_mlp_choice(graph, unit, moments[unit.key], settings, facts[unit.key], ranks.get(unit.key)))

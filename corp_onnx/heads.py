@@ -56,12 +56,40 @@ def list_parts(unit: AttentionUnit, change: AttentionChange) -> list[Part]:
     return parts + [Part(f"rest{idx}", operand, None) for idx, operand in enumerate(unit.rest)]
 
 
-def changed_products(parts: Sequence[Part]) -> list[list[Part]]:
-    """The parts of each projection that changes."""
+@dataclass(frozen=True, slots=True, eq=False)
+class ChangedProduct:
+    """A projection that changes: the parts that stay in it, and the queries where they get a product of their own."""
+
+    parts: tuple[Part, ...]
+    query: Part | None = None
+
+
+def changed_products(parts: Sequence[Part], *, apart: bool = False) -> list[ChangedProduct]:
+    """The projections of an attention that change.
+
+    Args:
+        apart: take the queries out of the product that they share, and so change that in any case.
+    """
     by_product: dict[Node, list[Part]] = {}
     for part in parts:
         by_product.setdefault(part.operand.linear.node, []).append(part)
-    return [chosen for chosen in by_product.values() if any(part.head_map is not None for part in chosen)]
+    changed: list[ChangedProduct] = []
+    for shared in by_product.values():
+        if apart and shared[0].name == "q" and len(shared) > 1:
+            changed.append(ChangedProduct(tuple(shared[1:]), shared[0]))
+        elif any(part.head_map is not None for part in shared):
+            changed.append(ChangedProduct(tuple(shared)))
+    return changed
+
+
+def can_stand_apart(unit: AttentionUnit) -> bool:
+    """Whether the queries share a product with other operands, and could have one of their own."""
+    operands = [o for o in (unit.q, unit.k, unit.v, *unit.rest) if o is not None]
+    if unit.q is None or unit.qk_skip is not None or unit.core not in ("softmax", "Attention"):
+        return False
+    linear = unit.q.linear
+    shared = sum(o.linear.node is linear.node for o in operands) > 1 and linear.node.op in ("MatMul", "Gemm")
+    return shared and not linear.reshapes and (linear.bias is None or linear.output_has_bias)
 
 
 def joint_weight(graph: Graph, parts: Sequence[Part]) -> Float[np.ndarray, "d_out d_in"]:

@@ -44,7 +44,7 @@ from corp_onnx.runtime import open_session, resolve_provider
 from corp_onnx.settings import PruneSettings
 from corp_onnx.staging import check_destination, staged_files, write_model, write_text
 from corp_onnx.strategy import Situation, follow_settings
-from corp_onnx.trim import find_trim, trim_file
+from corp_onnx.trim import TrimPlan, plan_trim, trim_file
 from corp_onnx.verify import (
     check_batches,
     check_identity,
@@ -115,7 +115,7 @@ def prune_model(
         require_blocks(graph, blocks, vo=settings.fractions is None and settings.best.vo)
         units = choose_wanted(graph, blocks, settings)
         require_finite_weights(graph, blocks)
-        trim, trim_note = find_trim(graph) if settings.trims else (None, "")
+        trim, trim_note = plan_trim(graph, blocks) if settings.trims else (None, "")
     with clock.stage("open images"):
         calibration, held_out = open_calibration(graph.model, Path(calib), settings)
     with staged_files(destinations, force=force) as (path, report_path):
@@ -142,7 +142,8 @@ def prune_model(
             )  # fmt: skip
         with clock.stage("rewrite"):
             changes, plans = outcome.changes, outcome.plans
-            proto = apply_changes(graph, blocks, changes, _metadata(graph.model, calibration, settings))
+            metadata = _metadata(graph.model, calibration, settings)
+            proto = apply_changes(graph, blocks, changes, metadata, apart=trim.apart if trim else ())
             write_model(proto, path, graph.model.folder)
             del proto
             if trim is not None:
@@ -152,7 +153,7 @@ def prune_model(
             feeds = _first_feeds(graph, held_out, settings)
             checks = [check_structure(path), check_signature(graph.model, pruned)]
             require_passed(checks, output)
-            checks += _run_checks(graph, blocks, changes, pruned, feeds, path.parent, settings, trim is not None)
+            checks += _run_checks(graph, blocks, changes, pruned, feeds, path.parent, settings, trim)
             require_passed(checks, output)
         with clock.stage("measure"):
             n_held = held_out.n_images
@@ -161,7 +162,7 @@ def prune_model(
                 progress=_counting(progress, "measure units", n_held),
             )  # fmt: skip
             measured = measure_model(
-                graph, blocks, pruned, held_out, trim=trim, batch_size=settings.batch_size,
+                graph, blocks, pruned, held_out, trim=trim.trim if trim else None, batch_size=settings.batch_size,
                 provider=settings.provider, progress=_counting(progress, "measure model", n_held),
             )  # fmt: skip
             facts = describe_model(probe_graph(pruned))
@@ -235,12 +236,12 @@ def _first_feeds(graph: Graph, images: Images, settings: PruneSettings) -> dict[
 
 def _run_checks(
     graph: Graph, blocks: Blocks, changes: dict[str, Any], pruned: Model, feeds: dict[str, np.ndarray], stage: Path,
-    settings: PruneSettings, trims: bool,
+    settings: PruneSettings, trim: TrimPlan | None,
 ) -> list[CheckResult]:  # fmt: skip
     checks = [
-        check_identity(graph, blocks, changes, feeds, stage, settings.provider, trims=trims),
+        check_identity(graph, blocks, changes, feeds, stage, settings.provider, trim=trim),
         check_padding(graph, blocks, changes, pruned, feeds, stage, settings.provider),
-        check_replay(graph, blocks, changes, pruned, feeds, settings.provider),
+        check_replay(graph, blocks, changes, pruned, feeds, settings.provider, apart=trim.apart if trim else ()),
     ]
     if batch_kind(pruned) is None:
         checks.append(check_batches(pruned, feeds, graph.float_type, settings.provider))

@@ -8,7 +8,7 @@ of the logits is pinned to the number it had, whatever the exporter computes it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +36,19 @@ Changes = Mapping[str, MlpChange | AttentionChange]
 """By the unit's key (`MlpUnit.key`, `AttentionUnit.key`)."""
 
 
-def apply_changes(graph: Graph, blocks: Blocks, changes: Changes, metadata: dict[str, str]) -> onnx.ModelProto:
+def apply_changes(
+    graph: Graph,
+    blocks: Blocks,
+    changes: Changes,
+    metadata: dict[str, str],
+    *,
+    apart: Collection[str] = (),
+) -> onnx.ModelProto:
     """The model with every change in it; inputs, outputs and untouched nodes are those of the file.
 
     Args:
         metadata: properties to store in the result.
+        apart: keys of the attentions whose queries leave the product that they share with keys and values.
     """
     surgeon = Surgeon(graph)
     for unit in blocks.mlps:
@@ -48,9 +56,9 @@ def apply_changes(graph: Graph, blocks: Blocks, changes: Changes, metadata: dict
         if isinstance(change, MlpChange):
             change_mlp(surgeon, unit, change)
     for unit in blocks.attentions:
-        change = changes.get(unit.key)
+        change = changes.get(unit.key, AttentionChange() if unit.key in apart else None)
         if isinstance(change, AttentionChange):
-            change_attention(surgeon, unit, change)
+            change_attention(surgeon, unit, change, apart=unit.key in apart)
     return surgeon.finish(metadata)
 
 
@@ -125,7 +133,7 @@ def set_bias(surgeon: Surgeon, linear: Linear, bias: np.ndarray) -> None:
     surgeon.insert("Add", [product, stored], [output], linear.node)
 
 
-def change_attention(surgeon: Surgeon, unit: AttentionUnit, change: AttentionChange) -> None:
+def change_attention(surgeon: Surgeon, unit: AttentionUnit, change: AttentionChange, *, apart: bool = False) -> None:
     """Fold the maps into the projections and re-plumb what lies behind them."""
     parts = list_parts(unit, change)
     if change.q_map is not None:
@@ -133,7 +141,7 @@ def change_attention(surgeon: Surgeon, unit: AttentionUnit, change: AttentionCha
     if unit.core == "com.microsoft.Attention":
         _change_packed_operator(surgeon, unit, parts)
     else:
-        _change_projections(surgeon, unit, parts)
+        _change_projections(surgeon, unit, parts, apart)
     if change.out_weight is not None and unit.out is not None:
         _set_weight(surgeon, unit.out.linear, change.out_weight)
         if change.out_bias is not None:
@@ -166,9 +174,11 @@ def _set_joint_bias(surgeon: Surgeon, slot: Slot, parts: Sequence[Part]) -> None
     surgeon.replace_stored(slot, _like(surgeon.graph, slot, joint_bias(surgeon.graph, parts)))
 
 
-def _change_projections(surgeon: Surgeon, unit: AttentionUnit, parts: Sequence[Part]) -> None:
-    for chosen in changed_products(parts):
-        linear = chosen[0].operand.linear
+def _change_projections(surgeon: Surgeon, unit: AttentionUnit, parts: Sequence[Part], apart: bool) -> None:
+    for product in changed_products(parts, apart=apart):
+        chosen, linear = product.parts, product.parts[0].operand.linear
+        if product.query is not None:
+            _give_own_product(surgeon, product.query)
         _set_weight(surgeon, linear, joint_weight(surgeon.graph, chosen))
         if linear.bias is not None and linear.output_has_bias:
             _set_joint_bias(surgeon, linear.bias, chosen)
@@ -189,6 +199,25 @@ def _change_projections(surgeon: Surgeon, unit: AttentionUnit, parts: Sequence[P
         for part in parts:
             if part.name in ("k", "v") and not part.operand.is_fused:
                 _wire(surgeon, unit, part, surgeon.tensor(part.operand.linear.output or ""))
+
+
+def _give_own_product(surgeon: Surgeon, query: Part) -> None:
+    """A product, and the addition of a bias, for the queries alone: the same operators with fewer columns."""
+    operand, graph = query.operand, surgeon.graph
+    linear, source = operand.linear, operand.linear.output or ""
+    weight = joint_weight(graph, [query]).astype(linear.read_weight(graph).dtype)
+    stored = surgeon.constant(f"{source}_q_weight", weight if linear.transposed else weight.T)
+    inputs, output = [surgeon.tensor(linear.input), stored], surgeon.variable(f"{source}_q")
+    anchor = graph.producers[source]
+    bias = None if linear.bias is None else _like(graph, linear.bias, joint_bias(graph, [query]))
+    added = None if bias is None else surgeon.constant(f"{source}_q_bias", bias)
+    if linear.bias is not None and linear.bias.node is linear.node:
+        inputs, added = [*inputs, added], None
+    product = output if added is None else surgeon.variable(f"{source}_q_product")
+    surgeon.insert(linear.node.op, inputs, [product], anchor, **linear.node.attrs)
+    if added is not None:
+        surgeon.insert("Add", [product, added], [output], anchor)
+    _lay_out(surgeon, query, output, anchor)
 
 
 def _set_late_bias(surgeon: Surgeon, part: Part) -> None:

@@ -11,11 +11,13 @@ from corp_onnx.blocks import Blocks
 from corp_onnx.calibrate import Units
 from corp_onnx.graph import Graph
 from corp_onnx.images import Images
-from corp_onnx.liveness import TokenTrim
+from corp_onnx.inspect import describe_units
 from corp_onnx.moments import Moments
 from corp_onnx.plan import UnitPlan
 from corp_onnx.probe import Cost, count_macs
+from corp_onnx.results import UnitFacts
 from corp_onnx.rewrite import AttentionChange, MlpChange
+from corp_onnx.trim import TrimPlan
 
 Progress = Callable[[str, int, int], None]
 
@@ -36,14 +38,19 @@ class Situation:
     progress: Progress | None = None
     importances: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Of every MLP's channels, by unit key; for the rank `taylor` only."""
-    trim: TokenTrim | None = None
+    trim: TrimPlan | None = None
     """The tokens that the pruned model will not compute."""
 
     @property
     def cost(self) -> Cost:
         """Of the model with every unit at full width, without the tokens that will not be computed."""
-        dense = count_macs(self.graph)
-        return dense if self.trim is None else self.trim.reduce_cost(dense)
+        return count_macs(self.graph) if self.trim is None else self.trim.cost
+
+    @property
+    def unit_facts(self) -> tuple[UnitFacts, ...]:
+        """Every unit at full width and what it costs in that model."""
+        at = self.trim or self
+        return describe_units(at.graph, at.blocks, self.cost)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

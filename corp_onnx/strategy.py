@@ -95,7 +95,7 @@ def _solve_fixed(
 
 def _trace(situation: Situation, settings: BestSettings) -> tuple[UnitChoice, ...]:
     s = situation
-    return trace_choices(s.graph, s.blocks, s.units, s.moments, settings, s.importances, s.cost)
+    return trace_choices(s.graph, s.blocks, s.units, s.moments, settings, s.importances, s.unit_facts)
 
 
 def _probe_quiz(situation: Situation) -> Quiz:

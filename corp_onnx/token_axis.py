@@ -69,7 +69,7 @@ def _find_rule(node: Node) -> Callable[[Graph, Node, TokenAxis], Sources | None]
     if node.op in ("Gemm", "FusedGemm"):
         return _gemm
     return {
-        "Transpose": _transpose, "Slice": _slice, "Concat": _concat, "Attention": _attention,
+        "Transpose": _transpose, "Slice": _slice, "Split": _split, "Concat": _concat, "Attention": _attention,
         "MultiHeadAttention": _multi_head,
     }.get(node.op)  # fmt: skip
 
@@ -146,6 +146,12 @@ def _slice(graph: Graph, node: Node, tokens: TokenAxis) -> Sources | None:
     if axes is None or tokens.axis in {int(a) % len(dims) for a in axes.reshape(-1)}:
         return None
     return _at(node, 0, tokens, tokens.axis) if dims[tokens.axis] == out[tokens.axis] else None
+
+
+def _split(graph: Graph, node: Node, tokens: TokenAxis) -> Sources | None:
+    """Only along another axis; whether all parts are asked for the same tokens is the search's to see."""
+    apart = node.attrs.get("axis", 0) % len(graph.dims(node.inputs[0]))
+    return None if apart == tokens.axis else _at(node, 0, tokens, tokens.axis)
 
 
 def _concat(graph: Graph, node: Node, tokens: TokenAxis) -> Sources | None:

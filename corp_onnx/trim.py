@@ -8,27 +8,70 @@ curves and the refit see all tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from corp_onnx.blocks import Slot, WidthSpelling
+from corp_onnx.blocks import Blocks, Slot, WidthSpelling, find_blocks
 from corp_onnx.comparison import TOLERANCE, compare_on_noise
 from corp_onnx.graph import Graph, Node, load_model
+from corp_onnx.heads import can_stand_apart
 from corp_onnx.liveness import Cut, TokenTrim, find_dead_tokens, list_spellings
-from corp_onnx.probe import count_macs, probe_graph
+from corp_onnx.probe import Cost, count_macs, probe_graph
+from corp_onnx.rewrite import apply_changes
 from corp_onnx.staging import write_model
 from corp_onnx.surgeon import Surgeon
 
 
-def find_trim(graph: Graph) -> tuple[TokenTrim | None, str]:
-    """What can be left out, tried once on noise, and a sentence on it for the report; (None, "") where nothing can."""
+@dataclass(frozen=True, slots=True, eq=False)
+class TrimPlan:
+    """What will be left out of a model, and what it then costs.
+
+    Attributes:
+        trim: the tokens.
+        apart: keys of the attentions whose queries get a product of their own, which is cut to the tokens that are
+            read; keys and values of all tokens stay in the other.
+        graph: the dense model with these queries apart.
+        blocks: what is found in it, under the same keys as in the dense model.
+    """
+
+    trim: TokenTrim
+    apart: frozenset[str]
+    graph: Graph
+    blocks: Blocks
+
+    @property
+    def cost(self) -> Cost:
+        """Of `graph` without the tokens."""
+        return self.trim.reduce_cost(count_macs(self.graph))
+
+
+def plan_trim(graph: Graph, blocks: Blocks) -> tuple[TrimPlan | None, str]:
+    """What can be left out, tried once on noise, and a sentence on it for the report; (None, "") where nothing can.
+
+    Args:
+        graph: the dense model.
+        blocks: what was found in it.
+    """
     trim = find_dead_tokens(graph)
     if trim is None:
         return None, ""
-    compared = compare_on_noise(graph.model, replace(graph.model, proto=trim_tokens(graph, trim)))
+    plan = TrimPlan(trim, frozenset(), graph, blocks)
+    apart = [u.key for u in blocks.attentions if u.node.output in trim.axes and can_stand_apart(u)]
+    if apart:
+        proto = apply_changes(graph, blocks, {}, {}, apart=apart)
+        parted = probe_graph(replace(graph.model, proto=proto))
+        parted_trim = find_dead_tokens(parted)
+        if parted_trim is not None and parted_trim.saved > trim.saved:
+            plan = TrimPlan(parted_trim, frozenset(apart), parted, find_blocks(parted))
+    return _try_plan(graph, plan)
+
+
+def _try_plan(graph: Graph, plan: TrimPlan) -> tuple[TrimPlan | None, str]:
+    trim = plan.trim
+    compared = compare_on_noise(graph.model, replace(graph.model, proto=trim_tokens(plan.graph, trim)))
     if not compared.max_difference <= TOLERANCE[graph.float_type]:
         return None, (
             f"the tokens of the last block that nobody reads are still computed: without them this graph answers "
@@ -36,7 +79,7 @@ def find_trim(graph: Graph) -> tuple[TokenTrim | None, str]:
         )
     read = "1 token" if len(trim.token_idx) == 1 else f"{len(trim.token_idx)} tokens"
     share = trim.saved / count_macs(graph).total
-    return trim, (
+    return plan, (
         f"of the last block's {trim.n_tokens} tokens the outputs read {read}: the others are no longer computed there, "
         f"{share:.1%} of the dense MACs at no change in the answers."
     )

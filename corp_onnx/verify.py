@@ -13,7 +13,7 @@ A check is a value; `require_passed` turns a failed one into an error.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -34,7 +34,7 @@ from corp_onnx.results import CheckResult
 from corp_onnx.rewrite import AttentionChange, Changes, MlpChange, apply_changes
 from corp_onnx.runtime import first_sentence, open_session, open_tapped
 from corp_onnx.staging import write_model
-from corp_onnx.trim import trim_file
+from corp_onnx.trim import TrimPlan, trim_file
 
 P = ParamSpec("P")
 
@@ -106,14 +106,14 @@ def check_identity(
     stage: Path,
     provider: str = "cpu",
     *,
-    trims: bool = False,
+    trim: TrimPlan | None = None,
 ) -> CheckResult:
     """The surgery of `changes` with every width left whole, against the dense model on a real batch.
 
     Args:
-        trims: whether leaving out tokens that nobody reads is part of the surgery.
+        trim: the tokens whose leaving out is part of the surgery.
     """
-    found = _run_changed(graph, blocks, identity_changes(graph, blocks, changes), feeds, stage, provider, trims=trims)
+    found = _run_changed(graph, blocks, identity_changes(graph, blocks, changes), feeds, stage, provider, trim=trim)
     expected = _run_whole(graph.model, feeds, provider)
     detail = "the same surgery with nothing removed, against the dense model"
     return _compare("identity", found, expected, graph.float_type, detail)
@@ -141,15 +141,15 @@ def check_padding(
 
 def _run_changed(
     graph: Graph, blocks: Blocks, changes: Changes, feeds: Mapping[str, np.ndarray], stage: Path, provider: str,
-    *, trims: bool = False,
+    *, trim: TrimPlan | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Every output of a rewritten graph in one row; it is written below `stage` since it may outgrow protobuf."""
-    proto = apply_changes(graph, blocks, changes, {})
+    proto = apply_changes(graph, blocks, changes, {}, apart=trim.apart if trim else ())
     with tempfile.TemporaryDirectory(dir=stage) as folder:
         path = Path(folder) / "model.onnx"
         write_model(proto, path, graph.model.folder)
         del proto
-        if trims:
+        if trim is not None:
             trim_file(path)
         return _run_whole(load_model(path), feeds, provider)
 
@@ -168,13 +168,16 @@ def check_replay(
     pruned: Model,
     feeds: Mapping[str, np.ndarray],
     provider: str = "cpu",
+    *,
+    apart: Collection[str] = (),
 ) -> CheckResult:
     """Every product that the rewrite touched, in the pruned graph on a real batch, against NumPy on its own input.
 
     Compared are an MLP's first and second products, and the queries and keys as the attention product reads them.
-    Operands inside a fused attention operator can not be seen; `identity` covers those.
+    Operands inside a fused attention operator can not be seen, nor queries that got a product of their own (`apart`);
+    `identity` and `padding` cover those.
     """
-    products = [p for p in list_products(graph, blocks, changes) if p.linear.output is not None]
+    products = [p for p in list_products(graph, blocks, changes, apart) if p.linear.output is not None]
     taps = [name for p in products for name in (p.linear.input, p.linear.output or "")]
     arrays = open_tapped(pruned, taps, provider=provider).run(feeds)
     worst, where = 0.0, ""
@@ -189,7 +192,7 @@ def check_replay(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ChangedProduct:
+class Expected:
     """What a product of the pruned graph must compute; `bias` is None where its output does not hold one."""
 
     key: str
@@ -206,7 +209,7 @@ class ChangedProduct:
         return y.reshape(shape) if y.size == np.prod(shape) and self.linear.reshapes else y
 
 
-def list_products(graph: Graph, blocks: Blocks, changes: Changes) -> Iterator[ChangedProduct]:
+def list_products(graph: Graph, blocks: Blocks, changes: Changes, apart: Collection[str] = ()) -> Iterator[Expected]:
     """Every product that the changes touch."""
     for unit in blocks.mlps:
         change = changes.get(unit.key)
@@ -215,19 +218,19 @@ def list_products(graph: Graph, blocks: Blocks, changes: Changes) -> Iterator[Ch
                 rows = up.channel_idx[:, change.kept_idx].reshape(-1)
                 bias = up.linear.read_bias(graph) if up.linear.output_has_bias else None
                 weight = up.linear.read_weight(graph)[rows]
-                yield ChangedProduct(unit.key, up.linear, weight, None if bias is None else bias[rows])
+                yield Expected(unit.key, up.linear, weight, None if bias is None else bias[rows])
             late = unit.down.bias is not None and not unit.down.output_has_bias
-            yield ChangedProduct(unit.key, unit.down, change.weight, None if late else change.bias)
+            yield Expected(unit.key, unit.down, change.weight, None if late else change.bias)
     for unit in blocks.attentions:
         change = changes.get(unit.key)
         if isinstance(change, AttentionChange):
-            for parts in changed_products(list_parts(unit, change)):
-                linear = parts[0].operand.linear
+            for product in changed_products(list_parts(unit, change), apart=unit.key in apart):
+                parts, linear = product.parts, product.parts[0].operand.linear
                 bias = joint_bias(graph, parts) if linear.bias is not None and linear.output_has_bias else None
-                yield ChangedProduct(unit.key, linear, joint_weight(graph, parts), bias)
+                yield Expected(unit.key, linear, joint_weight(graph, parts), bias)
             if change.out_weight is not None and unit.out is not None:
                 bias = unit.out.linear.read_bias(graph) if change.out_bias is None else change.out_bias
-                yield ChangedProduct(unit.key, unit.out.linear, change.out_weight, bias)
+                yield Expected(unit.key, unit.out.linear, change.out_weight, bias)
 
 
 def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:

@@ -26,7 +26,7 @@ from corp_onnx.settings import Budget, PruneSettings
 from corp_onnx.solve.qk import QkSolution
 from corp_onnx.solve.qk_images import measure_image_error
 from corp_onnx.strategy import Situation, follow_best, follow_settings, prepare_search, search_agreement
-from corp_onnx.trim import find_trim, trim_tokens
+from corp_onnx.trim import plan_trim, trim_tokens
 from corp_onnx.widths import Allowance, uniform_widths
 
 SETTINGS = BestSettings(align=2)
@@ -67,11 +67,11 @@ class TestBudget:
 
     def test_tokens_that_are_left_out_pay_for_widths(self, search, situation) -> None:
         """The same budget, wider units, and the file is still within it."""
-        trim, _ = find_trim(situation.graph)
+        trim, _ = plan_trim(situation.graph, situation.blocks)
         assert trim is not None
-        trimmed = replace(search, situation=replace(situation, trim=trim))
-        trimmed = replace(trimmed, choices=trace_choices(*_of(situation), SETTINGS, cost=trimmed.situation.cost))
-        _, proto = trimmed.one_shot("macs", 0.6)
+        trimmed = prepare_search(replace(situation, trim=trim), SETTINGS)
+        changes = trimmed.one_shot("macs", 0.6)[0].changes
+        proto = apply_changes(situation.graph, situation.blocks, changes, {}, apart=trim.apart)
         graph = probe_graph(replace(situation.graph.model, proto=proto))
         final = find_dead_tokens(graph)
         assert final is not None
@@ -129,12 +129,12 @@ class TestAgreement:
 
     def test_tokens_alone_keep_all_answers(self, search, situation) -> None:
         """Where no unit can become narrower under the wanted agreement, what nobody reads is left out all the same."""
-        trim, _ = find_trim(situation.graph)
+        trim, _ = plan_trim(situation.graph, situation.blocks)
         assert trim is not None
         hopeless = replace(search, situation=replace(situation, trim=trim), settings=replace(SETTINGS, align=2))
         outcome = search_agreement(hopeless, 1.01)
         assert outcome.plans == ()
-        expected = 1 - trim.saved / count_macs(situation.graph).total
+        expected = trim.cost.total / count_macs(situation.graph).total
         assert outcome.kept_fraction == pytest.approx(expected, rel=1e-9)
         with pytest.raises(OptionError, match=r"--min-agreement 1\.01: no smaller model agrees that much"):
             search_agreement(search, 1.01)

@@ -70,6 +70,8 @@ CASES = [
     Case("Transpose", ((N, B),), 1, ((0, 0),)),
     Case("Slice", (X,), 1, ((0, 1),), constants=((1, [0]), (2, [4]), (3, [2]))),
     Case("Slice", (X,), 1, None, constants=((1, [0]), (2, [N]), (3, [1]))),
+    Case("Split", (X,), 1, ((0, 1),), {"axis": -1, "num_outputs": 1}),
+    Case("Split", (X,), 1, None, {"axis": 1, "num_outputs": 1}),
     Case("Concat", (X, X), 1, ((0, 1), (1, 1)), {"axis": -1}),
     Case("Concat", (X, X), 1, None, {"axis": 1}, n_tokens=2 * N),
     Case("Attention", (HEADS, (B, H, 9, D), (B, H, 9, D)), 2, ((0, 2),)),

@@ -25,12 +25,13 @@ from graphs import (
 from onnx import TensorProto, helper, numpy_helper
 
 from corp_onnx import trim as trim_module
+from corp_onnx.inspect import describe_units
 from corp_onnx.liveness import find_dead_tokens
 from corp_onnx.model import load_model
 from corp_onnx.probe import count_macs, probe_graph
 from corp_onnx.rewrite import apply_changes
 from corp_onnx.runtime import open_tapped
-from corp_onnx.trim import find_trim, trim_file, trim_tokens
+from corp_onnx.trim import TrimPlan, plan_trim, trim_file, trim_tokens
 
 NAMES = [n for n in ENTRIES if runs_here(n)]
 
@@ -54,27 +55,46 @@ def test_what_is_found(name: str) -> None:
 
 @pytest.mark.parametrize("name", TRIMMED)
 class TestEveryExporter:
-    def test_answers_stay(self, name: str, tmp_path: Path) -> None:
-        """Of a pruned file, whose operands are re-plumbed, at another batch size than the probe's."""
+    def test_answers_of_a_pruned_file_stay(self, name: str, tmp_path: Path) -> None:
+        """With random maps in every operand, at another batch size than the probe's."""
         graph, blocks = probed(name)
-        path = save(apply_changes(graph, blocks, random_changes(graph, blocks, 0), {}), tmp_path, "pruned", graph)
-        before = path.read_bytes()
-        feeds = feeds_of(graph)
-        expected = run(load_model(path), feeds)
+        plan, _ = plan_trim(graph, blocks)
+        assert plan is not None
+        changes, feeds = random_changes(graph, blocks, 0), feeds_of(graph)
+        whole = save(apply_changes(graph, blocks, changes, {}), tmp_path, "whole", graph)
+        path = save(apply_changes(graph, blocks, changes, {}, apart=plan.apart), tmp_path, "trimmed", graph)
         trim = trim_file(path)
         assert trim is not None
-        assert path.read_bytes() != before
+        assert trim.token_idx == plan.trim.token_idx
         onnx.checker.check_model(str(path))
-        assert difference(run(load_model(path), feeds), expected) <= ROUNDING[graph.float_type]
+        found, expected = (run(load_model(p), feeds) for p in (path, whole))
+        assert difference(found, expected) <= ROUNDING[graph.float_type]
 
     def test_cost_is_what_was_promised(self, name: str) -> None:
-        graph, _ = probed(name)
-        trim = find_dead_tokens(graph)
-        assert trim is not None
+        graph, blocks = probed(name)
+        plan, _ = plan_trim(graph, blocks)
+        assert plan is not None
+        trimmed = count_macs(probe_graph(replace(graph.model, proto=trim_tokens(plan.graph, plan.trim))))
+        assert trimmed.by_node == plan.cost.by_node
         dense = count_macs(graph)
-        trimmed = count_macs(probe_graph(replace(graph.model, proto=trim_tokens(graph, trim))))
-        assert trimmed.by_node == trim.reduce_cost(dense).by_node
-        assert dense.total - trimmed.total == pytest.approx(trim.saved, abs=len(dense.by_node))
+        assert dense.total - trimmed.total == pytest.approx(plan.trim.saved, abs=len(dense.by_node))
+
+    def test_queries_stand_apart_where_they_shared_a_product(self, name: str) -> None:
+        """Then their product too is computed for the tokens that are read, and units keep their names."""
+        graph, blocks = probed(name)
+        plan, _ = plan_trim(graph, blocks)
+        assert plan is not None
+        unit = blocks.attentions[-1]
+        before, after = ({u.key: u for u in describe_units(p.graph, p.blocks, p.cost)} for p in
+                         (TrimPlan(plan.trim, frozenset(), graph, blocks), plan))  # fmt: skip
+        assert before.keys() == after.keys()
+        if plan.apart:
+            assert plan.apart == {unit.key}
+            assert unit.q is not None
+            assert unit.q.is_fused
+            n, d = plan.trim.n_tokens, unit.q.linear.d_in
+            left_out = (n - len(plan.trim.token_idx)) * d * unit.n_heads * unit.d_qk
+            assert before[unit.qk_key].macs - after[unit.qk_key].macs == pytest.approx(left_out, abs=8)
 
     def test_what_is_left_is_what_was_there(self, name: str) -> None:
         """Every tensor that became shorter holds the rows of the dense one."""
@@ -209,7 +229,7 @@ class TestReaders:
 
 
 def test_a_graph_that_answers_otherwise_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    graph, _ = probed("timm_vit_dynamo23_fused")
+    graph, blocks = probed("timm_vit_dynamo23_fused")
 
     def wrong(graph, trim):
         proto = trim_tokens(graph, trim)
@@ -219,13 +239,13 @@ def test_a_graph_that_answers_otherwise_is_left_alone(monkeypatch: pytest.Monkey
         return proto
 
     monkeypatch.setattr(trim_module, "trim_tokens", wrong)
-    trim, note = find_trim(graph)
-    assert trim is None
+    plan, note = plan_trim(graph, blocks)
+    assert plan is None
     assert "without them this graph answers otherwise" in note
 
 
 def test_note_says_what_is_left_out() -> None:
-    trim, note = find_trim(probed("timm_deit_distilled_ts17")[0])
-    assert trim is not None
+    plan, note = plan_trim(*probed("timm_deit_distilled_ts17"))
+    assert plan is not None
     assert note.startswith("of the last block's 18 tokens the outputs read 2 tokens: ")
-    assert find_trim(probed("timm_beit_ts17_fused")[0]) == (None, "")
+    assert plan_trim(*probed("timm_beit_ts17_fused")) == (None, "")
