@@ -247,5 +247,5 @@ def test_a_graph_that_answers_otherwise_is_left_alone(monkeypatch: pytest.Monkey
 def test_note_says_what_is_left_out() -> None:
     plan, note = plan_trim(*probed("timm_deit_distilled_ts17"))
     assert plan is not None
-    assert note.startswith("of the last block's 18 tokens the outputs read 2 tokens: ")
+    assert note.startswith("the outputs read 2 of the last block's 18 tokens: ")
     assert plan_trim(*probed("timm_beit_ts17_fused")) == (None, "")

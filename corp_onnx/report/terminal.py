@@ -77,7 +77,7 @@ def print_inspection(found: Inspection) -> None:
     )
     if dead := found.dead_tokens:
         console.print(
-            f"of the last block's {dead.n_tokens} tokens the outputs read {dead.n_read}: prune leaves out what only "
+            f"the outputs read {dead.n_read} of the last block's {dead.n_tokens} tokens: prune leaves out what only "
             f"the others need there, {dead.mac_share:.1%} of the MACs",
             soft_wrap=True,
         )

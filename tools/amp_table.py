@@ -1,0 +1,97 @@
+"""AMP (arXiv 2603.08100) on a real model, and this project at the sizes that AMP chooses.
+
+For every threshold AMP finds the widths of the MLPs, ranked by its importance and without compensation. Beside it stand
+the same widths and order with the compensation and the refit, the same widths with the OBS order, and the default
+preset at the same MACs. Prints a Markdown table. Needs PyTorch (corp-onnx[taylor]).
+
+    .venv/bin/python tools/amp_table.py ../shared/models/deit_tiny_patch16_224.onnx --thresholds 0.003 0.03 \\
+        --calib ../shared/images/calib --val ../shared/images/val --labels ../shared/images/wordnet_ids.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from best_table import Row, finish_model, make_situation, measure, print_rows
+
+from corp_onnx.amp import search_widths
+from corp_onnx.answers import draw_quiz, prepare_quiz
+from corp_onnx.best import BestSettings, solve_widths, trace_choices
+from corp_onnx.blocks import find_blocks
+from corp_onnx.calibrate import choose_units
+from corp_onnx.gradients import collect_taylor
+from corp_onnx.graph import input_dims, load_model
+from corp_onnx.images import open_images
+from corp_onnx.plan import gather_changes
+from corp_onnx.probe import count_macs, probe_graph
+from corp_onnx.recipe import find_recipe
+from corp_onnx.strategy import PROBE_IMAGES, BestSearch, Outcome, Situation, prepare_search
+from corp_onnx.stream import find_walk
+from corp_onnx.trim import plan_trim
+
+
+def main() -> None:
+    """Measure every row, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--calib", type=Path, required=True)
+    parser.add_argument("--val", type=Path, required=True)
+    parser.add_argument("--labels", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.003, 0.03])
+    args = parser.parse_args()
+
+    graph = probe_graph(load_model(args.model))
+    recipe = find_recipe(graph.model.metadata, next(iter(input_dims(graph.model).values())))
+    val = open_images(args.val, recipe, labels=args.labels or "folders")
+    judge = prepare_quiz(graph.model, val, batch_size=16)
+    labels = np.concatenate([b.labels for b in val.batches(64) if b.labels is not None])
+    trim, _ = plan_trim(graph, find_blocks(graph))
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for seed in args.seeds:
+        situation = make_situation(graph, open_images(args.calib, recipe), seed, trim=trim)
+        for name, at, outcome in _outcomes(situation, args.thresholds):
+            rows[name].append(measure(graph, finish_model(at, outcome), judge, labels))
+            print(f"seed {seed}: {name}: {rows[name][-1]}", flush=True)
+    print_rows(rows)
+
+
+def _outcomes(situation: Situation, thresholds: list[float]) -> Iterator[tuple[str, Situation, Outcome]]:
+    """(row name, situation, outcome): AMP's own rows leave no tokens out."""
+    best = prepare_search(situation, BestSettings())
+    plain = replace(situation, trim=None)
+    plain = replace(plain, units=choose_units(plain.blocks, qk=False))
+    plain = replace(plain, importances=collect_taylor(plain.graph, plain.units.mlps, plain.calibration))
+    quiz = draw_quiz(plain.graph.model, plain.calibration, PROBE_IMAGES, plain.seed)
+    for threshold in thresholds:
+        published = BestSettings(rank="taylor", allocate="amp", amp_threshold=threshold, compensate=False, refit=False)
+        choices = _trace(plain, published)
+        widths = search_widths(plain.graph, plain.blocks, choices, quiz, published)
+        kinds = {
+            "AMP as published": published,
+            "its widths and order, compensated": replace(published, compensate=True),
+            "its widths and order, refitted": replace(published, compensate=True, refit=True),
+            "its widths, OBS order, refitted": replace(published, compensate=True, refit=True, rank="obs"),
+        }
+        for name, settings in kinds.items():
+            plans = solve_widths(_trace(plain, settings), widths)
+            search = BestSearch(plain, settings, choices, {}, find_walk(plain.blocks))
+            yield f"{threshold:g}: {name}", plain, search.refit(Outcome(gather_changes(plans), plans))[0]
+        macs = {u.key: u.macs / u.width for u in plain.unit_facts}
+        total = count_macs(plain.graph).total
+        kept = 1 - sum(macs[c.key] * (c.width - widths[c.key]) for c in choices) / total
+        yield f"{threshold:g}: best at the same MACs", situation, best.refitted("macs", kept)[0]
+
+
+def _trace(situation: Situation, settings: BestSettings):
+    s = situation
+    return trace_choices(s.graph, s.blocks, s.units, s.moments, settings, s.importances)
+
+
+if __name__ == "__main__":
+    main()
