@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from corp_onnx.best import DEFAULT_THRESHOLD, BestSettings
+from corp_onnx.best import BEST_RIDGE, DEFAULT_THRESHOLD, BestSettings
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.errors import OptionError
 from corp_onnx.plan import Cut
@@ -39,8 +39,9 @@ from corp_onnx.solve.ridge import DEFAULT_RIDGE
               help="Hidden channels that go first: of least loss after compensation, least energy, smallest weights, "
               "least |activation x gradient| of the answer's entropy (needs corp-onnx[taylor]).  "
               "[default: obs; with paper energy]")  # fmt: skip
-@click.option("--ridge", type=float, default=DEFAULT_RIDGE, show_default=True, metavar="L",
-              help="Ridge of the compensation, relative to the mean diagonal.")  # fmt: skip
+@click.option("--ridge", type=float, metavar="L",
+              help="Ridge of the compensation, relative to the mean diagonal.  "
+              f"[default: {BEST_RIDGE}; with paper {DEFAULT_RIDGE}]")  # fmt: skip
 @click.option("--no-compensation", is_flag=True, help="Only cut, as an ablation.")
 @click.option("--align", type=click.IntRange(min=1), default=8, show_default=True, metavar="N",
               help="Searched widths are multiples of N.")  # fmt: skip
@@ -56,6 +57,8 @@ from corp_onnx.solve.ridge import DEFAULT_RIDGE
               "dimensions.")  # fmt: skip
 @click.option("--refit/--no-refit", default=True, show_default=True,
               help="Solve every last product again on the pruned residual stream.")  # fmt: skip
+@click.option("--weigh-tokens/--no-weigh-tokens", default=True, show_default=True,
+              help="Count token positions by how much the answers depend on them.")  # fmt: skip
 @click.option("--trim/--no-trim", default=True, show_default=True,
               help="Leave out what the last block computes for tokens that no output reads.")  # fmt: skip
 @click.option("--images", "n_images", type=click.IntRange(min=1), metavar="N",
@@ -82,7 +85,7 @@ def prune(  # one parameter an option
     mlp: float | None,
     attn: float | None,
     rank: str | None,
-    ridge: float,
+    ridge: float | None,
     no_compensation: bool,
     align: int,
     equal_heads: bool,
@@ -91,6 +94,7 @@ def prune(  # one parameter an option
     amp_threshold: float,
     qk: str,
     refit: bool,
+    weigh_tokens: bool,
     trim: bool,
     n_images: int | None,
     batch_size: int,
@@ -111,7 +115,7 @@ def prune(  # one parameter an option
         cut=_read_cut(preset, mlp, attn, rank, ridge, not no_compensation),
         budget=_read_budget(min_agreement, macs, params),
         best=BestSettings(
-            ridge=ridge,
+            ridge=BEST_RIDGE if ridge is None else ridge,
             rank=rank or "obs",  # type: ignore[arg-type]
             qk=qk,  # type: ignore[arg-type]
             compensate=not no_compensation,
@@ -121,6 +125,7 @@ def prune(  # one parameter an option
             allocate=allocate,  # type: ignore[arg-type]
             amp_threshold=amp_threshold,
             refit=refit,
+            weigh_tokens=weigh_tokens,
             trim=trim,
         ),
         n_images=n_images,
@@ -145,9 +150,10 @@ def prune(  # one parameter an option
 
 
 def _read_cut(
-    preset: str, mlp: float | None, attn: float | None, rank: str | None, ridge: float, compensate: bool
+    preset: str, mlp: float | None, attn: float | None, rank: str | None, ridge: float | None, compensate: bool
 ) -> Cut | None:
     """Fractions, where they were given or the paper needs them; a kind that was not named stays whole."""
+    ridge = DEFAULT_RIDGE if ridge is None else ridge
     if preset == "paper":
         if rank == "obs":
             raise OptionError(
