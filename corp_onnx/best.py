@@ -31,6 +31,7 @@ from corp_onnx.solve.mlp import compensate_mlp, drop_mlp
 from corp_onnx.solve.obs import rank_obs
 from corp_onnx.solve.qk import compensate_qk, drop_qk, low_rank_logits, select_logit_energy, trace_logit_curve
 from corp_onnx.solve.qk_images import refine_logits
+from corp_onnx.solve.ridge import DEFAULT_RIDGE
 from corp_onnx.solve.select import trace_error_curve
 from corp_onnx.solve.vo import compensate_vo, trace_value_curve
 
@@ -40,10 +41,6 @@ PROBE_FRACTION = 0.5
 DEFAULT_THRESHOLD = 0.003
 """KL in nats that one MLP may cost with `--allocate amp`; on DeiT-Tiny 0.0087 keeps 62 % of the MLPs and 78 % of the
 answers, which is too little for a default."""
-
-BEST_RIDGE = 1e-2
-"""Of MLP and VO: ten times the paper's. In late blocks the class token carries most of the weight, and there it gives
-one row an image."""
 
 N_IMAGE_GRAMS = 64
 """For `--qk per-image`; 25 MB a block of twelve heads of 64."""
@@ -66,12 +63,11 @@ class BestSettings:
             MLP what a threshold allows, without a budget (amp.py).
         amp_threshold: the KL in nats by which one MLP may move the answers with `amp`; no effect otherwise.
         refit: solve output projections and second products again on the pruned stream (refit.py).
-        weigh_tokens: count token positions by how much the answers depend on them, in the moments and in the refit
-            (token_weights.py).
+        weigh_tokens: in the refit, count token positions by how much the answers depend on them (token_weights.py).
         trim: leave out what the last block computes for tokens that no output reads (trim.py); no effect on answers.
     """
 
-    ridge: float = BEST_RIDGE
+    ridge: float = DEFAULT_RIDGE
     rank: Literal["obs", "energy", "magnitude", "taylor"] = "obs"
     qk: Literal["low-rank", "per-image", "sylvester"] = "low-rank"
     compensate: bool = True

@@ -61,7 +61,6 @@ def collect_moments(
     batch_size: int = 8,
     provider: str = "cpu",
     n_image_grams: int = 0,
-    token_weights: Mapping[str, np.ndarray] | None = None,
     progress: Progress | None = None,
 ) -> Moments:
     """The moments of every unit over a set of images.
@@ -72,8 +71,6 @@ def collect_moments(
         images: unlabelled; float32 or what the model's input takes.
         batch_size: images at a time; has no effect on the result, nor on a model of fixed batch.
         n_image_grams: keep the per-image Grams of this many images for the exact query/key objective.
-        token_weights: of the token positions by the key of an MLP or an attention (`token_weights.weigh_stops`); None,
-            and a unit that is not in it, counts all alike.
 
     Returns:
         `ChannelMoments` of an MLP's hidden activation under its key, `LogitMoments` of queries and keys under
@@ -85,48 +82,16 @@ def collect_moments(
     sums = _start_sums(units, n_image_grams)
     tapped = tap_units(graph, units, provider=provider)
     for arrays, n_real in run_tapped(tapped, images, batch_size):
-        _add_batch(sums, graph, units, arrays, n_real, token_weights or {})
+        for unit in units.mlps:
+            sums.channels[unit.key].update(read_tokens(arrays[unit.hidden], graph, n_real))
+        for unit in units.vo_pairs:
+            sums.channels[unit.vo_key].update(read_head_outputs(arrays, graph, unit, n_real))
+        for unit in units.qk_pairs:
+            sums.logits[unit.qk_key].update(*read_queries_keys(arrays, graph, unit, n_real))
         if progress:
             progress(n_real)
     entries: list[tuple[str, AnyMoments]] = [(key, s.result()) for key, s in sums.channels.items()]
     return Moments((*entries, *((key, s.result()) for key, s in sums.logits.items())))
-
-
-def _add_batch(
-    sums: _Sums,
-    graph: Graph,
-    units: Units,
-    arrays: Mapping[str, np.ndarray],
-    n_real: int,
-    weights: Mapping[str, np.ndarray],
-) -> None:
-    for unit in units.mlps:
-        rows = read_tokens(arrays[unit.hidden], graph, n_real)
-        of_rows = _weigh_rows(weights.get(unit.key), len(rows), _is_token_major(graph, unit))
-        sums.channels[unit.key].update(rows, of_rows)
-    for unit in units.vo_pairs:
-        rows = read_head_outputs(arrays, graph, unit, n_real)
-        assert unit.v is not None
-        of_rows = _weigh_rows(weights.get(unit.key), len(rows), unit.v.token_major)
-        sums.channels[unit.vo_key].update(rows, of_rows)
-    for unit in units.qk_pairs:
-        q, k = read_queries_keys(arrays, graph, unit, n_real)
-        of_tokens = weights.get(unit.key, ())
-        sums.logits[unit.qk_key].update(q, k, np.asarray(of_tokens) if len(of_tokens) == q.shape[1] else None)
-
-
-def _weigh_rows(weights: np.ndarray | None, n_rows: int, token_major: bool) -> np.ndarray | None:
-    """The weight of every row of an activation; None where rows are no tokens of whole images (windows)."""
-    if weights is None or n_rows % len(weights):
-        return None
-    n_images = n_rows // len(weights)
-    return np.repeat(weights, n_images) if token_major else np.tile(weights, n_images)
-
-
-def _is_token_major(graph: Graph, unit: MlpUnit) -> bool:
-    """Whether an MLP's rows are [tokens, images], which a residual stream [images, tokens, d_model] tells from."""
-    hidden, stream = graph.dims(unit.hidden), graph.dims(unit.residual.stream)
-    return len(hidden) == 3 and hidden[:2] == stream[1::-1] and hidden[0] != hidden[1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,6 @@ from corp_onnx.runtime import open_session, resolve_provider
 from corp_onnx.settings import PruneSettings
 from corp_onnx.staging import check_destination, staged_files, write_model, write_text
 from corp_onnx.strategy import Situation, follow_settings
-from corp_onnx.stream import find_walk
-from corp_onnx.token_weights import weigh_stops
 from corp_onnx.trim import TrimPlan, plan_trim, trim_file
 from corp_onnx.verify import (
     check_batches,
@@ -128,25 +126,17 @@ def prune_model(
                     graph, units.mlps, calibration, batch_size=settings.batch_size, provider=settings.provider,
                     progress=_counting(progress, "rank", calibration.n_images),
                 )  # fmt: skip
-        token_weights: dict[str, np.ndarray] = {}
-        if settings.weighs_tokens:
-            with clock.stage("weigh tokens"):
-                token_weights = weigh_stops(
-                    graph, find_walk(blocks), calibration, batch_size=settings.batch_size, provider=settings.provider,
-                    progress=progress,
-                )  # fmt: skip
         with clock.stage("calibrate"):
             moments = collect_moments(
                 graph, units, calibration, batch_size=settings.batch_size, provider=settings.provider,
                 n_image_grams=settings.best.n_image_grams if settings.preset == "best" else 0,
-                token_weights=token_weights,
                 progress=_counting(progress, "calibrate", calibration.n_images),
             )  # fmt: skip
         with clock.stage("solve"):
             outcome = follow_settings(
                 Situation(
                     graph, blocks, units, moments, calibration, held_out, settings.batch_size, settings.provider,
-                    settings.seed, progress, importances, token_weights, trim,
+                    settings.seed, progress, importances, trim,
                 ),
                 settings,
             )  # fmt: skip

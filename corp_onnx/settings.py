@@ -87,11 +87,6 @@ class PruneSettings:
         return self.best.allocate == "amp"
 
     @property
-    def weighs_tokens(self) -> bool:
-        """Whether tokens count by how much the answers depend on them: the paper counts all alike."""
-        return self.preset == "best" and self.best.weigh_tokens
-
-    @property
     def trims(self) -> bool:
         """Whether tokens that nobody reads are left out: the paper's method has no such step."""
         return self.preset == "best" and self.best.trim

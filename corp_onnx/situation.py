@@ -38,8 +38,6 @@ class Situation:
     progress: Progress | None = None
     importances: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Of every MLP's channels, by unit key; for the rank `taylor` only."""
-    token_weights: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """How much the answers depend on each token position, by stop of the walk; without, all count alike."""
     trim: TrimPlan | None = None
     """The tokens that the pruned model will not compute."""
 

@@ -34,6 +34,7 @@ from corp_onnx.rewrite import apply_changes
 from corp_onnx.settings import Budget, PruneSettings
 from corp_onnx.situation import Outcome, Situation
 from corp_onnx.stream import StreamWalk, find_walk
+from corp_onnx.token_weights import weigh_stops
 from corp_onnx.widths import Allowance, CostKind, allocate_choices, require_narrower, uniform_widths
 
 PROBE_IMAGES = 64
@@ -112,6 +113,7 @@ class BestSearch:
     kappas: dict[str, float]
     walk: StreamWalk
     _judge: Quiz | None = field(default=None)
+    _weights: dict[str, np.ndarray] | None = field(default=None)
 
     @property
     def refits(self) -> bool:
@@ -147,7 +149,7 @@ class BestSearch:
         if not self.refits or not outcome.plans:
             return outcome, proto
         changes = refit_changes(
-            s.graph, self.walk, outcome.changes, proto, s.calibration, s.token_weights,
+            s.graph, self.walk, outcome.changes, proto, s.calibration, self._token_weights(),
             batch_size=s.batch_size, provider=s.provider, progress=s.progress,
         )  # fmt: skip
         return replace(outcome, changes=changes), apply_changes(s.graph, s.blocks, changes, {})
@@ -159,6 +161,15 @@ class BestSearch:
         if self._judge is None:
             self._judge = prepare_quiz(s.graph.model, s.held_out, batch_size=s.batch_size, provider=s.provider)
         return self._judge
+
+    def _token_weights(self) -> dict[str, np.ndarray]:
+        """Computed by the first refit, the same for all; none where tokens are to count alike."""
+        s = self.situation
+        if not self.settings.weigh_tokens:
+            return {}
+        if self._weights is None:
+            self._weights = weigh_stops(s.graph, self.walk, s.calibration, batch_size=s.batch_size, provider=s.provider)
+        return self._weights
 
     def agreement(self, proto: onnx.ModelProto) -> float:
         """Share of the held-back images with the dense model's first answer.

@@ -123,16 +123,8 @@ class LogitSum:
         self._q_total, self._k_total, self._energy = np.zeros((3, n_heads, d_head))
         self._q_gram, self._k_gram, self._k_centred_gram = np.zeros((3, n_heads, d_head, d_head))
 
-    def update(
-        self,
-        q: Float[np.ndarray, "images nq h d"],
-        k: Float[np.ndarray, "images nk h d"],
-        weights: Float[np.ndarray, " nq"] | None = None,
-    ) -> None:
+    def update(self, q: Float[np.ndarray, "images nq h d"], k: Float[np.ndarray, "images nk h d"]) -> None:
         """Adds one batch of images; queries and keys as they meet in the product, before any scale.
-
-        Args:
-            weights: of the query tokens, which multiply the squares of their logits.
 
         Raises:
             NonFiniteError: `q` or `k` holds NaN or Inf, or values whose squares overflow float32.
@@ -140,8 +132,6 @@ class LogitSum:
         if len(q) == 0:
             return
         q, k = _heads_first(q), _heads_first(k)  # [h, images, tokens, d]
-        root = _root(weights, q.shape[2])[:, None]
-        q *= root
         n_key_tokens = k.shape[2]
         with np.errstate(over="ignore", invalid="ignore"):
             k_mean = k.mean(axis=2, dtype=np.float64).astype(np.float32)  # [h, images, d]
@@ -155,7 +145,7 @@ class LogitSum:
         self._n_images += q.shape[1]
         self._n_tokens += q.shape[1] * q.shape[2]
         self._n_key_tokens += q.shape[1] * n_key_tokens
-        self._q_total += (q * root).sum(axis=(1, 2), dtype=np.float64)
+        self._q_total += q.sum(axis=(1, 2), dtype=np.float64)
         self._k_total += n_key_tokens * k_mean.sum(axis=1)
         self._q_gram += q_gram
         self._k_centred_gram += k_centred

@@ -6,7 +6,7 @@ refit that counts the class token like any patch spends itself on patches, which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -27,34 +27,24 @@ MAX_TOKEN_WEIGHT = 100.0
 
 
 def weigh_stops(
-    graph: Graph,
-    walk: StreamWalk,
-    images: Images,
-    *,
-    batch_size: int = 8,
-    provider: str = "cpu",
-    progress: Callable[[str, int, int], None] | None = None,
+    graph: Graph, walk: StreamWalk, images: Images, *, batch_size: int = 8, provider: str = "cpu"
 ) -> dict[str, Float[np.ndarray, " n_tokens"]]:
     """Weights of the token positions at every stop, from a few images through the dense model (see `weigh_tokens`).
 
-    A stop whose stream is not [images, tokens, d_model] gets none; without a walk there are none.
+    A stop whose stream is not [images, tokens, d_model] gets none.
     """
-    if not walk.stops:
-        return {}
     few = images.select(np.arange(min(SENSITIVITY_IMAGES, images.n_images)))
     data = read_data(graph.model, few, batch_size, provider)
     before = walk.stops[0].residual.skip or ""
     stream = run_prefix(graph, data, before, provider)
     weights: dict[str, np.ndarray] = {}
-    for done, stop in enumerate(walk.stops, start=1):
+    for stop in walk.stops:
         after = stop.residual.stream
         stream = advance_dense(graph, data, stream, before, after, provider)
         if stream[0].ndim == 3:
             tail = open_segment(graph.model, graph.types, [after], [graph.outputs[0]], provider=provider)
             weights[stop.key] = weigh_tokens(tail, stream, [f for f, _ in data.feeds], after)
         before = after
-        if progress:
-            progress("weigh tokens", done, len(walk.stops))
     return weights
 
 

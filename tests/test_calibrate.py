@@ -167,33 +167,6 @@ class TestMoments:
             ):
                 np.testing.assert_allclose(getattr(found, field), getattr(other, field), rtol=1e-4, atol=1e-4)
 
-    @pytest.mark.parametrize("name", ["timm_vit_ts17_fused", "torchvision_vit_ts17", "timm_vit_ts17_onnxsim"])
-    def test_a_token_weight_counts_that_token_in_every_image(self, name: str) -> None:
-        """Images first, tokens first, and both in one axis: a weight of zero for all but one token leaves its rows."""
-        graph, blocks = probed(name)
-        units, images = all_units(blocks), images_of(graph, 4)
-        n_tokens = next(u.q.n_tokens for u in units.qk_pairs if u.q is not None)
-        weights = np.zeros(n_tokens, dtype=np.float32)
-        weights[1] = 4.0
-        keys = [u.key for u in (*units.mlps, *blocks.attentions)]
-        moments = collect_moments(graph, units, images, batch_size=4, token_weights=dict.fromkeys(keys, weights))
-        hidden = {u.key: (u.hidden, False) for u in units.mlps}
-        hidden |= {u.vo_key: (u.out.linear.input, u.v.token_major) for u in units.vo_pairs if u.out and u.v}
-        arrays = tap_units(graph, units).run(images.arrays)
-        for key, (tensor, tokens_first) in hidden.items():
-            leading = (n_tokens, 4) if tokens_first else (4, n_tokens)
-            token = arrays[tensor].reshape(*leading, -1).take(1, 0 if tokens_first else 1)  # [images, n]
-            of_unit = moments[key]
-            assert isinstance(of_unit, ChannelMoments)
-            assert of_unit.count == 16
-            np.testing.assert_allclose(of_unit.total, 4 * token.sum(axis=0), rtol=1e-4, atol=1e-4)
-        for unit in units.qk_pairs:
-            q, _ = read_queries_keys(arrays, graph, unit, 4)
-            of_pair = moments[unit.qk_key]
-            assert isinstance(of_pair, LogitMoments)
-            expected = 4 * np.einsum("bhi,bhj->hij", q[:, 1], q[:, 1])
-            np.testing.assert_allclose(of_pair.q_gram, expected, rtol=1e-3, atol=1e-3)
-
     def test_wanted_kinds_only(self) -> None:
         _, blocks = probed("timm_vit_dynamo23_fused")
         assert choose_units(blocks, mlp=False) == Units((), blocks.qk_pairs, ())

@@ -156,6 +156,16 @@ class TestRefit:
         one_shot, refitted = search.one_shot("macs", 0.4)[1], search.refitted("macs", 0.4)[1]
         assert tally_loss(search.judge.ask(refitted)) < tally_loss(search.judge.ask(one_shot))
 
+    def test_tokens_count_alike_where_the_switch_says_so(self, search) -> None:
+        alike = replace(search, settings=replace(search.settings, weigh_tokens=False))
+        one_shot = search.one_shot("macs", 0.6)[0]
+        weighted, plain = search.refit(one_shot)[0], alike.refit(one_shot)[0]
+        assert alike._weights is None
+        last = search.walk.stops[-1].key
+        assert search._weights is not None
+        assert search._weights[last].max() > 1
+        assert not np.allclose(weighted.changes[last].weight, plain.changes[last].weight)
+
     def test_switched_off(self, situation) -> None:
         outcome = follow_best(situation, replace(SETTINGS, refit=False), Budget("macs", 0.7))
         search = prepare_search(situation, replace(SETTINGS, refit=False))

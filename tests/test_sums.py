@@ -135,18 +135,6 @@ def test_logit_sums_are_those_of_the_paper_and_do_not_depend_on_the_cut(cut, see
         np.testing.assert_allclose(getattr(moments, name), expected, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
-def test_a_weight_counts_a_query_that_many_times():
-    rng = np.random.default_rng(0)
-    q, k = rng.normal(size=(2, 4, 5, 3, 6)).astype(np.float32)
-    weighted, repeated = LogitSum(3, 6), LogitSum(3, 6)
-    weighted.update(q, k, np.array([3.0, 1.0, 1.0, 2.0, 1.0]))
-    repeated.update(np.repeat(q, [3, 1, 1, 2, 1], axis=1), k)
-    found, expected = weighted.result(), repeated.result()
-    for name in ("q_gram", "q_total", "k_gram", "k_centred_gram", "k_total"):
-        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-4, err_msg=name)
-    np.testing.assert_allclose(found.logit_energy, expected.logit_energy, rtol=1e-5)
-
-
 @pytest.mark.parametrize("cut", [1, 2, 4])
 def test_grams_of_the_first_images_are_kept_one_by_one(cut):
     rng = np.random.default_rng(0)

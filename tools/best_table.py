@@ -31,8 +31,6 @@ from corp_onnx.probe import count_macs, probe_graph
 from corp_onnx.recipe import find_recipe
 from corp_onnx.rewrite import apply_changes
 from corp_onnx.strategy import BestSearch, Outcome, Situation, follow_paper, prepare_search
-from corp_onnx.stream import find_walk
-from corp_onnx.token_weights import weigh_stops
 from corp_onnx.trim import TrimPlan, plan_trim, trim_tokens
 
 PAPER = {0.617: Cut(0.5, 0.5), 0.8: Cut(0.263, 0.25), 0.9: Cut(0.133, 0.125)}
@@ -98,12 +96,8 @@ def make_situation(
     if n_images is not None:
         drawn = np.random.default_rng(seed).permutation(calibration.n_images)[:n_images]
         calibration = calibration.select(np.sort(drawn))
-    weights = weigh_stops(graph, find_walk(blocks), calibration)
-    n_grams = BestSettings(qk="per-image").n_image_grams
-    moments = collect_moments(graph, units, calibration, n_image_grams=n_grams, token_weights=weights)
-    return Situation(
-        graph, blocks, units, moments, calibration, held_out, 8, "cpu", seed, token_weights=weights, trim=trim
-    )
+    moments = collect_moments(graph, units, calibration, n_image_grams=BestSettings(qk="per-image").n_image_grams)
+    return Situation(graph, blocks, units, moments, calibration, held_out, 8, "cpu", seed, trim=trim)
 
 
 def finish_model(situation: Situation, outcome: Outcome) -> onnx.ModelProto:
@@ -120,9 +114,7 @@ def _outcomes(situation: Situation, budgets: list[float], ablations: bool):
     settings = BestSettings()
     search = prepare_search(situation, settings)
     whole = _with_all_tokens(search)
-    units = choose_units(situation.blocks)
-    moments = collect_moments(situation.graph, units, situation.calibration)
-    plain = replace(situation, units=units, moments=moments)
+    plain = replace(situation, units=choose_units(situation.blocks))
     for budget in budgets:
         if budget in PAPER:
             yield f"{budget:.1%}, paper", follow_paper(plain, PAPER[budget]), False
@@ -151,6 +143,7 @@ def _ablations(situation: Situation, search: BestSearch, budget: float):
         "queries and keys per image": replace(search.settings, qk="per-image"),
         "equal heads": replace(search.settings, equal_heads=True),
         "aligned to 16": replace(search.settings, align=16),
+        "tokens counted alike": replace(search.settings, weigh_tokens=False),
     }
     for name, settings in off.items():
         units = choose_units(situation.blocks, vo=settings.vo)

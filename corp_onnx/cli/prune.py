@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from corp_onnx.best import BEST_RIDGE, DEFAULT_THRESHOLD, BestSettings
+from corp_onnx.best import DEFAULT_THRESHOLD, BestSettings
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.errors import OptionError
 from corp_onnx.plan import Cut
@@ -39,9 +39,8 @@ from corp_onnx.solve.ridge import DEFAULT_RIDGE
               help="Hidden channels that go first: of least loss after compensation, least energy, smallest weights, "
               "least |activation x gradient| of the answer's entropy (needs corp-onnx[taylor]).  "
               "[default: obs; with paper energy]")  # fmt: skip
-@click.option("--ridge", type=float, metavar="L",
-              help="Ridge of the compensation, relative to the mean diagonal.  "
-              f"[default: {BEST_RIDGE}; with paper {DEFAULT_RIDGE}]")  # fmt: skip
+@click.option("--ridge", type=float, default=DEFAULT_RIDGE, show_default=True, metavar="L",
+              help="Ridge of the compensation, relative to the mean diagonal.")  # fmt: skip
 @click.option("--no-compensation", is_flag=True, help="Only cut, as an ablation.")
 @click.option("--align", type=click.IntRange(min=1), default=8, show_default=True, metavar="N",
               help="Searched widths are multiples of N.")  # fmt: skip
@@ -58,7 +57,7 @@ from corp_onnx.solve.ridge import DEFAULT_RIDGE
 @click.option("--refit/--no-refit", default=True, show_default=True,
               help="Solve every last product again on the pruned residual stream.")  # fmt: skip
 @click.option("--weigh-tokens/--no-weigh-tokens", default=True, show_default=True,
-              help="Count token positions by how much the answers depend on them.")  # fmt: skip
+              help="In the refit, count token positions by how much the answers depend on them.")  # fmt: skip
 @click.option("--trim/--no-trim", default=True, show_default=True,
               help="Leave out what the last block computes for tokens that no output reads.")  # fmt: skip
 @click.option("--images", "n_images", type=click.IntRange(min=1), metavar="N",
@@ -85,7 +84,7 @@ def prune(  # one parameter an option
     mlp: float | None,
     attn: float | None,
     rank: str | None,
-    ridge: float | None,
+    ridge: float,
     no_compensation: bool,
     align: int,
     equal_heads: bool,
@@ -115,7 +114,7 @@ def prune(  # one parameter an option
         cut=_read_cut(preset, mlp, attn, rank, ridge, not no_compensation),
         budget=_read_budget(min_agreement, macs, params),
         best=BestSettings(
-            ridge=BEST_RIDGE if ridge is None else ridge,
+            ridge=ridge,
             rank=rank or "obs",  # type: ignore[arg-type]
             qk=qk,  # type: ignore[arg-type]
             compensate=not no_compensation,
@@ -150,10 +149,9 @@ def prune(  # one parameter an option
 
 
 def _read_cut(
-    preset: str, mlp: float | None, attn: float | None, rank: str | None, ridge: float | None, compensate: bool
+    preset: str, mlp: float | None, attn: float | None, rank: str | None, ridge: float, compensate: bool
 ) -> Cut | None:
     """Fractions, where they were given or the paper needs them; a kind that was not named stays whole."""
-    ridge = DEFAULT_RIDGE if ridge is None else ridge
     if preset == "paper":
         if rank == "obs":
             raise OptionError(
