@@ -161,10 +161,10 @@ class TestRefit:
         one_shot = search.one_shot("macs", 0.6)[0]
         weighted, plain = search.refit(one_shot)[0], alike.refit(one_shot)[0]
         assert alike._weights is None
-        last = search.walk.stops[-1].key
+        key = search.walk.stops[0].key
         assert search._weights is not None
-        assert search._weights[last].max() > 1
-        assert not np.allclose(weighted.changes[last].weight, plain.changes[last].weight)
+        assert search._weights[key].max() > 1
+        assert not np.allclose(weighted.changes[key].out_weight, plain.changes[key].out_weight)
 
     def test_switched_off(self, situation) -> None:
         outcome = follow_best(situation, replace(SETTINGS, refit=False), Budget("macs", 0.7))
