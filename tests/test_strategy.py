@@ -157,7 +157,7 @@ class TestRefit:
         assert tally_loss(search.judge.ask(refitted)) < tally_loss(search.judge.ask(one_shot))
 
     def test_tokens_count_alike_where_the_switch_says_so(self, search) -> None:
-        alike = replace(search, settings=replace(search.settings, weigh_tokens=False))
+        alike = replace(search, settings=replace(search.settings, weigh_tokens=False), _weights=None)
         one_shot = search.one_shot("macs", 0.6)[0]
         weighted, plain = search.refit(one_shot)[0], alike.refit(one_shot)[0]
         assert alike._weights is None
