@@ -123,6 +123,8 @@ def _group_selects(graph: Graph) -> list[list[Select]]:
 def _wanted(selects: list[Select]) -> tuple[int, ...]:
     """All tokens that are asked for; none where counting from both ends leaves open which they are."""
     wanted = sorted({idx for select in selects for idx in select.token_idx})
+    if not wanted:  # a Gather of nothing
+        return ()
     mixed = wanted[0] < 0 and (wanted[-1] >= 0 or any(s.node.op == "Slice" for s in selects))
     return () if mixed else tuple(wanted)
 

@@ -183,6 +183,9 @@ class TestReaders:
         expected = open_tapped(graph.model, []).run(feeds)["cls"]
         np.testing.assert_allclose(open_tapped(replace(graph.model, proto=proto), []).run(feeds)["cls"], expected)
 
+    def test_no_token_at_all(self, tmp_path: Path) -> None:
+        assert find_dead_tokens(self.make([], ["cls"], tmp_path, [])) is None
+
     def test_all_tokens_are_an_output(self, tmp_path: Path) -> None:
         assert find_dead_tokens(self.make([], ["cls", "y"], tmp_path)) is None
 
