@@ -94,8 +94,6 @@ class LogitMoments:
     n_images: int
     n_tokens: int
     n_key_tokens: int
-    q_total: Float[np.ndarray, "h d"]
-    k_total: Float[np.ndarray, "h d"]
     q_gram: Float[np.ndarray, "h d d"]
     k_gram: Float[np.ndarray, "h d d"]
     k_centred_gram: Float[np.ndarray, "h d d"]
@@ -105,7 +103,6 @@ class LogitMoments:
 
     def __post_init__(self) -> None:
         n_heads, d_head = self.logit_energy.shape
-        _require_shapes(*((a, (n_heads, d_head)) for a in (self.q_total, self.k_total)))
         _require_shapes(*((a, (n_heads, d_head, d_head)) for a in (self.q_gram, self.k_gram, self.k_centred_gram)))
 
 

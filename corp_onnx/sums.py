@@ -120,7 +120,7 @@ class LogitSum:
         self._n_left = n_image_grams
         self._image_q: list[np.ndarray] = []
         self._image_k: list[np.ndarray] = []
-        self._q_total, self._k_total, self._energy = np.zeros((3, n_heads, d_head))
+        self._energy = np.zeros((n_heads, d_head))
         self._q_gram, self._k_gram, self._k_centred_gram = np.zeros((3, n_heads, d_head, d_head))
 
     def update(self, q: Float[np.ndarray, "images nq h d"], k: Float[np.ndarray, "images nk h d"]) -> None:
@@ -145,8 +145,6 @@ class LogitSum:
         self._n_images += q.shape[1]
         self._n_tokens += q.shape[1] * q.shape[2]
         self._n_key_tokens += q.shape[1] * n_key_tokens
-        self._q_total += q.sum(axis=(1, 2), dtype=np.float64)
-        self._k_total += n_key_tokens * k_mean.sum(axis=1)
         self._q_gram += q_gram
         self._k_centred_gram += k_centred
         self._k_gram += k_centred + n_key_tokens * (k_mean.transpose(0, 2, 1) @ k_mean)
@@ -172,8 +170,6 @@ class LogitSum:
             n_images=self._n_images,
             n_tokens=self._n_tokens,
             n_key_tokens=self._n_key_tokens,
-            q_total=self._q_total.copy(),
-            k_total=self._k_total.copy(),
             q_gram=self._q_gram.copy(),
             k_gram=self._k_gram.copy(),
             k_centred_gram=self._k_centred_gram.copy(),

@@ -28,9 +28,9 @@ def cross_moments(x: np.ndarray, y: np.ndarray) -> CrossMoments:
 
 
 def logit_moments(rng: np.random.Generator, n_images: int = 3, with_images: bool = True) -> LogitMoments:
-    square, plain = rng.normal(size=(3, 2, 4, 4)), rng.normal(size=(3, 2, 4))
+    grams, energy = rng.normal(size=(3, 2, 4, 4)), rng.normal(size=(2, 4))
     images = rng.normal(size=(2, n_images, 2, 4, 4)) if with_images else (None, None)
-    return LogitMoments(n_images, 7 * n_images, 5 * n_images, *plain[:2], *square, plain[2], *images)
+    return LogitMoments(n_images, 7 * n_images, 5 * n_images, *grams, energy, *images)
 
 
 def test_mean_covariance_and_energy_are_those_of_the_numbers(rng):

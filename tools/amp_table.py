@@ -10,53 +10,36 @@ preset at the same MACs. Prints a Markdown table. Needs PyTorch (corp-onnx[taylo
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
-from best_table import Row, finish_model, make_situation, measure, print_rows
+from study import Row, open_study, print_rows, study_parser
 
 from corp_onnx.amp import search_widths
-from corp_onnx.answers import draw_quiz, prepare_quiz
-from corp_onnx.best import BestSettings, solve_widths, trace_choices
-from corp_onnx.blocks import find_blocks
+from corp_onnx.answers import draw_quiz
+from corp_onnx.best import BestSettings, UnitChoice, solve_widths, trace_choices
 from corp_onnx.calibrate import choose_units
 from corp_onnx.gradients import collect_taylor
-from corp_onnx.graph import input_dims, load_model
-from corp_onnx.images import open_images
 from corp_onnx.plan import gather_changes
-from corp_onnx.probe import count_macs, probe_graph
-from corp_onnx.recipe import find_recipe
-from corp_onnx.strategy import PROBE_IMAGES, BestSearch, Outcome, Situation, prepare_search
+from corp_onnx.probe import count_macs
+from corp_onnx.situation import Outcome, Situation
+from corp_onnx.strategy import PROBE_IMAGES, BestSearch, prepare_search
 from corp_onnx.stream import find_walk
-from corp_onnx.trim import plan_trim
 
 
 def main() -> None:
-    """Measure every row, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--calib", type=Path, required=True)
-    parser.add_argument("--val", type=Path, required=True)
-    parser.add_argument("--labels", type=Path)
+    """Measure every row for every seed, print the table."""
+    parser = study_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.003, 0.03])
     args = parser.parse_args()
 
-    graph = probe_graph(load_model(args.model))
-    recipe = find_recipe(graph.model.metadata, next(iter(input_dims(graph.model).values())))
-    val = open_images(args.val, recipe, labels=args.labels or "folders")
-    judge = prepare_quiz(graph.model, val, batch_size=16)
-    labels = np.concatenate([b.labels for b in val.batches(64) if b.labels is not None])
-    trim, _ = plan_trim(graph, find_blocks(graph))
+    study = open_study(args)
     rows: dict[str, list[Row]] = defaultdict(list)
     for seed in args.seeds:
-        situation = make_situation(graph, open_images(args.calib, recipe), seed, trim=trim)
-        for name, at, outcome in _outcomes(situation, args.thresholds):
-            rows[name].append(measure(graph, finish_model(at, outcome), judge, labels))
+        for name, at, outcome in _outcomes(study.draw(seed), args.thresholds):
+            rows[name].append(study.measure(at, outcome))
             print(f"seed {seed}: {name}: {rows[name][-1]}", flush=True)
     print_rows(rows)
 
@@ -88,7 +71,7 @@ def _outcomes(situation: Situation, thresholds: list[float]) -> Iterator[tuple[s
         yield f"{threshold:g}: best at the same MACs", situation, best.refitted("macs", kept)[0]
 
 
-def _trace(situation: Situation, settings: BestSettings):
+def _trace(situation: Situation, settings: BestSettings) -> tuple[UnitChoice, ...]:
     s = situation
     return trace_choices(s.graph, s.blocks, s.units, s.moments, settings, s.importances)
 

@@ -9,16 +9,16 @@ all models. Prints a Markdown table.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
+from study import split_images, study_parser
+
 from corp_onnx.blocks import find_blocks
 from corp_onnx.calibrate import choose_units, collect_moments
-from corp_onnx.calibset import HELD_OUT_FRACTION, MAX_HELD_OUT
 from corp_onnx.evaluate import evaluate_models
 from corp_onnx.graph import input_dims, load_model
-from corp_onnx.images import open_images, split_holdout
+from corp_onnx.images import open_images
 from corp_onnx.plan import Cut, gather_changes, plan_paper
 from corp_onnx.probe import count_macs, probe_graph
 from corp_onnx.recipe import find_recipe
@@ -38,11 +38,7 @@ ROWS = {
 
 def main() -> None:
     """Prune every row's model, evaluate them together, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--calib", type=Path, required=True)
-    parser.add_argument("--val", type=Path, required=True)
-    parser.add_argument("--labels", type=Path)
+    parser = study_parser(__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ridge", type=float, nargs="*", help="also try these ridges on the last row")
     args = parser.parse_args()
@@ -51,8 +47,7 @@ def main() -> None:
     blocks = find_blocks(graph)
     units = choose_units(blocks)
     images = open_images(args.calib, find_recipe(graph.model.metadata, next(iter(input_dims(graph.model).values()))))
-    held = min(HELD_OUT_FRACTION, MAX_HELD_OUT / images.n_images)
-    calibration, _ = split_holdout(images, held, args.seed)
+    calibration, _ = split_images(images, args.seed)
     moments = collect_moments(graph, units, calibration)
     rows = dict(ROWS) | {f"MLP + QK 50 %, ridge {r:g}": Cut(0.5, 0.5, ridge=r) for r in args.ridge or []}
     with tempfile.TemporaryDirectory() as folder:

@@ -83,8 +83,8 @@ def test_dimensions_that_the_kept_ones_span_cost_nothing():
 def test_logit_energy_keeps_the_highest_and_nests():
     rng = np.random.default_rng(0)
     energy = rng.uniform(size=(N_HEADS, D_HEAD))
-    zeros, grams = np.zeros((N_HEADS, D_HEAD)), np.zeros((N_HEADS, D_HEAD, D_HEAD))
-    moments = LogitMoments(1, 1, 1, zeros, zeros, grams, grams, grams, energy)
+    grams = np.zeros((N_HEADS, D_HEAD, D_HEAD))
+    moments = LogitMoments(1, 1, 1, grams, grams, grams, energy)
     for width in range(1, D_HEAD + 1):
         kept = select_logit_energy(moments, width)
         for h in range(N_HEADS):
@@ -96,7 +96,7 @@ def test_a_width_out_of_range_is_refused(width):
     q, k = make_heads(0)
     with pytest.raises(OptionError, match=f"expected a width of 1 to 6 head dimensions, found {width}"):
         low_rank_logits(gram(q), gram(k), width)
-    moments = LogitMoments(1, 1, 1, *np.zeros((2, 2, 6)), *np.zeros((3, 2, 6, 6)), np.zeros((2, 6)))
+    moments = LogitMoments(1, 1, 1, *np.zeros((3, 2, 6, 6)), np.zeros((2, 6)))
     with pytest.raises(OptionError, match=f"expected a width of 1 to 6 head dimensions, found {width}"):
         select_logit_energy(moments, width)
 
