@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 
-from study import Row, open_study, print_rows, study_parser
+from study import Row, keep_tokens, open_study, print_rows, study_parser
 
 from corp_onnx.amp import search_widths
 from corp_onnx.answers import draw_quiz
@@ -47,8 +47,8 @@ def main() -> None:
 def _outcomes(situation: Situation, thresholds: list[float]) -> Iterator[tuple[str, Situation, Outcome]]:
     """(row name, situation, outcome): AMP's own rows leave no tokens out."""
     best = prepare_search(situation, BestSettings())
-    plain = replace(situation, trim=None)
-    plain = replace(plain, units=choose_units(plain.blocks, qk=False))
+    whole = keep_tokens(best)
+    plain = replace(whole.situation, units=choose_units(situation.blocks, qk=False))
     plain = replace(plain, importances=collect_taylor(plain.graph, plain.units.mlps, plain.calibration))
     quiz = draw_quiz(plain.graph.model, plain.calibration, PROBE_IMAGES, plain.seed)
     for threshold in thresholds:
@@ -68,7 +68,8 @@ def _outcomes(situation: Situation, thresholds: list[float]) -> Iterator[tuple[s
         macs = {u.key: u.macs / u.width for u in plain.unit_facts}
         total = count_macs(plain.graph).total
         kept = 1 - sum(macs[c.key] * (c.width - widths[c.key]) for c in choices) / total
-        yield f"{threshold:g}: best at the same MACs", situation, best.refitted("macs", kept)[0]
+        for which, search in (("best, all tokens computed", whole), ("best", best)):
+            yield f"{threshold:g}: {which}, same MACs", search.situation, search.refitted("macs", kept)[0]
 
 
 def _trace(situation: Situation, settings: BestSettings) -> tuple[UnitChoice, ...]:

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 
-from study import Row, open_study, print_rows, study_parser
+from study import Row, keep_tokens, open_study, print_rows, study_parser
 
 from corp_onnx.best import BestSettings
 from corp_onnx.calibrate import choose_units
@@ -51,7 +51,7 @@ def _outcomes(
 ) -> Iterator[tuple[str, Situation, Outcome]]:  # fmt: skip
     """(row name, situation, outcome); the paper and a row of ours leave no tokens out."""
     search = prepare_search(situation, BestSettings())
-    whole = _with_all_tokens(search)
+    whole = keep_tokens(search)
     plain = replace(whole.situation, units=choose_units(situation.blocks))
     for budget in budgets:
         if budget in PAPER:
@@ -61,14 +61,6 @@ def _outcomes(
         yield f"{budget:.1%}, best", situation, search.refitted("macs", budget)[0]
     if ablations:
         yield from _ablations(situation, search, budgets[0])
-
-
-def _with_all_tokens(search: BestSearch) -> BestSearch:
-    """The same curves and probes where the last block computes every token."""
-    situation = replace(search.situation, trim=None)
-    facts = {u.key: u for u in situation.unit_facts}
-    choices = tuple(replace(c, macs_per_width=facts[c.key].macs / c.width) for c in search.choices)
-    return replace(search, situation=situation, choices=choices)
 
 
 def _ablations(

@@ -26,6 +26,7 @@ from corp_onnx.probe import count_macs, probe_graph
 from corp_onnx.recipe import find_recipe
 from corp_onnx.rewrite import apply_changes
 from corp_onnx.situation import Outcome, Situation
+from corp_onnx.strategy import BestSearch
 from corp_onnx.trim import TrimPlan, plan_trim, trim_tokens
 
 
@@ -99,6 +100,14 @@ def open_study(args: argparse.Namespace) -> Study:
 def split_images(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
     """(images for the moments, images held back) as `corp-onnx prune --macs` splits them."""
     return split_holdout(images, min(HELD_OUT_FRACTION, MAX_HELD_OUT / images.n_images), seed)
+
+
+def keep_tokens(search: BestSearch) -> BestSearch:
+    """The same curves and probes for a model whose last block computes every token."""
+    situation = replace(search.situation, trim=None)
+    facts = {u.key: u for u in situation.unit_facts}
+    choices = tuple(replace(c, macs_per_width=facts[c.key].macs / c.width) for c in search.choices)
+    return replace(search, situation=situation, choices=choices)
 
 
 def print_rows(rows: Mapping[str, Sequence[Row]]) -> None:
