@@ -22,7 +22,6 @@ from corp_onnx._version import __version__
 
 if TYPE_CHECKING:
     from corp_onnx.bench import BenchResult, bench_models
-    from corp_onnx.best import BestSettings
     from corp_onnx.conversion import ConvertResult, ConvertSettings
     from corp_onnx.convert import convert_model
     from corp_onnx.deploy.blueprint import EngineSettings
@@ -33,22 +32,23 @@ if TYPE_CHECKING:
     from corp_onnx.evaluate import Evaluation, evaluate_models
     from corp_onnx.export import ExportResult, export_model
     from corp_onnx.images import open_images
+    from corp_onnx.images.recipe import Recipe
     from corp_onnx.inspect import inspect_model
-    from corp_onnx.plan import Cut
     from corp_onnx.prune import prune_model
-    from corp_onnx.recipe import Recipe
     from corp_onnx.results import Inspection, PruneResult
+    from corp_onnx.search.best import BestSettings
+    from corp_onnx.search.plan import Cut
     from corp_onnx.settings import Budget, Preprocessing, PruneSettings
     from corp_onnx.timing import Schedule
 
 _HOMES = {
     "BenchResult": "bench",
-    "BestSettings": "best",
+    "BestSettings": "search.best",
     "Budget": "settings",
     "ConvertResult": "conversion",
     "ConvertSettings": "conversion",
     "CorpOnnxError": "errors",
-    "Cut": "plan",
+    "Cut": "search.plan",
     "EngineResult": "deploy.engine",
     "EngineSettings": "deploy.blueprint",
     "Evaluation": "evaluate",
@@ -57,7 +57,7 @@ _HOMES = {
     "Preprocessing": "settings",
     "PruneResult": "results",
     "PruneSettings": "settings",
-    "Recipe": "recipe",
+    "Recipe": "images.recipe",
     "Schedule": "timing",
     "TritonRepository": "deploy.triton",
     "TritonSettings": "deploy.triton_config",

@@ -19,9 +19,9 @@ from jaxtyping import Float
 
 from corp_onnx.contestants import ENGINE, SESSION_CONFIG, BenchModel, Contestant, read_subject
 from corp_onnx.errors import InputError, ModelError, OptionError
-from corp_onnx.feeds import check_batch_size
+from corp_onnx.graph.runtime import PROVIDERS, import_runtime, resolve_provider
+from corp_onnx.images.feeds import check_batch_size
 from corp_onnx.results import Environment, describe_environment
-from corp_onnx.runtime import PROVIDERS, import_runtime, resolve_provider
 from corp_onnx.timing import Latency, Ratio, Schedule, paired_ratio, summarise, time_turns
 
 DEFAULT_BATCHES = (1, 8)

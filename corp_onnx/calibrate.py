@@ -14,11 +14,11 @@ from jaxtyping import Float
 
 from corp_onnx.blocks import AttentionUnit, Blocks, MlpUnit, Operand
 from corp_onnx.errors import NonFiniteError
-from corp_onnx.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
 from corp_onnx.graph import Graph, Model
+from corp_onnx.graph.runtime import Product, Tapped, open_tapped
 from corp_onnx.images import Images
+from corp_onnx.images.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
 from corp_onnx.moments import AnyMoments, Moments
-from corp_onnx.runtime import Product, Tapped, open_tapped
 from corp_onnx.sums import ChannelSum, LogitSum
 
 Progress = Callable[[int], None]

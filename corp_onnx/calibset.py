@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from corp_onnx.arrays import is_array_file
 from corp_onnx.calibrate import Units
 from corp_onnx.errors import ImageError, OptionError
-from corp_onnx.feeds import Skipped
 from corp_onnx.graph import Model, input_dims
 from corp_onnx.images import Images, ImageSet, open_images, split_holdout
+from corp_onnx.images.arrays import is_array_file
+from corp_onnx.images.feeds import Skipped
+from corp_onnx.images.recipe import Recipe, find_recipe, make_recipe
 from corp_onnx.moments import LogitMoments, Moments
-from corp_onnx.recipe import Recipe, find_recipe, make_recipe
 from corp_onnx.results import CalibrationData
 from corp_onnx.settings import Preprocessing, PruneSettings
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from corp_onnx.graph.model import Model, batch_kind
+from corp_onnx.graph.noise import run_possible
+from corp_onnx.graph.runtime import open_tapped
 from corp_onnx.images import Images
 from corp_onnx.metrics import Tally, binomial_error
-from corp_onnx.model import Model, batch_kind
-from corp_onnx.noise import run_possible
 from corp_onnx.runner import open_runner
-from corp_onnx.runtime import open_tapped
 
 NOISE_IMAGES = 4
 """Rows of noise where the batch is dynamic."""

@@ -17,10 +17,10 @@ import onnx
 import onnx.inliner
 
 from corp_onnx.errors import ModelError, OptionError
-from corp_onnx.model import QUANTISED_OPS, Model, batch_kind, file_size, hash_file, load_model
-from corp_onnx.noise import random_feeds
-from corp_onnx.probe import count_macs, probe_graph
-from corp_onnx.runtime import first_sentence, import_runtime, open_session, resolve_provider
+from corp_onnx.graph.model import QUANTISED_OPS, Model, batch_kind, file_size, hash_file, load_model
+from corp_onnx.graph.noise import random_feeds
+from corp_onnx.graph.probe import count_macs, probe_graph
+from corp_onnx.graph.runtime import first_sentence, import_runtime, open_session, resolve_provider
 
 ENGINE_SUFFIXES = (".plan", ".engine", ".trt")
 ENGINE = "engine"

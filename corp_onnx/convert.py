@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from corp_onnx.answers import draw_quiz
 from corp_onnx.calibset import change_recipe, describe_skipped
 from corp_onnx.comparison import Comparison, compare_on_images, compare_on_noise
 from corp_onnx.conversion import ConvertResult, ConvertSettings, FileFacts, KeptProduct, Target, default_output
@@ -25,15 +24,16 @@ from corp_onnx.deploy.products import Product, list_products
 from corp_onnx.deploy.sensitivity import measure_products
 from corp_onnx.deploy.trial import check_loading
 from corp_onnx.errors import CheckFailedError, ModelError, OptionError
-from corp_onnx.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
 from corp_onnx.graph import Graph, file_size, input_dims, load_model
+from corp_onnx.graph.model import Model, hash_file
+from corp_onnx.graph.probe import probe_graph
+from corp_onnx.graph.runtime import open_session
 from corp_onnx.images import Images, ImageSet, open_images, split_holdout
-from corp_onnx.model import Model, hash_file
+from corp_onnx.images.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
+from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.preflight import protect_model
-from corp_onnx.probe import probe_graph
-from corp_onnx.recipe import METADATA_KEY
 from corp_onnx.results import CheckResult, StageClock, StageTime, describe_environment
-from corp_onnx.runtime import open_session
+from corp_onnx.search.answers import draw_quiz
 from corp_onnx.staging import check_destination, staged_files, write_model
 from corp_onnx.verify import check_structure
 

@@ -5,7 +5,7 @@ Enters a name that timm knows; leaves a file with one input `input` [batch, c, h
 
     build -> answer (PyTorch, random pixels) -> trace -> write with metadata -> check against the answers -> publish
 
-The only module of the package that runs timm, and with gradients.py that runs PyTorch (extra `export`); both are
+The only module of the package that runs timm, and with gradients/ that runs PyTorch (extra `export`); both are
 imported inside functions.
 """
 
@@ -28,10 +28,10 @@ import numpy as np
 import onnx
 
 from corp_onnx.errors import CheckFailedError, InputError, MissingExtraError, OptionError
-from corp_onnx.model import MAX_PROTO_BYTES, Model, file_size, load_model
-from corp_onnx.recipe import METADATA_KEY
+from corp_onnx.graph.model import MAX_PROTO_BYTES, Model, file_size, load_model
+from corp_onnx.graph.runtime import first_sentence, import_runtime, open_session
+from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.results import CheckResult, Environment, StageClock, StageTime, describe_environment
-from corp_onnx.runtime import first_sentence, import_runtime, open_session
 from corp_onnx.staging import staged_files, write_model
 from corp_onnx.verify import check_structure, relative_difference
 from corp_onnx.zoo import ZooModel, build_model, check_name, first_line

@@ -22,13 +22,13 @@ from corp_onnx.calibrate import (
     tap_units,
 )
 from corp_onnx.graph import Graph, Model
+from corp_onnx.graph.runtime import open_tapped
 from corp_onnx.images import Images
-from corp_onnx.liveness import TokenTrim
 from corp_onnx.metrics import Tally, binomial_error
-from corp_onnx.plan import UnitPlan
 from corp_onnx.results import HeldOut
 from corp_onnx.rewrite import AttentionChange, MlpChange
-from corp_onnx.runtime import open_tapped
+from corp_onnx.search.plan import UnitPlan
+from corp_onnx.tokens.liveness import TokenTrim
 
 
 @dataclass(slots=True)

@@ -17,8 +17,8 @@ from corp_onnx.blocks import Blocks
 from corp_onnx.calibrate import Units, choose_units
 from corp_onnx.errors import NonFiniteError, NothingToPruneError, OptionError, OutputError
 from corp_onnx.graph import FLOAT_TYPES, Graph, Model
-from corp_onnx.model import list_files
-from corp_onnx.plan import Cut, kept_width
+from corp_onnx.graph.model import list_files
+from corp_onnx.search.plan import Cut, kept_width
 from corp_onnx.settings import PruneSettings
 
 SUFFIX = ".onnx"

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from corp_onnx.errors import ImageError, ModelError, NonFiniteError
-from corp_onnx.feeds import Batch, ModelInput, bind_feeds, fixed_batch, read_inputs, split_feeds
-from corp_onnx.runtime import first_sentence, open_session
+from corp_onnx.graph.runtime import first_sentence, open_session
+from corp_onnx.images.feeds import Batch, ModelInput, bind_feeds, fixed_batch, read_inputs, split_feeds
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from corp_onnx.best import BestSettings
 from corp_onnx.errors import OptionError
-from corp_onnx.plan import Cut
+from corp_onnx.search.best import BestSettings
+from corp_onnx.search.plan import Cut
 
 DEFAULT_AGREEMENT = 0.95
 """Without any budget: the smallest model that keeps 95 % of the dense model's first answers. Most of the rest are

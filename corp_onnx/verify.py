@@ -26,15 +26,15 @@ from jaxtyping import Float
 from corp_onnx.blocks import Blocks, Linear
 from corp_onnx.comparison import TOLERANCE
 from corp_onnx.errors import CheckFailedError, ModelError
-from corp_onnx.fullwidth import identity_changes, pad_changes
 from corp_onnx.graph import Graph, Model, load_model
-from corp_onnx.heads import changed_products, joint_bias, joint_weight, list_parts
-from corp_onnx.proto import skeleton
+from corp_onnx.graph.proto import skeleton
+from corp_onnx.graph.runtime import first_sentence, open_session, open_tapped
 from corp_onnx.results import CheckResult
 from corp_onnx.rewrite import AttentionChange, Changes, MlpChange, apply_changes
-from corp_onnx.runtime import first_sentence, open_session, open_tapped
+from corp_onnx.rewrite.fullwidth import identity_changes, pad_changes
+from corp_onnx.rewrite.heads import changed_products, joint_bias, joint_weight, list_parts
 from corp_onnx.staging import write_model
-from corp_onnx.trim import TrimPlan, trim_file
+from corp_onnx.tokens.trim import TrimPlan, trim_file
 
 P = ParamSpec("P")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from corp_onnx.errors import InputError, OptionError
-from corp_onnx.recipe import FILTERS, Recipe
+from corp_onnx.images.recipe import FILTERS, Recipe
 
 HUB_SECONDS = 10.0
 """How long the hub may take to answer at all; timm's own attempts last a minute without a network."""

@@ -19,10 +19,10 @@ from onnx import helper, numpy_helper
 
 from corp_onnx.blocks import AttentionUnit, Blocks, Linear, MlpUnit, Slot, find_blocks
 from corp_onnx.graph import Graph, Model, load_model
-from corp_onnx.noise import random_feeds
-from corp_onnx.probe import probe_graph
+from corp_onnx.graph.noise import random_feeds
+from corp_onnx.graph.probe import probe_graph
+from corp_onnx.graph.runtime import open_session
 from corp_onnx.rewrite import AttentionChange, MlpChange, apply_changes
-from corp_onnx.runtime import open_session
 from corp_onnx.staging import write_model
 
 FIXTURES = Path(__file__).parent / "fixtures"

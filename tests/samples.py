@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from PIL import Image
 
-from corp_onnx.plan import Cut
 from corp_onnx.prune import PruneSettings
+from corp_onnx.search.plan import Cut
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"

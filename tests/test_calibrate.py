@@ -11,7 +11,6 @@ from graphs import ENTRIES, FIXTURES, feeds_of, find_in, probed, runs_here
 from onnx import numpy_helper
 from random_vits import Spelling, write_model
 
-from corp_onnx.arrays import ArraySet
 from corp_onnx.blocks import Blocks
 from corp_onnx.calibrate import (
     Units,
@@ -26,8 +25,9 @@ from corp_onnx.calibrate import (
 )
 from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph import Graph
+from corp_onnx.graph.runtime import open_tapped
+from corp_onnx.images.arrays import ArraySet
 from corp_onnx.moments import ChannelMoments, LogitMoments
-from corp_onnx.runtime import open_tapped
 
 RUN = [n for n in ENTRIES if runs_here(n) and ENTRIES[n]["expect"]["n_blocks"]]
 

@@ -18,8 +18,8 @@ from corp_onnx.convert import TOLERANCES, ConvertSettings, convert_model, defaul
 from corp_onnx.errors import CheckFailedError, ImageError, ModelError, OptionError, OutputError
 from corp_onnx.evaluate import evaluate_models
 from corp_onnx.images import open_images
+from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.prune import prune_model
-from corp_onnx.recipe import METADATA_KEY
 from corp_onnx.results import CheckResult, to_json
 
 FP16, DYNAMIC, STATIC = (ConvertSettings(t) for t in ("fp16", "int8-dynamic", "int8-static"))

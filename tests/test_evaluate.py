@@ -17,8 +17,8 @@ from PIL import Image
 from corp_onnx.errors import ImageError, ModelError, NonFiniteError, OptionError
 from corp_onnx.evaluate import evaluate_models
 from corp_onnx.images import open_images
+from corp_onnx.images.recipe import METADATA_KEY, Recipe
 from corp_onnx.metrics import Tally, binomial_error, kl_divergence, log_softmax, rank_of_label
-from corp_onnx.recipe import METADATA_KEY, Recipe
 
 SIZE = 8
 RECIPE = Recipe(size=(SIZE, SIZE))

@@ -20,7 +20,7 @@ from PIL import Image
 from samples import DEMO, ROOT
 
 from corp_onnx.cli.main import cli
-from corp_onnx.recipe import Recipe, crop_image, normalize_crops
+from corp_onnx.images.recipe import Recipe, crop_image, normalize_crops
 
 CLASSIFY = ROOT / "examples" / "onnxruntime" / "classify.py"
 CLIENT = ROOT / "examples" / "triton" / "client.py"

@@ -23,9 +23,9 @@ from onnx import TensorProto, helper, numpy_helper
 from corp_onnx.cli import main
 from corp_onnx.errors import CheckFailedError, InputError, MissingExtraError, OptionError, OutputError
 from corp_onnx.export import LABELS_KEY, ExportSettings, default_output, export_model
+from corp_onnx.graph.model import load_model
+from corp_onnx.images.recipe import METADATA_KEY, Recipe
 from corp_onnx.inspect import inspect_model
-from corp_onnx.model import load_model
-from corp_onnx.recipe import METADATA_KEY, Recipe
 from corp_onnx.results import to_json
 from corp_onnx.zoo import build_model, check_name
 

@@ -8,8 +8,8 @@ import pytest
 from samples import COMPUTED_SCALE, EXTERNAL, FIXED, OPERATOR, SEPARATE, expectation, fixture_path
 
 from corp_onnx.errors import ModelError
+from corp_onnx.graph.model import hash_file
 from corp_onnx.inspect import inspect_model
-from corp_onnx.model import hash_file
 from corp_onnx.results import UnitFacts, to_json
 
 PACKED = "hf_bert_ts17_eager_ortbert"  # com.microsoft.Attention: projections inside the operator

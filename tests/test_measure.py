@@ -14,15 +14,15 @@ from samples import OPERATOR, expectation, fixture_path, paper, weights_of, writ
 from corp_onnx.blocks import find_blocks
 from corp_onnx.calibrate import Units, choose_units
 from corp_onnx.errors import NonFiniteError
+from corp_onnx.graph.model import load_model
+from corp_onnx.graph.probe import probe_graph
 from corp_onnx.images import ImageSet, open_images, split_holdout
+from corp_onnx.images.recipe import Recipe
 from corp_onnx.measure import measure_model, measure_units
-from corp_onnx.model import load_model
-from corp_onnx.plan import UnitPlan
-from corp_onnx.probe import probe_graph
 from corp_onnx.prune import prune_model
-from corp_onnx.recipe import Recipe
 from corp_onnx.results import HeldOut, PruneResult
 from corp_onnx.rewrite import AttentionChange, MlpChange
+from corp_onnx.search.plan import UnitPlan
 
 RECIPE = Recipe(size=(8, 8))
 DENSE = fixture_path(OPERATOR)

@@ -14,10 +14,10 @@ from samples import EXTERNAL, OPERATOR, SEPARATE, fixture_path
 from corp_onnx.blocks import Blocks, find_blocks
 from corp_onnx.errors import NonFiniteError, NothingToPruneError, OptionError, OutputError
 from corp_onnx.graph import Graph
-from corp_onnx.model import load_model
-from corp_onnx.plan import Cut
+from corp_onnx.graph.model import load_model
+from corp_onnx.graph.probe import probe_graph
 from corp_onnx.preflight import choose_cut, protect_model, require_finite_weights
-from corp_onnx.probe import probe_graph
+from corp_onnx.search.plan import Cut
 
 
 def probed(path: Path) -> tuple[Graph, Blocks]:

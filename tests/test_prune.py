@@ -29,10 +29,10 @@ from samples import (
 
 from corp_onnx.errors import ImageError, NothingToPruneError, OptionError, OutputError
 from corp_onnx.evaluate import evaluate_models
+from corp_onnx.graph.model import hash_file
 from corp_onnx.images import open_images, split_holdout
-from corp_onnx.model import hash_file
+from corp_onnx.images.recipe import METADATA_KEY, Recipe
 from corp_onnx.prune import PRUNE_KEY, default_output, default_report, prune_model
-from corp_onnx.recipe import METADATA_KEY, Recipe
 from corp_onnx.results import PruneResult, to_json
 from corp_onnx.settings import Preprocessing
 

@@ -14,20 +14,19 @@ from onnx import helper, numpy_helper
 from samples import COMPUTED_SCALE, OPERATOR, fixture_path, listing, paper, write_photos
 
 from corp_onnx import prune as prune_module
-from corp_onnx import rewrite
 from corp_onnx.blocks import Blocks, find_blocks
 from corp_onnx.calibrate import choose_units, collect_moments
 from corp_onnx.errors import CheckFailedError
 from corp_onnx.graph import Graph
-from corp_onnx.heads import joint_bias
+from corp_onnx.graph.model import Model, load_model
+from corp_onnx.graph.probe import probe_graph
 from corp_onnx.images import open_images
-from corp_onnx.model import Model, load_model
-from corp_onnx.plan import Cut, gather_changes, plan_paper
-from corp_onnx.probe import probe_graph
+from corp_onnx.images.recipe import Recipe
 from corp_onnx.prune import prune_model
-from corp_onnx.recipe import Recipe
 from corp_onnx.results import CheckResult
-from corp_onnx.rewrite import AttentionChange, MlpChange, apply_changes
+from corp_onnx.rewrite import AttentionChange, MlpChange, apply_changes, surgery
+from corp_onnx.rewrite.heads import joint_bias
+from corp_onnx.search.plan import Cut, gather_changes, plan_paper
 from corp_onnx.staging import write_model
 from corp_onnx.verify import (
     check_batches,
@@ -201,7 +200,7 @@ class TestChecks:
 
     def test_scale_that_was_not_pinned(self, scaled: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """At full width the computed scale is still right, so the identity passes."""
-        monkeypatch.setattr(rewrite, "pin_scale", lambda *_: None)
+        monkeypatch.setattr(surgery, "pin_scale", lambda *_: None)
         pruned = scaled.write(tmp_path)
         assert scaled.check("identity", pruned, tmp_path).passed
         padding = scaled.check("padding", pruned, tmp_path)
@@ -214,7 +213,7 @@ class TestChecks:
     ) -> None:
         """A projection that forgets its bias."""
         pruned = scaled.write(tmp_path)
-        monkeypatch.setattr(rewrite, "joint_bias", lambda graph, parts: np.zeros_like(joint_bias(graph, parts)))
+        monkeypatch.setattr(surgery, "joint_bias", lambda graph, parts: np.zeros_like(joint_bias(graph, parts)))
         assert not scaled.check("identity", pruned, tmp_path).passed
 
     def test_replay_fails_where_shapes_differ(self, case: Case, tmp_path: Path) -> None:

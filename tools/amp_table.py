@@ -16,16 +16,16 @@ from dataclasses import replace
 
 from study import Row, keep_tokens, open_study, print_rows, study_parser
 
-from corp_onnx.amp import search_widths
-from corp_onnx.answers import draw_quiz
-from corp_onnx.best import BestSettings, UnitChoice, solve_widths, trace_choices
 from corp_onnx.calibrate import choose_units
 from corp_onnx.gradients import collect_taylor
-from corp_onnx.plan import gather_changes
-from corp_onnx.probe import count_macs
-from corp_onnx.situation import Outcome, Situation
-from corp_onnx.strategy import PROBE_IMAGES, BestSearch, prepare_search
-from corp_onnx.stream import find_walk
+from corp_onnx.graph.probe import count_macs
+from corp_onnx.refit.stream import find_walk
+from corp_onnx.search.amp import search_widths
+from corp_onnx.search.answers import draw_quiz
+from corp_onnx.search.best import BestSettings, UnitChoice, solve_widths, trace_choices
+from corp_onnx.search.plan import gather_changes
+from corp_onnx.search.situation import Outcome, Situation
+from corp_onnx.search.strategy import PROBE_IMAGES, BestSearch, prepare_search
 
 
 def main() -> None:

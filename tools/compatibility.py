@@ -29,9 +29,9 @@ from corp_onnx._version import __version__
 from corp_onnx.blocks import AttentionUnit, Blocks, MlpUnit, find_blocks
 from corp_onnx.errors import CorpOnnxError
 from corp_onnx.graph import Graph, count_parameters, read_graph
-from corp_onnx.model import batch_kind, load_model
-from corp_onnx.noise import random_feeds
-from corp_onnx.probe import probe_graph
+from corp_onnx.graph.model import batch_kind, load_model
+from corp_onnx.graph.noise import random_feeds
+from corp_onnx.graph.probe import probe_graph
 from corp_onnx.results import CheckResult, describe_environment
 from corp_onnx.rewrite import AttentionChange, MlpChange, apply_changes
 from corp_onnx.staging import write_model

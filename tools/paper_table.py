@@ -18,11 +18,11 @@ from corp_onnx.blocks import find_blocks
 from corp_onnx.calibrate import choose_units, collect_moments
 from corp_onnx.evaluate import evaluate_models
 from corp_onnx.graph import input_dims, load_model
+from corp_onnx.graph.probe import count_macs, probe_graph
 from corp_onnx.images import open_images
-from corp_onnx.plan import Cut, gather_changes, plan_paper
-from corp_onnx.probe import count_macs, probe_graph
-from corp_onnx.recipe import find_recipe
+from corp_onnx.images.recipe import find_recipe
 from corp_onnx.rewrite import apply_changes
+from corp_onnx.search.plan import Cut, gather_changes, plan_paper
 from corp_onnx.staging import write_model
 
 ROWS = {

@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 
 from corp_onnx.bench import BenchResult, bench_models
-from corp_onnx.plan import Cut
 from corp_onnx.prune import prune_model
 from corp_onnx.results import PruneResult
+from corp_onnx.search.plan import Cut
 from corp_onnx.settings import PruneSettings
 from corp_onnx.timing import Schedule
 

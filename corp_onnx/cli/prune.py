@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from corp_onnx.best import DEFAULT_THRESHOLD, BestSettings
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.errors import OptionError
-from corp_onnx.plan import Cut
 from corp_onnx.prune import prune_model
 from corp_onnx.report.terminal import print_pruning
 from corp_onnx.results import to_json
+from corp_onnx.search.best import DEFAULT_THRESHOLD, BestSettings
+from corp_onnx.search.plan import Cut
 from corp_onnx.settings import DEFAULT_AGREEMENT, Budget, Preprocessing, PruneSettings
 from corp_onnx.solve.ridge import DEFAULT_RIDGE
 

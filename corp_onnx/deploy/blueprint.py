@@ -19,8 +19,8 @@ import onnx
 from onnx import TensorProto
 
 from corp_onnx.errors import ModelError, OptionError
-from corp_onnx.model import Model, hash_file, input_dims, parse_file
-from corp_onnx.probe import probe_graph
+from corp_onnx.graph.model import Model, hash_file, input_dims, parse_file
+from corp_onnx.graph.probe import probe_graph
 
 FIRST_TYPED = 11
 """Major version of TensorRT from which networks are strongly typed only."""

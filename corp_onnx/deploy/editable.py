@@ -15,7 +15,7 @@ import onnx
 from onnx import external_data_helper, numpy_helper
 
 from corp_onnx.graph import Graph
-from corp_onnx.proto import has_bfloat16, names_in_use, node_graphs, skeleton, to_float32
+from corp_onnx.graph.proto import has_bfloat16, names_in_use, node_graphs, skeleton, to_float32
 
 STORED_SUFFIX = ".stored"
 """Of the name of a constant that was computed from stored ones."""

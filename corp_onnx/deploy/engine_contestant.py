@@ -18,7 +18,7 @@ from corp_onnx.deploy.cuda import Buffer, allocate, import_cuda, succeed
 from corp_onnx.deploy.engine import description_path
 from corp_onnx.deploy.tensorrt import import_tensorrt, load_plan
 from corp_onnx.errors import CheckFailedError, ModelError, OptionError
-from corp_onnx.model import hash_file
+from corp_onnx.graph.model import hash_file
 
 
 def read_engine(path: Path) -> EngineSubject:

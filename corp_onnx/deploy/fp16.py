@@ -28,8 +28,8 @@ from corp_onnx.deploy.editable import (
     sort_nodes,
 )
 from corp_onnx.graph import Graph, Node
-from corp_onnx.proto import names_in_use
-from corp_onnx.runtime import import_runtime
+from corp_onnx.graph.proto import names_in_use
+from corp_onnx.graph.runtime import import_runtime
 
 KEPT_OPS = frozenset(
     {"Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}

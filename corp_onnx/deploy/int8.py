@@ -28,7 +28,7 @@ from corp_onnx.deploy.editable import copy_editable, drop_unread, refresh_value_
 from corp_onnx.deploy.products import PRODUCT_OPS, Product
 from corp_onnx.errors import CheckFailedError
 from corp_onnx.graph import MAX_PROTO_BYTES, Graph
-from corp_onnx.runtime import first_sentence, import_runtime
+from corp_onnx.graph.runtime import first_sentence, import_runtime
 from corp_onnx.staging import write_model
 
 GEMM_SUFFIX = "_MatMul"

@@ -23,12 +23,12 @@ from onnx import external_data_helper
 from corp_onnx.deploy.engine import description_path
 from corp_onnx.errors import InputError, ModelError, OptionError
 from corp_onnx.export import LABELS_KEY
-from corp_onnx.feeds import ELEMENT_TYPES
-from corp_onnx.model import hash_file
-from corp_onnx.noise import IMAGE_SIZES, TOKEN_COUNTS
-from corp_onnx.proto import has_bfloat16, node_graphs
-from corp_onnx.recipe import METADATA_KEY, Recipe, find_recipe
-from corp_onnx.runtime import first_sentence, open_session
+from corp_onnx.graph.model import hash_file
+from corp_onnx.graph.noise import IMAGE_SIZES, TOKEN_COUNTS
+from corp_onnx.graph.proto import has_bfloat16, node_graphs
+from corp_onnx.graph.runtime import first_sentence, open_session
+from corp_onnx.images.feeds import ELEMENT_TYPES
+from corp_onnx.images.recipe import METADATA_KEY, Recipe, find_recipe
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from onnx import TensorProto
 
 from corp_onnx.graph import Graph, Node
-from corp_onnx.probe import count_macs
+from corp_onnx.graph.probe import count_macs
 
 PRODUCT_OPS = ("MatMul", "Gemm")
 """What both quantisers of ONNX Runtime turn into integer products that its CPU runs faster than float ones."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from corp_onnx.answers import Quiz, tally_loss
 from corp_onnx.deploy.int8 import Quantiser
 from corp_onnx.deploy.products import Product
+from corp_onnx.search.answers import Quiz, tally_loss
 
 
 def measure_products(

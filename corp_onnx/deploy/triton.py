@@ -36,8 +36,8 @@ from corp_onnx.deploy.triton_entry import (
     new_entry,
 )  # fmt: skip
 from corp_onnx.errors import OptionError, OutputError
-from corp_onnx.model import hash_file
-from corp_onnx.recipe import METADATA_KEY, Recipe
+from corp_onnx.graph.model import hash_file
+from corp_onnx.images.recipe import METADATA_KEY, Recipe
 from corp_onnx.staging import staged_folders, write_text
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from corp_onnx.deploy.interface import Interface, TensorSpec
 from corp_onnx.errors import MissingExtraError, ModelError, OptionError
-from corp_onnx.recipe import METADATA_KEY
+from corp_onnx.images.recipe import METADATA_KEY
 
 LABELS_FILE = "labels.txt"
 DEFAULT_MAX_BATCH = 8

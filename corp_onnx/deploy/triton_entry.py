@@ -24,7 +24,7 @@ from corp_onnx.deploy.triton_config import (
     parse_config,
 )  # fmt: skip
 from corp_onnx.errors import InputError, ModelError, OptionError, OutputError
-from corp_onnx.recipe import METADATA_KEY, Recipe
+from corp_onnx.images.recipe import METADATA_KEY, Recipe
 
 CONFIG_FILE = "config.pbtxt"
 

@@ -11,7 +11,7 @@ from graphs import find_in, fixture_path, probed, run
 from onnx import TensorProto, helper, numpy_helper
 
 from corp_onnx.deploy.fp16 import KEPT_OPS, LARGEST, convert_to_fp16, find_kept
-from corp_onnx.noise import random_feeds
+from corp_onnx.graph.noise import random_feeds
 from corp_onnx.staging import write_model
 from corp_onnx.verify import check_structure, relative_difference
 

@@ -17,7 +17,7 @@ from corp_onnx.deploy.products import FLATTENED_GEMM, TWO_ACTIVATIONS, list_prod
 from corp_onnx.deploy.trial import check_loading
 from corp_onnx.errors import CheckFailedError
 from corp_onnx.graph import Graph
-from corp_onnx.noise import random_feeds
+from corp_onnx.graph.noise import random_feeds
 from corp_onnx.staging import write_model
 from corp_onnx.verify import check_structure, relative_difference
 

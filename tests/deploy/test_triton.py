@@ -43,8 +43,8 @@ from corp_onnx.deploy.triton import TritonRepository, write_triton_repository
 from corp_onnx.deploy.triton_config import TritonSettings
 from corp_onnx.errors import InputError, MissingExtraError, ModelError, OptionError, OutputError
 from corp_onnx.export import LABELS_KEY
-from corp_onnx.model import hash_file
-from corp_onnx.recipe import METADATA_KEY, Recipe
+from corp_onnx.graph.model import hash_file
+from corp_onnx.images.recipe import METADATA_KEY, Recipe
 from corp_onnx.results import to_json
 from corp_onnx.staging import MARK
 

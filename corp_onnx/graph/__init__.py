@@ -1,0 +1,27 @@
+"""An ONNX file as a graph by data flow: loaded, probed, run."""
+
+from corp_onnx.graph.dataflow import Graph, Node, count_parameters, evaluate_node, read_graph
+from corp_onnx.graph.model import (
+    FLOAT_TYPES,
+    MAX_PROTO_BYTES,
+    Model,
+    batch_kind,
+    file_size,
+    input_dims,
+    load_model,
+)
+
+__all__ = [
+    "FLOAT_TYPES",
+    "MAX_PROTO_BYTES",
+    "Graph",
+    "Model",
+    "Node",
+    "batch_kind",
+    "count_parameters",
+    "evaluate_node",
+    "file_size",
+    "input_dims",
+    "load_model",
+    "read_graph",
+]

@@ -1,0 +1,234 @@
+"""A model by data flow: nodes with producers and consumers, constants folded through what exporters leave between.
+
+Enters a `Model`; leaves a `Graph`. The shapes and computed values in it are those of a real run (see probe.py);
+external weights are read only when asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from corp_onnx.graph.model import FLOAT_TYPES, MAX_PROTO_BYTES, Model, batch_kind, file_size, input_dims, load_model
+from corp_onnx.graph.proto import SMALL_ELEMENTS, node_graphs
+
+__all__ = [
+    "FLOAT_TYPES",
+    "MAX_PROTO_BYTES",
+    "Graph",
+    "Model",
+    "Node",
+    "batch_kind",
+    "count_parameters",
+    "evaluate_node",
+    "file_size",
+    "input_dims",
+    "load_model",
+    "read_graph",
+]
+
+CONSTANT_FOLDABLE = frozenset(
+    {"Identity", "Cast", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Concat", "Slice", "Gather", "Mul", "Div"}
+    | {"Add", "Sub", "Sqrt", "Neg", "Reciprocal", "Pow", "Split", "Expand", "CastLike", "Flatten", "Shape", "Range"}
+)
+"""Operators that exporters leave between a stored constant and its use."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Node:
+    """One operator of the graph; identity is its object, `position` its place in topological order."""
+
+    op: str
+    domain: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: dict[str, Any]
+    position: int
+    proto: onnx.NodeProto
+
+    @property
+    def output(self) -> str:
+        """Name of the first output."""
+        return self.outputs[0]
+
+    def __repr__(self) -> str:
+        return f"{self.op} '{self.name or self.output}'"
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The main graph of a model by data flow. `shapes`, `values` and `types` are those of one run (see probe.py)."""
+
+    model: Model
+    nodes: tuple[Node, ...]
+    producers: dict[str, Node]
+    consumers: dict[str, tuple[tuple[Node, int], ...]]
+    initializers: dict[str, TensorProto]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+    types: dict[str, int] = field(default_factory=dict)
+    n_images: int = 1
+    _folded: dict[str, np.ndarray | None] = field(default_factory=dict)
+    _constant: dict[str, bool] = field(default_factory=dict)
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a tensor is stored in the file, possibly behind Identity, Cast, Transpose and their like."""
+        if name not in self._constant:
+            self._constant[name] = self._find_constant(name)
+        return self._constant[name]
+
+    def _find_constant(self, name: str) -> bool:
+        if name in self.inputs:
+            return False
+        if name in self.initializers:
+            return True
+        node = self.producers.get(name)
+        if node is None:
+            return False
+        if node.op == "Constant":
+            return True
+        foldable = node.op in CONSTANT_FOLDABLE and any(node.inputs)
+        return foldable and all(not i or self.is_constant(i) for i in node.inputs)
+
+    def constant(self, name: str) -> np.ndarray | None:
+        """The value of a stored tensor, folded through what lies between; None when it is not one."""
+        if name in self._folded:
+            return self._folded[name]
+        if not name or not self.is_constant(name):
+            return None
+        value = self._fold(name)
+        if value is not None and value.size <= SMALL_ELEMENTS:
+            self._folded[name] = value
+        return value
+
+    def _fold(self, name: str) -> np.ndarray | None:
+        if name in self.initializers:
+            return numpy_helper.to_array(self.initializers[name], str(self.model.folder))
+        node = self.producers[name]
+        feeds = {i: self.constant(i) for i in node.inputs if i}
+        return evaluate_node(node, feeds, self.model.opset)[node.outputs.index(name)]
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a tensor in the probe run; of a constant, its own."""
+        if name in self.shapes:
+            return self.shapes[name]
+        if name in self.initializers:
+            return tuple(self.initializers[name].dims)
+        if self.is_constant(name):
+            value = self.constant(name)
+            return None if value is None else value.shape
+        return None
+
+    def dims(self, name: str) -> tuple[int, ...]:
+        """As `shape`, and empty where it is not known."""
+        shape = self.shape(name)
+        return () if shape is None else shape
+
+    def value(self, name: str) -> np.ndarray | None:
+        """A constant, or what the probe run computed for a small integer or one-element tensor."""
+        return self.values[name] if name in self.values else self.constant(name)
+
+    def captured(self, node: Node) -> set[str]:
+        """Tensors that the subgraphs of a node read from around it."""
+        return _captured(node.proto)
+
+    def users(self, name: str) -> tuple[tuple[Node, int], ...]:
+        """(node, input index) of everything that reads a tensor."""
+        return self.consumers.get(name, ())
+
+    @property
+    def fixed_batch(self) -> bool:
+        """Whether the model takes a fixed number of images, `n_images`."""
+        return batch_kind(self.model) is not None
+
+    @cached_property
+    def float_type(self) -> str:
+        """The precision that holds most weight elements: float32, float16, bfloat16 or float64."""
+        counts: dict[str, int] = defaultdict(int)
+        for tensor in stored_floats(self):
+            counts[FLOAT_TYPES[tensor.data_type]] += math.prod(tensor.dims)  # type: ignore[index]
+        return max(counts, key=lambda k: counts[k], default="float32")
+
+
+def read_graph(model: Model) -> Graph:
+    """The main graph of a model by data flow, without shapes (see `probe.probe_graph` for those)."""
+    nodes = tuple(_nodes(model.proto.graph))
+    consumers: dict[str, list[tuple[Node, int]]] = defaultdict(list)
+    for node in nodes:
+        for idx, name in enumerate(node.inputs):
+            if name:
+                consumers[name].append((node, idx))
+        for outer in _captured(node.proto):
+            consumers[outer].append((node, -1))
+    return Graph(
+        model=model,
+        nodes=nodes,
+        producers={out: node for node in nodes for out in node.outputs if out},
+        consumers={name: tuple(users) for name, users in consumers.items()},
+        initializers={t.name: t for t in model.proto.graph.initializer},
+        inputs=tuple(i.name for i in model.proto.graph.input),
+        outputs=tuple(o.name for o in model.proto.graph.output),
+    )
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[Node]:
+    for position, proto in enumerate(graph.node):
+        yield Node(
+            op=proto.op_type,
+            domain=proto.domain if proto.domain != "ai.onnx" else "",
+            name=proto.name,
+            inputs=tuple(proto.input),
+            outputs=tuple(proto.output),
+            attrs={a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute if not a.ref_attr_name},
+            position=position,
+            proto=proto,
+        )
+
+
+def _captured(node: onnx.NodeProto) -> set[str]:
+    """Names that the subgraphs of an If, Loop or Scan read from around them."""
+    names: set[str] = set()
+    for graph in node_graphs(node):
+        inner = {o for n in graph.node for o in n.output} | {i.name for i in (*graph.initializer, *graph.input)}
+        reads = {i for n in graph.node for i in n.input} | {o.name for o in graph.output}
+        reads |= {c for n in graph.node for c in _captured(n)}
+        names |= reads - inner - {""}
+    return names
+
+
+def evaluate_node(node: Node, feeds: dict[str, Any], opset: int) -> list[np.ndarray]:
+    """The outputs of one node of the default domain, by the ONNX reference implementation."""
+    if node.op == "Constant":
+        return [_constant_value(node)]
+    return ReferenceEvaluator(node.proto, opsets={"": opset}).run(None, feeds)  # type: ignore[return-value]
+
+
+def _constant_value(node: Node) -> np.ndarray:
+    name, value = next(iter(node.attrs.items()))
+    if isinstance(value, TensorProto):
+        return numpy_helper.to_array(value)
+    return np.asarray(value, dtype=np.float32 if "float" in name else np.int64 if "int" in name else None)
+
+
+def stored_floats(graph: Graph) -> list[TensorProto]:
+    """The stored floating-point tensors, in initializers and Constant nodes; a scalar Constant is a setting."""
+    inline = [n.attrs["value"] for n in graph.nodes if n.op == "Constant" and "value" in n.attrs]
+    stored = [*graph.initializers.values(), *(t for t in inline if math.prod(t.dims) > 1)]
+    return [t for t in stored if t.data_type in FLOAT_TYPES]
+
+
+def count_parameters(graph: Graph) -> int:
+    """Elements of the stored floating-point tensors of more than one; a single number is a setting, as a scale is."""
+    return sum(math.prod(t.dims) for t in stored_floats(graph) if math.prod(t.dims) > 1)

@@ -1,0 +1,125 @@
+"""Copies of an ONNX message that share or drop its weights: a skeleton to check, a float32 twin to run.
+
+Enters a `ModelProto`, which is never changed; leaves a new one. Nothing here knows shapes or data flow
+(see dataflow.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, TensorProto, external_data_helper, numpy_helper
+
+SMALL_ELEMENTS = 4096
+"""Initializers up to this size stay inside a skeleton: shapes, scales and split sizes are all smaller."""
+
+TYPE_ATTRIBUTES = frozenset({"to", "dtype", "stash_type", "softmax_precision", "output_datatype"})
+"""Integer attributes that name an element type."""
+
+
+def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a model whose large weights carry shapes but no bytes: for checks that only read the structure."""
+    light = onnx.ModelProto()
+    light.CopyFrom(without_weights(proto))
+    for tensor in proto.graph.initializer:
+        kept = light.graph.initializer.add()
+        if math.prod(tensor.dims) <= SMALL_ELEMENTS and not external_data_helper.uses_external_data(tensor):
+            kept.CopyFrom(tensor)
+        else:
+            kept.name, kept.data_type, kept.data_location = tensor.name, tensor.data_type, TensorProto.EXTERNAL
+            kept.dims.extend(tensor.dims)
+            kept.external_data.add(key="location", value="weights")
+    return light
+
+
+def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a model with an empty initializer list; the weights are never copied on the way."""
+    light = onnx.ModelProto()
+    _copy_fields(proto, light, leave_out="graph")
+    _copy_fields(proto.graph, light.graph, leave_out="initializer")
+    return light
+
+
+def _copy_fields(source: Any, target: Any, leave_out: str) -> None:
+    for field, value in source.ListFields():
+        if field.name == leave_out:
+            continue
+        if isinstance(value, (str, bytes, int, float)):
+            setattr(target, field.name, value)
+        elif hasattr(value, "extend"):
+            getattr(target, field.name).extend(value)
+        else:
+            getattr(target, field.name).CopyFrom(value)
+
+
+def names_in_use(proto: onnx.ModelProto) -> set[str]:
+    """Every tensor name of the main graph and of the graphs inside its nodes."""
+    return {name for graph in [proto.graph, *_subgraphs(proto.graph)] for name in _tensor_names(graph)}
+
+
+def _tensor_names(graph: onnx.GraphProto) -> Iterator[str]:
+    named: Sequence[Any] = [*graph.input, *graph.output, *graph.initializer]
+    yield from (value.name for value in named)
+    yield from (name for node in graph.node for name in [*node.input, *node.output])
+
+
+def node_graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs inside an If, Loop or Scan."""
+    by_type = {AttributeProto.GRAPH: lambda a: [a.g], AttributeProto.GRAPHS: lambda a: list(a.graphs)}
+    return [g for a in node.attribute if a.type in by_type for g in by_type[a.type](a)]
+
+
+def _subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    for node in graph.node:
+        for inner in node_graphs(node):
+            yield inner
+            yield from _subgraphs(inner)
+
+
+def has_bfloat16(proto: onnx.ModelProto) -> bool:
+    """Whether a weight or an input is bfloat16."""
+    stored = any(t.data_type == TensorProto.BFLOAT16 for t in proto.graph.initializer)
+    return stored or any(v.type.tensor_type.elem_type == TensorProto.BFLOAT16 for v in proto.graph.input)
+
+
+def feed_dtype(element_type: int) -> np.dtype[Any]:
+    """NumPy's type for feeding a tensor: its own, and float32 for bfloat16 (see `to_float32`)."""
+    if element_type == TensorProto.BFLOAT16:
+        return np.dtype(np.float32)
+    return onnx.helper.tensor_dtype_to_np_dtype(element_type)
+
+
+def to_float32(proto: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """A copy in which every bfloat16 is float32: NumPy has no bfloat16 to feed, ONNX Runtime no CPU kernels for it.
+
+    Every bfloat16 number is a float32 number, so the weights are the same; activations are rounded later.
+
+    Args:
+        folder: where names of external data start from.
+    """
+    twin = onnx.ModelProto()
+    twin.CopyFrom(without_weights(proto))
+    for tensor in proto.graph.initializer:
+        twin.graph.initializer.append(_widen(tensor, folder) if tensor.data_type == TensorProto.BFLOAT16 else tensor)
+    for graph in [twin.graph, *_subgraphs(twin.graph)]:
+        for tensor in graph.initializer:
+            if tensor.data_type == TensorProto.BFLOAT16:  # those of an inner graph
+                tensor.CopyFrom(_widen(tensor, folder))
+        for value in [*graph.input, *graph.output, *graph.value_info]:
+            if value.type.tensor_type.elem_type == TensorProto.BFLOAT16:
+                value.type.tensor_type.elem_type = TensorProto.FLOAT
+        for attribute in (a for node in graph.node for a in node.attribute):
+            if attribute.type == AttributeProto.TENSOR and attribute.t.data_type == TensorProto.BFLOAT16:
+                attribute.t.CopyFrom(_widen(attribute.t, folder))
+            elif attribute.name in TYPE_ATTRIBUTES and attribute.i == TensorProto.BFLOAT16:
+                attribute.i = TensorProto.FLOAT
+    return twin
+
+
+def _widen(tensor: TensorProto, folder: Path) -> TensorProto:
+    return numpy_helper.from_array(numpy_helper.to_array(tensor, str(folder)).astype(np.float32), tensor.name)

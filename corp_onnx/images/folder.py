@@ -1,0 +1,240 @@
+"""Photographs in, batches out: a folder of images, or arrays that are preprocessed already.
+
+Enters a path; leaves an `ImageSet` (files, streamed through a small pool of threads that decodes one batch ahead) or an
+`ArraySet` (`arrays.py`). Both answer to `n_images`, `skipped`, `batches`, `select` and `data_hash`.
+
+What is an image is decided by opening it. A file that is no image, or is damaged, is named and counted in `skipped`
+and the run goes on, until too few are left. Damage shows only when a file is decoded, so `skipped` grows during the
+first pass over the set; later passes leave those files out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Int
+
+from corp_onnx.errors import ImageError, OptionError
+from corp_onnx.images.arrays import ArraySet, is_array_file, open_arrays
+from corp_onnx.images.decode import choose_images, decode_file, list_files, quiet_pillow
+from corp_onnx.images.feeds import PIXELS, Batch, Skipped, check_batch_size
+from corp_onnx.images.labels import Labels, LabelSource, label_files
+from corp_onnx.images.recipe import Recipe, normalize_crops
+
+N_THREADS = min(4, os.cpu_count() or 1)
+"""Decoding releases the interpreter lock, and the model needs the other cores."""
+
+MAX_KEPT_BYTES = 2**28
+"""Crops kept for the next pass, 1783 of 224 x 224: a photograph of 12 megapixels takes 0.15 s to decode, longer than
+DeiT-Tiny takes to look at it, and calibration looks several times."""
+
+N_NAMED = 3
+"""Skipped files that the text of an error names."""
+
+
+@dataclass(slots=True, eq=False)
+class _Memory:
+    """What passes over a set have found out: damaged files with their reason, and crops up to `MAX_KEPT_BYTES`."""
+
+    bad: dict[str, str]
+    crops: dict[tuple[str, tuple[Recipe, ...]], tuple[np.ndarray, ...]] = field(default_factory=dict)
+    n_bytes: int = 0
+
+    def keep(self, name: str, recipes: tuple[Recipe, ...], crops: tuple[np.ndarray, ...]) -> None:
+        size = sum(crop.nbytes for crop in crops)
+        if (name, recipes) not in self.crops and self.n_bytes + size <= MAX_KEPT_BYTES:
+            self.crops[name, recipes] = crops
+            self.n_bytes += size
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageSet:
+    """Image files below a folder.
+
+    Attributes:
+        root: the folder.
+        names: posix paths below `root`, sorted.
+        recipe: what `batches` does to every image.
+        labels: class indices, one for each of `names`, or none.
+        minimum: fewer readable images than this are an error.
+        n_files: files that were looked at, images or not.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+    recipe: Recipe
+    labels: Labels
+    minimum: int
+    n_files: int
+    _memory: _Memory = field(default_factory=lambda: _Memory({}))  # a set and its splits share one
+
+    @property
+    def n_images(self) -> int:
+        """Images of the set that are not known to be damaged."""
+        return sum(name not in self._memory.bad for name in self.names)
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Files that gave no image so far, in the order they were met; the splits of one set share them."""
+        return tuple(Skipped(name, reason) for name, reason in self._memory.bad.items())
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Preprocessed images in order, `batch_size` at a time; only the last batch is shorter.
+
+        Raises:
+            OptionError: a batch size below 1.
+            ImageError: fewer than `minimum` readable images are left.
+        """
+        return (batch for (batch,) in self.batches_by_recipe(batch_size, (self.recipe,)))
+
+    def batches_by_recipe(self, batch_size: int, recipes: Sequence[Recipe]) -> Iterator[tuple[Batch, ...]]:
+        """As `batches`, one batch for each recipe at a time, while every file is read and decoded only once."""
+        check_batch_size(batch_size)
+        rows: list[tuple[str, tuple[np.ndarray, ...]]] = []
+        with quiet_pillow():
+            for row in self._decode(recipes, ahead=batch_size):
+                rows.append(row)
+                if len(rows) == batch_size:
+                    yield self._stack(rows, recipes)
+                    rows = []
+        if rows:
+            yield self._stack(rows, recipes)
+
+    def select(self, positions: Sequence[int] | Int[np.ndarray, " n"]) -> ImageSet:
+        """The images at these positions of `names`; labels follow, and `skipped` is shared."""
+        indices = self.labels.indices
+        labels = replace(self.labels, indices=None if indices is None else tuple(indices[i] for i in positions))
+        return replace(self, names=tuple(self.names[i] for i in positions), labels=labels, minimum=1)
+
+    def data_hash(self) -> str:
+        """sha256 over the name and content of every file in `names`, damaged ones included."""
+        digest = hashlib.sha256()
+        for name in self.names:
+            digest.update(f"{name}\0".encode())
+            digest.update(hashlib.sha256((self.root / name).read_bytes()).digest())
+        return digest.hexdigest()
+
+    def _decode(self, recipes: Sequence[Recipe], ahead: int) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
+        """(name, one crop for each recipe) in order, with up to `ahead` further files in work or waiting."""
+        pending: deque[tuple[str, Future[tuple[np.ndarray, ...] | str]]] = deque()
+        names = iter([name for name in self.names if name not in self._memory.bad])
+        pool = ThreadPoolExecutor(N_THREADS, thread_name_prefix="corp-onnx-decode")
+        try:
+            while True:
+                while len(pending) <= ahead and (name := next(names, None)) is not None:
+                    pending.append((name, pool.submit(self._load, name, tuple(recipes))))
+                if not pending:
+                    break
+                name, future = pending.popleft()
+                crops = future.result()
+                if isinstance(crops, str):
+                    self._memory.bad[name] = crops
+                    _require(self.root, self.n_images, self.minimum, self.n_files, self.skipped)
+                else:
+                    self._memory.keep(name, tuple(recipes), crops)
+                    yield name, crops
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _load(self, name: str, recipes: tuple[Recipe, ...]) -> tuple[np.ndarray, ...] | str:
+        kept = self._memory.crops.get((name, recipes))
+        return decode_file(self.root / name, recipes) if kept is None else kept
+
+    def _stack(
+        self, rows: Sequence[tuple[str, tuple[np.ndarray, ...]]], recipes: Sequence[Recipe]
+    ) -> tuple[Batch, ...]:
+        names = tuple(name for name, _ in rows)
+        labels = None
+        if self.labels.indices is not None:
+            index = dict(zip(self.names, self.labels.indices, strict=True))
+            labels = np.array([index[name] for name in names], dtype=np.int64)
+        stacks = [np.stack([crops[i] for _, crops in rows]) for i in range(len(recipes))]  # [n, h, w, c] each
+        pairs = zip(stacks, recipes, strict=True)
+        return tuple(Batch({PIXELS: normalize_crops(stack, recipe)}, names, labels) for stack, recipe in pairs)
+
+
+Images: TypeAlias = ImageSet | ArraySet
+"""What every stage that needs data takes."""
+
+
+def open_images(
+    path: Path | str,
+    recipe: Recipe | None = None,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    minimum: int = 1,
+    labels: LabelSource = None,
+) -> Images:
+    """The images of a folder (searched recursively), of one image file, or the samples of a .npy or .npz file.
+
+    Args:
+        path: what to open. Hidden folders are not entered; hidden files are named in `skipped`.
+        recipe: what `batches` does to every image; None is timm's for 224 x 224. Has no effect on arrays.
+        limit: take this many, drawn at random without replacement; the order stays sorted. Files drawn that are no
+            images are replaced by further draws, damaged ones are not.
+        seed: of that draw; has no effect without `limit`.
+        minimum: fewer readable images than this are an error.
+        labels: a file of class names, 'folders', or None (`labels.LabelSource`). Arrays carry their own.
+
+    Raises:
+        ImageError: nothing there, no image, too few, or labels that do not fit.
+        OptionError: limit or minimum out of range.
+    """
+    path = Path(path)
+    if minimum < 1 or (limit is not None and limit < minimum):
+        raise OptionError(f"expected 1 <= minimum <= limit, found minimum {minimum} and limit {limit}.")
+    if path.is_file() and is_array_file(path):
+        arrays = open_arrays(path)
+        _require(path, arrays.n_images, minimum, arrays.n_images, ())
+        return arrays if limit is None else arrays.select(np.sort(_shuffle(arrays.n_images, seed)[:limit]))
+    root, listed = list_files(path)
+    order = listed if limit is None else [listed[i] for i in _shuffle(len(listed), seed)]
+    chosen, bad = choose_images(root, order, limit)
+    if path.is_file() and not chosen:
+        raise ImageError(f"{path}: {bad[path.name]}; expected a folder of images, an image, a .npy or a .npz file.")
+    images = ImageSet(root, tuple(chosen), recipe or Recipe(), Labels(), minimum, len(listed), _Memory(bad))
+    _require(path, len(chosen), minimum, len(listed), images.skipped)
+    return replace(images, labels=label_files(root, chosen, listed, labels))
+
+
+def split_holdout(images: Images, fraction: float, seed: int = 0) -> tuple[Images, Images]:
+    """(the rest, a random `fraction` held back): disjoint, together the whole, the same for the same seed.
+
+    Raises:
+        OptionError: the fraction is not between 0 and 1.
+        ImageError: fewer than two images.
+    """
+    if not 0 < fraction < 1:
+        raise OptionError(f"the fraction held back must lie between 0 and 1, found {fraction}.")
+    total = len(images.names) if isinstance(images, ImageSet) else images.n_images
+    if total < 2:
+        raise ImageError("one image can not be split into two sets; give more images.")
+    n_held = min(max(round(fraction * total), 1), total - 1)
+    order = _shuffle(total, seed)
+    return images.select(np.sort(order[n_held:])), images.select(np.sort(order[:n_held]))
+
+
+def _shuffle(n: int, seed: int) -> Int[np.ndarray, " n"]:
+    return np.random.default_rng(seed).permutation(n)
+
+
+def _require(path: Path, n_images: int, minimum: int, n_files: int, skipped: Sequence[Skipped]) -> None:
+    """Raise where fewer than `minimum` images are left."""
+    if n_images >= minimum:
+        return
+    named = ", ".join(f"{skip.name} ({skip.reason})" for skip in skipped[:N_NAMED])
+    more = f" and {len(skipped) - N_NAMED} more" if len(skipped) > N_NAMED else ""
+    raise ImageError(
+        f"{path}: {n_images} readable image{'' if n_images == 1 else 's'} among {n_files} "
+        f"file{'' if n_files == 1 else 's'}, and at least {minimum} needed"
+        + (f"; skipped {named}{more}." if skipped else "; give more images.")
+    )

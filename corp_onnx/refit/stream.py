@@ -1,0 +1,93 @@
+"""The residual stream, addition by addition: where it can be stopped, and how to go on from there.
+
+Enters the blocks of a graph and images; leaves `Stop`s in order and the stream at each of them, one array a batch. What
+needs the stream everywhere (the refit, the weights of tokens) walks it stretch by stretch: running the whole model for
+every addition would cost its depth squared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from corp_onnx.blocks import AttentionUnit, Blocks, Linear, MlpUnit, Residual
+from corp_onnx.graph import Graph, Model
+from corp_onnx.graph.runtime import open_session
+from corp_onnx.images import Images
+from corp_onnx.images.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
+from corp_onnx.refit.segments import Segment, open_segment
+
+Arrays = list[np.ndarray]
+"""One array a batch: a residual stream over all images."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stop:
+    """One residual addition of the walk, and the product whose weight is refitted there."""
+
+    key: str
+    unit: AttentionUnit | MlpUnit
+    linear: Linear
+    regressor: str
+    residual: Residual
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamWalk:
+    """The stops of a model in order, or why there is no walk."""
+
+    stops: tuple[Stop, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamData:
+    """Batches of the model's own inputs with the number of real images in each."""
+
+    feeds: tuple[tuple[dict[str, np.ndarray], int], ...]
+    n_batch: int | None
+
+
+def find_walk(blocks: Blocks) -> StreamWalk:
+    """The residual additions in order; no walk where one of them is not an addition of the graph."""
+    stops: list[Stop] = []
+    for block in blocks.blocks:
+        attention, mlp = block.attention, block.mlp
+        if attention is not None and attention.out is not None and attention.out.residual is not None:
+            out = attention.out
+            assert out.residual is not None
+            stops.append(Stop(attention.key, attention, out.linear, out.linear.input, out.residual))
+        if mlp is not None:
+            stops.append(Stop(mlp.key, mlp, mlp.down, mlp.hidden, mlp.residual))
+    broken = [s for s in stops if s.residual.skip is None]
+    if broken:
+        return StreamWalk((), f"the residual addition of {broken[0].key} is inside a fused operator")
+    return StreamWalk(tuple(stops))
+
+
+def read_data(model: Model, images: Images, batch_size: int, provider: str) -> StreamData:
+    """All images as feeds of the model, in its own batch where that is fixed."""
+    inputs = read_inputs(open_session(model, provider=provider))
+    size = fixed_batch(inputs)
+    pieces = (
+        piece for batch in images.batches(size or batch_size) for piece in split_feeds(bind_feeds(batch, inputs), size)
+    )
+    return StreamData(tuple(pieces), size)
+
+
+def run_prefix(graph: Graph, data: StreamData, tensor: str, provider: str) -> Arrays:
+    """The first stream of the walk: what the embedding gives."""
+    prefix = open_segment(graph.model, graph.types, [], [tensor], provider=provider)
+    return [prefix.run({}, feeds)[tensor] for feeds, _ in data.feeds]
+
+
+def advance_dense(graph: Graph, data: StreamData, stream: Arrays, before: str, after: str, provider: str) -> Arrays:
+    """The dense stream at `after` from where it is at `before`."""
+    return advance(open_segment(graph.model, graph.types, [before], [after], provider=provider), data, stream)
+
+
+def advance(segment: Segment, data: StreamData, stream: Arrays) -> Arrays:
+    """The stream at the end of a stretch from where it is at its begin."""
+    (before,), (after,) = segment.fed, segment.read
+    return [segment.run({before: h}, feeds)[after] for h, (feeds, _) in zip(stream, data.feeds, strict=True)]

@@ -1,0 +1,79 @@
+"""How much the answers depend on each token position of the residual stream, without gradients.
+
+Enters a graph and a few images; leaves a weight for every token position at every stop of the walk (see stream.py). A
+refit that counts the class token like any patch spends itself on patches, which nobody reads behind the last attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from corp_onnx.graph import Graph
+from corp_onnx.images import Images
+from corp_onnx.metrics import Tally
+from corp_onnx.refit.segments import Segment, open_segment
+from corp_onnx.refit.stream import StreamWalk, advance_dense, read_data, run_prefix
+from corp_onnx.search.answers import tally_loss
+
+SENSITIVITY_IMAGES = 16
+NOISE = 0.05
+"""Of the stream's root mean square: small enough that the answer moves linearly, far above float32 rounding."""
+
+MAX_TOKEN_WEIGHT = 100.0
+"""Behind the last attention only the class token counts and the ratio is infinite; patches still stay in the fit."""
+
+
+def weigh_stops(
+    graph: Graph, walk: StreamWalk, images: Images, *, batch_size: int = 8, provider: str = "cpu"
+) -> dict[str, Float[np.ndarray, " n_tokens"]]:
+    """Weights of the token positions at every stop, from a few images through the dense model (see `weigh_tokens`).
+
+    A stop whose stream is not [images, tokens, d_model] gets none.
+    """
+    few = images.select(np.arange(min(SENSITIVITY_IMAGES, images.n_images)))
+    data = read_data(graph.model, few, batch_size, provider)
+    before = walk.stops[0].residual.skip or ""
+    stream = run_prefix(graph, data, before, provider)
+    weights: dict[str, np.ndarray] = {}
+    for stop in walk.stops:
+        after = stop.residual.stream
+        stream = advance_dense(graph, data, stream, before, after, provider)
+        if stream[0].ndim == 3:
+            tail = open_segment(graph.model, graph.types, [after], [graph.outputs[0]], provider=provider)
+            weights[stop.key] = weigh_tokens(tail, stream, [f for f, _ in data.feeds], after)
+        before = after
+    return weights
+
+
+def weigh_tokens(
+    tail: Segment, stream: Sequence[np.ndarray], feeds: Sequence[Mapping[str, np.ndarray]], tensor: str
+) -> Float[np.ndarray, " n_tokens"]:
+    """sqrt of the loss that noise of a given energy on one token position causes, relative to that of a patch token.
+
+    No gradients: the first positions (class and distillation tokens stand there) are disturbed one by one, the rest
+    together. Values below 1 are raised to 1; a model without special tokens gets ones.
+    """
+    rng = np.random.default_rng(0)
+    n_tokens = stream[0].shape[1]
+    n_special = min(2, n_tokens - 1)
+    groups = [np.array([i]) for i in range(n_special)] + [np.arange(n_special, n_tokens)]
+    losses = np.zeros(len(groups))
+    output = tail.read[0]
+    for h, given in zip(stream, feeds, strict=True):
+        base = tail.run({tensor: h}, given)[output].astype(np.float64)
+        noise = NOISE * float(np.sqrt(np.mean(np.square(h)))) * rng.standard_normal(h.shape, dtype=np.float32)
+        for i, positions in enumerate(groups):
+            disturbed = h.copy()
+            disturbed[:, positions] += noise[:, positions]
+            tally = Tally()
+            tally.add(tail.run({tensor: disturbed}, given)[output].astype(np.float64), None, base)
+            losses[i] += tally_loss(tally) / len(positions)
+    weights = np.ones(n_tokens, dtype=np.float32)
+    if losses[-1] > 0:
+        weights[:n_special] = np.maximum(1.0, np.sqrt(losses[:-1] / losses[-1]))
+    elif n_special:
+        weights[:n_special] = np.where(losses[:-1] > 0, MAX_TOKEN_WEIGHT, 1.0)
+    return np.minimum(weights, MAX_TOKEN_WEIGHT)

@@ -1,0 +1,183 @@
+"""Refit on the pruned stream: every unit's last product, solved again so that the pruned model meets the dense stream.
+
+The residual stream is walked addition by addition, dense h and pruned h' side by side. At each one
+
+    h_after = skip + scale * (W z + b)      z the regressor: what the unit's last product reads
+
+W and b are solved so that the pruned unit, fed with h', brings the stream back to where the dense one is:
+
+    minimise  E w |W z' + b - (h_after - skip') / scale|^2 + lambda |W - W_0|^2
+
+with W_0 the one-shot solution, lambda chosen for every product by cross-validation over the images, w a weight of the
+token's position: the share of its position in the sensitivity of the answers (`weigh_tokens`). DESIGN section 4. Cost:
+two passes over the images in stretches of one unit; both streams of all images and one regressor are kept, 4 bytes a
+number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import numpy as np
+import onnx
+
+from corp_onnx.blocks import MlpUnit
+from corp_onnx.graph import Graph, Model
+from corp_onnx.images import Images
+from corp_onnx.moments import CrossMoments, merge_moments
+from corp_onnx.refit.rows import RowFinder
+from corp_onnx.refit.segments import Segment, open_segment
+from corp_onnx.refit.stream import Arrays, Stop, StreamData, StreamWalk, advance, advance_dense, read_data, run_prefix
+from corp_onnx.rewrite import AttentionChange, Changes, MlpChange
+from corp_onnx.solve.refit import choose_ridge, refit_linear
+from corp_onnx.sums import CrossSum
+
+N_FOLDS = 4
+"""Of the batches, to choose the ridge by."""
+
+
+def refit_changes(
+    graph: Graph,
+    walk: StreamWalk,
+    changes: Changes,
+    pruned: onnx.ModelProto,
+    images: Images,
+    weights: Mapping[str, np.ndarray],
+    *,
+    ridge: float | None = None,
+    batch_size: int = 8,
+    provider: str = "cpu",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, MlpChange | AttentionChange]:
+    """The changes with the last product of every stop solved again, including of units that stayed whole.
+
+    A stop whose rows are mixed on their way into the stream keeps its one-shot solution.
+
+    Args:
+        changes: the one-shot solution, which the refit starts from and stays near.
+        pruned: the model rewritten with `changes`.
+        images: the calibration images.
+        weights: of the token positions by stop, from `weigh_stops`; a stop without weighs all tokens alike.
+        ridge: lambda relative to the mean diagonal of the regressor's covariance; None chooses it for every stop by
+            cross-validation over the images.
+    """
+    data = read_data(graph.model, images, batch_size, provider)
+    cut = Model(pruned, graph.model.path, graph.model.sha256)
+    refitted = dict(changes)
+    before = walk.stops[0].residual.skip or ""
+    dense_stream = run_prefix(graph, data, before, provider)
+    pruned_stream = list(dense_stream)
+    for done, stop in enumerate(walk.stops, start=1):
+        dense_stream = advance_dense(graph, data, dense_stream, before, stop.residual.stream, provider)
+        step = _open_step(graph, cut, stop, before, data, provider)
+        batches = step.run(pruned_stream)
+        if batches is None:
+            whole = open_segment(cut, graph.types, [before], [stop.residual.stream], provider=provider)
+            pruned_stream = advance(whole, data, pruned_stream)
+        else:
+            weight, bias = step.solve(batches, dense_stream, weights.get(stop.key), changes.get(stop.key), ridge)
+            pruned_stream = step.advance(batches, weight, bias)
+            refitted[stop.key] = _with_product(changes.get(stop.key), stop, weight, bias)
+        before = stop.residual.stream
+        if progress:
+            progress("refit", done, len(walk.stops))
+    return refitted
+
+
+def _open_step(graph: Graph, cut: Model, stop: Stop, before: str, data: StreamData, provider: str) -> _Step:
+    residual, skip, product = stop.residual, stop.residual.skip or "", stop.linear.output or ""
+    wanted = [stop.regressor, *([skip] if skip != before else [])]
+    segment = open_segment(cut, graph.types, [before], wanted, provider=provider)
+    behind = open_segment(graph.model, graph.types, [product, skip], [residual.stream], provider=provider)
+    value = np.ones(1) if residual.scale is None else graph.constant(residual.scale.name)
+    assert value is not None
+    scale = value.reshape(-1).astype(np.float32)
+    scale = np.where(scale == 0, np.float32(1e-12), scale)
+    return _Step(graph, stop, before, segment, data, scale, RowFinder(behind, product, skip, residual.stream, scale))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ran:
+    """One batch of the pruned model at a stop: regressor z' [rows of the stream, n], skip', real images."""
+
+    z: np.ndarray
+    skip: np.ndarray
+    n_real: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    """One stop: the stretch of the pruned model up to it, LayerScale's vector (or 1), and where its rows go."""
+
+    graph: Graph
+    stop: Stop
+    before: str
+    segment: Segment
+    data: StreamData
+    scale: np.ndarray
+    finder: RowFinder
+
+    def run(self, pruned_stream: Arrays) -> list[_Ran] | None:
+        """The pruned model up to here; kept for one stop, since solving and advancing both need it.
+
+        None where the rows of the product are no rows of the stream.
+        """
+        skip_name = self.stop.residual.skip or ""
+        ran: list[_Ran] = []
+        for stream, (feeds, n_real) in zip(pruned_stream, self.data.feeds, strict=True):
+            arrays = self.segment.run({self.before: stream}, feeds)
+            z, skip = arrays[self.stop.regressor], arrays.get(skip_name, stream)
+            rows = self.finder.find(z.shape[:-1], skip.shape, feeds)
+            if rows is None:
+                return None
+            flat = z.reshape(-1, z.shape[-1])
+            in_order = np.array_equal(rows, np.arange(len(flat)))
+            ran.append(_Ran(flat if in_order else flat[rows], skip, n_real))
+        return ran
+
+    def solve(
+        self, batches: list[_Ran], dense_stream: Arrays, weights: np.ndarray | None, change: object, ridge: float | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The refitted weight and bias."""
+        prior, _ = current_product(self.graph, self.stop, change)
+        name = f"tensor '{self.stop.regressor}' ({self.stop.key})"
+        sums = [CrossSum(prior.shape[1], prior.shape[0], name) for _ in range(min(N_FOLDS, len(batches)))]
+        for i, (ran, dense) in enumerate(zip(batches, dense_stream, strict=True)):
+            target = ((dense - ran.skip) / self.scale).reshape(len(ran.z), -1)
+            n_kept = len(ran.z) if self.data.n_batch is None else len(ran.z) * ran.n_real // self.data.n_batch
+            of_rows = None if weights is None else np.tile(weights, n_kept // len(weights))
+            sums[i % len(sums)].update(ran.z[:n_kept], target[:n_kept], of_rows)
+        folds: list[CrossMoments] = [part.result() for part in sums]
+        moments = reduce(merge_moments, folds)
+        solved = refit_linear(moments, prior, choose_ridge(folds, prior) if ridge is None else ridge)
+        return solved.weight, solved.bias
+
+    def advance(self, batches: list[_Ran], weight: np.ndarray, bias: np.ndarray) -> Arrays:
+        """The pruned stream behind this stop."""
+        transposed = np.ascontiguousarray(weight.T, dtype=np.float32)
+        b = bias.astype(np.float32)
+        return [r.skip + self.scale * (r.z @ transposed + b).reshape(r.skip.shape) for r in batches]
+
+
+def current_product(graph: Graph, stop: Stop, change: object) -> tuple[np.ndarray, np.ndarray]:
+    """Weight [d_out, n] and bias of a stop's product as it stands after the one-shot change."""
+    weight = stop.linear.read_weight(graph).astype(np.float64)
+    stored = stop.linear.read_bias(graph)
+    bias = np.zeros(len(weight)) if stored is None else stored.astype(np.float64)
+    if isinstance(change, MlpChange):
+        return change.weight, change.bias
+    if isinstance(change, AttentionChange) and change.out_weight is not None:
+        return change.out_weight, bias if change.out_bias is None else change.out_bias
+    return weight, bias
+
+
+def _with_product(
+    change: MlpChange | AttentionChange | None, stop: Stop, weight: np.ndarray, bias: np.ndarray
+) -> MlpChange | AttentionChange:
+    if isinstance(stop.unit, MlpUnit):
+        kept = change.kept_idx if isinstance(change, MlpChange) else np.arange(stop.unit.d_hidden)
+        return MlpChange(kept, weight, bias)
+    known = change if isinstance(change, AttentionChange) else AttentionChange()
+    return replace(known, out_weight=weight, out_bias=bias)

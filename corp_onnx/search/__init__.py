@@ -1,0 +1,1 @@
+"""Presets and budgets -> the width of every unit and its solution."""

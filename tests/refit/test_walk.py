@@ -1,0 +1,135 @@
+"""The refit on the pruned stream, on small graphs of the real exporters, against plain runs of the whole model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from graphs import difference, feeds_of, probed, run, save
+from samples import FIXED, OPERATOR, write_photos
+
+from corp_onnx.graph.runtime import open_tapped
+from corp_onnx.images import open_images
+from corp_onnx.images.recipe import find_recipe
+from corp_onnx.refit import refit_changes
+from corp_onnx.refit.segments import open_segment
+from corp_onnx.refit.stream import find_walk
+from corp_onnx.refit.token_weights import weigh_stops, weigh_tokens
+from corp_onnx.rewrite import AttentionChange, MlpChange, apply_changes
+from corp_onnx.verify import identity_changes
+
+LAYER_SCALE = "timm_deit3_ts17_fused"
+POST_NORM = "hf_bert_ts17_sdpa"
+FUSED_ADDITION = "timm_vit_ts17_ort"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Recipe of the small models: 8 x 8 pixels."""
+    write_photos(tmp_path / "photos", 12)
+
+    def open_for(graph):
+        return open_images(tmp_path / "photos", find_recipe({}, graph.shapes[graph.inputs[0]]))
+
+    return open_for
+
+
+def cut_mlps(graph, blocks, rng) -> dict[str, MlpChange | AttentionChange]:
+    """Half of every MLP, uncompensated."""
+    changes: dict[str, MlpChange | AttentionChange] = {}
+    for unit in blocks.mlps:
+        kept = np.sort(rng.permutation(unit.d_hidden)[: unit.d_hidden // 2])
+        bias = unit.down.read_bias(graph)
+        weight = unit.down.read_weight(graph).astype(np.float64)[:, kept]
+        changes[unit.key] = MlpChange(kept, weight, np.zeros(len(weight)) if bias is None else bias)
+    return changes
+
+
+class TestWalk:
+    def test_stops_are_the_residual_additions_in_order(self) -> None:
+        _, blocks = probed(OPERATOR)
+        stops = find_walk(blocks).stops
+        assert [s.key for s in stops] == [f"blocks.{i}.{k}" for i in range(len(blocks.blocks)) for k in ("attn", "mlp")]
+        assert all(a.residual.stream == b.residual.skip for a, b in pairwise(stops))
+
+    def test_addition_inside_an_operator_is_named(self) -> None:
+        _, blocks = probed(FUSED_ADDITION)
+        walk = find_walk(blocks)
+        assert walk.stops == ()
+        assert "inside a fused operator" in walk.reason
+
+
+class TestSegment:
+    @pytest.mark.parametrize("name", [OPERATOR, LAYER_SCALE, POST_NORM, "torchvision_vit_ts17"])
+    def test_stretches_in_a_row_are_the_whole_model(self, name: str) -> None:
+        graph, blocks = probed(name)
+        feeds = feeds_of(graph)
+        stops = find_walk(blocks).stops
+        names = [stops[0].residual.skip or "", *(s.residual.stream for s in stops), graph.outputs[0]]
+        expected = open_tapped(graph.model, names[:-1]).run(feeds)
+        tensors: dict[str, np.ndarray] = {}
+        for before, after in zip([None, *names], names, strict=False):
+            fed = [] if before is None else [before]
+            tensors |= open_segment(graph.model, graph.types, fed, [after]).run(tensors, feeds)
+            assert difference([tensors[after]], [expected[after]]) < 1e-5
+
+
+class TestRefit:
+    @pytest.mark.parametrize("name", [OPERATOR, LAYER_SCALE, FIXED])
+    def test_whole_model_stays_what_it_is(self, name: str, photos, tmp_path) -> None:
+        """Nothing pruned: the dense weights already meet the dense stream, so the refit may not move the answers."""
+        graph, blocks = probed(name)
+        everything = {u.key: MlpChange(np.arange(1), np.ones((1, 1)), np.ones(1)) for u in blocks.mlps}
+        changes = identity_changes(graph, blocks, everything)
+        walk = find_walk(blocks)
+        refitted = refit_changes(graph, walk, changes, graph.model.proto, photos(graph), {})
+        feeds = feeds_of(graph)
+        found = run(save(apply_changes(graph, blocks, refitted, {}), tmp_path, name, graph), feeds)
+        assert difference(found, run(graph.model, feeds)) < 1e-4
+
+    @pytest.mark.parametrize("name", [OPERATOR, LAYER_SCALE])
+    def test_stream_comes_nearer_to_the_dense_one(self, name: str, photos) -> None:
+        graph, blocks = probed(name)
+        images, walk = photos(graph), find_walk(blocks)
+        changes = cut_mlps(graph, blocks, np.random.default_rng(0))
+        proto = apply_changes(graph, blocks, changes, {})
+        refitted = refit_changes(graph, walk, changes, proto, images, weigh_stops(graph, walk, images))
+        assert set(refitted) == {s.key for s in walk.stops}
+        better = apply_changes(graph, blocks, refitted, {})
+        feeds = {graph.inputs[0]: next(iter(images.batches(12))).pixels}
+        last = walk.stops[-1].residual.stream
+        dense, before, after = (
+            open_tapped(m, [last]).run(feeds)[last]
+            for m in (graph.model, replace_model(graph, proto), replace_model(graph, better))
+        )
+        assert np.square(after - dense).sum() < 0.8 * np.square(before - dense).sum()
+
+
+class TestTokenWeights:
+    def test_pooled_token_is_found_without_gradients(self, photos) -> None:
+        """Behind the last block only the class token is read: its weight is the largest, the others' one."""
+        graph, blocks = probed(OPERATOR)
+        walk = find_walk(blocks)
+        weights = weigh_stops(graph, walk, photos(graph))
+        last = weights[walk.stops[-1].key]
+        assert last[0] == 100.0
+        assert np.all(last[1:] == 1.0)
+        first = weights[walk.stops[0].key]
+        assert 1.0 <= first[0] < last[0]
+
+    def test_positions_that_matter_alike_weigh_alike(self) -> None:
+        class Mean:
+            read = ("out",)
+
+            def run(self, tensors, _feeds):
+                return {"out": tensors["h"].mean(axis=1)}
+
+        stream = [np.random.default_rng(0).standard_normal((64, 9, 5), dtype=np.float32)]
+        weights = weigh_tokens(Mean(), stream, [{}], "h")  # type: ignore[arg-type]
+        assert np.all(weights < 1.5)
+
+
+def replace_model(graph, proto):
+    return replace(graph.model, proto=proto)
