@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint format test-slow test-triton test-web test-gpu clean
+.PHONY: install demo test lint format test-slow test-taylor test-triton test-web test-gpu clean
 
 install: .venv/.installed
 
@@ -36,6 +36,17 @@ test: .venv/.installed-test lint
 test-slow: .venv/.installed-test
 	$(BIN)/pytest -m slow
 
+# The gradients behind --rank taylor, with PyTorch in an environment of its own: everything else is tested without it.
+TORCH ?= torch==2.13.0
+
+.venv-torch/.installed: pyproject.toml
+	@$(PYTHON) -m venv .venv-torch
+	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' -e '.[cpu,test]'
+	@touch $@
+
+test-taylor: .venv-torch/.installed
+	.venv-torch/bin/pytest tests/gradients tests/search/test_amp.py
+
 # A real Triton Inference Server: the binaries of nvidia-pytriton (55 MB) in an environment of their own, with NumPy 1,
 # because with NumPy 2 this build serves wrong values; there is no NumPy 1 for Python 3.13.
 TRITON_PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.10,$(shell python$(v) -c 'import sys; print(sys.executable)' 2>/dev/null)) $(PYTHON))
@@ -59,4 +70,4 @@ test-gpu: .venv/.installed-test
 	$(BIN)/pytest -m gpu
 
 clean:
-	rm -rf .venv .venv-triton build dist *.egg-info
+	rm -rf .venv .venv-torch .venv-triton build dist *.egg-info
