@@ -178,17 +178,34 @@ def check_replay(
     `identity` and `padding` cover those.
     """
     products = [p for p in list_products(graph, blocks, changes, apart) if p.linear.output is not None]
-    taps = [name for p in products for name in (p.linear.input, p.linear.output or "")]
-    arrays = open_tapped(pruned, taps, provider=provider).run(feeds)
+    inputs = _find_inputs(pruned, [p.linear for p in products])
+    arrays = open_tapped(pruned, [*inputs, *(p.linear.output or "" for p in products)], provider=provider).run(feeds)
     worst, where = 0.0, ""
-    for product in products:
-        x, found = arrays[product.linear.input], arrays[product.linear.output or ""]
+    for product, name in zip(products, inputs, strict=True):
+        x, found = arrays[name], arrays[product.linear.output or ""]
         difference = relative_difference(found, product.apply(x, found.shape))
         if difference >= worst:
             worst, where = difference, product.key
     tolerance = TOLERANCE[graph.float_type]
     detail = f"{len(products)} products of the pruned graph against NumPy, worst {where}"
     return CheckResult("replay", bool(worst <= tolerance), worst, tolerance, detail)
+
+
+def _find_inputs(pruned: Model, linears: Sequence[Linear]) -> list[str]:
+    """What every product reads in the pruned graph: another tensor than before where tokens are selected for it."""
+    makers = {output: node for node in pruned.proto.graph.node for output in node.output}
+    return [_find_input(makers, linear) for linear in linears]
+
+
+def _find_input(makers: Mapping[str, onnx.NodeProto], linear: Linear) -> str:
+    product = linear.node
+    last = makers.get(product.output)
+    if last is None or linear.input not in product.inputs:
+        return linear.input
+    # a bias that is new stands behind the product and has taken its name
+    nodes = [last, *(makers[name] for name in last.input if name in makers)]
+    now = next((node for node in nodes if node.op_type == product.op), None)
+    return linear.input if now is None else now.input[product.inputs.index(linear.input)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

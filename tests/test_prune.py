@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from graphs import feeds_of, probed
 from samples import (
     COMPUTED_SCALE,
     DEMO,
@@ -34,7 +36,8 @@ from corp_onnx.images import open_images, split_holdout
 from corp_onnx.images.recipe import METADATA_KEY, Recipe
 from corp_onnx.prune import PRUNE_KEY, default_output, default_report, prune_model
 from corp_onnx.results import PruneResult, to_json
-from corp_onnx.settings import Preprocessing
+from corp_onnx.search.best import BestSettings
+from corp_onnx.settings import Budget, Preprocessing, PruneSettings
 
 N_PHOTOS = 24
 
@@ -417,6 +420,28 @@ class TestFiles:
     def test_default_names(self) -> None:
         assert default_output(Path("a/deit.onnx")) == Path("a/deit.pruned.onnx")
         assert default_report(Path("a/deit.pruned.onnx")) == Path("a/deit.pruned.report.json")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf_bert_classifier_ts14_eager", "hf_bert_classifier_ts17_sdpa", "hf_clip_vision_ts17_eager_ortclip",
+        "hf_deit_ts17_sdpa", "hf_dinov2_ts17_sdpa", "hf_v4_vit_ts17_eager_ortmmdit", "hf_vit_dynamo18_sdpa",
+        "hf_vit_ts17_eager", "timm_deit_distilled_two_heads_ts17", "timm_vit_dynamo23_fused", "timm_vit_ts17_unfused",
+        "torchvision_vit_ts17",
+    ],
+)  # fmt: skip
+def test_default_preset_on_every_family(name: str, tmp_path: Path) -> None:
+    """Every operand narrower in every block, tokens left out where the model reads one, and all checks pass."""
+    graph, blocks = probed(name)
+    np.savez(tmp_path / "data.npz", **feeds_of(graph, 16))
+    best = BestSettings(align=1, allocate="uniform")
+    settings = PruneSettings(budget=Budget("params", 0.75), best=best, n_images=16)
+    result = prune_model(fixture_path(name), tmp_path / "data.npz", tmp_path / "out.onnx", settings=settings)
+    assert all(check.passed for check in result.checks)
+    n_attentions = len(blocks.attentions)
+    assert Counter(u.kind for u in result.units) == {"mlp": len(blocks.mlps), "qk": n_attentions, "vo": n_attentions}
+    assert all(u.width_after < u.width_before for u in result.units)
 
 
 @pytest.mark.skipif(not DEMO.exists(), reason="models/demo_vit.onnx is not here")

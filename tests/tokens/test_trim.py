@@ -32,6 +32,7 @@ from corp_onnx.rewrite import apply_changes
 from corp_onnx.tokens import trim as trim_module
 from corp_onnx.tokens.liveness import find_dead_tokens
 from corp_onnx.tokens.trim import TrimPlan, plan_trim, trim_file, trim_tokens
+from corp_onnx.verify import check_replay
 
 NAMES = [n for n in ENTRIES if runs_here(n)]
 
@@ -67,8 +68,10 @@ class TestEveryExporter:
         assert trim is not None
         assert trim.token_idx == plan.trim.token_idx
         onnx.checker.check_model(str(path))
-        found, expected = (run(load_model(p), feeds) for p in (path, whole))
+        trimmed = load_model(path)
+        found, expected = run(trimmed, feeds), run(load_model(whole), feeds)
         assert difference(found, expected) <= ROUNDING[graph.float_type]
+        assert check_replay(graph, blocks, changes, trimmed, feeds, apart=plan.apart).passed
 
     def test_cost_is_what_was_promised(self, name: str) -> None:
         graph, blocks = probed(name)
