@@ -98,7 +98,8 @@ def print_pruning(result: PruneResult) -> None:
             unit = next((u for u in result.units if u.block == block and u.kind == kind), None)
             cells += ["-", "-", "-"] if unit is None else _unit_cells(unit)
         table.add_row(str(block), *cells)
-    print_table(console, table)
+    if result.units:
+        print_table(console, table)
     print_table(console, _sizes(result.dense, result.pruned))
     for skip in result.skipped:
         console.print(f"skipped {KIND_NAMES[skip.kind]} at {skip.node}: {skip.reason}", soft_wrap=True)

@@ -107,6 +107,15 @@ class TestPrune:
         assert found["pruned"]["macs"] <= 0.8 * found["dense"]["macs"]
         assert all(check["passed"] for check in found["checks"])
 
+    @pytest.mark.usefixtures("folder")
+    def test_budget_that_unread_tokens_meet_alone(self, capfd: Run) -> None:
+        """They are 34 % of this small model: no unit is cut, and no empty table is shown."""
+        assert main(["prune", "vit.onnx", "--calib", "photos", "--macs", "0.7"]) == 0
+        lines = capfd.readouterr().out.splitlines()
+        assert lines[0].split() == ["dense", "pruned", "kept"]
+        assert any(line.startswith("pruned 0 of 6 units (left whole: ") for line in lines)
+        assert any("saves 34.2% of the dense MACs and changes no answer." in line for line in lines)
+
 
 def comparable(report: dict[str, Any]) -> dict[str, Any]:
     """A report without its own time, memory and file names."""
