@@ -75,6 +75,7 @@ def _ablations(
         "queries and keys per image": replace(search.settings, qk="per-image"),
         "equal heads": replace(search.settings, equal_heads=True),
         "aligned to 16": replace(search.settings, align=16),
+        "no unit favoured": replace(search.settings, favour_late=False),
         "tokens counted alike": replace(search.settings, weigh_tokens=False),
     }
     for name, settings in off.items():

@@ -58,6 +58,9 @@ from corp_onnx.solve.ridge import DEFAULT_RIDGE
               help="Solve every last product again on the pruned residual stream.")  # fmt: skip
 @click.option("--weigh-tokens/--no-weigh-tokens", default=True, show_default=True,
               help="In the refit, count token positions by how much the answers depend on them.")  # fmt: skip
+@click.option("--favour-late/--no-favour-late", default=True, show_default=True,
+              help="Before a refit, let errors of early blocks count less in the search for widths: later blocks mend "
+              "part of them.")  # fmt: skip
 @click.option("--trim/--no-trim", default=True, show_default=True,
               help="Leave out what the last block computes for tokens that no output reads.")  # fmt: skip
 @click.option("--images", "n_images", type=click.IntRange(min=1), metavar="N",
@@ -94,6 +97,7 @@ def prune(  # one parameter an option
     qk: str,
     refit: bool,
     weigh_tokens: bool,
+    favour_late: bool,
     trim: bool,
     n_images: int | None,
     batch_size: int,
@@ -125,6 +129,7 @@ def prune(  # one parameter an option
             amp_threshold=amp_threshold,
             refit=refit,
             weigh_tokens=weigh_tokens,
+            favour_late=favour_late,
             trim=trim,
         ),
         n_images=n_images,

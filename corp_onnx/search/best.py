@@ -64,6 +64,8 @@ class BestSettings:
         amp_threshold: the KL in nats by which one MLP may move the answers with `amp`; no effect otherwise.
         refit: solve output projections and second products again on the pruned stream (refit/).
         weigh_tokens: in the refit, count token positions by how much the answers depend on them (token_weights.py).
+        favour_late: where a refit follows, an error of an early unit counts less in the search for widths, since every
+            later unit mends part of it (widths.py); no effect without a refit.
         trim: leave out what the last block computes for tokens that no output reads (tokens/); no effect on answers.
     """
 
@@ -78,6 +80,7 @@ class BestSettings:
     amp_threshold: float = DEFAULT_THRESHOLD
     refit: bool = True
     weigh_tokens: bool = True
+    favour_late: bool = True
     trim: bool = True
 
     @property

@@ -34,7 +34,15 @@ from corp_onnx.search.best import (
 )
 from corp_onnx.search.plan import Cut, gather_changes, kept_width, plan_paper
 from corp_onnx.search.situation import Outcome, Situation
-from corp_onnx.search.widths import Allowance, CostKind, allocate_choices, require_narrower, uniform_widths
+from corp_onnx.search.widths import (
+    Allowance,
+    CostKind,
+    allocate_choices,
+    favour_late,
+    find_depths,
+    require_narrower,
+    uniform_widths,
+)
 from corp_onnx.settings import Budget, PruneSettings
 
 PROBE_IMAGES = 64
@@ -120,27 +128,32 @@ class BestSearch:
         """Whether settings and graph allow a refit."""
         return self.settings.refit and self.settings.compensate and bool(self.walk.stops)
 
-    def widths(self, kind: CostKind, value: float) -> dict[str, int]:
-        """The width of every unit under a budget."""
+    def widths(self, kind: CostKind, value: float, *, before_refit: bool = False) -> dict[str, int]:
+        """The width of every unit under a budget; another where a refit will follow."""
         graph, cost = self.situation.graph, self.situation.cost
         if kind == "macs":
             allowance = Allowance(kind, value, count_macs(graph).total, cost.total)
         else:
             allowance = Allowance(kind, value, count_parameters(graph), count_parameters(graph))
         if self.settings.allocate == "search":
-            return allocate_choices(self.choices, self.kappas, self.settings, allowance)
+            kappas = self.kappas
+            if before_refit and self.refits and self.settings.favour_late:
+                kappas = favour_late(kappas, find_depths(self.situation.blocks))
+            return allocate_choices(self.choices, kappas, self.settings, allowance)
         return uniform_widths(self.choices, self.settings, allowance)
 
     def one_shot(self, kind: CostKind, value: float) -> tuple[Outcome, onnx.ModelProto]:
         """The solution of a budget before any refit, and the graph it makes."""
-        plans = solve_widths(self.choices, self.widths(kind, value))
-        changes = gather_changes(plans)
-        proto = apply_changes(self.situation.graph, self.situation.blocks, changes, {})
-        return Outcome(changes, plans, value), proto
+        outcome = self._solve(self.widths(kind, value), value)
+        return outcome, apply_changes(self.situation.graph, self.situation.blocks, outcome.changes, {})
 
     def refitted(self, kind: CostKind, value: float) -> tuple[Outcome, onnx.ModelProto]:
         """The solution of a budget with every last product solved again on the pruned stream."""
-        return self.refit(self.one_shot(kind, value)[0])
+        return self.refit(self._solve(self.widths(kind, value, before_refit=True), value))
+
+    def _solve(self, widths: dict[str, int], value: float) -> Outcome:
+        plans = solve_widths(self.choices, widths)
+        return Outcome(gather_changes(plans), plans, value)
 
     def refit(self, outcome: Outcome) -> tuple[Outcome, onnx.ModelProto]:
         """A one-shot solution with every last product solved again, where settings and graph allow it."""

@@ -9,7 +9,7 @@ import pytest
 from graphs import probed
 from samples import DEMO, OPERATOR, write_photos
 
-from corp_onnx.blocks import find_blocks
+from corp_onnx.blocks import Blocks, find_blocks
 from corp_onnx.calibrate import choose_units, collect_moments
 from corp_onnx.errors import OptionError
 from corp_onnx.graph import count_parameters
@@ -22,7 +22,7 @@ from corp_onnx.search.answers import tally_loss
 from corp_onnx.search.best import BestSettings, solve_widths, trace_choices
 from corp_onnx.search.plan import Cut, gather_changes
 from corp_onnx.search.strategy import Situation, follow_best, follow_settings, prepare_search, search_agreement
-from corp_onnx.search.widths import Allowance, uniform_widths
+from corp_onnx.search.widths import LATE_WEIGHT, Allowance, favour_late, find_depths, uniform_widths
 from corp_onnx.settings import Budget, PruneSettings
 from corp_onnx.solve.qk import QkSolution
 from corp_onnx.solve.qk_images import measure_image_error
@@ -46,6 +46,16 @@ def situation(tmp_path_factory) -> Situation:
 def rewritten(situation: Situation, changes):
     proto = apply_changes(situation.graph, situation.blocks, changes, {})
     return probe_graph(replace(situation.graph.model, proto=proto)), proto
+
+
+def test_depth_of_every_unit() -> None:
+    """From 0 to 1 over the blocks; all the same where there is one block."""
+    assert set(find_depths(Blocks(probed(OPERATOR)[1].blocks[:1], ())).values()) == {0.5}
+    found = find_depths(probed(OPERATOR)[1])
+    assert found == {f"blocks.{i}.{unit}": float(i) for i in (0, 1) for unit in ("attn.qk", "attn.vo", "mlp")}
+    counted = favour_late(dict.fromkeys(found, 2.0), found)
+    assert counted["blocks.0.mlp"] == pytest.approx(2 * np.exp(-LATE_WEIGHT))
+    assert counted["blocks.1.attn.vo"] == pytest.approx(2 * np.exp(LATE_WEIGHT))
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +88,17 @@ class TestBudget:
         kept = count_macs(probe_graph(replace(situation.graph.model, proto=trim_tokens(graph, final)))).total
         assert 0.55 < kept / count_macs(situation.graph).total <= 0.602
         assert sum(trimmed.widths("macs", 0.6).values()) > sum(search.widths("macs", 0.6).values())
+
+    def test_before_a_refit_late_blocks_stay_wider(self, search) -> None:
+        """And without one, or with the option off, the widths are those of the plain search."""
+        plain = search.widths("macs", 0.6)
+        late = search.widths("macs", 0.6, before_refit=True)
+        first, last = ([k for k in plain if k.startswith(f"blocks.{i}.")] for i in (0, 1))
+        assert sum(late[k] for k in first) < sum(plain[k] for k in first)
+        assert sum(late[k] for k in last) > sum(plain[k] for k in last)
+        for off in ({"favour_late": False}, {"refit": False}, {"compensate": False}):
+            other = replace(search, settings=replace(search.settings, **off))
+            assert other.widths("macs", 0.6, before_refit=True) == plain
 
     def test_out_of_reach_says_what_can_be_reached(self, search) -> None:
         with pytest.raises(
