@@ -26,7 +26,7 @@ from jaxtyping import Float
 from corp_onnx.blocks import Blocks, Linear
 from corp_onnx.comparison import TOLERANCE
 from corp_onnx.errors import CheckFailedError, ModelError
-from corp_onnx.graph import Graph, Model, load_model
+from corp_onnx.graph import Graph, Model, Node, load_model, read_graph
 from corp_onnx.graph.proto import skeleton
 from corp_onnx.graph.runtime import first_sentence, open_session, open_tapped
 from corp_onnx.results import CheckResult
@@ -193,19 +193,19 @@ def check_replay(
 
 def _find_inputs(pruned: Model, linears: Sequence[Linear]) -> list[str]:
     """What every product reads in the pruned graph: another tensor than before where tokens are selected for it."""
-    makers = {output: node for node in pruned.proto.graph.node for output in node.output}
+    makers = read_graph(pruned).producers
     return [_find_input(makers, linear) for linear in linears]
 
 
-def _find_input(makers: Mapping[str, onnx.NodeProto], linear: Linear) -> str:
+def _find_input(makers: Mapping[str, Node], linear: Linear) -> str:
     product = linear.node
     last = makers.get(product.output)
     if last is None or linear.input not in product.inputs:
         return linear.input
     # a bias that is new stands behind the product and has taken its name
-    nodes = [last, *(makers[name] for name in last.input if name in makers)]
-    now = next((node for node in nodes if node.op_type == product.op), None)
-    return linear.input if now is None else now.input[product.inputs.index(linear.input)]
+    nodes = [last, *(makers[name] for name in last.inputs if name in makers)]
+    now = next((node for node in nodes if node.op == product.op), None)
+    return linear.input if now is None else now.inputs[product.inputs.index(linear.input)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

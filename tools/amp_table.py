@@ -19,13 +19,10 @@ from study import Row, keep_tokens, open_study, print_rows, study_parser
 from corp_onnx.calibrate import choose_units
 from corp_onnx.gradients import collect_taylor
 from corp_onnx.graph.probe import count_macs
-from corp_onnx.refit.stream import find_walk
 from corp_onnx.search.amp import search_widths
-from corp_onnx.search.answers import draw_quiz
-from corp_onnx.search.best import BestSettings, UnitChoice, solve_widths, trace_choices
-from corp_onnx.search.plan import gather_changes
+from corp_onnx.search.best import BestSettings
 from corp_onnx.search.situation import Outcome, Situation
-from corp_onnx.search.strategy import PROBE_IMAGES, BestSearch, prepare_search
+from corp_onnx.search.strategy import draw_probes, prepare_search, solve_fixed, trace_units
 
 
 def main() -> None:
@@ -50,10 +47,10 @@ def _outcomes(situation: Situation, thresholds: list[float]) -> Iterator[tuple[s
     whole = keep_tokens(best)
     plain = replace(whole.situation, units=choose_units(situation.blocks, qk=False))
     plain = replace(plain, importances=collect_taylor(plain.graph, plain.units.mlps, plain.calibration))
-    quiz = draw_quiz(plain.graph.model, plain.calibration, PROBE_IMAGES, plain.seed)
+    quiz = draw_probes(plain)
     for threshold in thresholds:
         published = BestSettings(rank="taylor", allocate="amp", amp_threshold=threshold, compensate=False, refit=False)
-        choices = _trace(plain, published)
+        choices = trace_units(plain, published)
         widths = search_widths(plain.graph, plain.blocks, choices, quiz, published)
         kinds = {
             "AMP as published": published,
@@ -62,19 +59,11 @@ def _outcomes(situation: Situation, thresholds: list[float]) -> Iterator[tuple[s
             "its widths, OBS order, refitted": replace(published, compensate=True, refit=True, rank="obs"),
         }
         for name, settings in kinds.items():
-            plans = solve_widths(_trace(plain, settings), widths)
-            search = BestSearch(plain, settings, choices, {}, find_walk(plain.blocks))
-            yield f"{threshold:g}: {name}", plain, search.refit(Outcome(gather_changes(plans), plans))[0]
-        macs = {u.key: u.macs / u.width for u in plain.unit_facts}
-        total = count_macs(plain.graph).total
-        kept = 1 - sum(macs[c.key] * (c.width - widths[c.key]) for c in choices) / total
+            yield f"{threshold:g}: {name}", plain, solve_fixed(plain, settings, trace_units(plain, settings), widths)
+        left_out = sum(c.macs_per_width * (c.width - widths[c.key]) for c in choices)
+        kept = 1 - left_out / count_macs(plain.graph).total
         for which, search in (("best, all tokens computed", whole), ("best", best)):
             yield f"{threshold:g}: {which}, same MACs", search.situation, search.refitted("macs", kept)[0]
-
-
-def _trace(situation: Situation, settings: BestSettings) -> tuple[UnitChoice, ...]:
-    s = situation
-    return trace_choices(s.graph, s.blocks, s.units, s.moments, settings, s.importances)
 
 
 if __name__ == "__main__":

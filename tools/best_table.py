@@ -20,7 +20,7 @@ from corp_onnx.calibrate import choose_units
 from corp_onnx.search.best import BestSettings
 from corp_onnx.search.plan import Cut
 from corp_onnx.search.situation import Outcome, Situation
-from corp_onnx.search.strategy import BestSearch, follow_paper, prepare_search
+from corp_onnx.search.strategy import follow_paper, prepare_search
 
 PAPER = {0.617: Cut(0.5, 0.5), 0.8: Cut(0.263, 0.25), 0.9: Cut(0.133, 0.125)}
 """The paper's fractions that keep about these shares of DeiT-Tiny's MACs: equal cost, not equal fractions."""
@@ -60,23 +60,23 @@ def _outcomes(
         yield f"{budget:.1%}, best, no refit", situation, search.one_shot("macs", budget)[0]
         yield f"{budget:.1%}, best", situation, search.refitted("macs", budget)[0]
     if ablations:
-        yield from _ablations(situation, search, budgets[0])
+        yield from _ablations(situation, budgets[0])
 
 
 def _ablations(
-    situation: Situation, search: BestSearch, budget: float
+    situation: Situation, budget: float
 ) -> Iterator[tuple[str, Situation, Outcome]]:  # fmt: skip
     """One ingredient off at a time, the rest as in best."""
     off = {
-        "no values": replace(search.settings, vo=False),
-        "uniform widths": replace(search.settings, allocate="uniform"),
-        "energy order": replace(search.settings, rank="energy"),
-        "paper's queries and keys": replace(search.settings, qk="sylvester"),
-        "queries and keys per image": replace(search.settings, qk="per-image"),
-        "equal heads": replace(search.settings, equal_heads=True),
-        "aligned to 16": replace(search.settings, align=16),
-        "no unit favoured": replace(search.settings, favour_late=False),
-        "tokens counted alike": replace(search.settings, weigh_tokens=False),
+        "no values": BestSettings(vo=False),
+        "uniform widths": BestSettings(allocate="uniform"),
+        "energy order": BestSettings(rank="energy"),
+        "paper's queries and keys": BestSettings(qk="sylvester"),
+        "queries and keys per image": BestSettings(qk="per-image"),
+        "equal heads": BestSettings(equal_heads=True),
+        "aligned to 16": BestSettings(align=16),
+        "no unit favoured": BestSettings(favour_late=False),
+        "tokens counted alike": BestSettings(weigh_tokens=False),
     }
     for name, settings in off.items():
         units = choose_units(situation.blocks, vo=settings.vo)

@@ -12,15 +12,14 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from study import split_images, study_parser
+from study import open_dense, split_images, study_parser
 
 from corp_onnx.blocks import find_blocks
 from corp_onnx.calibrate import choose_units, collect_moments
 from corp_onnx.evaluate import evaluate_models
-from corp_onnx.graph import input_dims, load_model
+from corp_onnx.graph import load_model
 from corp_onnx.graph.probe import count_macs, probe_graph
 from corp_onnx.images import open_images
-from corp_onnx.images.recipe import find_recipe
 from corp_onnx.rewrite import apply_changes
 from corp_onnx.search.plan import Cut, gather_changes, plan_paper
 from corp_onnx.staging import write_model
@@ -43,10 +42,9 @@ def main() -> None:
     parser.add_argument("--ridge", type=float, nargs="*", help="also try these ridges on the last row")
     args = parser.parse_args()
 
-    graph = probe_graph(load_model(args.model))
+    graph, images = open_dense(args)
     blocks = find_blocks(graph)
     units = choose_units(blocks)
-    images = open_images(args.calib, find_recipe(graph.model.metadata, next(iter(input_dims(graph.model).values()))))
     calibration, _ = split_images(images, args.seed)
     moments = collect_moments(graph, units, calibration)
     rows = dict(ROWS) | {f"MLP + QK 50 %, ridge {r:g}": Cut(0.5, 0.5, ridge=r) for r in args.ridge or []}

@@ -26,8 +26,7 @@ from corp_onnx.search.answers import Quiz, prepare_quiz
 from corp_onnx.search.best import BestSettings
 from corp_onnx.search.situation import Outcome, Situation
 from corp_onnx.search.strategy import BestSearch
-from corp_onnx.tokens.liveness import find_dead_tokens
-from corp_onnx.tokens.trim import TrimPlan, plan_trim, trim_tokens
+from corp_onnx.tokens.trim import TrimPlan, plan_trim, trim_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +59,7 @@ class Study:
             calibration = calibration.select(np.sort(drawn))
         n_grams = BestSettings(qk="per-image").n_image_grams
         moments = collect_moments(self.graph, units, calibration, n_image_grams=n_grams)
-        return Situation(
-            self.graph, blocks, units, moments, calibration, held_out, 8, "cpu", seed, trim=self.trim
-        )  # fmt: skip
+        return Situation(self.graph, blocks, units, moments, calibration, held_out, 8, "cpu", seed, trim=self.trim)
 
     def measure(self, situation: Situation, outcome: Outcome) -> Row:
         """Cost and answers of the model that `corp-onnx prune` would write."""
@@ -86,15 +83,21 @@ def study_parser(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def open_study(args: argparse.Namespace) -> Study:
-    """The model and the images that a command names; the dense answers are taken here."""
+def open_dense(args: argparse.Namespace) -> tuple[Graph, ImageSet]:
+    """The dense model and the calibration images that a command names."""
     graph = probe_graph(load_model(args.model))
     recipe = find_recipe(graph.model.metadata, next(iter(input_dims(graph.model).values())))
-    val = open_images(args.val, recipe, labels=args.labels or "folders")
+    return graph, open_images(args.calib, recipe)
+
+
+def open_study(args: argparse.Namespace) -> Study:
+    """The model and the images that a command names; the dense answers are taken here."""
+    graph, images = open_dense(args)
+    val = open_images(args.val, images.recipe, labels=args.labels or "folders")
     judge = prepare_quiz(graph.model, val, batch_size=16)
     labels = np.concatenate([b.labels for b in val.batches(64) if b.labels is not None])
     trim, _ = plan_trim(graph, find_blocks(graph))
-    return Study(graph, trim, open_images(args.calib, recipe), judge, labels)
+    return Study(graph, trim, images, judge, labels)
 
 
 def split_images(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -124,9 +127,8 @@ def _finish(situation: Situation, outcome: Outcome) -> onnx.ModelProto:
     proto = apply_changes(s.graph, s.blocks, outcome.changes, {}, apart=s.trim.apart if s.trim else ())
     if s.trim is None:
         return proto
-    graph = probe_graph(replace(s.graph.model, proto=proto))
-    trim = find_dead_tokens(graph)
-    return proto if trim is None else trim_tokens(graph, trim)
+    trimmed = trim_model(replace(s.graph.model, proto=proto))
+    return proto if trimmed is None else trimmed[0]
 
 
 def _spread(values: list[float], digits: int = 1) -> str:

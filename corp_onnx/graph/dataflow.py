@@ -18,23 +18,8 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from corp_onnx.graph.model import FLOAT_TYPES, MAX_PROTO_BYTES, Model, batch_kind, file_size, input_dims, load_model
+from corp_onnx.graph.model import FLOAT_TYPES, Model, batch_kind
 from corp_onnx.graph.proto import SMALL_ELEMENTS, node_graphs
-
-__all__ = [
-    "FLOAT_TYPES",
-    "MAX_PROTO_BYTES",
-    "Graph",
-    "Model",
-    "Node",
-    "batch_kind",
-    "count_parameters",
-    "evaluate_node",
-    "file_size",
-    "input_dims",
-    "load_model",
-    "read_graph",
-]
 
 CONSTANT_FOLDABLE = frozenset(
     {"Identity", "Cast", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Concat", "Slice", "Gather", "Mul", "Div"}

@@ -16,7 +16,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from corp_onnx.errors import ModelError
-from corp_onnx.graph.dataflow import FLOAT_TYPES, Graph, Model, batch_kind, read_graph
+from corp_onnx.graph.dataflow import Graph, read_graph
+from corp_onnx.graph.model import FLOAT_TYPES, Model, batch_kind
 from corp_onnx.graph.noise import run_possible
 from corp_onnx.graph.proto import skeleton
 from corp_onnx.graph.runtime import first_sentence, open_extended

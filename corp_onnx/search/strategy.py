@@ -76,23 +76,23 @@ def follow_paper(situation: Situation, cut: Cut) -> Outcome:
 
 def follow_fractions(situation: Situation, settings: BestSettings, cut: Cut) -> Outcome:
     """The solvers of `best` at the paper's widths: the same fraction of every MLP and of every query/key pair."""
-    choices = _trace(situation, settings)
+    choices = trace_units(situation, settings)
     removed = {"mlp": cut.mlp, "qk": cut.attn, "vo": 0.0}
     widths = {c.key: kept_width(c.width, removed[c.kind]) for c in choices}
-    return _solve_fixed(situation, settings, choices, widths)
+    return solve_fixed(situation, settings, choices, widths)
 
 
 def follow_threshold(situation: Situation, settings: BestSettings) -> Outcome:
     """Every MLP as narrow as the threshold allows when it alone is pruned, then the refit; attention stays whole."""
     s = situation
-    choices = _trace(s, settings)
-    quiz = _probe_quiz(s)
+    choices = trace_units(s, settings)
+    quiz = draw_probes(s)
     widths = search_widths(s.graph, s.blocks, choices, quiz, settings, s.progress)
     note = describe_widths(choices, widths, settings.amp_threshold, quiz.n_images)
-    return replace(_solve_fixed(s, settings, choices, widths), notes=(note,))
+    return replace(solve_fixed(s, settings, choices, widths), notes=(note,))
 
 
-def _solve_fixed(
+def solve_fixed(
     situation: Situation, settings: BestSettings, choices: tuple[UnitChoice, ...], widths: dict[str, int]
 ) -> Outcome:
     """The solutions at given widths, refitted where settings and graph allow it."""
@@ -101,12 +101,14 @@ def _solve_fixed(
     return search.refit(Outcome(gather_changes(plans), plans))[0]
 
 
-def _trace(situation: Situation, settings: BestSettings) -> tuple[UnitChoice, ...]:
+def trace_units(situation: Situation, settings: BestSettings) -> tuple[UnitChoice, ...]:
+    """The error curve of every unit of a situation."""
     s = situation
     return trace_choices(s.graph, s.blocks, s.units, s.moments, settings, s.importances, s.unit_facts)
 
 
-def _probe_quiz(situation: Situation) -> Quiz:
+def draw_probes(situation: Situation) -> Quiz:
+    """The calibration images that probes are asked of, with the dense model's answers."""
     s = situation
     return draw_quiz(s.graph.model, s.calibration, PROBE_IMAGES, s.seed, batch_size=s.batch_size, provider=s.provider)
 
@@ -203,11 +205,11 @@ class BestSearch:
 def prepare_search(situation: Situation, settings: BestSettings) -> BestSearch:
     """Error curves of every unit and, for allocation, one probe each."""
     s = situation
-    choices = _trace(s, settings)
+    choices = trace_units(s, settings)
     require_narrower(choices, settings.align)
     kappas: dict[str, float] = {}
     if settings.allocate == "search":
-        kappas = probe_choices(s.graph, s.blocks, choices, _probe_quiz(s), settings.align, s.progress)
+        kappas = probe_choices(s.graph, s.blocks, choices, draw_probes(s), settings.align, s.progress)
     return BestSearch(situation, settings, choices, kappas, find_walk(s.blocks))
 
 

@@ -16,7 +16,7 @@ import onnx
 
 from corp_onnx.blocks import Blocks, Slot, WidthSpelling, find_blocks
 from corp_onnx.comparison import TOLERANCE, compare_on_noise
-from corp_onnx.graph import Graph, Node, load_model
+from corp_onnx.graph import Graph, Model, Node, load_model
 from corp_onnx.graph.probe import Cost, count_macs, probe_graph
 from corp_onnx.rewrite import apply_changes
 from corp_onnx.rewrite.heads import can_stand_apart
@@ -91,11 +91,23 @@ def trim_file(path: Path) -> TokenTrim | None:
         ModelError: the file can not be read or run.
         OutputError: the disk is full.
     """
-    graph = probe_graph(load_model(path))
-    trim = find_dead_tokens(graph)
-    if trim is not None:
-        write_model(trim_tokens(graph, trim), path, path.parent)
+    trimmed = trim_model(load_model(path))
+    if trimmed is None:
+        return None
+    proto, trim = trimmed
+    write_model(proto, path, path.parent)
     return trim
+
+
+def trim_model(model: Model) -> tuple[onnx.ModelProto, TokenTrim] | None:
+    """The model without the tokens that nobody reads, and which these were; None where there are none.
+
+    Raises:
+        ModelError: the model can not be run.
+    """
+    graph = probe_graph(model)
+    trim = find_dead_tokens(graph)
+    return None if trim is None else (trim_tokens(graph, trim), trim)
 
 
 def trim_tokens(graph: Graph, trim: TokenTrim) -> onnx.ModelProto:

@@ -26,8 +26,7 @@ from corp_onnx.search.widths import LATE_WEIGHT, Allowance, favour_late, find_de
 from corp_onnx.settings import Budget, PruneSettings
 from corp_onnx.solve.qk import QkSolution
 from corp_onnx.solve.qk_images import measure_image_error
-from corp_onnx.tokens.liveness import find_dead_tokens
-from corp_onnx.tokens.trim import plan_trim, trim_tokens
+from corp_onnx.tokens.trim import plan_trim, trim_model
 
 SETTINGS = BestSettings(align=2)
 
@@ -82,10 +81,9 @@ class TestBudget:
         trimmed = prepare_search(replace(situation, trim=trim), SETTINGS)
         changes = trimmed.one_shot("macs", 0.6)[0].changes
         proto = apply_changes(situation.graph, situation.blocks, changes, {}, apart=trim.apart)
-        graph = probe_graph(replace(situation.graph.model, proto=proto))
-        final = find_dead_tokens(graph)
-        assert final is not None
-        kept = count_macs(probe_graph(replace(situation.graph.model, proto=trim_tokens(graph, final)))).total
+        trimmed_file = trim_model(replace(situation.graph.model, proto=proto))
+        assert trimmed_file is not None
+        kept = count_macs(probe_graph(replace(situation.graph.model, proto=trimmed_file[0]))).total
         assert 0.55 < kept / count_macs(situation.graph).total <= 0.602
         assert sum(trimmed.widths("macs", 0.6).values()) > sum(search.widths("macs", 0.6).values())
 
