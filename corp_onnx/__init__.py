@@ -21,55 +21,55 @@ from typing import TYPE_CHECKING, Any
 from corp_onnx._version import __version__
 
 if TYPE_CHECKING:
-    from corp_onnx.bench import BenchResult, bench_models
-    from corp_onnx.conversion import ConvertResult, ConvertSettings
-    from corp_onnx.convert import convert_model
-    from corp_onnx.deploy.blueprint import EngineSettings
-    from corp_onnx.deploy.engine import EngineResult, build_engine
-    from corp_onnx.deploy.triton import TritonRepository, write_triton_repository
-    from corp_onnx.deploy.triton_config import TritonSettings
+    from corp_onnx.bench.bench import BenchResult, bench_models
+    from corp_onnx.bench.timing import Schedule
     from corp_onnx.errors import CorpOnnxError
     from corp_onnx.evaluate import Evaluation, evaluate_models
-    from corp_onnx.export import ExportResult, export_model
     from corp_onnx.images import open_images
     from corp_onnx.images.recipe import Recipe
     from corp_onnx.inspect import inspect_model
+    from corp_onnx.precision.conversion import ConvertResult, ConvertSettings
+    from corp_onnx.precision.convert import convert_model
     from corp_onnx.prune import prune_model
     from corp_onnx.results import Inspection, PruneResult
     from corp_onnx.search.best import BestSettings
     from corp_onnx.search.plan import Cut
     from corp_onnx.settings import Budget, Preprocessing, PruneSettings
-    from corp_onnx.timing import Schedule
+    from corp_onnx.tensorrt.blueprint import EngineSettings
+    from corp_onnx.tensorrt.engine import EngineResult, build_engine
+    from corp_onnx.triton.config import TritonSettings
+    from corp_onnx.triton.repository import TritonRepository, write_triton_repository
+    from corp_onnx.zoo.export import ExportResult, export_model
 
 _HOMES = {
-    "BenchResult": "bench",
+    "BenchResult": "bench.bench",
     "BestSettings": "search.best",
     "Budget": "settings",
-    "ConvertResult": "conversion",
-    "ConvertSettings": "conversion",
+    "ConvertResult": "precision.conversion",
+    "ConvertSettings": "precision.conversion",
     "CorpOnnxError": "errors",
     "Cut": "search.plan",
-    "EngineResult": "deploy.engine",
-    "EngineSettings": "deploy.blueprint",
+    "EngineResult": "tensorrt.engine",
+    "EngineSettings": "tensorrt.blueprint",
     "Evaluation": "evaluate",
-    "ExportResult": "export",
+    "ExportResult": "zoo.export",
     "Inspection": "results",
     "Preprocessing": "settings",
     "PruneResult": "results",
     "PruneSettings": "settings",
     "Recipe": "images.recipe",
-    "Schedule": "timing",
-    "TritonRepository": "deploy.triton",
-    "TritonSettings": "deploy.triton_config",
-    "bench_models": "bench",
-    "build_engine": "deploy.engine",
-    "convert_model": "convert",
+    "Schedule": "bench.timing",
+    "TritonRepository": "triton.repository",
+    "TritonSettings": "triton.config",
+    "bench_models": "bench.bench",
+    "build_engine": "tensorrt.engine",
+    "convert_model": "precision.convert",
     "evaluate_models": "evaluate",
-    "export_model": "export",
+    "export_model": "zoo.export",
     "inspect_model": "inspect",
     "open_images": "images",
     "prune_model": "prune",
-    "write_triton_repository": "deploy.triton",
+    "write_triton_repository": "triton.repository",
 }
 
 __all__ = [

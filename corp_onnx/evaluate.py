@@ -23,10 +23,11 @@ from jaxtyping import Int64
 from corp_onnx.errors import ImageError, ModelError, OptionError
 from corp_onnx.images import Images
 from corp_onnx.images.arrays import ArraySet
-from corp_onnx.images.feeds import Batch, Skipped, fixed_batch
+from corp_onnx.images.batch import Batch, Skipped
 from corp_onnx.images.recipe import METADATA_KEY, Recipe, find_recipe
 from corp_onnx.metrics import Tally, binomial_error
-from corp_onnx.runner import Runner, open_runner
+from corp_onnx.run.feeds import fixed_batch
+from corp_onnx.run.runner import Runner, open_runner
 
 SCHEMA = 1
 

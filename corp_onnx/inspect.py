@@ -8,8 +8,9 @@ import numpy as np
 
 from corp_onnx.blocks import AttentionUnit, Blocks, MlpUnit, Operand, find_blocks
 from corp_onnx.graph import Graph, Model, batch_kind, count_parameters, file_size, load_model
-from corp_onnx.graph.probe import Cost, count_macs, probe_graph
+from corp_onnx.graph.cost import Cost, count_macs
 from corp_onnx.results import DeadTokens, Inspection, ModelFacts, SkipFacts, UnitFacts
+from corp_onnx.run.probe import probe_graph
 from corp_onnx.tokens.liveness import find_dead_tokens
 
 

@@ -61,6 +61,13 @@ class Tally:
         return math.sqrt((self.error_energy or 0.0) / self.reference_energy)
 
 
+def tally_loss(tally: Tally) -> float:
+    """The mean KL where the output is logits, else the squared relative error: what probes and allocation minimise."""
+    if tally.kl_sum is not None:
+        return tally.kl_sum / tally.n_samples
+    return (tally.error_energy or 0.0) / (tally.reference_energy or 1.0)
+
+
 def log_softmax(logits: Float64[np.ndarray, "n n_classes"]) -> Float64[np.ndarray, "n n_classes"]:
     """The logarithm of the softmax of each row."""
     shifted = logits - logits.max(axis=1, keepdims=True)

@@ -19,18 +19,25 @@ import numpy as np
 
 from corp_onnx._version import __version__
 from corp_onnx.blocks import Blocks, find_blocks, require_blocks
-from corp_onnx.calibrate import Units, collect_moments
-from corp_onnx.calibset import describe_data, open_calibration, warn_of_data
+from corp_onnx.calibrate.collect import Units, collect_moments
+from corp_onnx.calibrate.data import describe_data, open_calibration, warn_of_data
+from corp_onnx.checks.measure import measure_model, measure_units
+from corp_onnx.checks.preflight import choose_wanted, protect_model, require_finite_weights
+from corp_onnx.checks.verify import (
+    check_batches,
+    check_identity,
+    check_padding,
+    check_replay,
+    check_signature,
+    check_structure,
+    require_passed,
+)
 from corp_onnx.gradients import collect_taylor
 from corp_onnx.graph import Graph, Model, batch_kind, load_model
-from corp_onnx.graph.probe import probe_graph
-from corp_onnx.graph.runtime import open_session, resolve_provider
+from corp_onnx.graph.write import write_model
 from corp_onnx.images import Images, ImageSet
-from corp_onnx.images.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
 from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.inspect import describe_model, describe_skips
-from corp_onnx.measure import measure_model, measure_units
-from corp_onnx.preflight import choose_wanted, protect_model, require_finite_weights
 from corp_onnx.results import (
     CheckResult,
     PruneResult,
@@ -40,20 +47,14 @@ from corp_onnx.results import (
     to_json,
 )
 from corp_onnx.rewrite import apply_changes
+from corp_onnx.run.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
+from corp_onnx.run.probe import probe_graph
+from corp_onnx.run.sessions import open_session, resolve_provider
 from corp_onnx.search.plan import UnitPlan
 from corp_onnx.search.strategy import Situation, follow_settings
 from corp_onnx.settings import PruneSettings
-from corp_onnx.staging import check_destination, staged_files, write_model, write_text
+from corp_onnx.staging import check_destination, staged_files, write_text
 from corp_onnx.tokens.trim import TrimPlan, plan_trim, trim_file
-from corp_onnx.verify import (
-    check_batches,
-    check_identity,
-    check_padding,
-    check_replay,
-    check_signature,
-    check_structure,
-    require_passed,
-)
 
 PRUNE_KEY = "corp_onnx.prune"
 """Where the pruned file keeps the settings and the hash of the dense one."""

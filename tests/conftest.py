@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from jaxtyping import install_import_hook
 
-install_import_hook([f"corp_onnx.{room}" for room in ("solve", "moments", "sums", "allocate")], "beartype.beartype")
+install_import_hook([f"corp_onnx.{room}" for room in ("solve", "moments")], "beartype.beartype")

@@ -1,5 +1,5 @@
 """The programs in examples/: they prepare photographs as corp-onnx does, and answer as it does. Triton's own test runs
-its client against a server (tests/deploy/test_triton_server.py).
+its client against a server (tests/triton/test_server.py).
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ import pytest
 from PIL import Image
 from samples import DEMO, ROOT, paper
 
-from corp_onnx.graph.runtime import open_session
 from corp_onnx.images.recipe import Recipe, crop_image, normalize_crops
 from corp_onnx.prune import prune_model
+from corp_onnx.run.sessions import open_session
 
 pytestmark = pytest.mark.browser
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from corp_onnx.moments import ChannelMoments
+from corp_onnx.moments.values import ChannelMoments
 from corp_onnx.solve.obs import BLOCK_SIZE, rank_obs
 from corp_onnx.solve.ridge import DEFAULT_RIDGE
 

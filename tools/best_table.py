@@ -16,10 +16,10 @@ from dataclasses import replace
 
 from study import Row, keep_tokens, open_study, print_rows, study_parser
 
-from corp_onnx.calibrate import choose_units
+from corp_onnx.calibrate.collect import choose_units
 from corp_onnx.search.best import BestSettings
 from corp_onnx.search.plan import Cut
-from corp_onnx.search.situation import Outcome, Situation
+from corp_onnx.search.problem import Outcome, Situation
 from corp_onnx.search.strategy import follow_paper, prepare_search
 
 PAPER = {0.617: Cut(0.5, 0.5), 0.8: Cut(0.263, 0.25), 0.9: Cut(0.133, 0.125)}

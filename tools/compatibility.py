@@ -2,8 +2,8 @@
 
 In: `tests/fixtures/manifest.json` and, for the last columns, `docs/onnxsim.json` (see `compare_onnxsim.py`). Every unit
 of every graph that can be pruned is cut to half its width with seeded random weights, which no lucky symmetry can
-survive, and the file goes through the checks of `corp_onnx.verify`. Exits with 1 where a check fails or a unit that the
-manifest expects was not found.
+survive, and the file goes through the checks of `corp_onnx.checks.verify`. Exits with 1 where a check fails or a unit
+that the manifest expects was not found.
 
     .venv/bin/python tools/compatibility.py                       # writes docs/compatibility.md, about a minute
     .venv/bin/python tools/compatibility.py --only 'timm_vit_*'   # prints those rows
@@ -27,15 +27,7 @@ import numpy as np
 
 from corp_onnx._version import __version__
 from corp_onnx.blocks import AttentionUnit, Blocks, MlpUnit, find_blocks
-from corp_onnx.errors import CorpOnnxError
-from corp_onnx.graph import Graph, count_parameters, read_graph
-from corp_onnx.graph.model import batch_kind, load_model
-from corp_onnx.graph.noise import random_feeds
-from corp_onnx.graph.probe import probe_graph
-from corp_onnx.results import CheckResult, describe_environment
-from corp_onnx.rewrite import AttentionChange, MlpChange, apply_changes
-from corp_onnx.staging import write_model
-from corp_onnx.verify import (
+from corp_onnx.checks.verify import (
     check_batches,
     check_identity,
     check_padding,
@@ -43,6 +35,14 @@ from corp_onnx.verify import (
     check_signature,
     check_structure,
 )
+from corp_onnx.errors import CorpOnnxError
+from corp_onnx.graph import Graph, count_parameters, read_graph
+from corp_onnx.graph.model import batch_kind, load_model
+from corp_onnx.graph.write import write_model
+from corp_onnx.results import CheckResult, describe_environment
+from corp_onnx.rewrite import AttentionChange, MlpChange, apply_changes
+from corp_onnx.run.noise import random_feeds
+from corp_onnx.run.probe import probe_graph
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES, DOCS = ROOT / "tests" / "fixtures", ROOT / "docs"

@@ -15,14 +15,15 @@ from pathlib import Path
 from study import open_dense, split_images, study_parser
 
 from corp_onnx.blocks import find_blocks
-from corp_onnx.calibrate import choose_units, collect_moments
+from corp_onnx.calibrate.collect import choose_units, collect_moments
 from corp_onnx.evaluate import evaluate_models
 from corp_onnx.graph import load_model
-from corp_onnx.graph.probe import count_macs, probe_graph
+from corp_onnx.graph.cost import count_macs
+from corp_onnx.graph.write import write_model
 from corp_onnx.images import open_images
 from corp_onnx.rewrite import apply_changes
+from corp_onnx.run.probe import probe_graph
 from corp_onnx.search.plan import Cut, gather_changes, plan_paper
-from corp_onnx.staging import write_model
 
 ROWS = {
     "MLP 50 %, no compensation": Cut(0.5, 0.0, compensate=False),

@@ -13,12 +13,12 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from corp_onnx.bench import BenchRow, bench_models
-from corp_onnx.conversion import ConvertSettings, Target
-from corp_onnx.convert import convert_model
+from corp_onnx.bench.bench import BenchRow, bench_models
+from corp_onnx.bench.timing import Schedule
 from corp_onnx.evaluate import Score, evaluate_models
 from corp_onnx.images import open_images
-from corp_onnx.timing import Schedule
+from corp_onnx.precision.conversion import ConvertSettings, Target
+from corp_onnx.precision.convert import convert_model
 
 TARGETS: dict[Target, str] = {"int8-dynamic": "int8 dynamic", "int8-static": "int8 static"}
 

@@ -15,16 +15,17 @@ import onnx
 from jaxtyping import Int
 
 from corp_onnx.blocks import find_blocks
-from corp_onnx.calibrate import choose_units, collect_moments
-from corp_onnx.calibset import HELD_OUT_FRACTION, MAX_HELD_OUT
+from corp_onnx.calibrate.collect import choose_units, collect_moments
+from corp_onnx.calibrate.data import HELD_OUT_FRACTION, MAX_HELD_OUT
 from corp_onnx.graph import Graph, input_dims, load_model
-from corp_onnx.graph.probe import count_macs, probe_graph
+from corp_onnx.graph.cost import count_macs
 from corp_onnx.images import ImageSet, open_images, split_holdout
 from corp_onnx.images.recipe import find_recipe
 from corp_onnx.rewrite import apply_changes
-from corp_onnx.search.answers import Quiz, prepare_quiz
+from corp_onnx.run.probe import probe_graph
 from corp_onnx.search.best import BestSettings
-from corp_onnx.search.situation import Outcome, Situation
+from corp_onnx.search.evaluator import Quiz, prepare_quiz
+from corp_onnx.search.problem import Outcome, Situation
 from corp_onnx.search.strategy import BestSearch
 from corp_onnx.tokens.trim import TrimPlan, plan_trim, trim_model
 

@@ -1,7 +1,7 @@
 """Finds the prunable units of a graph by data flow, and says what it skipped and why."""
 
 from corp_onnx.blocks.find import find_blocks, require_blocks
-from corp_onnx.blocks.units import (
+from corp_onnx.blocks.found import (
     AttentionOutput,
     AttentionUnit,
     Block,
@@ -11,9 +11,7 @@ from corp_onnx.blocks.units import (
     Operand,
     Residual,
     Skip,
-    Slot,
     UpProjection,
-    WidthSpelling,
 )
 
 __all__ = [
@@ -26,9 +24,7 @@ __all__ = [
     "Operand",
     "Residual",
     "Skip",
-    "Slot",
     "UpProjection",
-    "WidthSpelling",
     "find_blocks",
     "require_blocks",
 ]

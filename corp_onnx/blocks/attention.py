@@ -13,14 +13,15 @@ from typing import Literal
 import numpy as np
 
 from corp_onnx.blocks.core import CoreMatch, match_core
+from corp_onnx.blocks.found import AttentionOutput, AttentionUnit, Operand, Skip
 from corp_onnx.blocks.fused import match_packed_attention
 from corp_onnx.blocks.layout import is_plain
 from corp_onnx.blocks.linear import Mismatch
 from corp_onnx.blocks.operand import Found, find_rest, match_operand
 from corp_onnx.blocks.output import match_output
 from corp_onnx.blocks.readers import find_reader
-from corp_onnx.blocks.units import AttentionOutput, AttentionUnit, Operand, Skip, Slot
 from corp_onnx.graph import Graph, Node
+from corp_onnx.graph.slots import Slot
 
 
 def match_attention(graph: Graph, node: Node) -> AttentionUnit | Mismatch | None:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from corp_onnx.blocks.found import Core
 from corp_onnx.blocks.layout import passes, scalar_operand
 from corp_onnx.blocks.linear import Mismatch, is_product
-from corp_onnx.blocks.units import Core, Slot
 from corp_onnx.graph import Graph, Node
+from corp_onnx.graph.slots import Slot
 
 MAX_PATH = 24
 """Operators between a projection and the product; the longest seen has eleven."""

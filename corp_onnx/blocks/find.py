@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from corp_onnx.blocks.attention import match_attention
 from corp_onnx.blocks.core import is_core
+from corp_onnx.blocks.found import AttentionUnit, Block, Blocks, MlpUnit, Skip
 from corp_onnx.blocks.linear import Mismatch, is_product
 from corp_onnx.blocks.mlp import match_mlp
-from corp_onnx.blocks.units import AttentionUnit, Block, Blocks, MlpUnit, Skip
 from corp_onnx.errors import NothingToPruneError
 from corp_onnx.graph import Graph
 

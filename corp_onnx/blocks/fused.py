@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from corp_onnx.blocks.found import AttentionOutput, AttentionUnit, Linear, Operand, Skip
 from corp_onnx.blocks.linear import Mismatch, match_linear, residual_after
-from corp_onnx.blocks.units import AttentionOutput, AttentionUnit, Linear, Operand, Skip, Slot
 from corp_onnx.graph import Graph, Node
+from corp_onnx.graph.slots import Slot
 
 
 def match_packed_attention(graph: Graph, node: Node) -> AttentionUnit | Mismatch:

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Int
 
 from corp_onnx.blocks.linear import PASS_THROUGH, Mismatch, is_scalar
-from corp_onnx.blocks.units import Parting, WidthSpelling
 from corp_onnx.graph import Graph, Node, evaluate_node
+from corp_onnx.graph.slots import Parting, WidthSpelling
 
 MOVES = frozenset({"Reshape", "Transpose", "Split", "Slice", "Gather", "Squeeze", "Unsqueeze", "Flatten"})
 """Operators that move numbers without changing them; data is input 0, the rest says how."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from corp_onnx.blocks.units import Linear, Residual, Slot
+from corp_onnx.blocks.found import Linear, Residual
 from corp_onnx.graph import Graph, Node
+from corp_onnx.graph.slots import Slot
 
 PASS_THROUGH = frozenset({"Identity", "Dropout", "Cast"})
 """Operators that hand a tensor on, value for value (Cast: up to rounding)."""

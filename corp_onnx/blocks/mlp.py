@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from corp_onnx.blocks.found import Linear, MlpUnit, UpProjection
 from corp_onnx.blocks.linear import (
     Mismatch,
     is_channel_vector,
@@ -20,8 +21,8 @@ from corp_onnx.blocks.linear import (
     residual_after,
 )
 from corp_onnx.blocks.readers import find_reader
-from corp_onnx.blocks.units import Linear, MlpUnit, Slot, UpProjection
 from corp_onnx.graph import Graph, Node
+from corp_onnx.graph.slots import Slot
 
 UNARY = frozenset(
     {"Erf", "Tanh", "Sigmoid", "Relu", "Gelu", "FastGelu", "QuickGelu", "BiasGelu", "Elu", "LeakyRelu", "HardSigmoid"}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from corp_onnx.blocks.core import MAX_PATH, CoreMatch, computed_slot, view_operand
+from corp_onnx.blocks.found import Linear, Operand
 from corp_onnx.blocks.layout import (
     Boundary,
     Step,
@@ -24,8 +25,8 @@ from corp_onnx.blocks.layout import (
     width_spellings,
 )
 from corp_onnx.blocks.linear import NORMS, Mismatch, is_channel_vector, is_product, match_linear
-from corp_onnx.blocks.units import Linear, Operand, Slot
 from corp_onnx.graph import Graph, Node
+from corp_onnx.graph.slots import Slot
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from corp_onnx.blocks.linear import Mismatch
-from corp_onnx.blocks.units import Slot
 from corp_onnx.graph import Graph, Node
+from corp_onnx.graph.slots import Slot
 
 SHAPE_ARITHMETIC = frozenset(
     {"Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Cast", "CastLike", "Identity", "Split"}

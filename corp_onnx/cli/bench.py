@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from corp_onnx.bench import DEFAULT_BATCHES, bench_models
+from corp_onnx.bench.bench import DEFAULT_BATCHES, bench_models
+from corp_onnx.bench.timing import Schedule
 from corp_onnx.cli.console import show_progress
 from corp_onnx.errors import OptionError
 from corp_onnx.report.bench import print_bench
 from corp_onnx.results import to_json
-from corp_onnx.timing import Schedule
 
 
 def _parse_batches(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, ...]:

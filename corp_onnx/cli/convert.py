@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
-from corp_onnx.conversion import CALIBRATION_IMAGES, ConvertSettings, Target
-from corp_onnx.convert import convert_model
 from corp_onnx.errors import OptionError
+from corp_onnx.precision.conversion import CALIBRATION_IMAGES, ConvertSettings, Target
+from corp_onnx.precision.convert import convert_model
 from corp_onnx.report.convert import describe_conversion
 from corp_onnx.results import to_json
 from corp_onnx.settings import Preprocessing

@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from corp_onnx.cli.console import show_progress, warn
-from corp_onnx.deploy.blueprint import DEFAULT_BATCHES, EngineSettings
-from corp_onnx.deploy.engine import build_engine
-from corp_onnx.deploy.trtexec import find_trtexec
 from corp_onnx.errors import OptionError
 from corp_onnx.report.engine import describe_engine
 from corp_onnx.results import to_json
+from corp_onnx.tensorrt.blueprint import DEFAULT_BATCHES, EngineSettings
+from corp_onnx.tensorrt.engine import build_engine
+from corp_onnx.tensorrt.trtexec import find_trtexec
 
 SEARCH = "search"
 """What --trtexec is without a path."""

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from corp_onnx.calibset import change_recipe, describe_skipped
+from corp_onnx.calibrate.data import change_recipe, describe_skipped
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.evaluate import evaluate_models
 from corp_onnx.images import open_images
 from corp_onnx.report.terminal import print_evaluation
-from corp_onnx.runner import open_runner
+from corp_onnx.run.runner import open_runner
 from corp_onnx.settings import Preprocessing
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from corp_onnx.cli.console import warn
-from corp_onnx.export import ExportResult, ExportSettings, export_model
 from corp_onnx.results import to_json
+from corp_onnx.zoo.export import ExportResult, ExportSettings, export_model
 
 STAGES = {
     "build": "building the model",

@@ -10,10 +10,10 @@ import click
 from click.core import ParameterSource
 
 from corp_onnx.cli.console import warn
-from corp_onnx.deploy.triton import write_triton_repository
-from corp_onnx.deploy.triton_config import TritonSettings
 from corp_onnx.report.triton import print_repository
 from corp_onnx.results import to_json
+from corp_onnx.triton.config import TritonSettings
+from corp_onnx.triton.repository import write_triton_repository
 
 
 @click.command(short_help="Write a repository that a Triton Inference Server loads.")

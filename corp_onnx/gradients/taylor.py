@@ -21,14 +21,14 @@ import numpy as np
 from jaxtyping import Float
 
 from corp_onnx.blocks import MlpUnit
-from corp_onnx.calibrate import Progress, read_tokens, run_tapped
+from corp_onnx.calibrate.collect import Progress, read_tokens, run_tapped
 from corp_onnx.errors import MissingExtraError, NonFiniteError, OptionError
 from corp_onnx.gradients.operators import apply_operator
 from corp_onnx.gradients.tensors import Torch
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.proto import feed_dtype
-from corp_onnx.graph.runtime import open_tapped
 from corp_onnx.images import Images
+from corp_onnx.run.sessions import open_tapped
 
 
 @dataclass(frozen=True, slots=True, eq=False)

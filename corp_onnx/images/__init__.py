@@ -1,6 +1,6 @@
 """Image folders and arrays as batches; the preprocessing recipe."""
 
-from corp_onnx.images.feeds import Skipped
+from corp_onnx.images.batch import Skipped
 from corp_onnx.images.folder import Images, ImageSet, open_images, split_holdout
 
 __all__ = ["ImageSet", "Images", "Skipped", "open_images", "split_holdout"]

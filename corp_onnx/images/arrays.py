@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from corp_onnx.errors import ImageError
-from corp_onnx.images.feeds import PIXELS, Batch, Skipped, check_batch_size
+from corp_onnx.images.batch import PIXELS, Batch, Skipped, check_batch_size
 
 LABELS = "labels"
 NPY_START = b"\x93NUMPY"

@@ -16,6 +16,9 @@ from typing import Literal
 
 from corp_onnx.errors import ImageError
 
+LABELS_KEY = "corp_onnx.labels"
+"""Where an ONNX file keeps its class names: a JSON list, the position is the class index."""
+
 LabelSource = Path | Literal["folders"] | None
 """A labels file; the folders themselves where that is possible; or no labels."""
 

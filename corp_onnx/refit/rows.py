@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float, Int
 
-from corp_onnx.refit.segments import Segment
+from corp_onnx.run.segments import Segment
 
 BASE = 64
 N_DIGITS = 4

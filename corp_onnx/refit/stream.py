@@ -13,10 +13,10 @@ import numpy as np
 
 from corp_onnx.blocks import AttentionUnit, Blocks, Linear, MlpUnit, Residual
 from corp_onnx.graph import Graph, Model
-from corp_onnx.graph.runtime import open_session
 from corp_onnx.images import Images
-from corp_onnx.images.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
-from corp_onnx.refit.segments import Segment, open_segment
+from corp_onnx.run.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
+from corp_onnx.run.segments import Segment, open_segment
+from corp_onnx.run.sessions import open_session
 
 Arrays = list[np.ndarray]
 """One array a batch: a residual stream over all images."""

@@ -13,10 +13,9 @@ from jaxtyping import Float
 
 from corp_onnx.graph import Graph
 from corp_onnx.images import Images
-from corp_onnx.metrics import Tally
-from corp_onnx.refit.segments import Segment, open_segment
+from corp_onnx.metrics import Tally, tally_loss
 from corp_onnx.refit.stream import StreamWalk, advance_dense, read_data, run_prefix
-from corp_onnx.search.answers import tally_loss
+from corp_onnx.run.segments import Segment, open_segment
 
 SENSITIVITY_IMAGES = 16
 NOISE = 0.05

@@ -26,13 +26,13 @@ import onnx
 from corp_onnx.blocks import MlpUnit
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
-from corp_onnx.moments import CrossMoments, merge_moments
+from corp_onnx.moments.sums import CrossSum
+from corp_onnx.moments.values import CrossMoments, merge_moments
 from corp_onnx.refit.rows import RowFinder
-from corp_onnx.refit.segments import Segment, open_segment
 from corp_onnx.refit.stream import Arrays, Stop, StreamData, StreamWalk, advance, advance_dense, read_data, run_prefix
 from corp_onnx.rewrite import AttentionChange, Changes, MlpChange
+from corp_onnx.run.segments import Segment, open_segment
 from corp_onnx.solve.refit import choose_ridge, refit_linear
-from corp_onnx.sums import CrossSum
 
 N_FOLDS = 4
 """Of the batches, to choose the ridge by."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from corp_onnx.bench import BenchResult, BenchRow, Speed
+from corp_onnx.bench.bench import BenchResult, BenchRow, Speed
+from corp_onnx.bench.timing import Ratio
 from corp_onnx.report.terminal import make_table, open_console, print_table
-from corp_onnx.timing import Ratio
 
 COLUMNS = (
     "model", "precision", "p50", "p90", "p99", "middle half", "images/s", "speed-up", "by MACs", "achieved",

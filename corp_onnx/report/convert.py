@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from corp_onnx.conversion import ConvertResult
+from corp_onnx.precision.conversion import ConvertResult
 
 
 def describe_conversion(result: ConvertResult) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from corp_onnx.deploy.engine import EngineResult, EngineTensor
+from corp_onnx.tensorrt.engine import EngineResult, EngineTensor
 
 
 def describe_engine(result: EngineResult) -> str:

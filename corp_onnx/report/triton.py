@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from corp_onnx.deploy.triton import ServedModel, ServedTensor, TritonRepository
 from corp_onnx.report.terminal import make_table, open_console, print_table
+from corp_onnx.triton.repository import ServedModel, ServedTensor, TritonRepository
 
 
 def print_repository(result: TritonRepository) -> None:

@@ -17,10 +17,11 @@ import onnx
 from jaxtyping import Float, Int
 from onnx import helper
 
-from corp_onnx.blocks import AttentionUnit, Blocks, Linear, MlpUnit, Slot, WidthSpelling
+from corp_onnx.blocks import AttentionUnit, Blocks, Linear, MlpUnit
 from corp_onnx.graph import Graph, Node
+from corp_onnx.graph.slots import Slot, WidthSpelling
+from corp_onnx.graph.surgeon import Surgeon
 from corp_onnx.rewrite.heads import AttentionChange, Part, changed_products, joint_bias, joint_weight, list_parts
-from corp_onnx.rewrite.surgeon import Surgeon
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,14 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from corp_onnx.allocate import aligned_widths
 from corp_onnx.blocks import Blocks
 from corp_onnx.errors import OptionError
 from corp_onnx.graph import Graph
+from corp_onnx.metrics import tally_loss
 from corp_onnx.rewrite import apply_changes
-from corp_onnx.search.answers import Quiz, tally_loss
 from corp_onnx.search.best import BestSettings, UnitChoice
+from corp_onnx.search.evaluator import Quiz
 from corp_onnx.search.plan import gather_changes
+from corp_onnx.solve.allocate import aligned_widths
 
 
 def bisect_width(widths: Int[np.ndarray, " n"], loss: Callable[[int], float], threshold: float) -> int:

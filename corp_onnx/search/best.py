@@ -18,14 +18,15 @@ import numpy as np
 from jaxtyping import Float
 
 from corp_onnx.blocks import AttentionUnit, Blocks, MlpUnit
-from corp_onnx.calibrate import Units
+from corp_onnx.calibrate.collect import Units
 from corp_onnx.errors import OptionError
 from corp_onnx.graph import Graph
 from corp_onnx.inspect import describe_units
-from corp_onnx.moments import ChannelMoments, LogitMoments, Moments
+from corp_onnx.metrics import tally_loss
+from corp_onnx.moments.values import ChannelMoments, LogitMoments, Moments
 from corp_onnx.results import UnitFacts
 from corp_onnx.rewrite import AttentionChange, apply_changes
-from corp_onnx.search.answers import Quiz, tally_loss
+from corp_onnx.search.evaluator import Quiz
 from corp_onnx.search.plan import UnitPlan, gather_changes, mlp_change, order_channels, qk_change
 from corp_onnx.solve.mlp import compensate_mlp, drop_mlp
 from corp_onnx.solve.obs import rank_obs

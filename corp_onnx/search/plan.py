@@ -13,10 +13,10 @@ from typing import Literal
 import numpy as np
 
 from corp_onnx.blocks import AttentionUnit, MlpUnit
-from corp_onnx.calibrate import Units
+from corp_onnx.calibrate.collect import Units
 from corp_onnx.errors import OptionError
 from corp_onnx.graph import Graph
-from corp_onnx.moments import ChannelMoments, LogitMoments, Moments
+from corp_onnx.moments.values import ChannelMoments, LogitMoments, Moments
 from corp_onnx.rewrite import AttentionChange, MlpChange
 from corp_onnx.solve.mlp import MlpSolution, compensate_mlp, drop_mlp
 from corp_onnx.solve.qk import QkSolution, compensate_qk, drop_qk, select_logit_energy

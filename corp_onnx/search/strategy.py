@@ -18,13 +18,12 @@ import onnx
 
 from corp_onnx.errors import OptionError
 from corp_onnx.graph import count_parameters
-from corp_onnx.graph.probe import count_macs
+from corp_onnx.graph.cost import count_macs
 from corp_onnx.refit import refit_changes
 from corp_onnx.refit.stream import StreamWalk, find_walk
 from corp_onnx.refit.token_weights import weigh_stops
 from corp_onnx.rewrite import apply_changes
 from corp_onnx.search.amp import describe_widths, search_widths
-from corp_onnx.search.answers import Quiz, draw_quiz, prepare_quiz
 from corp_onnx.search.best import (
     BestSettings,
     UnitChoice,
@@ -32,8 +31,9 @@ from corp_onnx.search.best import (
     solve_widths,
     trace_choices,
 )
+from corp_onnx.search.evaluator import Quiz, draw_quiz, prepare_quiz
 from corp_onnx.search.plan import Cut, gather_changes, kept_width, plan_paper
-from corp_onnx.search.situation import Outcome, Situation
+from corp_onnx.search.problem import Outcome, Situation
 from corp_onnx.search.widths import (
     Allowance,
     CostKind,

@@ -12,10 +12,10 @@ from typing import Literal
 
 import numpy as np
 
-from corp_onnx.allocate import UnitCurve, aligned_widths, allocate_widths, tie_curves
 from corp_onnx.blocks import Blocks
 from corp_onnx.errors import OptionError
 from corp_onnx.search.best import BestSettings, UnitChoice
+from corp_onnx.solve.allocate import UnitCurve, aligned_widths, allocate_widths, tie_curves
 
 CostKind = Literal["macs", "params"]
 

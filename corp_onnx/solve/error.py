@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from corp_onnx.moments import ChannelMoments
+from corp_onnx.moments.values import ChannelMoments
 
 
 def measure_layer_error(

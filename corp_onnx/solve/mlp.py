@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from corp_onnx.moments import ChannelMoments
+from corp_onnx.moments.values import ChannelMoments
 from corp_onnx.solve.error import measure_layer_error
 from corp_onnx.solve.ridge import DEFAULT_RIDGE, solve_ridge
 from corp_onnx.solve.select import require_kept

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.linalg import get_blas_funcs, get_lapack_funcs
 
-from corp_onnx.moments import ChannelMoments
+from corp_onnx.moments.values import ChannelMoments
 from corp_onnx.solve.ridge import DEFAULT_RIDGE, factor_ridge
 from corp_onnx.solve.select import ChannelOrder
 

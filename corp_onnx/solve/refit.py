@@ -23,7 +23,7 @@ from functools import cache, reduce
 import numpy as np
 from jaxtyping import Float
 
-from corp_onnx.moments import CrossMoments, merge_moments
+from corp_onnx.moments.values import CrossMoments, merge_moments
 from corp_onnx.solve.error import relate_error
 from corp_onnx.solve.ridge import solve_ridge
 

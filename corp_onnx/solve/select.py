@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from corp_onnx.errors import OptionError
-from corp_onnx.moments import ChannelMoments
+from corp_onnx.moments.values import ChannelMoments
 from corp_onnx.solve.ridge import DEFAULT_RIDGE, factor_ridge
 
 

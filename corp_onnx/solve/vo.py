@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from corp_onnx.errors import OptionError
-from corp_onnx.moments import ChannelMoments
+from corp_onnx.moments.values import ChannelMoments
 from corp_onnx.solve.error import measure_layer_error
 from corp_onnx.solve.refit import fit_around_prior
 from corp_onnx.solve.ridge import DEFAULT_RIDGE

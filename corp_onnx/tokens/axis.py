@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from corp_onnx.blocks import Slot
 from corp_onnx.blocks.linear import NORMS, PASS_THROUGH, SKIP_NORMS
 from corp_onnx.graph import Graph, Node
+from corp_onnx.graph.slots import Slot
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from corp_onnx.blocks import Slot
 from corp_onnx.blocks.readers import find_shape_leak
 from corp_onnx.graph import FLOAT_TYPES, Graph, Node
-from corp_onnx.graph.probe import Cost, count_macs
+from corp_onnx.graph.cost import Cost, count_macs
+from corp_onnx.graph.slots import Slot
 from corp_onnx.tokens.axis import TokenAxis, trace_token_axis
 
 MIN_SAVED = 1e-3

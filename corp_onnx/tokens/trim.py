@@ -14,14 +14,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from corp_onnx.blocks import Blocks, Slot, WidthSpelling, find_blocks
-from corp_onnx.comparison import TOLERANCE, compare_on_noise
+from corp_onnx.blocks import Blocks, find_blocks
 from corp_onnx.graph import Graph, Model, Node, load_model
-from corp_onnx.graph.probe import Cost, count_macs, probe_graph
+from corp_onnx.graph.cost import Cost, count_macs
+from corp_onnx.graph.slots import Slot, WidthSpelling
+from corp_onnx.graph.surgeon import Surgeon
+from corp_onnx.graph.write import write_model
 from corp_onnx.rewrite import apply_changes
 from corp_onnx.rewrite.heads import can_stand_apart
-from corp_onnx.rewrite.surgeon import Surgeon
-from corp_onnx.staging import write_model
+from corp_onnx.run.comparison import TOLERANCE, compare_on_noise
+from corp_onnx.run.probe import probe_graph
 from corp_onnx.tokens.liveness import Cut, TokenTrim, find_dead_tokens, list_spellings
 
 

@@ -16,7 +16,7 @@ from random_vits import Spelling, write_model
 from corp_onnx.blocks import find_blocks, require_blocks
 from corp_onnx.errors import ModelError, NothingToPruneError
 from corp_onnx.graph import load_model
-from corp_onnx.graph.probe import probe_graph
+from corp_onnx.run.probe import probe_graph
 
 RUN = [n for n in ENTRIES if runs_here(n)]
 REASONS = {

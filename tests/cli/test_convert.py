@@ -11,7 +11,7 @@ import pytest
 from samples import FIXED, OPERATOR, fixture_path, listing, write_photos
 
 from corp_onnx.cli import main
-from corp_onnx.convert import ConvertSettings, convert_model
+from corp_onnx.precision.convert import ConvertSettings, convert_model
 from corp_onnx.results import to_json
 
 Run = pytest.CaptureFixture[str]

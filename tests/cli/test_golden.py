@@ -1,12 +1,12 @@
-"""Help and reports, word for word. After a wanted change: `python tests/cli/golden.py`, and look at the diff."""
+"""Help and reports, word for word. After a wanted change: `python tests/support/golden.py`, and look at the diff."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from golden import GOLDEN, blur, help_texts, reports
 
-from cli.golden import GOLDEN, blur, help_texts, reports
 from corp_onnx.cli.main import cli
 
 
@@ -25,8 +25,8 @@ def expected_names() -> list[str]:
 @pytest.mark.parametrize("name", expected_names())
 def test_text_is_the_stored_one(name: str, texts: dict[str, str]) -> None:
     stored = GOLDEN / name
-    assert stored.exists(), "new verb: run python tests/cli/golden.py"
-    assert texts[name] == stored.read_text(encoding="utf-8"), "wanted? run python tests/cli/golden.py"
+    assert stored.exists(), "new verb: run python tests/support/golden.py"
+    assert texts[name] == stored.read_text(encoding="utf-8"), "wanted? run python tests/support/golden.py"
 
 
 def test_no_stored_text_is_left_over() -> None:

@@ -10,20 +10,20 @@ import pytest
 from samples import COMPUTED_SCALE, FIXED, FIXTURES, OPERATOR, TEXT, fixture_path, weights_of, write_photos
 
 from corp_onnx.blocks import find_blocks
-from corp_onnx.calibrate import run_tapped
+from corp_onnx.calibrate.collect import run_tapped
 from corp_onnx.errors import ModelError, OptionError
 from corp_onnx.gradients import EntropyGradient, collect_taylor, find_logits, find_stretch
 from corp_onnx.gradients.operators import apply_operator
 from corp_onnx.gradients.tensors import Torch
 from corp_onnx.graph import Graph, Node, load_model
-from corp_onnx.graph.noise import random_feeds
-from corp_onnx.graph.probe import probe_graph
-from corp_onnx.graph.runtime import open_tapped
 from corp_onnx.images import open_images, split_holdout
 from corp_onnx.images.recipe import Recipe
 from corp_onnx.metrics import log_softmax
 from corp_onnx.prune import prune_model
-from corp_onnx.refit.segments import open_segment
+from corp_onnx.run.noise import random_feeds
+from corp_onnx.run.probe import probe_graph
+from corp_onnx.run.segments import open_segment
+from corp_onnx.run.sessions import open_tapped
 from corp_onnx.search.best import BestSettings
 from corp_onnx.search.plan import Cut
 from corp_onnx.settings import PruneSettings

@@ -19,7 +19,7 @@ import corp_onnx.images.folder as images_module
 from corp_onnx.errors import ImageError, ModelError, OptionError
 from corp_onnx.images import ImageSet, Skipped, open_images, split_holdout
 from corp_onnx.images.arrays import ArraySet
-from corp_onnx.images.feeds import Batch, ModelInput, bind_feeds, split_feeds
+from corp_onnx.images.batch import Batch
 from corp_onnx.images.recipe import (
     METADATA_KEY,
     Recipe,
@@ -29,6 +29,7 @@ from corp_onnx.images.recipe import (
     make_recipe,
     normalize_crops,
 )
+from corp_onnx.run.feeds import ModelInput, bind_feeds, split_feeds
 
 SMALL = Recipe(size=(16, 16))
 

@@ -10,15 +10,15 @@ from samples import fixture_path
 from corp_onnx.blocks import find_blocks
 from corp_onnx.graph import Graph
 from corp_onnx.graph.model import Model, load_model
-from corp_onnx.graph.noise import random_feeds
-from corp_onnx.graph.probe import probe_graph
-from corp_onnx.graph.runtime import open_tapped
 from corp_onnx.images.arrays import ArraySet
 from corp_onnx.refit import refit_changes
 from corp_onnx.refit.rows import RowFinder
-from corp_onnx.refit.segments import open_segment
 from corp_onnx.refit.stream import Stop, find_walk
 from corp_onnx.rewrite import AttentionChange, MlpChange
+from corp_onnx.run.noise import random_feeds
+from corp_onnx.run.probe import probe_graph
+from corp_onnx.run.segments import open_segment
+from corp_onnx.run.sessions import open_tapped
 
 NAMES = [
     "timm_vit_ts17_fused",  # rows as they are

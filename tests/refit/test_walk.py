@@ -10,15 +10,15 @@ import pytest
 from graphs import difference, feeds_of, probed, run, save
 from samples import FIXED, OPERATOR, write_photos
 
-from corp_onnx.graph.runtime import open_tapped
+from corp_onnx.checks.verify import identity_changes
 from corp_onnx.images import open_images
 from corp_onnx.images.recipe import find_recipe
 from corp_onnx.refit import refit_changes
-from corp_onnx.refit.segments import open_segment
 from corp_onnx.refit.stream import find_walk
 from corp_onnx.refit.token_weights import weigh_stops, weigh_tokens
 from corp_onnx.rewrite import AttentionChange, MlpChange, apply_changes
-from corp_onnx.verify import identity_changes
+from corp_onnx.run.segments import open_segment
+from corp_onnx.run.sessions import open_tapped
 
 LAYER_SCALE = "timm_deit3_ts17_fused"
 POST_NORM = "hf_bert_ts17_sdpa"

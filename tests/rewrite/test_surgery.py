@@ -36,13 +36,14 @@ from onnx import numpy_helper
 from random_vits import BIASES, GELUS, MASKS, QKV, SCALES, WEIGHTS, Spelling, write_model
 
 from corp_onnx.blocks import Blocks
+from corp_onnx.checks.verify import check_replay, check_signature, check_structure
 from corp_onnx.graph import Graph, count_parameters, load_model, read_graph
-from corp_onnx.graph.probe import count_macs, probe_graph
+from corp_onnx.graph.cost import count_macs
 from corp_onnx.graph.proto import skeleton
-from corp_onnx.graph.runtime import open_session
 from corp_onnx.rewrite import AttentionChange, MlpChange, apply_changes
 from corp_onnx.rewrite.fullwidth import identity_changes
-from corp_onnx.verify import check_replay, check_signature, check_structure
+from corp_onnx.run.probe import probe_graph
+from corp_onnx.run.sessions import open_session
 
 NAMES = prunable_names()
 KINDS = {"qk": {"vo": False}, "qk+vo": {}}

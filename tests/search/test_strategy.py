@@ -10,15 +10,16 @@ from graphs import probed
 from samples import DEMO, OPERATOR, write_photos
 
 from corp_onnx.blocks import Blocks, find_blocks
-from corp_onnx.calibrate import choose_units, collect_moments
+from corp_onnx.calibrate.collect import choose_units, collect_moments
 from corp_onnx.errors import OptionError
 from corp_onnx.graph import count_parameters
+from corp_onnx.graph.cost import count_macs
 from corp_onnx.graph.model import load_model
-from corp_onnx.graph.probe import count_macs, probe_graph
 from corp_onnx.images import open_images, split_holdout
 from corp_onnx.images.recipe import find_recipe
+from corp_onnx.metrics import tally_loss
 from corp_onnx.rewrite import apply_changes
-from corp_onnx.search.answers import tally_loss
+from corp_onnx.run.probe import probe_graph
 from corp_onnx.search.best import BestSettings, solve_widths, trace_choices
 from corp_onnx.search.plan import Cut, gather_changes
 from corp_onnx.search.strategy import Situation, follow_best, follow_settings, prepare_search, search_agreement

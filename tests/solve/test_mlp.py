@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corp_onnx.errors import OptionError
-from corp_onnx.moments import ChannelMoments
+from corp_onnx.moments.values import ChannelMoments
 from corp_onnx.solve.mlp import DEFAULT_RIDGE, compensate_mlp, drop_mlp, measure_mlp_error
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corp_onnx.errors import OptionError
-from corp_onnx.moments import LogitMoments
+from corp_onnx.moments.values import LogitMoments
 from corp_onnx.solve.qk import (
     QkSolution,
     compensate_qk,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from corp_onnx.errors import OptionError
-from corp_onnx.moments import CrossMoments
+from corp_onnx.moments.values import CrossMoments
 from corp_onnx.solve.refit import REFIT_RIDGE, RIDGE_LADDER, choose_ridge, measure_fit_error, refit_linear
 
 

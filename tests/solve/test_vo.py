@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corp_onnx.errors import OptionError
-from corp_onnx.moments import ChannelMoments
+from corp_onnx.moments.values import ChannelMoments
 from corp_onnx.solve.vo import VoSolution, compensate_vo, measure_vo_error, trace_value_curve
 
 N_HEADS, D_HEAD, D_OUT = 3, 4, 10

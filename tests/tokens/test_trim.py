@@ -24,15 +24,16 @@ from graphs import (
 )
 from onnx import TensorProto, helper, numpy_helper
 
+from corp_onnx.checks.verify import check_replay
+from corp_onnx.graph.cost import count_macs
 from corp_onnx.graph.model import load_model
-from corp_onnx.graph.probe import count_macs, probe_graph
-from corp_onnx.graph.runtime import open_tapped
 from corp_onnx.inspect import describe_units
 from corp_onnx.rewrite import apply_changes
+from corp_onnx.run.probe import probe_graph
+from corp_onnx.run.sessions import open_tapped
 from corp_onnx.tokens import trim as trim_module
 from corp_onnx.tokens.liveness import find_dead_tokens
 from corp_onnx.tokens.trim import TrimPlan, plan_trim, trim_file, trim_tokens
-from corp_onnx.verify import check_replay
 
 NAMES = [n for n in ENTRIES if runs_here(n)]
 

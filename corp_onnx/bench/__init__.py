@@ -1,0 +1,1 @@
+"""How fast models are: files opened on a provider, timed in turns."""

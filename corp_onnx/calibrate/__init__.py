@@ -1,0 +1,1 @@
+"""Images -> moments: what is calibrated on, and the run that fills the sums."""

@@ -1,1 +1,0 @@
-"""What comes after pruning: the file in another precision, as an engine, behind a server."""

@@ -1,0 +1,224 @@
+"""The tools of the rewrite: a copy of a graph in onnx-graphsurgeon, and the way back that loses nothing.
+
+Enters a `Graph`, leaves a `ModelProto`. graphsurgeon drops node metadata and some value_info, so only nodes that were
+touched come from it; every other node, the inputs, outputs, opsets and metadata are those of the file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto, numpy_helper
+from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from corp_onnx.graph import Graph, Node
+from corp_onnx.graph.proto import names_in_use, node_graphs, skeleton, without_weights
+from corp_onnx.graph.slots import Parting, Slot, WidthSpelling
+
+G_LOGGER.severity = G_LOGGER.ERROR
+
+SPLIT_SIZES_AS_INPUT = 13
+"""Operator set from which on Split takes its sizes as an input."""
+
+
+class Surgeon:
+    """A graph being rewritten. Stored tensors are never changed in place: a new one takes their place at one slot,
+    so what other nodes share stays as it was."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._gs: Any = gs.import_onnx(skeleton(graph.model.proto))  # a copy: its export renames tensors in place
+        self._nodes = list(self._gs.nodes)  # by position in the original
+        self._names = names_in_use(graph.model.proto)
+        self._touched: set[int] = set()
+        self._last_inserted: dict[int, gs.Node] = {}
+        self._stored: dict[str, TensorProto] = {}
+        self._tensors = self._gs.tensors()
+
+    def at(self, node: Node) -> Any:
+        """The graphsurgeon node of a node of the graph; counts as touched."""
+        found = self._nodes[node.position]
+        self._touched.add(id(found))
+        return found
+
+    def tensor(self, name: str) -> Any:
+        """The graphsurgeon tensor of a name."""
+        return self._tensors[name]
+
+    def fresh_name(self, hint: str) -> str:
+        """A name that no tensor or node of the graph has."""
+        name, count = hint, 1
+        while name in self._names:
+            name, count = f"{hint}_{count}", count + 1
+        self._names.add(name)
+        return name
+
+    def constant(self, hint: str, values: np.ndarray) -> gs.Constant:
+        """A new stored tensor, of whatever element type the array has (bfloat16 included)."""
+        name = self.fresh_name(hint)
+        self._stored[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
+        return gs.Constant(name, LazyValues(self._stored[name]))
+
+    def variable(self, hint: str) -> gs.Variable:
+        """A new computed tensor."""
+        return gs.Variable(self.fresh_name(hint))
+
+    def replace_stored(self, slot: Slot, values: np.ndarray) -> None:
+        """Put a new stored tensor at one input of one node. It takes the old name where nothing else reads that.
+
+        What was stored in fewer bytes behind a Cast is so again.
+        """
+        old = slot.name
+        cast = self.graph.producers.get(old)
+        if cast is not None and cast.op == "Cast":
+            stored = self.graph.constant(cast.inputs[0])
+            assert stored is not None, cast
+            widened = self.variable(f"{old}_pruned")
+            narrow = self.constant(f"{cast.inputs[0]}_pruned", values.astype(stored.dtype))
+            self.insert("Cast", [narrow], [widened], cast, to=cast.attrs["to"])
+            self.replace_input(slot, widened)
+            return
+        alone = old in self.graph.initializers and len(self.graph.users(old)) == 1 and old not in self.graph.outputs
+        node = self.at(slot.node)
+        if alone:
+            self._names.discard(old)
+            fresh = self.constant(old, values)
+        else:
+            fresh = self.constant(f"{old}_pruned", values)
+        node.inputs[slot.idx] = fresh
+
+    def replace_input(self, slot: Slot, tensor: Any) -> None:
+        """Let one input of one node read another tensor."""
+        self.at(slot.node).inputs[slot.idx] = tensor
+
+    def insert(self, op: str, inputs: list[Any], outputs: list[Any], after: Node, **attrs: object) -> None:
+        """A new node right behind one of the original."""
+        node = gs.Node(op, self.fresh_name(f"corp_onnx/{op}/{outputs[0].name}"), attrs, inputs, outputs)
+        self._touched.add(id(node))
+        place = self._last_inserted.get(after.position, self._nodes[after.position])
+        anchor = next(i for i, n in enumerate(self._gs.nodes) if n is place)  # its == compares contents
+        self._gs.nodes.insert(anchor + 1, node)
+        self._last_inserted[after.position] = node
+
+    def set_width(self, spelling: WidthSpelling, width: int) -> None:
+        """Let a Reshape's target spell a new head width.
+
+        A stored target gets a new constant; of a computed one only the entry at the axis is replaced.
+        """
+        graph, node = self.graph, spelling.node
+        target, size = node.inputs[1], spelling.n_folded * width
+        known = graph.value(target)
+        stored = graph.constant(target)
+        if stored is not None:
+            if stored[spelling.axis] > 0:
+                changed = stored.copy()
+                changed[spelling.axis] = size
+                self.replace_input(Slot(node, 1), self.constant(f"{node.output}_shape", changed))
+            return
+        assert known is not None, node
+        entry = self.constant(f"{node.output}_width", np.array([size], dtype=np.int64))
+        parts: list[Any] = []
+        producer = graph.producers[target]
+        if producer.op == "Concat" and len(producer.inputs) == known.size:
+            parts = [self.tensor(name) for name in producer.inputs]
+            parts[spelling.axis] = entry
+        else:
+            before = self._slice_shape(node, target, 0, spelling.axis)
+            behind = self._slice_shape(node, target, spelling.axis + 1, known.size)
+            parts = [*before, entry, *behind]
+        shape = self.variable(f"{node.output}_shape")
+        self.insert("Concat", parts, [shape], self.before(node), axis=0)
+        self.replace_input(Slot(node, 1), shape)
+
+    def leading_shape(self, parting: Parting, tail: list[int]) -> Any:
+        """The two entries of a Reshape's target that part a leading axis, and `tail` behind them."""
+        node, start, stop = parting.node, parting.axis, parting.axis + 2
+        stored = self.graph.constant(node.inputs[1])
+        behind = np.array(tail, dtype=np.int64)
+        if stored is not None:
+            return self.constant(f"{node.output}_shape", np.concatenate([stored[start:stop], behind]))
+        parts = [*self._slice_shape(node, node.inputs[1], start, stop), self.constant(f"{node.output}_width", behind)]
+        shape = self.variable(f"{node.output}_shape")
+        self.insert("Concat", parts, [shape], self.before(node), axis=0)
+        return shape
+
+    def split(self, tensor: Any, sizes: list[int], outputs: list[Any], after: Node) -> None:
+        """Cut a tensor along its last axis."""
+        if self.graph.model.opset < SPLIT_SIZES_AS_INPUT:
+            self.insert("Split", [tensor], outputs, after, axis=-1, split=sizes)
+            return
+        stored = self.constant(f"{tensor.name}_sizes", np.array(sizes, dtype=np.int64))
+        self.insert("Split", [tensor, stored], outputs, after, axis=-1)
+
+    def _slice_shape(self, node: Node, target: str, start: int, stop: int) -> list[Any]:
+        if start == stop:
+            return []
+        part = self.variable(f"{node.output}_shape_part")
+        bounds = [self.constant(f"{node.output}_bound", np.array([b], dtype=np.int64)) for b in (start, stop)]
+        self.insert("Slice", [self.tensor(target), *bounds], [part], self.before(node))
+        return [part]
+
+    def before(self, node: Node) -> Node:
+        """The node behind which something that `node` reads can stand: the one just in front of it."""
+        return self.graph.nodes[node.position - 1]
+
+    def drop_producer(self, name: str) -> Any:
+        """Take a tensor from the node that makes it, so that a new node can."""
+        tensor = self.tensor(name)
+        for producer in list(tensor.inputs):
+            self._touched.add(id(producer))
+        tensor.inputs.clear()
+        return tensor
+
+    def finish(self, metadata: dict[str, str]) -> onnx.ModelProto:
+        """The rewritten model; nodes and weights that nothing needs any more are gone.
+
+        Args:
+            metadata: properties to add to those of the file.
+        """
+        source = self.graph.model.proto
+        self._gs.cleanup(remove_unused_graph_inputs=False)
+        exported = gs.export_onnx(self._gs, do_type_check=False)
+        original = {id(n): proto for n, proto in zip(self._nodes, source.graph.node, strict=True)}
+        result = without_weights(source)
+        del result.graph.node[:]
+        for node, proto in zip(self._gs.nodes, exported.graph.node, strict=True):
+            untouched = id(node) in original and id(node) not in self._touched
+            result.graph.node.add().CopyFrom(original[id(node)] if untouched else proto)
+            if id(node) in original and not untouched:
+                result.graph.node[-1].metadata_props.extend(original[id(node)].metadata_props)
+                result.graph.node[-1].doc_string = original[id(node)].doc_string
+        self._keep_weights(result)
+        had_shapes = bool(source.graph.value_info)
+        del result.graph.value_info[:]
+        if had_shapes:
+            inferred = onnx.shape_inference.infer_shapes(skeleton(result))
+            result.graph.value_info.extend(inferred.graph.value_info)
+        for key, value in metadata.items():
+            _set_property(result, key, value)
+        return result
+
+    def _keep_weights(self, result: onnx.ModelProto) -> None:
+        """The stored tensors that are still read: the file's own where they were not replaced."""
+        read = {name for node in result.graph.node for name in node.input}
+        read |= {name for node in result.graph.node for name in _subgraph_reads(node)}
+        read |= {o.name for o in result.graph.output}
+        stored = {**self.graph.initializers, **self._stored}
+        result.graph.initializer.extend(tensor for name, tensor in stored.items() if name in read)
+
+
+def _subgraph_reads(node: onnx.NodeProto) -> set[str]:
+    names = {name for graph in node_graphs(node) for inner in graph.node for name in inner.input}
+    return names | {name for graph in node_graphs(node) for inner in graph.node for name in _subgraph_reads(inner)}
+
+
+def _set_property(model: onnx.ModelProto, key: str, value: str) -> None:
+    for prop in model.metadata_props:
+        if prop.key == key:
+            prop.value = value
+            return
+    model.metadata_props.add(key=key, value=value)

@@ -1,0 +1,1 @@
+"""Sums over images and tokens, as values and as they run: NumPy and SciPy only."""

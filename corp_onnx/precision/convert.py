@@ -1,0 +1,350 @@
+"""A float32 model in another precision: float16, or 8-bit integers, checked against the one it came from.
+
+    load -> probe -> [calibration images] -> convert -> check -> compare -> publish
+
+Enters a path; leaves a file with the same inputs, outputs and metadata, and a `ConvertResult`. Like `prune`, a run that
+fails leaves nothing at the destination. The conversion itself is ONNX Runtime's (see fp16.py, int8.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from corp_onnx.calibrate.data import change_recipe, describe_skipped
+from corp_onnx.checks.preflight import protect_model
+from corp_onnx.checks.verify import check_structure
+from corp_onnx.errors import CheckFailedError, ModelError, OptionError
+from corp_onnx.graph import Graph, file_size, input_dims, load_model
+from corp_onnx.graph.model import Model, hash_file
+from corp_onnx.graph.write import write_model
+from corp_onnx.images import Images, ImageSet, open_images, split_holdout
+from corp_onnx.images.recipe import METADATA_KEY
+from corp_onnx.precision.conversion import (
+    ConvertResult,
+    ConvertSettings,
+    FileFacts,
+    KeptProduct,
+    Target,
+    default_output,
+)
+from corp_onnx.precision.fp16 import HalfModel, convert_to_fp16
+from corp_onnx.precision.int8 import Quantiser
+from corp_onnx.precision.products import Product, list_products
+from corp_onnx.precision.sensitivity import measure_products
+from corp_onnx.precision.trial import check_loading
+from corp_onnx.results import CheckResult, StageClock, StageTime, describe_environment
+from corp_onnx.run.comparison import Comparison, compare_on_images, compare_on_noise
+from corp_onnx.run.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
+from corp_onnx.run.probe import probe_graph
+from corp_onnx.run.sessions import open_session
+from corp_onnx.search.evaluator import draw_quiz
+from corp_onnx.staging import check_destination, staged_files
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, in all)."""
+
+TOLERANCES = {"fp16": 2e-2, "int8-dynamic": 0.5, "int8-static": 0.5}
+"""Accepted difference relative to the largest answer. Float16 keeps 11 bits of every number, so twelve blocks stay
+within 2 %. 8 bits move single answers by tens of percent on noise and classes hardly at all (see the agreement): the
+bound only tells a quantised model from a broken one."""
+
+HELD_OUT_FRACTION = 0.25
+MAX_HELD_OUT = 128
+"""Images of --calib that only compare; four standard errors of an agreement of 0.97 are then 6 points."""
+
+QUIZ_IMAGES = 32
+"""Images that a sensitivity is measured on."""
+
+FEW_BITS = 0.01
+"""A warning where more than this share of the weights is subnormal in float16."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Data:
+    """Images by their use; None is 'not given'."""
+
+    calibration: Images | None
+    judging: Images | None
+    judging_path: Path | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Converted:
+    """A converted graph and what is to be said of it."""
+
+    proto: onnx.ModelProto
+    products: tuple[Product, ...]
+    kept_products: tuple[KeptProduct, ...] = ()
+    half: HalfModel | None = None
+
+
+def convert_model(
+    model: Path | str,
+    output: Path | str | None = None,
+    *,
+    settings: ConvertSettings,
+    calib: Path | str | None = None,
+    images: Path | str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> ConvertResult:
+    """Convert a float32 or bfloat16 model to another precision.
+
+    Args:
+        output: default `default_output`; weights beyond 2 GB lie in `<output>.data` beside it.
+        calib: unlabelled images, for a static model and for `keep_float`.
+        images: compare the two models on these; None takes images held back from `calib`, or noise.
+        force: replace files that exist.
+        progress: called with (stage, done, in all).
+
+    Raises:
+        InputError: the model is not float32 or bfloat16, or an option, an image folder or the destination is of no use.
+        CheckFailedError: a converter fails, or the new file is not valid or answers differently; nothing is written.
+    """
+    output = Path(output) if output is not None else default_output(Path(model), settings.target)
+    calib, images = (None if p is None else Path(p) for p in (calib, images))
+    _check_calibration(settings, calib)
+    clock = StageClock()
+    with clock.stage("load"):
+        loaded = load_model(model)
+        protect_model(loaded, {"-o": output}, output)
+        check_destination(output, force=force)
+        graph = probe_graph(loaded)
+        _require_float(graph, settings)
+        data = _open_data(loaded, settings, calib, images)
+    with staged_files({"-o": output}, force=force) as (path,):
+        with clock.stage("convert"):
+            work = path.parent / "work"
+            work.mkdir()
+            made = _convert(graph, data, settings, work, progress)
+            _add_recipe(made.proto, data)
+            write_model(made.proto, path, work)
+        with clock.stage("check"):
+            checks = [check_loading(path)]
+            _require_passed(checks, output)
+            checks += [check_structure(path), _check_signature(graph, made.proto, settings)]
+            _require_passed(checks, output)
+        with clock.stage("compare"):
+            comparison = _compare(loaded, path, data, settings, progress)
+            checks.append(_judge(comparison, settings.target))
+            _require_passed(checks, output)
+        written = _describe(path, output, settings)
+    return _report(graph, written, settings, data, made, comparison, checks, clock.stages)
+
+
+def _report(
+    graph: Graph, written: FileFacts, settings: ConvertSettings, data: _Data, made: _Converted, comparison: Comparison,
+    checks: Sequence[CheckResult], stages: Sequence[StageTime],
+) -> ConvertResult:  # fmt: skip
+    source, half, products = graph.model, made.half, made.products
+    return ConvertResult(
+        source=FileFacts(str(source.path), source.sha256, file_size(source), graph.float_type),
+        converted=written,
+        settings=asdict(settings),
+        n_products=len(products),
+        n_integer=0 if half else len(products) - len(made.kept_products),
+        integer_share=0.0 if half else _integer_share(products, made.kept_products),
+        kept_products=made.kept_products,
+        kept_ops=half.kept if half else {},
+        n_clipped=half.n_clipped if half else 0,
+        n_subnormal=half.n_subnormal if half else 0,
+        n_calibration=0 if data.calibration is None else data.calibration.n_images,
+        data_hash=None if data.calibration is None else data.calibration.data_hash(),
+        comparison=comparison,
+        checks=tuple(checks),
+        warnings=_warn(made, data),
+        stages=tuple(stages),
+        environment=describe_environment("cpu"),
+    )
+
+
+def _check_calibration(settings: ConvertSettings, calib: Path | None) -> None:
+    needs = settings.target == "int8-static" or settings.keep_float > 0
+    fresh = ConvertSettings(settings.target)
+    if calib is None and not needs and (settings.limit, settings.seed) != (fresh.limit, fresh.seed):
+        raise OptionError("--limit and --seed draw calibration images, and no --calib is given; leave them out.")
+    if needs and calib is None:
+        option = "--int8 static" if settings.target == "int8-static" else "--keep-float"
+        raise OptionError(f"{option} measures on images: give --calib, a folder of a few hundred unlabelled ones.")
+    if calib is not None and not needs:
+        raise OptionError(
+            "--calib is for --int8 static and --keep-float; the others need no images. Give --images to compare on."
+        )
+
+
+def _require_float(graph: Graph, settings: ConvertSettings) -> None:
+    if graph.float_type in ("float32", "bfloat16"):
+        return
+    already = settings.target == "fp16" and graph.float_type == "float16"
+    raise ModelError(
+        f"{graph.model.path}: its weights are {graph.float_type}{' already' if already else ''}, and conversion starts "
+        "from float32 or bfloat16; give the model that it was made from."
+    )
+
+
+def _open_data(model: Model, settings: ConvertSettings, calib: Path | None, images: Path | None) -> _Data:
+    """Images opened with the model's recipe, and those of `calib` split where they also judge."""
+
+    def read(path: Path, limit: int | None, minimum: int) -> Images:
+        shape = next(iter(input_dims(model).values()))
+        recipe = change_recipe(model.metadata, shape, settings.preprocessing, path)
+        return open_images(path, recipe, limit=limit, seed=settings.seed, minimum=minimum)
+
+    if calib is None and images is None:
+        given = [name for name, value in asdict(settings.preprocessing).items() if value is not None]
+        if given:
+            raise OptionError(f"--{given[0].replace('_', '-')} says how images are prepared, and no images are given.")
+    calibration = None if calib is None else read(calib, settings.limit, 2)
+    judging, path = (None if images is None else read(images, None, 1)), images
+    if calibration is not None and judging is None:
+        fraction = min(HELD_OUT_FRACTION, MAX_HELD_OUT / calibration.n_images)
+        calibration, judging = split_holdout(calibration, fraction, settings.seed)
+        path = calib
+    return _Data(calibration, judging, path)
+
+
+def _convert(graph: Graph, data: _Data, settings: ConvertSettings, work: Path, progress: Progress | None) -> _Converted:
+    products = list_products(graph)
+    if settings.target == "fp16":
+        half = convert_to_fp16(graph, keep_io=settings.io == "float32")
+        return _Converted(half.proto, products, half=half)
+    usable = [p for p in products if not p.reason]
+    if not usable:
+        reasons = "; ".join(dict.fromkeys(f"{p.node.op}: {p.reason}" for p in products)) or "it has no matrix product"
+        raise ModelError(f"{graph.model.path}: nothing can be quantised ({reasons}); --fp16 may do instead.")
+    if settings.keep_float >= len(usable):
+        raise OptionError(
+            f"--keep-float {settings.keep_float} leaves nothing to quantise; the model has {len(usable)} products that "
+            "can be, give a smaller number."
+        )
+    static = settings.target == "int8-static"
+    feeds = (lambda: _feed(graph.model, data, settings, progress)) if static else None
+    quantiser = Quantiser(graph, usable, work, feeds)
+    losses = _measure(graph, quantiser, usable, data, settings, progress)
+    worst = sorted(losses, key=lambda position: -losses[position])[: settings.keep_float]
+    proto = quantiser.quantise(p.node.position for p in usable if p.node.position not in worst)
+    kept = (_describe_kept(p, losses) for p in products if p.reason or p.node.position in worst)
+    return _Converted(proto, products, tuple(kept))
+
+
+def _feed(
+    model: Model, data: _Data, settings: ConvertSettings, progress: Progress | None
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """The calibration images as the model takes them."""
+    assert data.calibration is not None
+    inputs = read_inputs(open_session(model))
+    done = 0
+    for batch in data.calibration.batches(settings.batch_size):
+        yield from (feeds for feeds, _ in split_feeds(bind_feeds(batch, inputs), fixed_batch(inputs)))
+        done += len(batch)
+        if progress is not None:
+            progress("calibrate", done, data.calibration.n_images)
+
+
+def _measure(
+    graph: Graph, quantiser: Quantiser, usable: list[Product], data: _Data, settings: ConvertSettings,
+    progress: Progress | None,
+) -> dict[int, float]:  # fmt: skip
+    """The loss of every product alone, where some are to be kept; else nothing."""
+    if not settings.keep_float:
+        return {}
+    assert data.calibration is not None
+    quiz = draw_quiz(graph.model, data.calibration, QUIZ_IMAGES, settings.seed, batch_size=settings.batch_size)
+    report = None if progress is None else lambda done, total: progress("probe", done, total)
+    return measure_products(quantiser, quiz, usable, report)
+
+
+def _describe_kept(product: Product, losses: Mapping[int, float]) -> KeptProduct:
+    node = product.node
+    loss = losses.get(node.position)
+    return KeptProduct(
+        node.name or node.output, node.op, product.macs, product.reason or "among the most sensitive", loss
+    )
+
+
+def _integer_share(products: tuple[Product, ...], kept: tuple[KeptProduct, ...]) -> float:
+    total = sum(p.macs for p in products)
+    return 1 - sum(k.macs for k in kept) / total if total else 0.0
+
+
+def _add_recipe(proto: onnx.ModelProto, data: _Data) -> None:
+    """Store the recipe that images went through, as `prune` does, where the file has none."""
+    images = data.calibration or data.judging
+    if isinstance(images, ImageSet) and all(p.key != METADATA_KEY for p in proto.metadata_props):
+        proto.metadata_props.add(key=METADATA_KEY, value=images.recipe.to_json())
+
+
+def _check_signature(graph: Graph, proto: onnx.ModelProto, settings: ConvertSettings) -> CheckResult:
+    """Inputs and outputs: names and dimensions of the source, and the element types that were asked for."""
+    before = [*graph.model.proto.graph.input, *graph.model.proto.graph.output]
+    after = [*proto.graph.input, *proto.graph.output]
+    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16}
+    wanted = onnx.TensorProto.FLOAT if settings.io == "float32" else onnx.TensorProto.FLOAT16
+    same = len(before) == len(after) and all(
+        (a.name, a.type.tensor_type.shape) == (b.name, b.type.tensor_type.shape)
+        and a.type.tensor_type.elem_type
+        == (wanted if b.type.tensor_type.elem_type in floats else b.type.tensor_type.elem_type)
+        for a, b in zip(after, before, strict=True)
+    )
+    return CheckResult("signature", same, None, None, f"names and dimensions of the source, in {settings.io}")
+
+
+def _compare(
+    source: Model, converted: Path, data: _Data, settings: ConvertSettings, progress: Progress | None
+) -> Comparison:
+    if data.judging is None:
+        return compare_on_noise(source, _open_converted(converted))
+    report = None if progress is None else lambda done, total: progress("compare", done, total)
+    assert data.judging_path is not None
+    return compare_on_images(
+        source.path, converted, data.judging, data.judging_path, batch_size=settings.batch_size, progress=report
+    )
+
+
+def _open_converted(path: Path) -> Model:
+    """A file that this module wrote; unlike `load_model` it may be quantised."""
+    return Model(onnx.load(str(path), load_external_data=False), path, hash_file(path))
+
+
+def _judge(comparison: Comparison, target: Target) -> CheckResult:
+    tolerance = TOLERANCES[target]
+    found = comparison.max_difference
+    detail = f"largest difference from the source on {comparison.data}, relative to its largest answer"
+    return CheckResult("answers", bool(found <= tolerance), found, tolerance, detail)
+
+
+def _require_passed(checks: list[CheckResult], output: Path) -> None:
+    for check in (c for c in checks if not c.passed):
+        measured = f" ({check.difference:.2g}, allowed {check.tolerance:.2g})" if check.tolerance else ""
+        raise CheckFailedError(
+            f"the converted model failed its '{check.name}' check: {check.detail}{measured}. Nothing was written to "
+            f"{output}; the source is as it was, and another precision may do."
+        )
+
+
+def _describe(path: Path, output: Path, settings: ConvertSettings) -> FileFacts:
+    written = _open_converted(path)
+    precision = "float16" if settings.target == "fp16" else "int8"
+    return FileFacts(str(output), written.sha256, file_size(written), precision)
+
+
+def _warn(made: _Converted, data: _Data) -> tuple[str, ...]:
+    found: list[str] = []
+    for images in {id(i): i for i in (data.calibration, data.judging) if i is not None}.values():
+        if images.skipped and not found:
+            found.append(describe_skipped(images.skipped))
+    if made.half and made.half.n_clipped:
+        lie, are = ("number lies", "is") if made.half.n_clipped == 1 else ("numbers lie", "are")
+        found.append(
+            f"{made.half.n_clipped} stored {lie} beyond ±65504, the range of float16, and {are} clipped to it: "
+            "harmless in an attention mask, not in a weight."
+        )
+    if made.half and made.half.n_subnormal > FEW_BITS * made.half.n_stored:
+        share = made.half.n_subnormal / made.half.n_stored
+        found.append(f"{share:.1%} of the weights are below 6.1e-5 and keep fewer than 11 bits in float16.")
+    return tuple(found)

@@ -1,0 +1,196 @@
+"""Half precision: ONNX Runtime's float16 converter, given what it needs to be safe on every exporter's graph.
+
+Enters a probed `Graph` in float32 or bfloat16; leaves a `HalfModel`. Softmax and normalisations stay in float32, also
+where an exporter wrote them as a chain (LayerNormalization is an operator from opset 17 on)
+
+    mean = ReduceMean(x);  c = x - mean;  y = c / Sqrt(ReduceMean(c ^ 2) + epsilon)
+
+because c^2 leaves the range of float16 and epsilon falls below it. Inside such a chain no tensor is cast: the
+converter casts where it knows a tensor to be float16, and it is told of none that only kept operators see.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from corp_onnx.graph import Graph, Node
+from corp_onnx.graph.proto import names_in_use
+from corp_onnx.precision.editable import (
+    copy_editable,
+    drop_unread,
+    fresh_name,
+    refresh_value_info,
+    replace_nodes,
+    sort_nodes,
+)
+from corp_onnx.run.sessions import import_runtime
+
+KEPT_OPS = frozenset(
+    {"Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
+    | {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "EmbedLayerNormalization", "LpNormalization"}
+    | {"BatchNormalization", "InstanceNormalization", "GroupNormalization", "ReduceL2", "Resize"}
+)
+"""Left in float32 besides what the converter itself leaves (Range, CumSum, TopK, Min, Max, ...)."""
+
+LARGEST = float(np.finfo(np.float16).max)
+SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
+
+MASK_OUTPUT = ("EmbedLayerNormalization", 1)
+"""An integer tensor that has no type in the file: onnx infers none behind operators of other domains."""
+
+WIDE_TYPES = frozenset({TensorProto.FLOAT, TensorProto.BFLOAT16})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HalfModel:
+    """A float16 graph and what became of its numbers.
+
+    Attributes:
+        proto: the model, weights inside.
+        kept: number of operators left in float32, by type.
+        n_clipped: stored finite numbers beyond ±65504 that are ±65504 now; masks are made of such.
+        n_subnormal: stored numbers below 6.1e-5 that keep fewer than 11 bits, zeros not counted.
+        n_stored: stored numbers that are float16 now.
+    """
+
+    proto: onnx.ModelProto
+    kept: dict[str, int]
+    n_clipped: int
+    n_subnormal: int
+    n_stored: int
+
+
+def convert_to_fp16(graph: Graph, *, keep_io: bool = True) -> HalfModel:
+    """The model in float16.
+
+    Args:
+        graph: as `probe_graph` gives it, so that every tensor has its type, behind foreign operators too.
+        keep_io: leave inputs and outputs in float32, with a Cast behind and before them.
+
+    Raises:
+        MissingExtraError: no onnxruntime.
+    """
+    import_runtime()
+    from onnxruntime.transformers import float16
+
+    proto = copy_editable(graph)
+    kept = find_kept(graph, KEPT_OPS | set(float16.DEFAULT_OP_BLOCK_LIST))
+    names = [proto.graph.node[node.position].name for node in kept]
+    positions = {node.position for node in kept}
+    _set_softmax_precision(proto)
+    _separate_constants(graph, proto, positions)
+    _declare_types(graph, proto, positions)
+    counts = _count(_halved(graph, proto, positions))
+    drop_unread(proto)
+    half = float16.convert_float_to_float16(
+        proto, keep_io_types=keep_io, disable_shape_infer=True, op_block_list=[], node_block_list=names
+    )
+    replace_nodes(half, sort_nodes(list(_merge_casts(half.graph.node))))
+    refresh_value_info(half)
+    return HalfModel(half, dict(Counter(node.op for node in kept)), *counts)
+
+
+def find_kept(graph: Graph, ops: Iterable[str]) -> list[Node]:
+    """The nodes that stay in float32: those of the given types, and every normalisation written as a chain."""
+    kept = {node.position: node for node in graph.nodes if node.op in set(ops)}
+    for root in (node for node in graph.nodes if node.op in ("Sqrt", "Pow")):
+        kept |= {node.position: node for node in _match_norm(graph, root)}
+    return [kept[position] for position in sorted(kept)]
+
+
+def _match_norm(graph: Graph, root: Node) -> list[Node]:
+    """The chain of a normalisation around its square root; empty where the root takes that of something else."""
+    chain = [root]
+    for ops in (("Add",), ("ReduceMean",), ("Pow", "Mul")):
+        found = _producer(graph, chain[-1].inputs, ops)
+        if found is None and ops != ("Add",):
+            return []
+        chain += [found] if found is not None else []
+    centre = _producer(graph, chain[-1].inputs[:1], ("Sub",))
+    mean = _producer(graph, centre.inputs[1:], ("ReduceMean",)) if centre is not None else None
+    chain += [node for node in (centre, mean) if node is not None]
+    for node in (root, *(n for n, _ in graph.users(root.output) if n.op == "Reciprocal")):
+        chain += [n for n, _ in graph.users(node.output) if n.op in ("Div", "Reciprocal", "Mul")]
+    return chain
+
+
+def _producer(graph: Graph, names: Iterable[str], ops: Iterable[str]) -> Node | None:
+    """The first node of one of these types behind one of these tensors."""
+    nodes = (graph.producers.get(name) for name in names)
+    return next((node for node in nodes if node is not None and node.op in ops), None)
+
+
+def _set_softmax_precision(proto: onnx.ModelProto) -> None:
+    """The softmax inside an Attention operator of opset 23 takes the type of its inputs unless it is told."""
+    for node in proto.graph.node:
+        if node.op_type == "Attention" and node.domain in ("", "ai.onnx"):
+            others = [a for a in node.attribute if a.name != "softmax_precision"]
+            del node.attribute[:]
+            node.attribute.extend([*others, helper.make_attribute("softmax_precision", int(TensorProto.FLOAT))])
+
+
+def _separate_constants(graph: Graph, proto: onnx.ModelProto, kept: set[int]) -> None:
+    """Give kept nodes float32 constants of their own: an epsilon shared with a float16 node would be rounded."""
+    taken, copies = names_in_use(proto), dict[str, str]()
+    for position in sorted(kept):
+        for idx, name in enumerate(proto.graph.node[position].input):
+            own = name in graph.initializers and all(user.position in kept for user, _ in graph.users(name))
+            if own or not graph.is_constant(name) or (value := graph.constant(name)) is None:
+                continue
+            if value.dtype.kind not in "fV":
+                continue
+            if name not in copies:
+                copies[name] = fresh_name(f"{name}.float32", taken)
+                wide = value.astype(np.float32, order="C")
+                proto.graph.initializer.append(numpy_helper.from_array(wide, copies[name]))
+            proto.graph.node[position].input[idx] = copies[name]
+
+
+def _declare_types(graph: Graph, proto: onnx.ModelProto, kept: set[int]) -> None:
+    """Tell the converter which tensors to make float16: every float one but those that only kept nodes see."""
+    del proto.graph.value_info[:]
+    for node in graph.nodes:
+        for name in (n for n in node.outputs if graph.types.get(n) in WIDE_TYPES and n not in graph.outputs):
+            inside = node.position in kept and all(user.position in kept for user, _ in graph.users(name))
+            is_mask = (node.op, node.outputs.index(name)) == MASK_OUTPUT
+            if not inside and not is_mask:
+                value = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+                proto.graph.value_info.append(value)
+
+
+def _halved(graph: Graph, proto: onnx.ModelProto, kept: set[int]) -> Iterator[onnx.TensorProto]:
+    """The stored float32 tensors that some node reads in float16."""
+    halves = {
+        name for node in graph.nodes if node.position not in kept for name in proto.graph.node[node.position].input
+    }
+    stored = [t for t in proto.graph.initializer if t.name in halves]
+    stored += [
+        a.t for node in proto.graph.node if node.op_type == "Constant" for a in node.attribute if a.name == "value"
+    ]
+    yield from (t for t in stored if t.data_type == TensorProto.FLOAT)
+
+
+def _count(tensors: Iterable[onnx.TensorProto]) -> tuple[int, int, int]:
+    """(clipped, subnormal, all) among the numbers of float32 tensors."""
+    n_clipped = n_subnormal = n_all = 0
+    for tensor in tensors:
+        size = np.abs(numpy_helper.to_array(tensor))
+        n_clipped += int(((size > LARGEST) & np.isfinite(size)).sum())
+        n_subnormal += int(((size < SMALLEST_NORMAL) & (size > 0)).sum())
+        n_all += size.size
+    return n_clipped, n_subnormal, n_all
+
+
+def _merge_casts(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Every node, and of several that give the same output the first: the converter adds a Cast for each reader."""
+    seen: set[str] = set()
+    for node in nodes:
+        if node.output[0] not in seen:
+            yield node
+        seen.add(node.output[0])

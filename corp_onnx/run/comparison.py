@@ -1,0 +1,97 @@
+"""A converted model against the one it came from: on photographs, or on noise where there are none.
+
+Enters two model files; leaves a `Comparison`. Both sides see the same batches, because a dynamically quantised model
+measures its activations over a batch and answers an image a little differently beside other images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from corp_onnx.graph.model import Model, batch_kind
+from corp_onnx.images import Images
+from corp_onnx.metrics import Tally, binomial_error
+from corp_onnx.run.noise import run_possible
+from corp_onnx.run.runner import open_runner
+from corp_onnx.run.sessions import open_tapped
+
+NOISE_IMAGES = 4
+"""Rows of noise where the batch is dynamic."""
+
+TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+"""Largest accepted difference relative to the largest value, by the precision of the weights: a few hundred roundings
+of that precision, since twelve blocks of them add up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How far two models' answers are apart.
+
+    Attributes:
+        data: path of the images, or `noise`.
+        n_images: images, or rows of noise.
+        max_difference: max |z' - z| / max |z| over all outputs (noise) or over the first (images).
+        logit_error: |z' - z| / |z| of the same.
+        agreement: share of images with the same first answer; None on noise and where the output is no logits.
+        agreement_error: its binomial standard error.
+        kl: mean KL(softmax z || softmax z'), nats; None as for agreement.
+    """
+
+    data: str
+    n_images: int
+    max_difference: float
+    logit_error: float | None
+    agreement: float | None = None
+    agreement_error: float | None = None
+    kl: float | None = None
+
+
+def compare_on_images(
+    source: Path,
+    converted: Path,
+    images: Images,
+    data: Path,
+    *,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """The first output of both models on images."""
+    before, after = open_runner(source), open_runner(converted)
+    tally, largest, difference = Tally(), 0.0, 0.0
+    for batch in images.batches(batch_size):
+        expected, found = before.run(batch), after.run(batch)
+        tally.add(found, None, expected)
+        largest = max(largest, float(np.abs(expected).max()))
+        difference = max(difference, float(np.abs(found - expected).max()))
+        if progress is not None:
+            progress(tally.n_samples, images.n_images)
+    n = tally.n_samples
+    agreement = None if tally.n_agree is None else tally.n_agree / n
+    return Comparison(
+        data=str(data),
+        n_images=n,
+        max_difference=difference / (largest or 1.0),
+        logit_error=tally.relative_error(),
+        agreement=agreement,
+        agreement_error=None if agreement is None else binomial_error(agreement, n),
+        kl=None if tally.kl_sum is None else tally.kl_sum / n,
+    )
+
+
+def compare_on_noise(source: Model, converted: Model) -> Comparison:
+    """Every output of both models on noise (token ids are ones); a float16 input is fed the rounded noise."""
+    n_images = batch_kind(source) or NOISE_IMAGES
+    before, after = open_tapped(source, []), open_tapped(converted, [])
+    feeds, expected = run_possible(source, n_images, before.run)
+    halves = {i.name for i in after.session.get_inputs() if i.type == "tensor(float16)"}
+    found = after.run({k: v.astype(np.float16) if k in halves else v for k, v in feeds.items()})
+    z = np.concatenate([expected[name].astype(np.float64).ravel() for name in before.outputs])
+    z_new = np.concatenate([found[name].astype(np.float64).ravel() for name in after.outputs])
+    if z.shape != z_new.shape or not np.isfinite(z_new).all():
+        return Comparison("noise", n_images, float("inf"), None)
+    error = float(np.linalg.norm(z_new - z) / (np.linalg.norm(z) or 1.0))
+    return Comparison("noise", n_images, float(np.abs(z_new - z).max() / (np.abs(z).max() or 1.0)), error)

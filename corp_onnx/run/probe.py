@@ -1,0 +1,117 @@
+"""One run on noise that tells what every tensor is: a `Graph` with shapes, and the values that exporters compute.
+
+Exporters hide head sizes, token counts and the scale of the logits behind Shape, Gather and Sqrt. Instead of
+following their spelling, the model is run once with the shape of every tensor as an output; small integer and
+one-element tensors are read as they are. Inputs: a `Model`. Output: its `Graph` with `shapes`, `values`, `n_images`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from corp_onnx.errors import ModelError
+from corp_onnx.graph.dataflow import Graph, read_graph
+from corp_onnx.graph.model import FLOAT_TYPES, Model, batch_kind
+from corp_onnx.graph.proto import skeleton
+from corp_onnx.run.noise import run_possible
+from corp_onnx.run.sessions import first_sentence, open_extended
+
+PROBE_IMAGES = 2
+"""Two where the batch is dynamic, so that a batch axis can be told from an axis of size one."""
+
+SHAPE_PREFIX = "corp_onnx.shape/"
+VALUE_PREFIX = "corp_onnx.value/"
+INTEGER_TYPES = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL})
+COMPARISONS = ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "IsNaN")
+COUNTERS = ("Shape", "Size", "ArgMax", "ArgMin", "NonZero", "Range")
+TYPE_MAKERS: dict[str, int] = {
+    **dict.fromkeys(COMPARISONS, int(TensorProto.BOOL)),
+    **dict.fromkeys(COUNTERS, int(TensorProto.INT64)),
+}
+"""Operators whose output has another type than their first input."""
+
+SMALL_VALUE = 64
+"""Integer tensors up to this size are kept: shapes, axes, split sizes, and no index tables."""
+
+
+def probe_graph(model: Model) -> Graph:
+    """The graph of a model with the shape of every tensor at a batch of `n_images`, measured by one run.
+
+    Raises:
+        ModelError: ONNX Runtime can not load or run the model.
+    """
+    graph = read_graph(model)
+    types = _element_types(graph)
+    names = [out for node in graph.nodes for out in node.outputs if out]
+    shape_nodes = [helper.make_node("Shape", [n], [SHAPE_PREFIX + n]) for n in names]
+    integers = [n for n in names if types.get(n) in INTEGER_TYPES]
+    value_nodes = [helper.make_node("Identity", [n], [VALUE_PREFIX + n]) for n in integers]
+    outputs = [SHAPE_PREFIX + n for n in names] + [VALUE_PREFIX + n for n in integers]
+    n_images = batch_kind(model) or PROBE_IMAGES
+    session = open_extended(model, shape_nodes + value_nodes, [onnx.ValueInfoProto(name=o) for o in outputs])
+    feeds, found = run_possible(model, n_images, lambda feeds: _run(session, outputs, feeds, model))
+    arrays = dict(zip(outputs, found, strict=True))
+    shapes = {n: tuple(int(d) for d in arrays[SHAPE_PREFIX + n]) for n in names} | {
+        k: v.shape for k, v in feeds.items()
+    }
+    values = {n: arrays[VALUE_PREFIX + n] for n in integers if arrays[VALUE_PREFIX + n].size <= SMALL_VALUE}
+    values |= _computed_scalars(graph, shapes, values, model, feeds)
+    return replace(graph, shapes=shapes, values=values, types=types, n_images=n_images)
+
+
+def _run(session: Any, outputs: list[str], feeds: dict[str, np.ndarray], model: Model) -> list[np.ndarray]:
+    try:
+        return session.run(outputs, feeds)
+    except Exception as error:  # onnxruntime raises a class of its own for every status code
+        shapes = ", ".join(f"{k} {v.shape}" for k, v in feeds.items())
+        raise ModelError(
+            f"{model.path}: ONNX Runtime loads it but can not run it on {shapes} ({first_sentence(error)})."
+        ) from error
+
+
+def _element_types(graph: Graph) -> dict[str, int]:
+    """Element type of every tensor, from a skeleton without the weights.
+
+    ONNX knows no types behind operators of other domains; those hand on the type of their first floating-point input.
+    """
+    inferred = onnx.shape_inference.infer_shapes(skeleton(graph.model.proto)).graph
+    types = {v.name: v.type.tensor_type.elem_type for v in [*inferred.value_info, *inferred.input, *inferred.output]}
+    types = {name: kind for name, kind in types.items() if kind != TensorProto.UNDEFINED}
+    types |= {name: tensor.data_type for name, tensor in graph.initializers.items()}
+    for node in graph.nodes:
+        known = [types[name] for name in node.inputs[1 if node.op == "Where" else 0 :] if name in types]
+        known = [kind for kind in known if node.domain and kind in FLOAT_TYPES] or known
+        kind = node.attrs.get("to") if node.op == "Cast" else TYPE_MAKERS.get(node.op, known[0] if known else None)
+        for name in node.outputs:
+            if kind is not None:
+                types.setdefault(name, kind)
+    return types
+
+
+def _computed_scalars(
+    graph: Graph,
+    shapes: dict[str, tuple[int, ...]],
+    values: dict[str, np.ndarray],
+    model: Model,
+    feeds: dict[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """One-element float tensors that other nodes multiply or divide by: the scale of the logits, mostly."""
+    wanted = [
+        name
+        for node in graph.nodes
+        if node.op in ("Mul", "Div")
+        for name in node.inputs
+        if name in shapes and name not in values and int(np.prod(shapes[name])) == 1 and not graph.is_constant(name)
+    ]
+    wanted = [n for n in dict.fromkeys(wanted) if n not in feeds]
+    if not wanted:
+        return {}
+    nodes = [helper.make_node("Cast", [n], [VALUE_PREFIX + n], to=TensorProto.FLOAT) for n in wanted]
+    outputs = [VALUE_PREFIX + n for n in wanted]
+    session = open_extended(model, nodes, [onnx.ValueInfoProto(name=o) for o in outputs])
+    return dict(zip(wanted, _run(session, outputs, feeds, model), strict=True))

@@ -1,0 +1,95 @@
+"""A stretch of a graph as a model of its own: from tensors that are fed to tensors that are read.
+
+The refit and the probes walk the residual stream block by block; running the whole model for every block would cost
+its depth squared. A stretch holds just the nodes between; what else it needs (a mask, a batch size taken from the
+images) is traced back to the graph's own inputs, which then are inputs of the stretch as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from corp_onnx.errors import ModelError
+from corp_onnx.graph import Graph, Model, read_graph
+from corp_onnx.graph.proto import feed_dtype, without_weights
+from corp_onnx.run.sessions import TAP_PREFIX, first_sentence, start_session
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """A session of a stretch. `fed` are the tensors given, `sources` the graph's own inputs that it needs besides."""
+
+    session: Any
+    fed: tuple[str, ...]
+    sources: tuple[str, ...]
+    read: tuple[str, ...]
+    dtypes: Mapping[str, np.dtype[Any]]
+
+    def run(self, tensors: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The tensors read, in float32.
+
+        Args:
+            tensors: an array for every tensor fed, cast to the graph's precision.
+            feeds: the graph's own inputs.
+        """
+        given = {name: tensors[name].astype(self.dtypes[name], copy=False) for name in self.fed}
+        given |= {name: feeds[name] for name in self.sources}
+        try:
+            arrays = self.session.run([TAP_PREFIX + name for name in self.read], given)
+        except Exception as error:  # onnxruntime raises a class of its own for every status code
+            raise ModelError(f"ONNX Runtime failed inside the model ({first_sentence(error)}).") from error
+        return dict(zip(self.read, arrays, strict=True))
+
+
+def open_segment(
+    model: Model, types: Mapping[str, int], fed: Sequence[str], read: Sequence[str], *, provider: str = "cpu"
+) -> Segment:
+    """The stretch of a model from the tensors `fed` (none: from its inputs) to the tensors `read`.
+
+    Args:
+        types: ONNX element type of every tensor, `Graph.types`.
+    """
+    graph = read_graph(model)
+    needed, sources = _reach_back(graph, set(fed), read)
+    light = without_weights(model.proto)
+    nodes = [model.proto.graph.node[n.position] for n in graph.nodes if n.position in needed]
+    used = {name for node in nodes for name in node.input} | set(read)
+    del light.graph.node[:], light.graph.output[:], light.graph.value_info[:]
+    inputs = [i for i in model.proto.graph.input if i.name in sources]
+    del light.graph.input[:]
+    light.graph.input.extend(inputs)
+    light.graph.input.extend(helper.make_tensor_value_info(name, types[name], None) for name in fed)
+    light.graph.node.extend(nodes)
+    light.graph.node.extend(
+        helper.make_node("Cast", [name], [TAP_PREFIX + name], to=onnx.TensorProto.FLOAT) for name in read
+    )
+    light.graph.output.extend(onnx.ValueInfoProto(name=TAP_PREFIX + name) for name in read)
+    light.graph.initializer.extend(t for t in model.proto.graph.initializer if t.name in used)
+    session = start_session(light, model, provider)
+    dtypes = {name: feed_dtype(types[name]) for name in fed}
+    return Segment(session, tuple(fed), tuple(i.name for i in inputs), tuple(read), dtypes)
+
+
+def _reach_back(graph: Graph, fed: set[str], read: Sequence[str]) -> tuple[set[int], set[str]]:
+    """(positions of the nodes, graph inputs) that the tensors read depend on, stopping at the tensors fed."""
+    needed: set[int] = set()
+    sources: set[str] = set()
+    todo = [name for name in read if name not in fed]
+    while todo:
+        name = todo.pop()
+        node = graph.producers.get(name)
+        if node is None:
+            if name in graph.inputs:
+                sources.add(name)
+            continue
+        if node.position in needed:
+            continue
+        needed.add(node.position)
+        todo += [i for i in (*node.inputs, *graph.captured(node)) if i and i not in fed]
+    return needed, sources

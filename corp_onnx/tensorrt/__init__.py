@@ -1,0 +1,1 @@
+"""ONNX -> a TensorRT engine for this machine, by the Python library or by trtexec."""

@@ -1,0 +1,1 @@
+"""Models -> a repository that a Triton Inference Server loads."""

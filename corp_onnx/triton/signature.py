@@ -1,0 +1,216 @@
+"""What a server must know of a model: its tensors, how photographs are prepared for it, the names of its classes.
+
+Enters the path of an ONNX file or of an engine; leaves an `Interface`. ONNX Runtime is asked and not the file, because
+Triton asks it too: what the graph does not declare is inferred there, and a file that does not load is refused here and
+not by the server. Quantised models are as welcome as others. An engine says nothing where there is no GPU: the
+description is read that `corp-onnx engine` wrote beside it, or the ONNX file that it was built from.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import external_data_helper
+
+from corp_onnx.errors import InputError, ModelError, OptionError
+from corp_onnx.graph.model import hash_file
+from corp_onnx.graph.proto import has_bfloat16, node_graphs
+from corp_onnx.images.labels import LABELS_KEY
+from corp_onnx.images.recipe import METADATA_KEY, Recipe, find_recipe
+from corp_onnx.run.feeds import ELEMENT_TYPES
+from corp_onnx.run.noise import IMAGE_SIZES, TOKEN_COUNTS
+from corp_onnx.run.sessions import first_sentence, open_session
+from corp_onnx.tensorrt.engine import description_path
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output; `dtype` is NumPy's name, an axis of unknown length is None."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """What a model takes and gives.
+
+    Attributes:
+        inputs: in the model's order.
+        outputs: in the model's order.
+        sizes: for each input, the shape of one sample (without the batch axis where `is_batched`) that the model ran
+            on; None where its dynamic axes were not guessed.
+        recipe: preprocessing of photographs, None for other inputs.
+        carries_recipe: whether `recipe` stands in the file, and is not only the default for its input size.
+        labels: class names by index, empty where the file has none.
+        max_batch: the most samples that it takes at once, None where it knows no bound.
+        beside: names of the files that hold its weights, relative to its folder.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    sizes: tuple[tuple[int, ...], ...] | None
+    recipe: Recipe | None
+    carries_recipe: bool
+    labels: tuple[str, ...]
+    max_batch: int | None = None
+    beside: tuple[str, ...] = ()
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether the first axis of every tensor is dynamic: the number of samples."""
+        return all(t.shape and t.shape[0] is None for t in (*self.inputs, *self.outputs))
+
+
+def read_interface(path: Path) -> Interface:
+    """Open a model with ONNX Runtime, and run it once on zeros.
+
+    Raises:
+        ModelError: it can not be loaded or run, or has tensors that no server takes.
+    """
+    session = open_session(path)
+    proto = _parse(path)
+    if has_bfloat16(proto):
+        raise ModelError(f"{path}: holds bfloat16, which ONNX Runtime's backends do not serve; convert it to float16.")
+    inputs = tuple(_read_spec(v, path) for v in session.get_inputs())
+    outputs = tuple(_read_spec(v, path) for v in session.get_outputs())
+    metadata = session.get_modelmeta().custom_metadata_map
+    try:
+        recipe = find_recipe(metadata, inputs[0].shape)
+    except ModelError as error:
+        if METADATA_KEY in metadata:
+            raise ModelError(f"{path}: {error}") from error
+        recipe = None  # token ids, features: nothing that photographs go into
+    labels, beside = _read_labels(metadata, path), _name_external_files(proto, path)
+    found = Interface(inputs, outputs, None, recipe, METADATA_KEY in metadata, labels, beside=beside)
+    return replace(found, sizes=_find_sizes(session, found, path))
+
+
+def read_engine_interface(path: Path, like: Path | None) -> Interface:
+    """What an engine takes and gives, by its description or by the ONNX file that it was built from.
+
+    Recipe and labels are those of that file; the description knows where it was, and what it was.
+
+    Raises:
+        ModelError: the description or the ONNX file can not be read, or they are of different models.
+        OptionError: neither is there.
+    """
+    described = description_path(path)
+    if not described.is_file():
+        if like is None:
+            raise OptionError(
+                f"{path}: {described.name}, which `corp-onnx engine` writes beside an engine, is not there; give the "
+                "ONNX file that it was built from with --like."
+            )
+        return replace(read_interface(like), beside=())
+    try:
+        stored = json.loads(described.read_text(encoding="utf-8"))
+        found = _read_description(stored)
+        source = Path(stored["source"])
+        is_there = source.is_file() and hash_file(source) == stored["source_sha256"]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ModelError(f"{described}: is no description that `corp-onnx engine` wrote ({error!r}).") from error
+    model = like or (source if is_there else None)
+    if model is None:
+        return found
+    origin = read_interface(model)
+    if {t.name for t in (*origin.inputs, *origin.outputs)} != {t.name for t in (*found.inputs, *found.outputs)}:
+        raise ModelError(f"{path}: was not built from {model}, whose tensors have other names; give another --like.")
+    return replace(found, recipe=origin.recipe, carries_recipe=origin.carries_recipe, labels=origin.labels)
+
+
+def _read_description(stored: dict[str, Any]) -> Interface:
+    inputs, outputs = (
+        tuple(TensorSpec(t["name"], t["dtype"], tuple(t["shape"])) for t in stored[side])
+        for side in ("inputs", "outputs")
+    )
+    found = Interface(inputs, outputs, None, None, False, ())
+    best = [tuple(t["optimum"] or t["shape"]) for t in stored["inputs"]]
+    if not found.is_batched:
+        return replace(found, sizes=tuple(best))
+    largest = min(t["maximum"][0] for t in stored["inputs"])
+    return replace(found, sizes=tuple(shape[1:] for shape in best), max_batch=largest)
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(str(path), format="protobuf", load_external_data=False)
+    except DecodeError as error:  # ONNX Runtime also loads its own format
+        raise ModelError(f"{path}: is a model of ONNX Runtime's own format; give the .onnx file.") from error
+
+
+def _name_external_files(proto: onnx.ModelProto, path: Path) -> tuple[str, ...]:
+    """Files beside the model; they are there, because ONNX Runtime has loaded it."""
+    stored = [t for t in _tensors(proto.graph) if external_data_helper.uses_external_data(t)]
+    names = sorted({external_data_helper.ExternalDataInfo(t).location for t in stored})
+    for name in names:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ModelError(f"{path}: its weights lie in '{name}', outside of its folder; save them beside the model.")
+    return tuple(names)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        yield from (a.t for a in node.attribute if a.HasField("t"))
+        for inner in node_graphs(node):
+            yield from _tensors(inner)
+
+
+def _read_spec(value: Any, path: Path) -> TensorSpec:
+    if value.type not in ELEMENT_TYPES:
+        raise ModelError(f"{path}: tensor '{value.name}' has type {value.type}; expected a tensor of numbers.")
+    shape = tuple(axis if isinstance(axis, int) and axis > 0 else None for axis in value.shape)
+    return TensorSpec(value.name, ELEMENT_TYPES[value.type], shape)
+
+
+def _read_labels(metadata: dict[str, str], path: Path) -> tuple[str, ...]:
+    try:
+        labels = json.loads(metadata.get(LABELS_KEY, "[]"))
+    except ValueError:
+        labels = None
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ModelError(f"{path}: {LABELS_KEY} in its metadata is no JSON list of names; remove the entry.")
+    return tuple(" ".join(label.split()) for label in labels)  # one a line in the labels file
+
+
+def _find_sizes(session: Any, found: Interface, path: Path) -> tuple[tuple[int, ...], ...] | None:
+    """Sizes of one sample that the model runs on: its own, and where it has none the likely ones."""
+    shapes = [t.shape[1:] if found.is_batched else t.shape for t in found.inputs]
+    failure: InputError | None = None
+    for image, tokens in itertools.zip_longest(IMAGE_SIZES, TOKEN_COUNTS, fillvalue=TOKEN_COUNTS[0]):
+        sizes = tuple(_fill(shape, len(t.shape), image, tokens) for shape, t in zip(shapes, found.inputs, strict=True))
+        try:
+            _run_zeros(session, found, sizes, path)
+        except ModelError as error:
+            failure = failure or error
+        else:
+            return sizes
+        if all(None not in shape for shape in shapes):
+            raise failure
+    return None
+
+
+def _fill(shape: Sequence[int | None], rank: int, image: int, tokens: int) -> tuple[int, ...]:
+    """Unknown axes of an image are its height and width, and its batch is 1; those of others count tokens."""
+    if rank == 4:
+        return tuple(axis or (image if i >= len(shape) - 2 else 1) for i, axis in enumerate(shape))
+    return tuple(axis or tokens for axis in shape)
+
+
+def _run_zeros(session: Any, found: Interface, sizes: Sequence[tuple[int, ...]], path: Path) -> None:
+    batch = (1,) if found.is_batched else ()
+    feeds = {t.name: np.zeros((*batch, *size), t.dtype) for t, size in zip(found.inputs, sizes, strict=True)}
+    try:
+        session.run(None, feeds)
+    except Exception as error:  # onnxruntime raises a class of its own for every status code
+        raise ModelError(f"{path}: ONNX Runtime failed while running it on zeros ({first_sentence(error)}).") from error

@@ -1,0 +1,233 @@
+"""What is collected from a running model, against the numbers that its own products show."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from graphs import ENTRIES, FIXTURES, feeds_of, find_in, probed, runs_here
+from onnx import numpy_helper
+from random_vits import Spelling, write_model
+
+from corp_onnx.blocks import Blocks
+from corp_onnx.calibrate.collect import (
+    Units,
+    choose_units,
+    collect_moments,
+    read_operand,
+    read_queries_keys,
+    read_tokens,
+    require_finite,
+    run_tapped,
+    tap_units,
+)
+from corp_onnx.errors import NonFiniteError
+from corp_onnx.graph import Graph
+from corp_onnx.images.arrays import ArraySet
+from corp_onnx.moments.values import ChannelMoments, LogitMoments
+from corp_onnx.run.sessions import open_tapped
+
+RUN = [n for n in ENTRIES if runs_here(n) and ENTRIES[n]["expect"]["n_blocks"]]
+
+
+def images_of(graph: Graph, n_images: int, seed: int = 0) -> ArraySet:
+    """Samples for every input of a model, all different."""
+    rng = np.random.default_rng(seed)
+    feeds = feeds_of(graph, n_images)
+    arrays: dict[str, np.ndarray] = {}
+    for name, array in feeds.items():
+        shape = (n_images, *array.shape[1:])
+        is_ids = array.dtype.kind in "iu"
+        arrays[name] = rng.integers(0, 2, shape) if is_ids else rng.standard_normal(shape).astype(np.float32)
+        if is_ids and name == "attention_mask":
+            arrays[name] = np.ones(shape, np.int64)
+    return ArraySet(Path("made up"), arrays, np.arange(n_images))
+
+
+def all_units(blocks: Blocks) -> Units:
+    return choose_units(blocks, mlp=True, qk=True, vo=True)
+
+
+class TestOperands:
+    @pytest.mark.parametrize("name", RUN)
+    def test_queries_and_keys_make_the_logits_of_the_graph(self, name: str) -> None:
+        """Traps 2, 6 and 9: read by head and token, q k' is what the softmax core multiplies, up to one number."""
+        graph, blocks = probed(name)
+        units = all_units(blocks)
+        softmax = [u for u in units.qk_pairs if u.core == "softmax"]
+        taps = [u.node.output for u in softmax]
+        arrays = tap_units(graph, units, extra=taps).run(feeds_of(graph, 2))
+        n_real = graph.n_images
+        for unit in units.qk_pairs:
+            q, k = read_queries_keys(arrays, graph, unit, n_real)
+            assert q.dtype == k.dtype == np.float32
+            assert q.shape[0] == k.shape[0]
+            assert q.shape[2:] == k.shape[2:] == (unit.n_heads, unit.d_qk)
+            if unit not in softmax:
+                continue
+            ours = (q.transpose(0, 2, 1, 3) @ k.transpose(0, 2, 3, 1)).reshape(-1)  # [images, H, nq, nk]
+            theirs = arrays[unit.node.output].reshape(-1)
+            factor = float(theirs @ ours / (ours @ ours))
+            allowed = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-4}[graph.float_type]
+            assert np.abs(theirs - factor * ours).max() < allowed * np.abs(theirs).max()
+            assert factor == pytest.approx(unit.scale, rel=1e-2) or factor == pytest.approx(1, rel=1e-2)
+
+    @pytest.mark.parametrize("name", ["timm_vit_ts17_fused", "torchvision_vit_ts17", "hf_beit_ts17_sdpa_fixed_onnxsim"])
+    def test_values_meet_the_probabilities(self, name: str) -> None:
+        """P @ V by head, from the values as they are read, is what the output projection reads."""
+        graph, blocks = probed(name)
+        for unit in blocks.vo_pairs:
+            assert unit.v is not None
+            assert unit.out is not None
+            product = next(n for n, i in graph.users(unit.v.tensor) if n.op == "MatMul" and i == 1)
+            taps = [product.inputs[0], unit.v.projection, unit.out.linear.input]
+            arrays = open_tapped(graph.model, taps).run(feeds_of(graph, 2))
+            v = read_operand(arrays, graph, unit.v, graph.n_images)  # [B, N, H, d]
+            p = arrays[product.inputs[0]].reshape(len(v), unit.n_heads, v.shape[1], v.shape[1])
+            o = np.einsum("bhnm,bmhd->bnhd", p, v).reshape(len(v), v.shape[1], -1)
+            tokens = read_tokens(arrays[unit.out.linear.input], graph, graph.n_images)
+            if unit.v.token_major:
+                tokens = tokens.reshape(v.shape[1], len(v), -1).transpose(1, 0, 2)
+            np.testing.assert_allclose(tokens.reshape(o.shape), o, rtol=1e-4, atol=1e-5)
+
+    def test_other_number_of_tokens_than_the_probe(self, tmp_path: Path) -> None:
+        """Tokens folded into the images: how many there are is read off each batch, not off the probe run."""
+        proto = write_model(Spelling(qkv="separate", gemm=True, bias="none", n_tokens=4))
+        for value in [*proto.graph.input, *proto.graph.output]:
+            value.type.tensor_type.shape.dim[1].dim_param = "tokens"
+        for tensor in proto.graph.initializer:
+            values = numpy_helper.to_array(tensor)
+            if values.dtype == np.int64 and 4 in values[1:2]:
+                proto_values = values.copy()
+                proto_values[1] = -1
+                proto_values[0] = 3
+                tensor.CopyFrom(numpy_helper.from_array(proto_values, tensor.name))
+        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+        graph, blocks = find_in(proto, tmp_path)
+        (unit,) = blocks.qk_pairs
+        assert unit.q is not None
+        assert graph.dims(unit.q.projection) == (48, 12)
+        arrays = tap_units(graph, Units(qk_pairs=(unit,))).run(
+            {"x": np.random.default_rng(0).standard_normal((3, 5, 7)).astype(np.float32)}
+        )
+        q, _ = read_queries_keys(arrays, graph, unit, 3)
+        assert q.shape == (3, 5, 2, 6)
+        assert np.array_equal(q.reshape(15, 12), arrays[unit.q.projection])
+
+
+class TestMoments:
+    @pytest.mark.parametrize(
+        "name",
+        ["timm_vit_ts17_fused", "hf_bert_ts17_eager_ortbert", "timm_swiglu_packed_ts17", "torchvision_vit_ts17",
+         "timm_swin_ts17_fused_fixed", "timm_vit_ts17_fp16", "timm_vit_ts17_bf16", "timm_siglip_map_ts17"],
+    )  # fmt: skip
+    def test_sums_are_those_of_the_tensors(self, name: str) -> None:
+        """Trap 8 among them: half and bfloat16 activations are summed in float32 and float64."""
+        graph, blocks = probed(name)
+        units = all_units(blocks)
+        images = images_of(graph, 4)
+        moments = collect_moments(graph, units, images, batch_size=4)
+        chunks = [arrays for arrays, _ in run_tapped(tap_units(graph, units), images, 4)]
+        assert {key for key, _ in moments.entries} == {
+            *(u.key for u in units.mlps), *(u.qk_key for u in units.qk_pairs), *(u.vo_key for u in units.vo_pairs)
+        }  # fmt: skip
+        for unit in units.mlps:
+            found = moments[unit.key]
+            assert isinstance(found, ChannelMoments)
+            x = np.concatenate([a[unit.hidden].reshape(-1, unit.d_hidden) for a in chunks]).astype(np.float64)
+            assert found.count == len(x)
+            np.testing.assert_allclose(found.total, x.sum(axis=0), rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(found.gram, x.T @ x, rtol=1e-4, atol=1e-3)
+        for unit in units.qk_pairs:
+            found = moments[unit.qk_key]
+            assert isinstance(found, LogitMoments)
+            q, k = (np.concatenate(parts) for parts in zip(
+                *(read_queries_keys(a, graph, unit, graph.n_images if graph.fixed_batch else 4) for a in chunks),
+                strict=True,
+            ))  # fmt: skip
+            np.testing.assert_allclose(found.q_gram, np.einsum("bnhd,bnhe->hde", q, q), rtol=1e-3, atol=1e-3)
+            centred = k - k.mean(axis=1, keepdims=True)
+            np.testing.assert_allclose(
+                found.k_centred_gram, np.einsum("bnhd,bnhe->hde", centred, centred), rtol=1e-3, atol=1e-3
+            )
+
+    def test_batches_do_not_matter(self) -> None:
+        graph, blocks = probed("timm_vit_dynamo23_fused")
+        units, images = all_units(blocks), images_of(graph, 5)
+        done: list[int] = []
+        whole = collect_moments(graph, units, images, batch_size=5, progress=done.append)
+        parts = collect_moments(graph, units, images, batch_size=2, progress=done.append)
+        assert done == [5, 2, 2, 1]
+        for key, found in whole.entries:
+            other = parts[key]
+            for field in (
+                ("gram", "total") if isinstance(found, ChannelMoments) else ("q_gram", "k_gram", "logit_energy")
+            ):
+                np.testing.assert_allclose(getattr(found, field), getattr(other, field), rtol=1e-4, atol=1e-4)
+
+    def test_wanted_kinds_only(self) -> None:
+        _, blocks = probed("timm_vit_dynamo23_fused")
+        assert choose_units(blocks, mlp=False) == Units((), blocks.qk_pairs, ())
+        assert choose_units(blocks, qk=False, vo=True) == Units(blocks.mlps, (), blocks.vo_pairs)
+
+
+class TestFixedBatch:
+    """Trap 8: the rows that fill up a fixed batch are no images."""
+
+    @pytest.mark.parametrize(
+        "spelling", [Spelling(), Spelling(gemm=True), Spelling(qkv="flat"), Spelling(heads_in_batch=True)]
+    )
+    def test_filled_up_rows_do_not_count(self, spelling: Spelling, tmp_path: Path) -> None:
+        dynamic, dynamic_blocks = find_in(write_model(spelling), tmp_path)
+        images = images_of(dynamic, 4)
+        expected = collect_moments(dynamic, all_units(dynamic_blocks), images, batch_size=4)
+        fixed, fixed_blocks = find_in(write_model(replace(spelling, batch=3)), tmp_path)
+        assert fixed.fixed_batch
+        found = collect_moments(fixed, all_units(fixed_blocks), images)
+        for key, moments in expected.entries:
+            other = found[key]
+            fields = (
+                ("count", "gram", "total") if isinstance(moments, ChannelMoments) else ("n_images", "q_gram", "k_gram")
+            )
+            for field in fields:
+                np.testing.assert_allclose(getattr(other, field), getattr(moments, field), rtol=1e-4, atol=1e-4)
+
+    def test_tokens_first(self) -> None:
+        """Of [tokens, images] the last images go, not the last tokens."""
+        graph, _ = probed("timm_vit_ts17_fused_fixed")
+        graph = replace(graph, n_images=4)
+        array = np.arange(3 * 4 * 2).reshape(3, 4, 2)
+        expected = array[:, :3].reshape(-1, 2)
+        assert np.array_equal(read_tokens(array, graph, 3), expected)
+        assert np.array_equal(read_tokens(array.reshape(12, 2), graph, 3, token_major=True), expected)
+        first = array.reshape(4, 3, 2)
+        assert np.array_equal(read_tokens(first, graph, 3), first[:3].reshape(-1, 2))
+        assert np.array_equal(read_tokens(first.reshape(12, 2), graph, 3), first[:3].reshape(-1, 2))
+        assert np.array_equal(read_tokens(array, graph, 4), array.reshape(-1, 2))
+
+
+class TestNotFinite:
+    def test_exposed_tensor(self, tmp_path: Path) -> None:
+        proto = write_model(Spelling())
+        weight = next(t for t in proto.graph.initializer if list(t.dims) == [7, 12])
+        broken = numpy_helper.to_array(weight).copy()
+        broken[0, 0] = np.nan
+        weight.CopyFrom(numpy_helper.from_array(broken, weight.name))
+        graph, blocks = find_in(proto, tmp_path)
+        with pytest.raises(NonFiniteError, match=r"tensor '.*' \(blocks\.0\.mlp\) holds NaN"):
+            collect_moments(graph, all_units(blocks), images_of(graph, 2))
+
+    def test_output(self) -> None:
+        graph, _ = probed("timm_vit_ts17_fused")
+        require_finite(graph.model, "logits", np.zeros(3))
+        with pytest.raises(
+            NonFiniteError, match="output 'logits' holds 2 NaN or Inf on these images; nothing was pruned"
+        ):
+            require_finite(graph.model, "logits", np.array([1, np.nan, np.inf]))
+
+
+def test_fixtures_are_there() -> None:
+    assert len(RUN) > 100
+    assert all((FIXTURES / ENTRIES[n]["file"]).is_file() for n in RUN)

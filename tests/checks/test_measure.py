@@ -1,0 +1,219 @@
+"""Errors of units, of the residual stream and of the answers, against NumPy on tensors from plain ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from samples import OPERATOR, expectation, fixture_path, paper, weights_of, write_photos
+
+from corp_onnx.blocks import find_blocks
+from corp_onnx.calibrate.collect import Units, choose_units
+from corp_onnx.checks.measure import measure_model, measure_units
+from corp_onnx.errors import NonFiniteError
+from corp_onnx.graph.model import load_model
+from corp_onnx.images import ImageSet, open_images, split_holdout
+from corp_onnx.images.recipe import Recipe
+from corp_onnx.prune import prune_model
+from corp_onnx.results import HeldOut, PruneResult
+from corp_onnx.rewrite import AttentionChange, MlpChange
+from corp_onnx.run.probe import probe_graph
+from corp_onnx.search.plan import UnitPlan
+
+RECIPE = Recipe(size=(8, 8))
+DENSE = fixture_path(OPERATOR)
+D, H, D_HEAD, D_HIDDEN = (expectation(OPERATOR)[k] for k in ("d_model", "n_heads", "d_head", "d_hidden"))
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    folder = write_photos(tmp_path_factory.mktemp("data") / "photos", 24)
+    images = split_holdout(open_images(folder, RECIPE), 0.125, 0)[1]
+    assert isinstance(images, ImageSet)
+    return images
+
+
+@pytest.fixture(scope="module")
+def pruned(held_out: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> PruneResult:
+    return prune_model(DENSE, held_out.root, tmp_path_factory.mktemp("out") / "out.onnx", settings=paper())
+
+
+@pytest.fixture(scope="module")
+def pixels(held_out: ImageSet) -> np.ndarray:
+    return np.concatenate([b.pixels for b in held_out.batches(64)])
+
+
+def tap(path: Path | str, names: Sequence[str], pixels: np.ndarray) -> list[np.ndarray]:
+    proto = onnx.load(path)
+    proto.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return [o.astype(np.float64) for o in session.run(list(names), {"x": pixels})]
+
+
+def products(path: Path | str, shape: tuple[int, int]) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """(input tensor, weight, bias) of every MatMul with a stored weight of this shape and the Add behind it."""
+    graph, stored = onnx.load(path).graph, weights_of(Path(path))
+    found: list[tuple[str, np.ndarray, np.ndarray]] = []
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[1] in stored and stored[node.input[1]].shape == shape:
+            add = next(n for n in graph.node if node.output[0] in n.input)
+            bias = stored[next(i for i in add.input if i in stored)]
+            found.append((node.input[0], stored[node.input[1]].astype(np.float64), bias.astype(np.float64)))
+    return found
+
+
+def relative(error: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.sqrt(np.square(error).sum() / np.square(reference).sum()))
+
+
+class TestUnitErrors:
+    def test_mlp_error_is_that_of_its_output(self, pruned: PruneResult, pixels: np.ndarray) -> None:
+        ups, downs = products(DENSE, (D, D_HIDDEN)), products(DENSE, (D_HIDDEN, D))
+        small_ups = products(pruned.pruned.path, (D, D_HIDDEN // 2))
+        small_downs = products(pruned.pruned.path, (D_HIDDEN // 2, D))
+        units = [u for u in pruned.units if u.kind == "mlp"]
+        for unit, up, down, small_up, small_down in zip(units, ups, downs, small_ups, small_downs, strict=True):
+            x = tap(DENSE, [down[0]], pixels)[0].reshape(-1, D_HIDDEN)
+            kept = [int(np.flatnonzero((up[1] == column[:, None]).all(axis=0))[0]) for column in small_up[1].T]
+            exact = x @ down[1] + down[2]
+            reference = exact - exact.mean(axis=0)
+            error = relative(x[:, kept] @ small_down[1] + small_down[2] - exact, reference)
+            error_without = relative(x[:, kept] @ down[1][kept] + down[2] - exact, reference)
+            assert unit.error == pytest.approx(error, rel=1e-4)
+            assert unit.error_without == pytest.approx(error_without, rel=1e-4)
+
+    def test_logit_error_is_that_of_rows_about_their_mean(self, pruned: PruneResult, pixels: np.ndarray) -> None:
+        width = D_HEAD // 2
+        dense = products(DENSE, (D, 3 * D))
+        small = products(pruned.pruned.path, (D, D + 2 * H * width))
+        units = [u for u in pruned.units if u.kind == "qk"]
+        for unit, (source, weight, bias), (_, small_weight, small_bias) in zip(units, dense, small, strict=True):
+            x = tap(DENSE, [source], pixels)[0]  # [images, tokens, d_model]
+            exact = logits(x @ weight + bias, D_HEAD)
+            found = logits(x @ small_weight + small_bias, width)
+            assert unit.error == pytest.approx(relative(found - exact, exact), rel=1e-4)
+
+    def test_logit_error_of_the_plain_cut(self, pixels: np.ndarray, held_out: ImageSet, tmp_path: Path) -> None:
+        plain = prune_model(DENSE, held_out.root, tmp_path / "out.onnx", settings=paper(0, 0.5, compensate=False))
+        source, weight, bias = products(DENSE, (D, 3 * D))[0]
+        small = products(tmp_path / "out.onnx", (D, D + H * D_HEAD))[0]
+        x = tap(DENSE, [source], pixels)[0]
+        exact = logits(x @ weight + bias, D_HEAD)
+        found = logits(x @ small[1] + small[2], D_HEAD // 2)
+        assert plain.units[0].error_without == pytest.approx(relative(found - exact, exact), rel=1e-4)
+
+    def test_value_error_is_that_of_the_projection(self, held_out: ImageSet, pixels: np.ndarray) -> None:
+        graph = probe_graph(load_model(DENSE))
+        units = Units(vo_pairs=choose_units(find_blocks(graph), vo=True).vo_pairs[:1])
+        rng = np.random.default_rng(0)
+        changes = [
+            AttentionChange(
+                v_map=rng.standard_normal((H, 3, D_HEAD)), out_weight=rng.standard_normal((D, H * 3)),
+                out_bias=rng.standard_normal(D),
+            )
+            for _ in range(2)
+        ]  # fmt: skip
+        unit = units.vo_pairs[0]
+        plan = UnitPlan(unit.vo_key, unit.key, "vo", D_HEAD, 3, 1.0, changes[0], changes[1])
+        measured = measure_units(graph, units, [plan], held_out)[unit.vo_key]
+        assert unit.out is not None
+        x = tap(DENSE, [unit.out.linear.input], pixels)[0].reshape(-1, H, D_HEAD)
+        exact = x.reshape(-1, H * D_HEAD) @ unit.out.linear.read_weight(graph).T + unit.out.linear.read_bias(graph)
+        for change, found in zip(changes, measured, strict=True):
+            assert change.v_map is not None
+            cut = np.stack([x[:, h] @ change.v_map[h].T for h in range(H)], axis=1).reshape(-1, H * 3)
+            error = cut @ np.asarray(change.out_weight).T + change.out_bias - exact
+            assert found == pytest.approx(relative(error, exact - exact.mean(axis=0)), rel=1e-4)
+
+    def test_batches_change_nothing(self, held_out: ImageSet) -> None:
+        """Not even the mean that the reference is taken about."""
+        graph = probe_graph(load_model(DENSE))
+        units = Units(mlps=find_blocks(graph).mlps[:1])
+        rng = np.random.default_rng(0)
+        change = MlpChange(np.arange(5), rng.standard_normal((D, 5)), np.zeros(D))
+        plan = UnitPlan(units.mlps[0].key, units.mlps[0].key, "mlp", D_HIDDEN, 5, 1.0, change, change)
+        measured = [measure_units(graph, units, [plan], held_out, batch_size=n)[plan.key] for n in (1, 2, 64)]
+        assert measured[0] == pytest.approx(measured[1], rel=1e-5)
+        assert measured[0] == pytest.approx(measured[2], rel=1e-5)
+
+
+def logits(qkv: np.ndarray, width: int) -> np.ndarray:
+    """q k' per head, every row about its mean over the keys."""
+    n_images, n_tokens = qkv.shape[:2]
+    q, k = (qkv[..., i * H * width : (i + 1) * H * width].reshape(n_images, n_tokens, H, width) for i in range(2))
+    full = np.einsum("ithd,ishd->ihts", q, k)
+    return full - full.mean(axis=-1, keepdims=True)
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+class TestModel:
+    def test_answers_and_stream_by_hand(self, pruned: PruneResult, pixels: np.ndarray) -> None:
+        streams = [b.stream for b in find_blocks(probe_graph(load_model(DENSE))).blocks]
+        assert all(streams)
+        names = ["logits", *(s for s in streams if s)]
+        dense, small = tap(DENSE, names, pixels), tap(pruned.pruned.path, names, pixels)
+        held, n = pruned.held_out, len(pixels)
+        p, q = softmax(dense[0]), softmax(small[0])
+        agreement = float((dense[0].argmax(axis=1) == small[0].argmax(axis=1)).mean())
+        assert held.n_images == n
+        assert held.agreement == pytest.approx(agreement)
+        assert held.agreement_error == pytest.approx(np.sqrt(agreement * (1 - agreement) / n))
+        assert held.kl == pytest.approx(float((p * np.log(p / q)).sum(axis=1).mean()), rel=1e-4)
+        assert held.logit_error == pytest.approx(relative(small[0] - dense[0], dense[0]), rel=1e-4)
+        expected = [relative(b - a, a) for a, b in zip(dense[1:], small[1:], strict=True)]
+        assert held.stream_error == pytest.approx(expected, rel=1e-4)
+
+    def test_model_against_itself(self, held_out: ImageSet) -> None:
+        graph = probe_graph(load_model(DENSE))
+        measured = measure_model(graph, find_blocks(graph), load_model(DENSE), held_out)
+        assert measured == HeldOut(3, 1.0, 0.0, 0.0, 0.0, (0.0, 0.0))
+
+    def test_rows_that_fill_up_a_fixed_batch_do_not_count(
+        self, pruned: PruneResult, held_out: ImageSet, tmp_path: Path
+    ) -> None:
+        """Three images in batches of two: the third is there twice."""
+        paths = [fix_batch(Path(p), tmp_path / f"{i}.onnx", 2) for i, p in enumerate((DENSE, pruned.pruned.path))]
+        graph = probe_graph(load_model(paths[0]))
+        blocks = find_blocks(graph)
+        found = measure_model(graph, blocks, load_model(paths[1]), held_out)
+        assert found.n_images == 3
+        assert found.kl == pytest.approx(pruned.held_out.kl, rel=1e-4)
+        assert found.logit_error == pytest.approx(pruned.held_out.logit_error, rel=1e-4)
+        assert found.stream_error == pytest.approx(pruned.held_out.stream_error, rel=1e-4)
+
+    def test_held_out_set_smaller_than_the_batch(self, held_out: ImageSet, tmp_path: Path) -> None:
+        path = fix_batch(DENSE, tmp_path / "fixed.onnx", 16)
+        fixed = prune_model(path, held_out.root, tmp_path / "a.onnx", settings=paper())
+        dynamic = prune_model(DENSE, held_out.root, tmp_path / "b.onnx", settings=paper())
+        assert fixed.held_out.n_images == 3
+        assert fixed.calibration.n_tokens == dynamic.calibration.n_tokens
+        assert fixed.held_out.kl == pytest.approx(dynamic.held_out.kl, rel=1e-3)
+        for a, b in zip(fixed.units, dynamic.units, strict=True):
+            assert (a.key, a.error) == (b.key, pytest.approx(b.error, rel=1e-4))
+
+    def test_infinite_answers_are_an_error(self, held_out: ImageSet, tmp_path: Path) -> None:
+        proto = onnx.load(DENSE)
+        bias = next(t for t in proto.graph.initializer if tuple(t.dims) == (10,))
+        bias.CopyFrom(onnx.numpy_helper.from_array(np.full(10, np.inf, np.float32), bias.name))
+        onnx.save(proto, tmp_path / "inf.onnx")
+        graph = probe_graph(load_model(DENSE))
+        with pytest.raises(NonFiniteError, match=r"inf\.onnx: output 'logits' holds 30 NaN or Inf"):
+            measure_model(graph, find_blocks(graph), load_model(tmp_path / "inf.onnx"), held_out)
+
+
+def fix_batch(path: Path, output: Path, size: int) -> Path:
+    """The same graph with its batch declared fixed."""
+    proto = onnx.load(path)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = size
+    del proto.graph.value_info[:]
+    onnx.save(proto, output)
+    return output

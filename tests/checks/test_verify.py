@@ -1,0 +1,283 @@
+"""Every check can fail: a good pruned file passes all of them, a spoilt one fails, and nothing of it is published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from samples import COMPUTED_SCALE, OPERATOR, fixture_path, listing, paper, write_photos
+
+from corp_onnx import prune as prune_module
+from corp_onnx.blocks import Blocks, find_blocks
+from corp_onnx.calibrate.collect import choose_units, collect_moments
+from corp_onnx.checks.verify import (
+    check_batches,
+    check_identity,
+    check_padding,
+    check_replay,
+    check_signature,
+    check_structure,
+    relative_difference,
+    require_passed,
+)
+from corp_onnx.errors import CheckFailedError
+from corp_onnx.graph import Graph
+from corp_onnx.graph.model import Model, load_model
+from corp_onnx.graph.write import write_model
+from corp_onnx.images import open_images
+from corp_onnx.images.recipe import Recipe
+from corp_onnx.prune import prune_model
+from corp_onnx.results import CheckResult
+from corp_onnx.rewrite import AttentionChange, MlpChange, apply_changes, surgery
+from corp_onnx.rewrite.heads import joint_bias
+from corp_onnx.run.probe import probe_graph
+from corp_onnx.search.plan import Cut, gather_changes, plan_paper
+
+Tamper = Callable[[onnx.ModelProto], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A graph, what was solved for it, and a real batch."""
+
+    graph: Graph
+    blocks: Blocks
+    changes: dict[str, MlpChange | AttentionChange]
+    feeds: dict[str, np.ndarray]
+
+    def write(self, folder: Path, tamper: Tamper | None = None) -> Model:
+        proto = apply_changes(self.graph, self.blocks, self.changes, {})
+        if tamper is not None:
+            tamper(proto)
+        write_model(proto, folder / "out.onnx", self.graph.model.folder)
+        return load_model(folder / "out.onnx")
+
+    def check(self, name: str, pruned: Model, folder: Path) -> CheckResult:
+        if name == "structure":
+            return check_structure(pruned.path)
+        if name == "signature":
+            return check_signature(self.graph.model, pruned)
+        if name == "identity":
+            return check_identity(self.graph, self.blocks, self.changes, self.feeds, folder)
+        if name == "padding":
+            return check_padding(self.graph, self.blocks, self.changes, pruned, self.feeds, folder)
+        if name == "replay":
+            return check_replay(self.graph, self.blocks, self.changes, pruned, self.feeds)
+        return check_batches(pruned, self.feeds)
+
+
+NAMES = ("structure", "signature", "identity", "padding", "replay", "batches")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("data") / "photos", 12)
+
+
+def make_case(name: str, photos: Path) -> Case:
+    graph = probe_graph(load_model(fixture_path(name)))
+    blocks = find_blocks(graph)
+    images = open_images(photos, Recipe(size=(8, 8)))
+    units = choose_units(blocks)
+    changes = gather_changes(plan_paper(graph, units, collect_moments(graph, units, images), Cut()))
+    pixels = next(iter(images.batches(4))).pixels
+    return Case(graph, blocks, changes, {graph.inputs[0]: pixels})
+
+
+@pytest.fixture(scope="module")
+def case(photos: Path) -> Case:
+    return make_case(OPERATOR, photos)
+
+
+@pytest.fixture(scope="module")
+def scaled(photos: Path) -> Case:
+    """The graph computes its scale from the shape of the queries."""
+    return make_case(COMPUTED_SCALE, photos)
+
+
+def stored(proto: onnx.ModelProto, shape: tuple[int, ...]) -> onnx.TensorProto:
+    return next(t for t in proto.graph.initializer if tuple(t.dims) == shape)
+
+
+def put(tensor: onnx.TensorProto, values: np.ndarray) -> None:
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def swap_weights(proto: onnx.ModelProto) -> None:
+    """Two hidden channels of the first block change places in one of the two products."""
+    up = stored(proto, (20, 12))
+    put(up, numpy_helper.to_array(up)[:, [1, 0, *range(2, 12)]])
+
+
+def scale_operator(proto: onnx.ModelProto) -> None:
+    """The scale that follows from the new head size: 1 / sqrt(5) for 1 / sqrt(10)."""
+    for node in proto.graph.node:
+        if node.op_type == "Attention":
+            attribute = next(a for a in node.attribute if a.name == "scale")
+            attribute.f = float(1 / np.sqrt(5))
+
+
+def rename_output(proto: onnx.ModelProto) -> None:
+    proto.graph.node.append(helper.make_node("Identity", [proto.graph.output[0].name], ["answers"]))
+    proto.graph.output[0].name = "answers"
+
+
+def widen_output(proto: onnx.ModelProto) -> None:
+    proto.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 4
+
+
+def harden_batch(size: int) -> Tamper:
+    """The answers are reshaped to a batch of this size."""
+    return partial(_harden_batch, size)
+
+
+def _harden_batch(size: int, proto: onnx.ModelProto) -> None:
+    name = proto.graph.output[0].name
+    last = next(n for n in proto.graph.node if name in n.output)
+    last.output[0] = "loose"
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([size, 10]), "fixed"))
+    proto.graph.node.append(helper.make_node("Reshape", ["loose", "fixed"], [name]))
+
+
+def mix_batch(proto: onnx.ModelProto) -> None:
+    """Every answer less the mean over the batch."""
+    name = proto.graph.output[0].name
+    last = next(n for n in proto.graph.node if name in n.output)
+    last.output[0] = "own"
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([0]), "batch_axis"))
+    proto.graph.node.append(helper.make_node("ReduceMean", ["own", "batch_axis"], ["mean"]))
+    proto.graph.node.append(helper.make_node("Sub", ["own", "mean"], [name]))
+
+
+def break_operator(proto: onnx.ModelProto) -> None:
+    proto.graph.node[-1].op_type = "NoSuchOperator"
+
+
+def break_shape(proto: onnx.ModelProto) -> None:
+    put(stored(proto, (20, 12)), np.zeros((20, 11), np.float32))
+
+
+class TestChecks:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_good_file_passes(self, name: str, case: Case, scaled: Case, tmp_path: Path) -> None:
+        for of_graph in (case, scaled):
+            found = of_graph.check(name, of_graph.write(tmp_path), tmp_path)
+            assert found.name == name
+            assert found.passed, found.detail
+            assert listing(tmp_path) == ["out.onnx"]
+
+    @pytest.mark.parametrize(
+        ("name", "tamper", "detail"),
+        [
+            ("structure", break_operator, "No Op registered for NoSuchOperator|NoSuchOperator"),
+            ("structure", break_shape, r"differ in dimension 2: \(11\) vs \(12\)"),
+            ("signature", rename_output, "input and output names, types and dimensions"),
+            ("signature", widen_output, "input and output names, types and dimensions"),
+            ("padding", swap_weights, "padded with zeros to full width"),
+            ("padding", scale_operator, "padded with zeros to full width"),
+            ("replay", swap_weights, r"products of the pruned graph against NumPy, worst blocks\.0\.mlp"),
+            ("batches", harden_batch(4), r"ONNX Runtime failed while running the model .*reshape"),
+            ("batches", mix_batch, "batch of 1 against batch of 4"),
+        ],
+    )
+    def test_spoilt_file_fails(self, name: str, tamper: Tamper, detail: str, case: Case, tmp_path: Path) -> None:
+        found = case.check(name, case.write(tmp_path, tamper), tmp_path)
+        assert not found.passed
+        with pytest.raises(CheckFailedError, match=detail):
+            require_passed([found], tmp_path / "out.onnx")
+
+    def test_only_padding_sees_the_scale(self, case: Case, tmp_path: Path) -> None:
+        """Why that check is there: all products are right, and what softmax sees is not."""
+        pruned = case.write(tmp_path, scale_operator)
+        passed = {name: case.check(name, pruned, tmp_path).passed for name in NAMES}
+        assert passed == dict.fromkeys(NAMES, True) | {"padding": False}
+
+    def test_scale_that_was_not_pinned(self, scaled: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """At full width the computed scale is still right, so the identity passes."""
+        monkeypatch.setattr(surgery, "pin_scale", lambda *_: None)
+        pruned = scaled.write(tmp_path)
+        assert scaled.check("identity", pruned, tmp_path).passed
+        padding = scaled.check("padding", pruned, tmp_path)
+        assert not padding.passed
+        assert padding.difference is not None
+        assert padding.difference > 1e-2
+
+    def test_identity_fails_for_wrong_surgery(
+        self, scaled: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A projection that forgets its bias."""
+        pruned = scaled.write(tmp_path)
+        monkeypatch.setattr(surgery, "joint_bias", lambda graph, parts: np.zeros_like(joint_bias(graph, parts)))
+        assert not scaled.check("identity", pruned, tmp_path).passed
+
+    def test_replay_fails_where_shapes_differ(self, case: Case, tmp_path: Path) -> None:
+        """The file holds another number of channels than was solved for."""
+        pruned = case.write(tmp_path)
+        key = case.blocks.mlps[0].key
+        change = case.changes[key]
+        assert isinstance(change, MlpChange)
+        fewer = MlpChange(change.kept_idx[1:], change.weight[:, 1:], change.bias)
+        other = replace(case, changes=case.changes | {key: fewer})
+        found = other.check("replay", pruned, tmp_path)
+        assert not found.passed
+        assert found.difference == float("inf")
+
+    def test_one_image_is_doubled_for_the_batch_check(self, case: Case, tmp_path: Path) -> None:
+        """A batch of one against itself would pass whatever the graph does."""
+        single = {k: v[:1] for k, v in case.feeds.items()}
+        assert "batch of 1 against batch of 2" in check_batches(case.write(tmp_path), single).detail
+        assert not check_batches(case.write(tmp_path, mix_batch), single).passed
+
+    def test_missing_file(self, tmp_path: Path) -> None:
+        assert not check_structure(tmp_path / "nothing.onnx").passed
+
+
+def test_relative_difference() -> None:
+    a = np.array([[1.0, -4.0]])
+    assert relative_difference(a, a) == 0
+    assert relative_difference(a + np.array([0.0, 0.2]), a) == pytest.approx(0.05)
+    assert relative_difference(a.T, a) == float("inf")
+    assert relative_difference(np.full_like(a, np.nan), a) == float("inf")
+    assert relative_difference(np.zeros(3), np.zeros(3)) == 0
+
+
+def test_error_names_the_check_and_the_destination() -> None:
+    good = CheckResult("structure", True, None, None, "fine")
+    bad = CheckResult("replay", False, 0.25, 1e-4, "5 products against NumPy, worst blocks.1.mlp")
+    require_passed([good], Path("out.onnx"))
+    expected = (
+        r"the pruned model failed its 'replay' check: 5 products .* worst blocks\.1\.mlp \(difference 0\.25, allowed "
+        r"0\.0001\)\. Nothing was written to out\.onnx\. .*please report it"
+    )
+    with pytest.raises(CheckFailedError, match=expected):
+        require_passed([good, bad], Path("out.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("tamper", "name"),
+    [
+        (break_operator, "structure"),
+        (rename_output, "signature"),
+        (scale_operator, "padding"),
+        (swap_weights, "padding"),
+        (harden_batch(2), "batches"),  # as many as are held back
+    ],
+)
+def test_nothing_is_published_of_a_spoilt_file(
+    tamper: Tamper, name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_spoilt(proto: onnx.ModelProto, path: Path, folder: Path) -> None:
+        tamper(proto)
+        write_model(proto, path, folder)
+
+    monkeypatch.setattr(prune_module, "write_model", write_spoilt)
+    with pytest.raises(CheckFailedError, match=f"failed its '{name}' check") as caught:
+        prune_model(fixture_path(OPERATOR), photos, tmp_path / "new" / "out.onnx", settings=paper())
+    assert caught.value.exit_code == 1
+    assert listing(tmp_path) == []

@@ -1,0 +1,154 @@
+"""Integers on every exporter's graph: the answers, which products changed, and what a quantiser needs of a file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from graphs import find_in, probed, run
+from onnx import TensorProto, helper, numpy_helper
+
+from corp_onnx.checks.verify import check_structure, relative_difference
+from corp_onnx.errors import CheckFailedError
+from corp_onnx.graph import Graph
+from corp_onnx.graph.write import write_model
+from corp_onnx.precision.editable import drop_unread, sort_nodes
+from corp_onnx.precision.int8 import Quantiser
+from corp_onnx.precision.products import FLATTENED_GEMM, TWO_ACTIVATIONS, list_products
+from corp_onnx.precision.trial import check_loading
+from corp_onnx.run.noise import random_feeds
+
+TOLERANCE = 0.1
+"""Relative to the largest answer; random weights of width 32, whose sums average out little of the rounding."""
+
+EXPORTERS = [
+    "timm_vit_ts14_fused",
+    "timm_vit_ts17_fused",
+    "timm_vit_ts17_external",
+    "timm_vit_ts17_constants",  # weights in Constant nodes
+    "timm_vit_ts17_unfolded",  # weights behind a Transpose
+    "timm_vit_ts17_shared",
+    "timm_vit_dynamo18_fused",  # a Gemm whose weight is listed in value_info
+    "timm_vit_dynamo18_unoptimized",
+    "timm_vit_dynamo23_fused",
+    "timm_vit_dynamo23_bf16",
+    "timm_vit_ts17_ort",  # com.microsoft: no inferred types
+    "hf_bert_classifier_ts17_sdpa",
+    "hf_vit_ts17_sdpa_ort",
+    "torchvision_vit_ts17",
+]
+
+
+def integers_of(proto: onnx.ModelProto) -> int:
+    """Products with an int8 weight."""
+    stored = {t.name for t in proto.graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) == 2}
+    readers = Counter(name for node in proto.graph.node for name in node.input if name in stored)
+    return len(readers)
+
+
+def quantise(graph: Graph, folder: Path, *, static: bool, leave_out: int = 0) -> Path:
+    folder.mkdir(exist_ok=True)
+    products = [p for p in list_products(graph) if not p.reason]
+    feeds = random_feeds(graph.model, 3)
+    quantiser = Quantiser(graph, products, folder, (lambda: [feeds]) if static else None)
+    path = folder / "result.onnx"
+    write_model(quantiser.quantise(p.node.position for p in products[leave_out:]), path, folder)
+    return path
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+@pytest.mark.parametrize("name", EXPORTERS)
+def test_answers_of_every_exporter(name: str, static: bool, tmp_path: Path) -> None:
+    graph, _ = probed(name)
+    path = quantise(graph, tmp_path, static=static)
+    check = check_structure(path)
+    assert check.passed, check.detail
+    feeds = random_feeds(graph.model, 3)
+    for found, exact in zip(run(path, feeds), run(graph.model, feeds), strict=True):
+        assert 0 < relative_difference(found, exact) < TOLERANCE
+    usable = [p for p in list_products(graph) if not p.reason]
+    assert integers_of(onnx.load(path)) == len({p.node.inputs[1] for p in usable})
+    assert {p.key: p.value for p in onnx.load(path).metadata_props} == graph.model.metadata
+
+
+def test_scales_are_one_a_column_and_activations_uint8(tmp_path: Path) -> None:
+    graph, _ = probed("timm_vit_ts17_fused")
+    proto = onnx.load(quantise(graph, tmp_path, static=True))
+    stored = {t.name: t for t in proto.graph.initializer}
+    weights = [n for n in proto.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in stored]
+    weights = [n for n in weights if len(stored[n.input[0]].dims) == 2]
+    assert len(weights) == 9
+    for node in weights:
+        assert stored[node.input[0]].data_type == TensorProto.INT8
+        assert next(iter(stored[node.input[1]].dims)) in stored[node.input[0]].dims
+    quantised = [n for n in proto.graph.node if n.op_type == "QuantizeLinear"]
+    assert {stored[n.input[2]].data_type for n in quantised} == {TensorProto.UINT8}
+
+
+def test_products_left_out_keep_their_weights(tmp_path: Path) -> None:
+    graph, _ = probed("timm_vit_ts17_fused")
+    usable = [p for p in list_products(graph) if not p.reason]
+    for static in (False, True):
+        proto = onnx.load(quantise(graph, tmp_path / str(static), static=static, leave_out=2))
+        assert integers_of(proto) == len(usable) - 2
+        kept = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+        for product in usable[:2]:
+            np.testing.assert_array_equal(kept[product.node.inputs[1]], graph.constant(product.node.inputs[1]))
+
+
+def test_reasons_to_stay_in_float() -> None:
+    reasons = Counter((p.node.op, p.reason) for p in list_products(probed("timm_vit_ts17_fused")[0]))
+    assert reasons[("MatMul", TWO_ACTIVATIONS)] == 4
+    assert reasons[("MatMul", "")] == 8
+    assert reasons[("Gemm", "")] == 1
+    assert next(p.node.op for p in list_products(probed("timm_vit_ts17_fused")[0]) if p.reason) == "Conv"
+
+
+def test_a_scaled_gemm_stays_in_float(tmp_path: Path) -> None:
+    weight = np.ones((4, 3), np.float32)
+    for options, reason in (({}, ""), ({"alpha": 0.5}, FLATTENED_GEMM), ({"transB": 1}, "")):
+        stored = numpy_helper.from_array(weight.T.copy() if "transB" in options else weight, "w")
+        node = helper.make_node("Gemm", ["x", "w"], ["y"], **options)
+        values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", d]) for n, d in (("x", 4), ("y", 3))]
+        proto = helper.make_model(
+            helper.make_graph([node], "g", values[:1], values[1:], [stored]),
+            opset_imports=[helper.make_opsetid("", 17)], ir_version=8,
+        )  # fmt: skip
+        graph, _ = find_in(proto, tmp_path)
+        assert [p.reason for p in list_products(graph)] == [reason]
+
+
+def test_a_quantiser_that_fails_is_one_sentence(tmp_path: Path) -> None:
+    """Scales from batches that do not fit the model: ONNX Runtime's error, and ours around it."""
+    graph, _ = probed("timm_vit_ts17_fused")
+    products = [p for p in list_products(graph) if not p.reason]
+    quantiser = Quantiser(graph, products, tmp_path, lambda: [{"x": np.zeros((1, 3, 5, 5), np.float32)}])
+    with pytest.raises(CheckFailedError, match=r"quantiser fails on this model \(.+\)\. The model itself is as it was"):
+        quantiser.quantise([products[0].node.position])
+
+
+def test_a_file_that_kills_its_reader_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corp_onnx.precision.trial.PROGRAM", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    check = check_loading(tmp_path / "any.onnx")
+    assert not check.passed
+    assert check.detail == "ONNX Runtime crashes on it (signal 11)"
+
+
+def test_nodes_are_sorted_and_the_unread_dropped() -> None:
+    nodes = [
+        helper.make_node("Neg", ["b"], ["c"]),
+        helper.make_node("Abs", ["x"], ["unread"]),
+        helper.make_node("Add", ["a", "w"], ["b"]),
+        helper.make_node("Relu", ["x"], ["a"]),
+    ]
+    ordered = sort_nodes(nodes)
+    assert [n.op_type for n in ordered] == ["Abs", "Relu", "Add", "Neg"]
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xc"]
+    stored = [numpy_helper.from_array(np.ones(1, np.float32), name) for name in ("w", "lonely")]
+    proto = helper.make_model(helper.make_graph(ordered, "g", values[:1], values[1:], stored))
+    drop_unread(proto)
+    assert [n.op_type for n in proto.graph.node] == ["Relu", "Add", "Neg"]
+    assert [t.name for t in proto.graph.initializer] == ["w"]
