@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     from corp_onnx.precision.convert import convert_model
     from corp_onnx.prune import prune_model
     from corp_onnx.results import Inspection, PruneResult
-    from corp_onnx.search.best import BestSettings
-    from corp_onnx.search.plan import Cut
-    from corp_onnx.settings import Budget, Preprocessing, PruneSettings
+    from corp_onnx.settings import BEST, PAPER, Budget, Fractions, Method, Preprocessing, PruneSettings, Threshold
     from corp_onnx.tensorrt.blueprint import EngineSettings
     from corp_onnx.tensorrt.engine import EngineResult, build_engine
     from corp_onnx.triton.config import TritonSettings
@@ -42,13 +40,16 @@ if TYPE_CHECKING:
     from corp_onnx.zoo.export import ExportResult, export_model
 
 _HOMES = {
+    "Threshold": "settings",
+    "Method": "settings",
+    "Fractions": "settings",
+    "PAPER": "settings",
+    "BEST": "settings",
     "BenchResult": "bench.bench",
-    "BestSettings": "search.best",
     "Budget": "settings",
     "ConvertResult": "precision.conversion",
     "ConvertSettings": "precision.conversion",
     "CorpOnnxError": "errors",
-    "Cut": "search.plan",
     "EngineResult": "tensorrt.engine",
     "EngineSettings": "tensorrt.blueprint",
     "Evaluation": "evaluate",
@@ -73,23 +74,26 @@ _HOMES = {
 }
 
 __all__ = [
+    "BEST",
+    "PAPER",
     "BenchResult",
-    "BestSettings",
     "Budget",
     "ConvertResult",
     "ConvertSettings",
     "CorpOnnxError",
-    "Cut",
     "EngineResult",
     "EngineSettings",
     "Evaluation",
     "ExportResult",
+    "Fractions",
     "Inspection",
+    "Method",
     "Preprocessing",
     "PruneResult",
     "PruneSettings",
     "Recipe",
     "Schedule",
+    "Threshold",
     "TritonRepository",
     "TritonSettings",
     "__version__",

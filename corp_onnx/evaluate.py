@@ -227,12 +227,10 @@ def _usable_labels(
 def _score(runner: Runner, tally: Tally, recipe: Recipe | None) -> Score:
     """The running sums of a model as shares and means."""
     n = tally.n_samples
-    shares = {"top1": tally.n_top1, "top5": tally.n_top5, "agreement": tally.n_agree}
-    values = {name: count / n for name, count in shares.items() if count is not None}
-    values |= {f"{name}_error": binomial_error(share, n) for name, share in values.items()}
-    if tally.kl_sum is not None:
-        values["kl"] = tally.kl_sum / n
-    error = tally.relative_error()
-    if error is not None:
-        values["logit_error"] = error
-    return Score(str(runner.path), n, recipe, **values)
+    shares = {name: count / n for name, count in (("top1", tally.n_top1), ("top5", tally.n_top5)) if count is not None}
+    errors = {f"{name}_error": binomial_error(share, n) for name, share in shares.items()}
+    return Score(
+        str(runner.path), n, recipe, **shares, **errors,
+        agreement=tally.agreement, agreement_error=tally.agreement_error, kl=tally.kl,
+        logit_error=tally.relative_error(),
+    )  # fmt: skip

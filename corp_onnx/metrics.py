@@ -54,18 +54,31 @@ class Tally:
                 self.n_agree = (self.n_agree or 0) + int((outputs.argmax(axis=1) == reference.argmax(axis=1)).sum())
                 self.kl_sum = (self.kl_sum or 0.0) + float(kl_divergence(reference, outputs).sum())
 
+    @property
+    def agreement(self) -> float | None:
+        """Share of the samples with the reference's first answer; None where the output is no logits."""
+        return None if self.n_agree is None else self.n_agree / self.n_samples
+
+    @property
+    def agreement_error(self) -> float | None:
+        """Binomial standard error of the agreement."""
+        return None if self.agreement is None else binomial_error(self.agreement, self.n_samples)
+
+    @property
+    def kl(self) -> float | None:
+        """Mean KL(softmax of the reference || softmax of the outputs), nats; None as for agreement."""
+        return None if self.kl_sum is None else self.kl_sum / self.n_samples
+
+    @property
+    def loss(self) -> float:
+        """The mean KL where the output is logits, else the squared relative error: what the search minimises."""
+        return self.kl if self.kl is not None else (self.error_energy or 0.0) / (self.reference_energy or 1.0)
+
     def relative_error(self) -> float | None:
         """|z - z_ref| / |z_ref| over everything counted; None without a reference, or where that is all zero."""
         if not self.reference_energy:
             return None
         return math.sqrt((self.error_energy or 0.0) / self.reference_energy)
-
-
-def tally_loss(tally: Tally) -> float:
-    """The mean KL where the output is logits, else the squared relative error: what probes and allocation minimise."""
-    if tally.kl_sum is not None:
-        return tally.kl_sum / tally.n_samples
-    return (tally.error_energy or 0.0) / (tally.reference_energy or 1.0)
 
 
 def log_softmax(logits: Float64[np.ndarray, "n n_classes"]) -> Float64[np.ndarray, "n n_classes"]:

@@ -13,28 +13,18 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from corp_onnx._version import __version__
-from corp_onnx.blocks import Blocks, find_blocks, require_blocks
-from corp_onnx.calibrate.collect import Units, collect_moments
+from corp_onnx.blocks import Blocks, find_blocks
+from corp_onnx.calibrate.collect import collect_moments
 from corp_onnx.calibrate.data import describe_data, open_calibration, warn_of_data
 from corp_onnx.checks.measure import measure_model, measure_units
-from corp_onnx.checks.preflight import choose_wanted, protect_model, require_finite_weights
-from corp_onnx.checks.verify import (
-    check_batches,
-    check_identity,
-    check_padding,
-    check_replay,
-    check_signature,
-    check_structure,
-    require_passed,
-)
+from corp_onnx.checks.preflight import choose_units, protect_model, require_finite_weights
+from corp_onnx.checks.verify import check_file, check_rewrite, require_passed
 from corp_onnx.gradients import collect_taylor
-from corp_onnx.graph import Graph, Model, batch_kind, load_model
-from corp_onnx.graph.write import write_model
+from corp_onnx.graph import Graph, Model, load_model
 from corp_onnx.images import Images, ImageSet
 from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.inspect import describe_model, describe_skips
@@ -46,15 +36,16 @@ from corp_onnx.results import (
     describe_environment,
     to_json,
 )
-from corp_onnx.rewrite import apply_changes
+from corp_onnx.rewrite import plan_rewrite
 from corp_onnx.run.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session, resolve_provider
-from corp_onnx.search.plan import UnitPlan
-from corp_onnx.search.strategy import Situation, follow_settings
+from corp_onnx.search.problem import Problem
+from corp_onnx.search.strategy import follow_method
 from corp_onnx.settings import PruneSettings
 from corp_onnx.staging import check_destination, staged_files, write_text
-from corp_onnx.tokens.trim import TrimPlan, plan_trim, trim_file
+from corp_onnx.tokens.trim import plan_trim
+from corp_onnx.units import Unit, UnitPlan, list_units
 
 PRUNE_KEY = "corp_onnx.prune"
 """Where the pruned file keeps the settings and the hash of the dense one."""
@@ -101,6 +92,7 @@ def prune_model(
         CheckFailedError: a tensor holds NaN, or the pruned model failed a check; nothing was written.
     """
     settings = settings or PruneSettings()
+    method = settings.method
     model, output = Path(model), Path(output) if output is not None else default_output(Path(model))
     report = Path(report) if report is not None else default_report(output)
     destinations = {"-o": output, "--report": report}
@@ -113,72 +105,55 @@ def prune_model(
             check_destination(destination, force=force, option=option)
         graph = probe_graph(loaded)
         blocks = find_blocks(graph)
-        require_blocks(graph, blocks, vo=settings.fractions is None and settings.best.vo)
-        units = choose_wanted(graph, blocks, settings)
+        units = choose_units(graph, blocks, method)
         require_finite_weights(graph, blocks)
-        trim, trim_note = plan_trim(graph, blocks) if settings.trims else (None, "")
+        trim, trim_note = plan_trim(graph, blocks) if method.trim else (None, "")
     with clock.stage("open images"):
         calibration, held_out = open_calibration(graph.model, Path(calib), settings)
+    running = {"batch_size": settings.batch_size, "provider": settings.provider}
     with staged_files(destinations, force=force) as (path, report_path):
         importances: dict[str, np.ndarray] = {}
-        if settings.rank == "taylor":
+        if method.rank == "taylor":
             with clock.stage("rank"):
-                importances = collect_taylor(
-                    graph, units.mlps, calibration, batch_size=settings.batch_size, provider=settings.provider,
-                    progress=_counting(progress, "rank", calibration.n_images),
-                )  # fmt: skip
+                counting = _counting(progress, "rank", calibration.n_images)
+                importances = collect_taylor(graph, units, calibration, **running, progress=counting)
         with clock.stage("calibrate"):
-            moments = collect_moments(
-                graph, units, calibration, batch_size=settings.batch_size, provider=settings.provider,
-                n_image_grams=settings.best.n_image_grams if settings.preset == "best" else 0,
-                progress=_counting(progress, "calibrate", calibration.n_images),
-            )  # fmt: skip
+            counting = _counting(progress, "calibrate", calibration.n_images)
+            moments = collect_moments(graph, units, calibration, **running, progress=counting)
         with clock.stage("solve"):
-            outcome = follow_settings(
-                Situation(
-                    graph, blocks, units, moments, calibration, held_out, settings.batch_size, settings.provider,
-                    settings.seed, progress, importances, trim,
-                ),
-                settings,
+            problem = Problem(
+                graph, blocks, units, method, moments, calibration, held_out, **running, seed=settings.seed,
+                progress=progress, importances=importances, trim=trim,
             )  # fmt: skip
+            solution = follow_method(problem)
         with clock.stage("rewrite"):
-            changes, plans = outcome.changes, outcome.plans
-            metadata = _metadata(graph.model, calibration, settings)
-            proto = apply_changes(graph, blocks, changes, metadata, apart=trim.apart if trim else ())
-            write_model(proto, path, graph.model.folder)
-            del proto
-            if trim is not None:
-                trim_file(path)
-            pruned = load_model(path)
+            rewrite = plan_rewrite(solution.changes, trim, _metadata(graph.model, calibration, settings))
+            models = rewrite.write(graph, path)
+            pruned = models[-1]
         with clock.stage("verify"):
-            feeds = _first_feeds(graph, held_out, settings)
-            checks = [check_structure(path), check_signature(graph.model, pruned)]
-            require_passed(checks, output)
-            checks += _run_checks(graph, blocks, changes, pruned, feeds, path.parent, settings, trim)
-            require_passed(checks, output)
+            checks = check_file(graph.model, pruned, path)
+            _require_passed(checks, output)
+            checks += check_rewrite(graph, rewrite, models, _first_feeds(graph, held_out, settings), settings.provider)
+            _require_passed(checks, output)
         with clock.stage("measure"):
-            n_held = held_out.n_images
-            errors = measure_units(
-                graph, units, plans, held_out, batch_size=settings.batch_size, provider=settings.provider,
-                progress=_counting(progress, "measure units", n_held),
-            )  # fmt: skip
-            measured = measure_model(
-                graph, blocks, pruned, held_out, trim=trim.trim if trim else None, batch_size=settings.batch_size,
-                provider=settings.provider, progress=_counting(progress, "measure model", n_held),
-            )  # fmt: skip
+            counting = _counting(progress, "measure units", held_out.n_images)
+            errors = measure_units(graph, solution.plans, held_out, **running, progress=counting)
+            counting = _counting(progress, "measure model", held_out.n_images)
+            left_out = trim.trim if trim else None
+            measured = measure_model(graph, blocks, pruned, held_out, trim=left_out, **running, progress=counting)
             facts = describe_model(probe_graph(pruned))
         result = PruneResult(
             dense=describe_model(graph),
             pruned=replace(facts, path=str(output)),
             settings=asdict(settings),
             calibration=describe_data(Path(calib), calibration, held_out, moments, settings),
-            units=tuple(_unit_result(plan, errors[plan.key]) for plan in plans),
-            n_units_found=_count_found(blocks, settings),
-            left_whole=_left_whole(units, plans),
+            units=tuple(_unit_result(plan, errors[plan.key]) for plan in solution.plans),
+            n_units_found=_count_found(blocks, units),
+            left_whole=_left_whole(units, solution.plans),
             skipped=describe_skips(blocks),
             held_out=measured,
             checks=tuple(checks),
-            notes=(*outcome.notes, *([trim_note] if trim_note else [])),
+            notes=(*solution.notes, *([trim_note] if trim_note else [])),
             warnings=warn_of_data(units, moments, calibration),
             stages=tuple(clock.stages),
             peak_memory_bytes=_peak_memory(),
@@ -189,20 +164,22 @@ def prune_model(
     return result
 
 
-def _count_found(blocks: Blocks, settings: PruneSettings) -> int:
-    cut = settings.fractions
-    n_mlps, n_attentions = len(blocks.mlps), len(blocks.attentions)
-    if settings.by_threshold:
-        return n_mlps
-    if cut is None:
-        return n_mlps + n_attentions * (2 if settings.best.vo else 1)
-    return n_mlps * (cut.mlp > 0) + n_attentions * (cut.attn > 0)
+def _require_passed(checks: Sequence[CheckResult], output: Path) -> None:
+    advice = (
+        f"Nothing was written to {output}. This is a fault of corp-onnx on this graph: please report it with the "
+        "output of inspect."
+    )
+    require_passed(checks, "pruned", advice)
 
 
-def _left_whole(units: Units, plans: Sequence[UnitPlan]) -> tuple[str, ...]:
-    narrower = {plan.key for plan in plans if plan.width_after < plan.width_before}
-    keys = [u.key for u in units.mlps] + [u.qk_key for u in units.qk_pairs] + [u.vo_key for u in units.vo_pairs]
-    return tuple(key for key in keys if key not in narrower)
+def _count_found(blocks: Blocks, units: Sequence[Unit]) -> int:
+    """Recognised units of the kinds that were to be pruned, whether they can be or not."""
+    return len(list_units(blocks, {unit.kind for unit in units}, skipped=True))
+
+
+def _left_whole(units: Sequence[Unit], plans: Sequence[UnitPlan]) -> tuple[str, ...]:
+    narrower = {plan.key for plan in plans if plan.width < plan.unit.width}
+    return tuple(str(unit.key) for unit in units if unit.key not in narrower)
 
 
 def _counting(progress: Progress | None, stage: str, total: int) -> Callable[[int], None] | None:
@@ -235,24 +212,10 @@ def _first_feeds(graph: Graph, images: Images, settings: PruneSettings) -> dict[
     return feeds
 
 
-def _run_checks(
-    graph: Graph, blocks: Blocks, changes: dict[str, Any], pruned: Model, feeds: dict[str, np.ndarray], stage: Path,
-    settings: PruneSettings, trim: TrimPlan | None,
-) -> list[CheckResult]:  # fmt: skip
-    checks = [
-        check_identity(graph, blocks, changes, feeds, stage, settings.provider, trim=trim),
-        check_padding(graph, blocks, changes, pruned, feeds, stage, settings.provider),
-        check_replay(graph, blocks, changes, pruned, feeds, settings.provider, apart=trim.apart if trim else ()),
-    ]
-    if batch_kind(pruned) is None:
-        checks.append(check_batches(pruned, feeds, graph.float_type, settings.provider))
-    return checks
-
-
 def _unit_result(plan: UnitPlan, errors: tuple[float, float]) -> UnitResult:
-    block = int(plan.unit_key.split(".")[1])
+    unit = plan.unit
     return UnitResult(
-        plan.key, plan.kind, block, plan.width_before, plan.width_after, errors[0], errors[1], plan.condition_number
+        str(unit.key), unit.kind, unit.site.key.block, unit.width, plan.width, *errors, plan.condition_number
     )
 
 

@@ -1,17 +1,48 @@
-"""What a person can choose, as values: they are stored in the pruned file and in the report."""
+"""What a person can choose, as values: they are stored in the pruned file and in the report.
+
+A `Method` is one value: unit kinds x rank x solver x width rule x refit x token steps. `BEST` and `PAPER` are two
+constants of it. A field that an option of the command line sets carries its help in its metadata (`option`), so that
+the command line is derived from what is here (cli/options.py).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
 
 from corp_onnx.errors import OptionError
-from corp_onnx.search.best import BestSettings
-from corp_onnx.search.plan import Cut
+
+DEFAULT_RIDGE = 1e-3
+"""Relative to mean(diag C). The largest eigenvalue of C is at most n * mean(diag C), so this bounds the condition
+number by n / 1e-3, about 3e6 at n = 3072; float32 batch Grams leave a relative noise near 1e-7 on that eigenvalue, and
+this is the smallest power of ten that stays above it. The paper does not state its value."""
 
 DEFAULT_AGREEMENT = 0.95
 """Without any budget: the smallest model that keeps 95 % of the dense model's first answers. Most of the rest are
 images on which the dense model itself is unsure, so accuracy falls by much less."""
+
+DEFAULT_THRESHOLD = 0.003
+"""KL in nats that one MLP may cost with `Threshold`; on DeiT-Tiny 0.0087 keeps 62 % of the MLPs and 78 % of the
+answers, which is too little for a default."""
+
+Rank = Literal["obs", "energy", "magnitude", "weighted", "taylor"]
+QkSolver = Literal["low-rank", "sylvester"]
+
+
+def option(
+    default: Any, text: str, *, flag: str = "", off: str = "", metavar: str = "", minimum: int | None = None
+) -> Any:
+    """A field that a command-line option sets.
+
+    Args:
+        text: its help.
+        flag: its name, where that is not the field's with dashes.
+        off: the only spelling of a field that can just be switched off.
+        minimum: of a whole number.
+    """
+    metadata = {"help": text, "flag": flag, "off": off, "metavar": metavar, "minimum": minimum}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +58,137 @@ class Preprocessing:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How small the model has to be: `value` of the dense model's MACs or parameters, or the agreement to keep."""
+    """Widths under one budget: how small the model has to be.
 
-    kind: Literal["macs", "params", "agreement"]
-    value: float
+    Args:
+        kind: what is counted: MACs, parameters, or the share of the dense model's first answers.
+        value: the fraction to keep.
+        allocate: `search` widths for the least loss, or `uniform`: the same fraction of every unit.
+    """
+
+    kind: Literal["macs", "params", "agreement"] = "agreement"
+    value: float = DEFAULT_AGREEMENT
+    allocate: Literal["search", "uniform"] = "search"
 
     def __post_init__(self) -> None:
-        option = {"macs": "--macs", "params": "--params", "agreement": "--min-agreement"}[self.kind]
+        name = {"macs": "--macs", "params": "--params", "agreement": "--min-agreement"}[self.kind]
         if not 0 < self.value < 1:
-            raise OptionError(f"{option} is a fraction and must lie between 0 and 1; found {self.value:g}.")
+            raise OptionError(f"{name} is a fraction and must lie between 0 and 1; found {self.value:g}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Fractions:
+    """Widths by a fraction removed, in [0, 1), the same for every unit of a kind; other kinds stay whole.
+
+    Args:
+        mlp: of the hidden channels of every MLP.
+        attn: of every query/key head.
+    """
+
+    mlp: float = 0.0
+    attn: float = 0.0
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if not 0 <= value < 1:
+                raise OptionError(f"--{f.name} is the fraction removed and must lie in [0, 1); found {value:g}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """Widths by what each unit may cost: the smallest at which it alone moves the answers by a KL of at most this.
+
+    AMP's rule (search/amp.py); no budget.
+    """
+
+    kl: float = DEFAULT_THRESHOLD
+
+    def __post_init__(self) -> None:
+        if not self.kl > 0:
+            raise OptionError(f"--amp-threshold is a KL in nats and must be above 0; found {self.kl:g}.")
+
+
+WidthRule = Budget | Fractions | Threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How a model is pruned.
+
+    Args:
+        units: kinds of units that may become narrower (`corp_onnx.units.KINDS`).
+        rank: order of the hidden channels: `obs`, the paper's `energy` or `magnitude`, the authors' code's `weighted`,
+            AMP's `taylor` (gradients/).
+        qk: `low-rank`, or the paper's kept dimensions with `sylvester` compensation.
+        ridge: lambda of the compensation, relative to the mean diagonal.
+        compensate: False cuts only, as an ablation; the refit would undo that and is left out.
+        widths: the rule by which widths are found.
+        align: widths are multiples of this (a unit may also stay whole).
+        equal_heads: query/key and value widths of a block are the same, as fused attention kernels want.
+        refit: solve output projections and second products again on the pruned stream (refit/).
+        weigh_tokens: in the refit, count token positions by how much the answers depend on them (token_weights.py).
+        favour_late: where a refit follows, an error of an early unit counts less in the search for widths, since every
+            later unit mends part of it (search/widths.py); no effect without a refit.
+        trim: leave out what the last block computes for tokens that no output reads (tokens/); no effect on answers.
+
+    Raises:
+        OptionError: a number out of range, or a name that is not known.
+    """
+
+    units: tuple[str, ...] = option(
+        ("mlp", "qk", "vo"), "Kinds of units that may become narrower, separated by commas.", metavar="KINDS"
+    )
+    rank: Rank = option(
+        "obs",
+        "Hidden channels that go first: of least loss after compensation, least energy, smallest weights, least energy "
+        "between the norms of both weights, least |activation x gradient| of the answer's entropy (taylor: needs "
+        "corp-onnx[taylor]).",
+    )
+    qk: QkSolver = option("low-rank", "How queries and keys are pruned: any maps, or the paper's kept dimensions.")
+    ridge: float = option(DEFAULT_RIDGE, "Ridge of the compensation, relative to the mean diagonal.", metavar="L")
+    compensate: bool = option(True, "Only cut, as an ablation.", off="--no-compensation")
+    widths: WidthRule = field(default_factory=Budget)
+    align: int = option(8, "Searched widths are multiples of N.", metavar="N", minimum=1)
+    equal_heads: bool = option(False, "Same width for queries, keys and values of a block.")
+    refit: bool = option(True, "Solve every last product again on the pruned residual stream.")
+    weigh_tokens: bool = option(True, "In the refit, count token positions by how much the answers depend on them.")
+    favour_late: bool = option(
+        True,
+        "Before a refit, let errors of early blocks count less in the search for widths: later blocks mend part of "
+        "them.",
+    )
+    trim: bool = option(True, "Leave out what the last block computes for tokens that no output reads.")
+
+    def __post_init__(self) -> None:
+        if self.rank not in get_args(Rank):
+            raise OptionError(f"--rank must be {_listed(get_args(Rank))}; found {self.rank}.")
+        if self.qk not in get_args(QkSolver):
+            raise OptionError(f"--qk must be {_listed(get_args(QkSolver))}; found {self.qk}.")
+        if not (math.isfinite(self.ridge) and self.ridge > 0):
+            raise OptionError(f"--ridge must be a number above 0; found {self.ridge:g}.")
+        if self.align < 1:
+            raise OptionError(f"--align must be 1 or more; found {self.align}.")
+
+    @property
+    def refits(self) -> bool:
+        """Whether last products are solved again: not where the cut alone is wanted."""
+        return self.refit and self.compensate
+
+    @property
+    def judges_by_agreement(self) -> bool:
+        """Whether the held-back images decide the size of the model."""
+        return isinstance(self.widths, Budget) and self.widths.kind == "agreement"
+
+
+BEST = Method()
+"""Docs: docs/method.md."""
+
+PAPER = Method(units=("mlp", "qk"), rank="energy", qk="sylvester", widths=Fractions(0.5, 0.5), refit=False, trim=False)
+"""arXiv 2602.05243 as it stands."""
+
+METHODS = {"best": BEST, "paper": PAPER}
+"""By the name of the preset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +196,7 @@ class PruneSettings:
     """Everything that decides the result, apart from the model and the images.
 
     Args:
-        preset: `best`, or `paper`, the method of arXiv 2602.05243.
-        cut: fractions removed of every unit. `paper` always uses it (50 % where None); `best` where it is given,
-            with its own solvers and no search.
-        budget: what `best` searches widths for where no cut is given; None is an agreement of 0.95.
-        best: the ingredients of `best`.
+        method: how it is pruned.
         n_images: calibrate on this many, drawn at random with `seed`; None takes all.
         batch_size: images at a time; has no effect on the result beyond rounding.
         seed: of the draw, of the held-back split and of the probes.
@@ -55,60 +204,22 @@ class PruneSettings:
         preprocessing: changes to the model's recipe.
 
     Raises:
-        OptionError: options that contradict each other.
+        OptionError: a number out of range.
     """
 
-    preset: Literal["best", "paper"] = "best"
-    cut: Cut | None = None
-    budget: Budget | None = None
-    best: BestSettings = field(default_factory=BestSettings)
-    n_images: int | None = None
-    batch_size: int = 8
-    seed: int = 0
-    provider: str = "cpu"
+    method: Method = BEST
+    n_images: int | None = option(
+        None, "Calibrate on N images drawn at random.  [default: all]", flag="images", metavar="N", minimum=1
+    )
+    batch_size: int = option(8, "Images at a time; memory grows with it.", flag="batch", metavar="N", minimum=1)
+    seed: int = option(0, "Of the draw and of the held-back images.", metavar="N", minimum=0)
+    provider: str = option("cpu", "ONNX Runtime provider for calibration and checks: cpu, cuda, ...", metavar="NAME")
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise OptionError(f"--seed must be 0 or more; found {self.seed}.")
-        if self.budget is not None and self.preset == "paper":
-            raise OptionError("the paper's method takes fractions: give --mlp and --attn, or leave out --preset paper.")
-        if self.budget is not None and self.cut is not None:
-            raise OptionError("--mlp and --attn fix the widths and a budget searches them: give one or the other.")
-        if self.by_threshold and (self.preset == "paper" or self.cut is not None or self.budget is not None):
-            raise OptionError(
-                "--allocate amp takes widths from --amp-threshold alone: leave out --preset paper, --mlp, --attn, "
-                "--macs, --params and --min-agreement, or use --allocate search."
-            )
 
-    @property
-    def by_threshold(self) -> bool:
-        """Whether every MLP gives what a threshold on the loss allows, instead of a budget or fractions."""
-        return self.best.allocate == "amp"
 
-    @property
-    def trims(self) -> bool:
-        """Whether tokens that nobody reads are left out: the paper's method has no such step."""
-        return self.preset == "best" and self.best.trim
-
-    @property
-    def rank(self) -> str:
-        """The order in which hidden channels go."""
-        return self.best.rank if self.fractions is None or self.preset == "best" else self.fractions.rank
-
-    @property
-    def fractions(self) -> Cut | None:
-        """The fractions removed, where they are fixed."""
-        return self.cut or Cut() if self.preset == "paper" else self.cut
-
-    @property
-    def goal(self) -> Budget | None:
-        """The budget, where widths are searched under one."""
-        if self.fractions is not None or self.by_threshold:
-            return None
-        return self.budget or Budget("agreement", DEFAULT_AGREEMENT)
-
-    @property
-    def judges_by_agreement(self) -> bool:
-        """Whether the held-back images decide the size of the model."""
-        return self.goal is not None and self.goal.kind == "agreement"
+def _listed(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"

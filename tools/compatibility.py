@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from corp_onnx._version import __version__
-from corp_onnx.blocks import AttentionUnit, Blocks, MlpUnit, find_blocks
+from corp_onnx.blocks import Attention, Blocks, Mlp, find_blocks
 from corp_onnx.checks.verify import (
     check_batches,
     check_identity,
@@ -127,14 +127,14 @@ def halve_units(graph: Graph, blocks: Blocks) -> Changes:
     return changes
 
 
-def halve_mlp(graph: Graph, unit: MlpUnit, rng: np.random.Generator) -> MlpChange:
+def halve_mlp(graph: Graph, unit: Mlp, rng: np.random.Generator) -> MlpChange:
     """Half of the channels in any order, and another second product."""
     kept_idx = rng.permutation(unit.d_hidden)[: max(1, unit.d_hidden // 2)]
     weight = unit.down.read_weight(graph).astype(np.float64)[:, kept_idx]
     return MlpChange(kept_idx, weight * rng.uniform(0.5, 1.5, weight.shape), 0.1 * rng.standard_normal(unit.down.d_out))
 
 
-def halve_attention(graph: Graph, unit: AttentionUnit, rng: np.random.Generator) -> AttentionChange:
+def halve_attention(graph: Graph, unit: Attention, rng: np.random.Generator) -> AttentionChange:
     """Random maps of every head onto half of its dimensions."""
 
     def draw_map(d_head: int) -> np.ndarray:

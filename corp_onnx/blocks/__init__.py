@@ -1,30 +1,36 @@
-"""Finds the prunable units of a graph by data flow, and says what it skipped and why."""
+"""Finds the sites of a graph that units can be pruned from, by data flow, and says what it skipped and why."""
 
-from corp_onnx.blocks.find import find_blocks, require_blocks
+from corp_onnx.blocks.find import explain_nothing, find_blocks
 from corp_onnx.blocks.found import (
+    Attention,
     AttentionOutput,
-    AttentionUnit,
     Block,
     Blocks,
     Linear,
-    MlpUnit,
+    Mlp,
     Operand,
+    QkPair,
     Residual,
+    SiteKey,
     Skip,
     UpProjection,
+    VoPair,
 )
 
 __all__ = [
+    "Attention",
     "AttentionOutput",
-    "AttentionUnit",
     "Block",
     "Blocks",
     "Linear",
-    "MlpUnit",
+    "Mlp",
     "Operand",
+    "QkPair",
     "Residual",
+    "SiteKey",
     "Skip",
     "UpProjection",
+    "VoPair",
+    "explain_nothing",
     "find_blocks",
-    "require_blocks",
 ]

@@ -7,13 +7,12 @@ reader outside) is skipped with the node that is in the way.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from corp_onnx.blocks.core import CoreMatch, match_core
-from corp_onnx.blocks.found import AttentionOutput, AttentionUnit, Operand, Skip
+from corp_onnx.blocks.found import UNPLACED, Attention, AttentionOutput, Operand, QkPair, Skip, VoPair
 from corp_onnx.blocks.fused import match_packed_attention
 from corp_onnx.blocks.layout import is_plain
 from corp_onnx.blocks.linear import Mismatch
@@ -24,7 +23,7 @@ from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.slots import Slot
 
 
-def match_attention(graph: Graph, node: Node) -> AttentionUnit | Mismatch | None:
+def match_attention(graph: Graph, node: Node) -> Attention | Mismatch | None:
     """The attention whose Softmax, or whose fused operator, is `node`; None when a Softmax is no attention."""
     if node.op == "Attention" and node.domain == "com.microsoft":
         return match_packed_attention(graph, node)
@@ -58,7 +57,7 @@ def _assemble(
     k: Found | Mismatch,
     v: Found | Mismatch,
     rest: tuple[Operand, ...] | Mismatch,
-) -> AttentionUnit:
+) -> Attention:
     """One unit from what was found; pairs that do not hold are turned into skips."""
     operands = [f.operand for f in (q, k, v) if isinstance(f, Found)]
     out = match_output(graph, core, v) if isinstance(v, Found) else v
@@ -71,28 +70,26 @@ def _assemble(
     gone |= set(pinned)
     qk_problem = _pair_problem(core, q, k) or together or _reader(graph, (q, k), inside, gone)
     respelled = {Slot(s.node, 1) for s in out.spellings} if isinstance(out, AttentionOutput) else set()
-    vo_problem = out if isinstance(out, Mismatch) else together or _reader(graph, (v,), inside, gone | respelled)
-    by_letter = [f.operand if isinstance(f, Found) else None for f in (q, k, v)]
-    sizes = by_letter[2] or operands[0]
+    vo_problem = together or _reader(graph, (v,), inside, gone | respelled)
+    letters = {letter: f.operand for letter, f in zip("qkv", (q, k, v), strict=True) if isinstance(f, Found)}
+    beside = {f"rest{idx}": operand for idx, operand in enumerate(rest)} if isinstance(rest, tuple) else {}
+    sizes = letters.get("v", operands[0])
     scaled = [f for f in (q, k) if isinstance(f, Found)]
-    return AttentionUnit(
-        key="",
+    return Attention(
+        key=UNPLACED,
         position=core.node.position,
         core=core.core,
         node=core.node,
         n_heads=sizes.n_heads,
-        d_qk=(by_letter[0] or by_letter[1] or sizes).d_head,
+        d_qk=(letters.get("q") or letters.get("k") or sizes).d_head,
         d_v=sizes.d_head,
-        q=by_letter[0],
-        k=by_letter[1],
-        v=by_letter[2],
+        operands=letters | beside,
         out=out if isinstance(out, AttentionOutput) else None,
+        qk=_skip("qk", qk_problem) if qk_problem else QkPair(letters["q"], letters["k"]),
+        vo=_vo_pair(letters, out, vo_problem),
         scale=core.scale * float(np.prod([f.scale for f in scaled])),
         scale_slots=pinned,
-        qk_skip=_skip("qk", qk_problem),
-        vo_skip=_skip("vo", vo_problem),
         spelling=_spell(core, operands, scaled),
-        rest=rest if isinstance(rest, tuple) else (),
     )
 
 
@@ -102,9 +99,15 @@ def _spell(core: CoreMatch, operands: Sequence[Operand], scaled: Sequence[Found]
     return ", ".join(tags)
 
 
-def _skip(kind: Literal["qk", "vo"], problem: Mismatch | None) -> Skip | None:
-    if problem is None:
-        return None
+def _vo_pair(
+    letters: Mapping[str, Operand], out: AttentionOutput | Mismatch, problem: Mismatch | None
+) -> VoPair | Skip:
+    if isinstance(out, Mismatch):
+        return _skip("vo", out)
+    return _skip("vo", problem) if problem else VoPair(letters["v"], out)
+
+
+def _skip(kind: str, problem: Mismatch) -> Skip:
     return Skip(kind, problem.node.position, str(problem.node), problem.reason, problem.depth)
 
 

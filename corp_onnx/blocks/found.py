@@ -1,11 +1,12 @@
 """What was found in a graph: the values that `find_blocks` returns and every later stage reads.
 
-A *unit* is one prunable thing of a block. Weight layout is normalised here: whatever the file stores, a `Linear` is
-output = input @ weight.T + bias with weight [d_out, d_in].
+A block has two sites, an attention and an MLP; what can be pruned at a site are its units (units/). Weight layout is
+normalised here: whatever the file stores, a `Linear` is output = input @ weight.T + bias with weight [d_out, d_in].
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,21 @@ from jaxtyping import Float, Int
 
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.slots import Parting, Slot, WidthSpelling
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SiteKey:
+    """Identity of an attention or MLP: its block, and which of the two. As text: `blocks.0.attn`."""
+
+    block: int
+    part: Literal["attn", "mlp"]
+
+    def __str__(self) -> str:
+        return f"blocks.{self.block}.{self.part}"
+
+
+UNPLACED = SiteKey(-1, "mlp")
+"""Of a site that was matched and has no place among the blocks yet."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +63,12 @@ class Linear:
         value = graph.constant(self.weight.name)
         assert value is not None, self.weight.name
         return value if self.transposed else value.T
+
+    def read_dense(self, graph: Graph) -> tuple[Float[np.ndarray, "d_out d_in"], Float[np.ndarray, " d_out"]]:
+        """Weight and bias in float64; zeros where it has no bias."""
+        bias = self.read_bias(graph)
+        weight = self.read_weight(graph).astype(np.float64)
+        return weight, np.zeros(self.d_out) if bias is None else bias.astype(np.float64)
 
     def read_bias(self, graph: Graph) -> Float[np.ndarray, " d_out"] | None:
         """The bias in the file's own precision, or None."""
@@ -84,14 +106,14 @@ class UpProjection:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MlpUnit:
+class Mlp:
     """An MLP: products `ups`, per-channel operators, product `down`.
 
     `hidden` is the tensor that `down` reads, last axis d_hidden. `per_channel` are stored vectors on the way (biases
     among them), `reshapes` and `splits` the nodes whose constants spell d_hidden.
     """
 
-    key: str
+    key: SiteKey
     position: int
     hidden: str
     ups: tuple[UpProjection, ...]
@@ -103,6 +125,16 @@ class MlpUnit:
     d_hidden: int
     activation: str
     spelling: str
+
+    @property
+    def last(self) -> Linear:
+        """The product that writes into the residual stream."""
+        return self.down
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """Its products."""
+        return (*(up.linear for up in self.ups), self.down)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -185,7 +217,7 @@ Core = Literal["softmax", "Attention", "MultiHeadAttention", "com.microsoft.Atte
 class Skip:
     """Something that looked like a unit and is left alone: why, and at which node. Deeper is nearer to a match."""
 
-    kind: Literal["mlp", "qk", "vo"]
+    kind: str
     position: int
     node: str
     reason: str
@@ -193,42 +225,71 @@ class Skip:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class AttentionUnit:
+class QkPair:
+    """Queries and keys that can change width together."""
+
+    q: Operand
+    k: Operand
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VoPair:
+    """Values and the output projection, whose width can change."""
+
+    v: Operand
+    out: AttentionOutput
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attention:
     """Attention: softmax(scale * q k' + ...) v, with the projections of q, k and v.
 
-    `node` multiplies q and k' (or is the whole fused operator). `scale` is the number that multiplies q k' in the
-    graph as it stands; `scale_slots` are the factors of it that are computed at run time. `rest` is what the fused
-    projection holds besides the operands that were recognised; it stays as it is. Where `q` and `k`, or `v` and `out`,
-    can not be pruned the `Skip` beside says why.
+    Attributes:
+        node: multiplies q and k' (or is the whole fused operator).
+        operands: those whose projection was found, by letter; behind q, k and v what a fused projection holds besides
+            and what stays as it is. In the order of a projection that they share.
+        out: the output projection, where it was found.
+        qk: what can change width, or why it can not.
+        vo: the same of values.
+        scale: the number that multiplies q k' in the graph as it stands.
+        scale_slots: the factors of it that are computed at run time.
     """
 
-    key: str
+    key: SiteKey
     position: int
     core: Core
     node: Node
     n_heads: int
     d_qk: int
     d_v: int
-    q: Operand | None
-    k: Operand | None
-    v: Operand | None
+    operands: Mapping[str, Operand]
     out: AttentionOutput | None
+    qk: QkPair | Skip
+    vo: VoPair | Skip
     scale: float
     scale_slots: tuple[Slot, ...]
-    qk_skip: Skip | None
-    vo_skip: Skip | None
     spelling: str
-    rest: tuple[Operand, ...] = ()
 
     @property
-    def qk_key(self) -> str:
-        """Name of its query/key pair in moments, plans and reports."""
-        return f"{self.key}.qk"
+    def last(self) -> Linear | None:
+        """The product that writes into the residual stream."""
+        return None if self.out is None else self.out.linear
 
     @property
-    def vo_key(self) -> str:
-        """Name of its value/output pair."""
-        return f"{self.key}.vo"
+    def linears(self) -> tuple[Linear, ...]:
+        """Its products that were found; one that operands share is there for each."""
+        out = () if self.out is None else (self.out.linear,)
+        return (*(operand.linear for operand in self.operands.values()), *out)
+
+    @property
+    def residual(self) -> Residual | None:
+        """The addition behind it."""
+        return None if self.out is None else self.out.residual
+
+    @property
+    def skips(self) -> tuple[Skip, ...]:
+        """What of it can not change width."""
+        return tuple(pair for pair in (self.qk, self.vo) if isinstance(pair, Skip))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -236,9 +297,14 @@ class Block:
     """One transformer layer. `stream` is the residual stream after it."""
 
     idx: int
-    attention: AttentionUnit | None
-    mlp: MlpUnit | None
+    attention: Attention | None
+    mlp: Mlp | None
     stream: str | None
+
+    @property
+    def sites(self) -> tuple[Attention | Mlp, ...]:
+        """What it has, in the order data meets them."""
+        return tuple(site for site in (self.attention, self.mlp) if site is not None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -249,21 +315,16 @@ class Blocks:
     skipped: tuple[Skip, ...]
 
     @property
-    def mlps(self) -> tuple[MlpUnit, ...]:
+    def sites(self) -> tuple[Mlp | Attention, ...]:
+        """Every MLP, then every attention, in the order of their blocks: that in which a graph is changed."""
+        return (*self.mlps, *self.attentions)
+
+    @property
+    def mlps(self) -> tuple[Mlp, ...]:
         """Every MLP that can be pruned."""
         return tuple(b.mlp for b in self.blocks if b.mlp is not None)
 
     @property
-    def attentions(self) -> tuple[AttentionUnit, ...]:
+    def attentions(self) -> tuple[Attention, ...]:
         """Every attention that was recognised, prunable or not."""
         return tuple(b.attention for b in self.blocks if b.attention is not None)
-
-    @property
-    def qk_pairs(self) -> tuple[AttentionUnit, ...]:
-        """Every attention whose query/key width can change."""
-        return tuple(a for a in self.attentions if a.qk_skip is None)
-
-    @property
-    def vo_pairs(self) -> tuple[AttentionUnit, ...]:
-        """Every attention whose value/output width can change."""
-        return tuple(a for a in self.attentions if a.vo_skip is None)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from corp_onnx.blocks.found import AttentionOutput, AttentionUnit, Linear, Operand, Skip
+from corp_onnx.blocks.found import UNPLACED, Attention, AttentionOutput, Linear, Operand, QkPair, Skip, VoPair
 from corp_onnx.blocks.linear import Mismatch, match_linear, residual_after
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.slots import Slot
 
 
-def match_packed_attention(graph: Graph, node: Node) -> AttentionUnit | Mismatch:
+def match_packed_attention(graph: Graph, node: Node) -> Attention | Mismatch:
     """The unit of a com.microsoft.Attention node: input x [B, N, d_model], weight [d_model, q + k + v], bias."""
     x = node.inputs[0]
     dims = graph.dims(node.inputs[1])
@@ -34,23 +34,22 @@ def match_packed_attention(graph: Graph, node: Node) -> AttentionUnit | Mismatch
         for start, width in zip(starts, widths, strict=True)
     )  # fmt: skip
     out = _output(graph, node, n_heads, widths[2])
-    skip = Skip("vo", node.position, str(out.node), out.reason, out.depth) if isinstance(out, Mismatch) else None
-    return AttentionUnit(
-        key="",
+    return Attention(
+        key=UNPLACED,
         position=node.position,
         core="com.microsoft.Attention",
         node=node,
         n_heads=n_heads,
         d_qk=widths[0] // n_heads,
         d_v=widths[2] // n_heads,
-        q=q,
-        k=k,
-        v=v,
+        operands={"q": q, "k": k, "v": v},
         out=None if isinstance(out, Mismatch) else out,
         scale=float(node.attrs.get("scale", 0) or (widths[0] // n_heads) ** -0.5),
         scale_slots=(),
-        qk_skip=None,
-        vo_skip=skip,
+        qk=QkPair(q, k),
+        vo=Skip("vo", node.position, str(out.node), out.reason, out.depth)
+        if isinstance(out, Mismatch)
+        else VoPair(v, out),
         spelling="packed qkv, com.microsoft.Attention",
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from corp_onnx.blocks.found import Linear, MlpUnit, UpProjection
+from corp_onnx.blocks.found import UNPLACED, Linear, Mlp, UpProjection
 from corp_onnx.blocks.linear import (
     Mismatch,
     is_channel_vector,
@@ -60,7 +60,7 @@ class _Region:
     splits: list[Node] = field(default_factory=list)
 
 
-def match_mlp(graph: Graph, node: Node) -> MlpUnit | Mismatch | None:
+def match_mlp(graph: Graph, node: Node) -> Mlp | Mismatch | None:
     """The MLP whose second product is `node`; a Mismatch when it looks like one; None when it does not.
 
     It looks like one when a nonlinearity feeds the product.
@@ -83,8 +83,8 @@ def match_mlp(graph: Graph, node: Node) -> MlpUnit | Mismatch | None:
     if residual.bias is not None and down.bias is None:
         down = replace(down, bias=residual.bias)
     activation = _activation(region, ups)
-    return MlpUnit(
-        key="",
+    return Mlp(
+        key=UNPLACED,
         position=node.position,
         hidden=down.input,
         ups=ups,

@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from corp_onnx.calibrate.collect import Units
 from corp_onnx.errors import ImageError, OptionError
 from corp_onnx.graph import Model, input_dims
 from corp_onnx.images import Images, ImageSet, open_images, split_holdout
 from corp_onnx.images.arrays import is_array_file
 from corp_onnx.images.batch import Skipped
 from corp_onnx.images.recipe import Recipe, find_recipe, make_recipe
-from corp_onnx.moments.values import LogitMoments, Moments
+from corp_onnx.moments import Moments
 from corp_onnx.results import CalibrationData
 from corp_onnx.settings import Preprocessing, PruneSettings
+from corp_onnx.units import Unit
 
 MIN_IMAGES = 2
 """One to calibrate on and one to hold back; a useful run has hundreds."""
@@ -68,7 +68,7 @@ def open_calibration(model: Model, path: Path, settings: PruneSettings) -> tuple
 
 def held_out_fraction(n_images: int, settings: PruneSettings) -> float:
     """The share of the images that is held back."""
-    if settings.judges_by_agreement:
+    if settings.method.judges_by_agreement:
         return min(JUDGE_FRACTION, MAX_JUDGE / n_images)
     return min(HELD_OUT_FRACTION, MAX_HELD_OUT / n_images)
 
@@ -100,13 +100,12 @@ def describe_data(
 ) -> CalibrationData:
     """What the moments were made from."""
     recipe = json.loads(calibration.recipe.to_json()) if isinstance(calibration, ImageSet) else None
-    counts = [m.n_tokens if isinstance(m, LogitMoments) else m.count for _, m in moments.entries]
     return CalibrationData(
         path=str(path),
         data_hash=calibration.data_hash(),
         n_images=calibration.n_images,
         n_held_out=held_out.n_images,
-        n_tokens=int(max(counts)),
+        n_tokens=int(max(m.n_tokens for _, m in moments.entries)),
         seed=settings.seed,
         recipe=recipe,
         skipped=tuple((s.name, s.reason) for s in calibration.skipped),
@@ -120,18 +119,18 @@ def describe_skipped(skipped: Sequence[Skipped]) -> str:
     return f"{len(skipped)} file{'s' if len(skipped) > 1 else ''} gave no image and were left out: {names}{more}."
 
 
-def warn_of_data(units: Units, moments: Moments, calibration: Images) -> tuple[str, ...]:
+def warn_of_data(units: Sequence[Unit], moments: Moments, calibration: Images) -> tuple[str, ...]:
     """What a person should know about the data, one sentence each."""
     found: list[str] = []
     if calibration.skipped:
         found.append(describe_skipped(calibration.skipped))
     if calibration.n_images < FEW_IMAGES:
         found.append(f"only {calibration.n_images} calibration images; a few hundred give a better model.")
-    short = [u for u in units.mlps if moments[u.key].count < u.d_hidden]  # type: ignore[union-attr]
+    short = [unit for unit in units if moments[str(unit.key)].n_tokens < unit.n_regressors]
     if short:
-        n_tokens = int(moments[short[0].key].count)  # type: ignore[union-attr]
+        n_tokens = int(moments[str(short[0].key)].n_tokens)
         found.append(
-            f"{n_tokens} tokens for up to {max(u.d_hidden for u in short)} channels in {len(short)} MLPs: the ridge "
-            "still solves them, and more images would give better weights."
+            f"{n_tokens} tokens for up to {max(u.n_regressors for u in short)} channels in {len(short)} units: the "
+            "ridge still solves them, and more images would give better weights."
         )
     return tuple(found)

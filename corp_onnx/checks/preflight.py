@@ -7,19 +7,21 @@ calibration, or as a file that is no model.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
-from corp_onnx.blocks import Blocks
-from corp_onnx.calibrate.collect import Units, choose_units
+from corp_onnx.blocks import Blocks, explain_nothing
 from corp_onnx.errors import NonFiniteError, NothingToPruneError, OptionError, OutputError
 from corp_onnx.graph import FLOAT_TYPES, Graph, Model
 from corp_onnx.graph.model import list_files
-from corp_onnx.search.plan import Cut, kept_width
-from corp_onnx.settings import PruneSettings
+from corp_onnx.search.strategy import kept_width
+from corp_onnx.settings import Fractions, Method
+from corp_onnx.units import KINDS, Unit, list_units
 
 SUFFIX = ".onnx"
 """Of what is written: onnx and ONNX Runtime read .json, .ort and .textproto files as other formats."""
@@ -66,8 +68,7 @@ def require_finite_weights(graph: Graph, blocks: Blocks) -> None:
     Raises:
         NonFiniteError: names the tensor.
     """
-    linears = [li for mlp in blocks.mlps for li in (*(up.linear for up in mlp.ups), mlp.down)]
-    linears += [o.linear for unit in blocks.attentions for o in (unit.q, unit.k, unit.v, unit.out) if o is not None]
+    linears = [linear for site in blocks.sites for linear in site.linears]
     slots = [slot for linear in linears for slot in (linear.weight, linear.bias) if slot is not None]
     strict = {_stored_name(graph, slot.name) for slot in slots}
     for name, tensor in _stored_floats(graph):
@@ -94,46 +95,52 @@ def _stored_name(graph: Graph, name: str) -> str:
     return _stored_name(graph, node.inputs[0]) if node is not None and node.inputs else name
 
 
-def choose_wanted(graph: Graph, blocks: Blocks, settings: PruneSettings) -> Units:
-    """The units that the settings make narrower.
+def choose_units(graph: Graph, blocks: Blocks, method: Method) -> tuple[Unit, ...]:
+    """The units that a method makes narrower.
 
     Raises:
-        OptionError: fractions that remove nothing.
-        NothingToPruneError: no unit of a wanted kind was recognised.
+        OptionError: a kind that is not known, or fractions that remove nothing.
+        NothingToPruneError: no unit of a wanted kind can be pruned.
     """
-    if settings.fractions is not None:
-        return choose_cut(graph, blocks, settings.fractions)
-    if not settings.by_threshold:
-        return choose_units(blocks, vo=settings.best.vo)
-    units = choose_units(blocks, qk=False)
-    if not units.mlps:
-        raise NothingToPruneError(
-            f"{graph.model.path}: no MLP that can be pruned, and --allocate amp prunes nothing else; "
-            "use --allocate search."
-        )
+    unknown = [name for name in method.units if name not in KINDS]
+    if unknown or not method.units:
+        found = f"found {', '.join(unknown)}" if unknown else "found none"
+        raise OptionError(f"--units takes one or more of {', '.join(KINDS)}; {found}.")
+    if isinstance(method.widths, Fractions):
+        return _choose_cut(graph, blocks, method.units, method.widths)
+    units = list_units(blocks, method.units)
+    if not units:
+        raise _nothing(graph, blocks, [KINDS[name].noun for name in method.units])
     return units
 
 
-def choose_cut(graph: Graph, blocks: Blocks, cut: Cut) -> Units:
-    """The units that the cut makes narrower; those of a kind with fraction 0 are left alone.
+def _nothing(graph: Graph, blocks: Blocks, wanted: Sequence[str]) -> NothingToPruneError:
+    others = Counter(unit.noun for unit in list_units(blocks, KINDS))
+    if not others:
+        return NothingToPruneError(explain_nothing(graph, blocks))
+    return NothingToPruneError(
+        f"{graph.model.path}: no {' or '.join(wanted)} that can be pruned, but {_counted(others)}; name those with "
+        "--units, or give their fraction, and see `corp-onnx inspect` for the reasons."
+    )
 
-    Raises:
-        OptionError: both fractions are 0, or too small to remove a channel anywhere.
-        NothingToPruneError: no unit of a wanted kind was recognised.
-    """
-    if cut.mlp == 0 and cut.attn == 0:
-        raise OptionError("--mlp 0 and --attn 0 together remove nothing; give one of them a fraction above 0.")
-    units = choose_units(blocks, mlp=cut.mlp > 0, qk=cut.attn > 0)
-    widths = [(unit.d_hidden, cut.mlp) for unit in units.mlps] + [(unit.d_qk, cut.attn) for unit in units.qk_pairs]
-    if not widths:
-        wanted, other = ("MLP", "--attn") if cut.mlp > 0 else ("query/key pair", "--mlp")
-        raise NothingToPruneError(
-            f"{graph.model.path}: no {wanted} that can be pruned; give {other} a fraction above 0, and see "
-            "`corp-onnx inspect` for the reasons."
-        )
-    if all(kept_width(width, removed) == width for width, removed in widths):
+
+def _counted(nouns: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {noun}{'s' if n > 1 else ''}" for noun, n in nouns.items())
+
+
+def _choose_cut(graph: Graph, blocks: Blocks, kinds: Sequence[str], cut: Fractions) -> tuple[Unit, ...]:
+    """The units that fractions make narrower; those of a kind with fraction 0 are left alone."""
+    given = {f.name: getattr(cut, f.name) for f in fields(cut)}
+    spelled = " and ".join(f"--{name} {value:g}" for name, value in given.items())
+    if not any(given.values()):
+        raise OptionError(f"{spelled} together remove nothing; give one of them a fraction above 0.")
+    wanted = [name for name in kinds if given.get(KINDS[name].fraction)]
+    units = list_units(blocks, wanted)
+    if not units:
+        raise _nothing(graph, blocks, [KINDS[name].noun for name in wanted])
+    if all(kept_width(unit.width, unit.removed(cut)) == unit.width for unit in units):
         raise OptionError(
-            f"--mlp {cut.mlp:g} and --attn {cut.attn:g} remove nothing from units up to {max(w for w, _ in widths)} "
-            "wide; give larger fractions."
+            f"{spelled} remove nothing from units up to {max(unit.width for unit in units)} wide; give larger "
+            "fractions."
         )
     return units

@@ -20,8 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from corp_onnx.blocks import MlpUnit
-from corp_onnx.calibrate.collect import Progress, read_tokens, run_tapped
+from corp_onnx.calibrate.collect import Progress
 from corp_onnx.errors import MissingExtraError, NonFiniteError, OptionError
 from corp_onnx.gradients.operators import apply_operator
 from corp_onnx.gradients.tensors import Torch
@@ -29,6 +28,8 @@ from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.proto import feed_dtype
 from corp_onnx.images import Images
 from corp_onnx.run.sessions import open_tapped
+from corp_onnx.units import Unit
+from corp_onnx.units.taps import read_tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,14 +170,14 @@ class EntropyGradient:
 
 def collect_taylor(
     graph: Graph,
-    mlps: Sequence[MlpUnit],
+    units: Sequence[Unit],
     images: Images,
     *,
     batch_size: int = 8,
     provider: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Float[np.ndarray, " d_hidden"]]:
-    """The importance of every hidden channel of every MLP, by unit key.
+    """The importance of every hidden channel of every unit that a rank by gradients looks at, by its key as text.
 
     Args:
         graph: of the dense model, from `probe_graph`.
@@ -191,19 +192,20 @@ def collect_taylor(
         ModelError: an operator has no rule; names it.
         NonFiniteError: a gradient is NaN or Inf.
     """
-    if not mlps:
+    ranked = [unit for unit in units if unit.gradient_tensor]
+    if not ranked:
         return {}
-    hidden = tuple(dict.fromkeys(u.hidden for u in mlps))
+    hidden = tuple(dict.fromkeys(unit.gradient_tensor for unit in ranked))
     gradient = EntropyGradient(graph, find_stretch(graph, hidden, find_logits(graph)))
-    sums = {u.key: np.zeros(u.d_hidden) for u in mlps}
+    sums = {str(unit.key): np.zeros(unit.width) for unit in ranked}
     counts = dict.fromkeys(sums, 0)
     tapped = open_tapped(graph.model, gradient.stretch.fed, provider=provider)
-    for arrays, n_real in run_tapped(tapped, images, batch_size):
+    for arrays, n_real in tapped.stream(images, batch_size):
         products = gradient.products(arrays, n_real)
-        for unit in mlps:
-            tokens = read_tokens(products[unit.hidden], graph, n_real)
-            sums[unit.key] += tokens.sum(axis=0, dtype=np.float64)
-            counts[unit.key] += len(tokens)
+        for unit in ranked:
+            tokens, key = read_tokens(products[unit.gradient_tensor], graph, n_real), str(unit.key)
+            sums[key] += tokens.sum(axis=0, dtype=np.float64)
+            counts[key] += len(tokens)
         if progress:
             progress(n_real)
     importances = {key: total / counts[key] for key, total in sums.items()}

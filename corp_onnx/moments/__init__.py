@@ -1,1 +1,23 @@
-"""Sums over images and tokens, as values and as they run: NumPy and SciPy only."""
+"""Sums over images and tokens, as values (values.py) and as they run (sums.py): NumPy and SciPy only."""
+
+from corp_onnx.moments.values import (
+    AnyMoments,
+    ChannelMoments,
+    CrossMoments,
+    LogitMoments,
+    Moments,
+    load_moments,
+    merge_moments,
+    save_moments,
+)
+
+__all__ = [
+    "AnyMoments",
+    "ChannelMoments",
+    "CrossMoments",
+    "LogitMoments",
+    "Moments",
+    "load_moments",
+    "merge_moments",
+    "save_moments",
+]

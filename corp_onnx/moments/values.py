@@ -37,6 +37,11 @@ class ChannelMoments:
         _require_shapes((self.total, (n,)), (self.gram, (n, n)))
 
     @property
+    def n_tokens(self) -> int | float:
+        """`count`, under the name that all moments have."""
+        return self.count
+
+    @property
     def mean(self) -> Float[np.ndarray, "n"]:
         """E[x]."""
         return self.total / self.count
@@ -69,6 +74,11 @@ class CrossMoments:
         n, m = self.x_total.size, self.y_total.size
         _require_shapes((self.x_total, (n,)), (self.x_gram, (n, n)), (self.cross, (m, n)))
         _require_shapes((self.y_total, (m,)), (self.y_energy, (m,)))
+
+    @property
+    def n_tokens(self) -> int | float:
+        """`count`, under the name that all moments have."""
+        return self.count
 
     @property
     def regressor(self) -> ChannelMoments:

@@ -17,8 +17,8 @@ import onnx
 
 from corp_onnx.calibrate.data import change_recipe, describe_skipped
 from corp_onnx.checks.preflight import protect_model
-from corp_onnx.checks.verify import check_structure
-from corp_onnx.errors import CheckFailedError, ModelError, OptionError
+from corp_onnx.checks.verify import check_structure, require_passed
+from corp_onnx.errors import ModelError, OptionError
 from corp_onnx.graph import Graph, file_size, input_dims, load_model
 from corp_onnx.graph.model import Model, hash_file
 from corp_onnx.graph.write import write_model
@@ -319,12 +319,8 @@ def _judge(comparison: Comparison, target: Target) -> CheckResult:
 
 
 def _require_passed(checks: list[CheckResult], output: Path) -> None:
-    for check in (c for c in checks if not c.passed):
-        measured = f" ({check.difference:.2g}, allowed {check.tolerance:.2g})" if check.tolerance else ""
-        raise CheckFailedError(
-            f"the converted model failed its '{check.name}' check: {check.detail}{measured}. Nothing was written to "
-            f"{output}; the source is as it was, and another precision may do."
-        )
+    advice = f"Nothing was written to {output}; the source is as it was, and another precision may do."
+    require_passed(checks, "converted", advice)
 
 
 def _describe(path: Path, output: Path, settings: ConvertSettings) -> FileFacts:

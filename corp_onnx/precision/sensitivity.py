@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from corp_onnx.metrics import tally_loss
 from corp_onnx.precision.int8 import Quantiser
 from corp_onnx.precision.products import Product
 from corp_onnx.search.evaluator import Quiz
@@ -24,7 +23,7 @@ def measure_products(
     losses: dict[int, float] = {}
     for done, product in enumerate(products, start=1):
         position = product.node.position
-        losses[position] = tally_loss(quiz.ask(quantiser.quantise([position])))
+        losses[position] = quiz.ask(quantiser.quantise([position])).loss
         if progress is not None:
             progress(done, len(products))
     return losses

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from corp_onnx.blocks import AttentionUnit, Blocks, Linear, MlpUnit, Residual
+from corp_onnx.blocks import Blocks, Linear, Residual, SiteKey
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
 from corp_onnx.run.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
 from corp_onnx.run.segments import Segment, open_segment
 from corp_onnx.run.sessions import open_session
+from corp_onnx.units import Site
 
 Arrays = list[np.ndarray]
 """One array a batch: a residual stream over all images."""
@@ -26,11 +27,19 @@ Arrays = list[np.ndarray]
 class Stop:
     """One residual addition of the walk, and the product whose weight is refitted there."""
 
-    key: str
-    unit: AttentionUnit | MlpUnit
+    site: Site
     linear: Linear
-    regressor: str
     residual: Residual
+
+    @property
+    def key(self) -> SiteKey:
+        """Of the site."""
+        return self.site.key
+
+    @property
+    def regressor(self) -> str:
+        """What the product reads."""
+        return self.linear.input
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,15 +60,10 @@ class StreamData:
 
 def find_walk(blocks: Blocks) -> StreamWalk:
     """The residual additions in order; no walk where one of them is not an addition of the graph."""
-    stops: list[Stop] = []
-    for block in blocks.blocks:
-        attention, mlp = block.attention, block.mlp
-        if attention is not None and attention.out is not None and attention.out.residual is not None:
-            out = attention.out
-            assert out.residual is not None
-            stops.append(Stop(attention.key, attention, out.linear, out.linear.input, out.residual))
-        if mlp is not None:
-            stops.append(Stop(mlp.key, mlp, mlp.down, mlp.hidden, mlp.residual))
+    sites = [site for block in blocks.blocks for site in block.sites]
+    stops = [
+        Stop(site, site.last, site.residual) for site in sites if site.last is not None and site.residual is not None
+    ]
     broken = [s for s in stops if s.residual.skip is None]
     if broken:
         return StreamWalk((), f"the residual addition of {broken[0].key} is inside a fused operator")

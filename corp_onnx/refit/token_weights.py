@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from corp_onnx.blocks import SiteKey
 from corp_onnx.graph import Graph
 from corp_onnx.images import Images
-from corp_onnx.metrics import Tally, tally_loss
+from corp_onnx.metrics import Tally
 from corp_onnx.refit.stream import StreamWalk, advance_dense, read_data, run_prefix
 from corp_onnx.run.segments import Segment, open_segment
 
@@ -27,7 +28,7 @@ MAX_TOKEN_WEIGHT = 100.0
 
 def weigh_stops(
     graph: Graph, walk: StreamWalk, images: Images, *, batch_size: int = 8, provider: str = "cpu"
-) -> dict[str, Float[np.ndarray, " n_tokens"]]:
+) -> dict[SiteKey, Float[np.ndarray, " n_tokens"]]:
     """Weights of the token positions at every stop, from a few images through the dense model (see `weigh_tokens`).
 
     A stop whose stream is not [images, tokens, d_model] gets none.
@@ -36,7 +37,7 @@ def weigh_stops(
     data = read_data(graph.model, few, batch_size, provider)
     before = walk.stops[0].residual.skip or ""
     stream = run_prefix(graph, data, before, provider)
-    weights: dict[str, np.ndarray] = {}
+    weights: dict[SiteKey, np.ndarray] = {}
     for stop in walk.stops:
         after = stop.residual.stream
         stream = advance_dense(graph, data, stream, before, after, provider)
@@ -69,7 +70,7 @@ def weigh_tokens(
             disturbed[:, positions] += noise[:, positions]
             tally = Tally()
             tally.add(tail.run({tensor: disturbed}, given)[output].astype(np.float64), None, base)
-            losses[i] += tally_loss(tally) / len(positions)
+            losses[i] += tally.loss / len(positions)
     weights = np.ones(n_tokens, dtype=np.float32)
     if losses[-1] > 0:
         weights[:n_special] = np.maximum(1.0, np.sqrt(losses[:-1] / losses[-1]))

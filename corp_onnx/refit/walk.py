@@ -17,22 +17,22 @@ number.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
 import onnx
 
-from corp_onnx.blocks import MlpUnit
+from corp_onnx.blocks import SiteKey
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
 from corp_onnx.moments.sums import CrossSum
 from corp_onnx.moments.values import CrossMoments, merge_moments
 from corp_onnx.refit.rows import RowFinder
 from corp_onnx.refit.stream import Arrays, Stop, StreamData, StreamWalk, advance, advance_dense, read_data, run_prefix
-from corp_onnx.rewrite import AttentionChange, Changes, MlpChange
 from corp_onnx.run.segments import Segment, open_segment
 from corp_onnx.solve.refit import choose_ridge, refit_linear
+from corp_onnx.units import Change, Changes, unchanged
 
 N_FOLDS = 4
 """Of the batches, to choose the ridge by."""
@@ -44,13 +44,13 @@ def refit_changes(
     changes: Changes,
     pruned: onnx.ModelProto,
     images: Images,
-    weights: Mapping[str, np.ndarray],
+    weights: Mapping[SiteKey, np.ndarray],
     *,
     ridge: float | None = None,
     batch_size: int = 8,
     provider: str = "cpu",
     progress: Callable[[str, int, int], None] | None = None,
-) -> dict[str, MlpChange | AttentionChange]:
+) -> dict[SiteKey, Change]:
     """The changes with the last product of every stop solved again, including of units that stayed whole.
 
     A stop whose rows are mixed on their way into the stream keeps its one-shot solution.
@@ -77,9 +77,10 @@ def refit_changes(
             whole = open_segment(cut, graph.types, [before], [stop.residual.stream], provider=provider)
             pruned_stream = advance(whole, data, pruned_stream)
         else:
-            weight, bias = step.solve(batches, dense_stream, weights.get(stop.key), changes.get(stop.key), ridge)
+            change = changes.get(stop.key) or unchanged(stop.site, graph)
+            weight, bias = step.solve(batches, dense_stream, weights.get(stop.key), change, ridge)
             pruned_stream = step.advance(batches, weight, bias)
-            refitted[stop.key] = _with_product(changes.get(stop.key), stop, weight, bias)
+            refitted[stop.key] = change.with_product(weight, bias)
         before = stop.residual.stream
         if progress:
             progress("refit", done, len(walk.stops))
@@ -138,10 +139,10 @@ class _Step:
         return ran
 
     def solve(
-        self, batches: list[_Ran], dense_stream: Arrays, weights: np.ndarray | None, change: object, ridge: float | None
+        self, batches: list[_Ran], dense_stream: Arrays, weights: np.ndarray | None, change: Change, ridge: float | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The refitted weight and bias."""
-        prior, _ = current_product(self.graph, self.stop, change)
+        prior, _ = change.last_product(self.graph)
         name = f"tensor '{self.stop.regressor}' ({self.stop.key})"
         sums = [CrossSum(prior.shape[1], prior.shape[0], name) for _ in range(min(N_FOLDS, len(batches)))]
         for i, (ran, dense) in enumerate(zip(batches, dense_stream, strict=True)):
@@ -159,25 +160,3 @@ class _Step:
         transposed = np.ascontiguousarray(weight.T, dtype=np.float32)
         b = bias.astype(np.float32)
         return [r.skip + self.scale * (r.z @ transposed + b).reshape(r.skip.shape) for r in batches]
-
-
-def current_product(graph: Graph, stop: Stop, change: object) -> tuple[np.ndarray, np.ndarray]:
-    """Weight [d_out, n] and bias of a stop's product as it stands after the one-shot change."""
-    weight = stop.linear.read_weight(graph).astype(np.float64)
-    stored = stop.linear.read_bias(graph)
-    bias = np.zeros(len(weight)) if stored is None else stored.astype(np.float64)
-    if isinstance(change, MlpChange):
-        return change.weight, change.bias
-    if isinstance(change, AttentionChange) and change.out_weight is not None:
-        return change.out_weight, bias if change.out_bias is None else change.out_bias
-    return weight, bias
-
-
-def _with_product(
-    change: MlpChange | AttentionChange | None, stop: Stop, weight: np.ndarray, bias: np.ndarray
-) -> MlpChange | AttentionChange:
-    if isinstance(stop.unit, MlpUnit):
-        kept = change.kept_idx if isinstance(change, MlpChange) else np.arange(stop.unit.d_hidden)
-        return MlpChange(kept, weight, bias)
-    known = change if isinstance(change, AttentionChange) else AttentionChange()
-    return replace(known, out_weight=weight, out_bias=bias)

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from corp_onnx.evaluate import Evaluation, Score
 from corp_onnx.results import Inspection, ModelFacts, PruneResult, UnitFacts, UnitResult
+from corp_onnx.units import KINDS
 
-KIND_NAMES = {"mlp": "MLP", "qk": "QK", "vo": "VO"}
+KIND_NAMES = {name: kind.title for name, kind in KINDS.items()}
 PLAIN_WIDTH = 120
 """Columns where stdout is a file or a pipe."""
 

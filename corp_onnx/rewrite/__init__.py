@@ -1,5 +1,5 @@
-"""Solutions -> a smaller graph: the only room that changes one, with tokens/."""
+"""Solutions -> a smaller graph: the ordered list of passes, and the one entry point that runs them."""
 
-from corp_onnx.rewrite.surgery import AttentionChange, Changes, MlpChange, apply_changes
+from corp_onnx.rewrite.passes import Rewrite, plan_rewrite
 
-__all__ = ["AttentionChange", "Changes", "MlpChange", "apply_changes"]
+__all__ = ["Rewrite", "plan_rewrite"]

@@ -6,15 +6,17 @@ measures its activations over a batch and answers an image a little differently 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float64
 
 from corp_onnx.graph.model import Model, batch_kind
 from corp_onnx.images import Images
-from corp_onnx.metrics import Tally, binomial_error
+from corp_onnx.metrics import Tally
+from corp_onnx.results import CheckResult
 from corp_onnx.run.noise import run_possible
 from corp_onnx.run.runner import open_runner
 from corp_onnx.run.sessions import open_tapped
@@ -69,16 +71,14 @@ def compare_on_images(
         difference = max(difference, float(np.abs(found - expected).max()))
         if progress is not None:
             progress(tally.n_samples, images.n_images)
-    n = tally.n_samples
-    agreement = None if tally.n_agree is None else tally.n_agree / n
     return Comparison(
         data=str(data),
-        n_images=n,
+        n_images=tally.n_samples,
         max_difference=difference / (largest or 1.0),
         logit_error=tally.relative_error(),
-        agreement=agreement,
-        agreement_error=None if agreement is None else binomial_error(agreement, n),
-        kl=None if tally.kl_sum is None else tally.kl_sum / n,
+        agreement=tally.agreement,
+        agreement_error=tally.agreement_error,
+        kl=tally.kl,
     )
 
 
@@ -95,3 +95,33 @@ def compare_on_noise(source: Model, converted: Model) -> Comparison:
         return Comparison("noise", n_images, float("inf"), None)
     error = float(np.linalg.norm(z_new - z) / (np.linalg.norm(z) or 1.0))
     return Comparison("noise", n_images, float(np.abs(z_new - z).max() / (np.abs(z).max() or 1.0)), error)
+
+
+def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """max |found - expected| / max |expected|; infinite where shapes differ or a value is not finite."""
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return float("inf")
+    scale = float(np.abs(expected).max(initial=0.0)) or 1.0
+    return float(np.abs(found.astype(np.float64) - expected).max(initial=0.0)) / scale
+
+
+def run_whole(model: Model, feeds: Mapping[str, np.ndarray], provider: str = "cpu") -> Float64[np.ndarray, " n"]:
+    """Every output of a model in one row."""
+    outputs = open_tapped(model, [], provider=provider).run(feeds).values()
+    return np.concatenate([o.astype(np.float64).ravel() for o in outputs])
+
+
+def compare_arrays(name: str, found: np.ndarray, expected: np.ndarray, precision: str, detail: str) -> CheckResult:
+    """A check that two results are the same within the rounding of a precision."""
+    difference, tolerance = relative_difference(found, expected), TOLERANCE[precision]
+    return CheckResult(name, bool(difference <= tolerance), difference, tolerance, detail)
+
+
+def compare_answers(
+    name: str, found: Model, expected: Model, feeds: Mapping[str, np.ndarray], precision: str, detail: str,
+    provider: str = "cpu",
+) -> CheckResult:  # fmt: skip
+    """A check that two models give the same outputs for a batch."""
+    return compare_arrays(
+        name, run_whole(found, feeds, provider), run_whole(expected, feeds, provider), precision, detail
+    )

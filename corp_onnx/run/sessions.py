@@ -169,6 +169,16 @@ class Tapped:
             raise ModelError(f"ONNX Runtime failed while running the model ({first_sentence(error)}).") from error
         return dict(zip([*self.outputs, *self.taps], arrays, strict=True))
 
+    def stream(self, images: Any, batch_size: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        """(tensor name -> array in float32, images in it) over a set of images."""
+        from corp_onnx.run.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
+
+        inputs = read_inputs(self.session)
+        size = fixed_batch(inputs)
+        for batch in images.batches(size or batch_size):
+            for feeds, n_real in split_feeds(bind_feeds(batch, inputs), size):
+                yield self.run(feeds), n_real
+
 
 def open_tapped(
     model: Model,

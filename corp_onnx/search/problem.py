@@ -1,4 +1,4 @@
-"""What a strategy looks at, and what it answers: values between the stages (prune.py) and the search (strategy.py)."""
+"""What the search looks at, and what it answers: values between the stages (prune.py) and the strategies."""
 
 from __future__ import annotations
 
@@ -8,38 +8,54 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from corp_onnx.blocks import Blocks
-from corp_onnx.calibrate.collect import Units
 from corp_onnx.graph import Graph
 from corp_onnx.graph.cost import Cost, count_macs
 from corp_onnx.images import Images
-from corp_onnx.inspect import describe_units
-from corp_onnx.moments.values import Moments
-from corp_onnx.results import UnitFacts
-from corp_onnx.rewrite import AttentionChange, MlpChange
-from corp_onnx.search.plan import UnitPlan
+from corp_onnx.moments import Moments
+from corp_onnx.rewrite import Rewrite, plan_rewrite
+from corp_onnx.settings import Method
 from corp_onnx.tokens.trim import TrimPlan
+from corp_onnx.units import (
+    KINDS,
+    Change,
+    Changes,
+    Choice,
+    Evidence,
+    Unit,
+    UnitKey,
+    UnitPlan,
+    gather_changes,
+    list_units,
+)
 
 Progress = Callable[[str, int, int], None]
+"""(stage, done, in all)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Situation:
-    """Everything that a strategy may look at."""
+class Problem:
+    """Everything that a strategy may look at.
+
+    Attributes:
+        units: those that may become narrower.
+        moments: of each, by its key as text.
+        importances: of every MLP's channels, by the same; for the rank `taylor` only.
+        trim: the tokens that the pruned model will not compute.
+    """
 
     graph: Graph
     blocks: Blocks
-    units: Units
+    units: tuple[Unit, ...]
+    method: Method
     moments: Moments
     calibration: Images
     held_out: Images
-    batch_size: int
-    provider: str
-    seed: int
+    batch_size: int = 8
+    provider: str = "cpu"
+    seed: int = 0
     progress: Progress | None = None
     importances: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Of every MLP's channels, by unit key; for the rank `taylor` only."""
     trim: TrimPlan | None = None
-    """The tokens that the pruned model will not compute."""
 
     @property
     def cost(self) -> Cost:
@@ -47,17 +63,41 @@ class Situation:
         return count_macs(self.graph) if self.trim is None else self.trim.cost
 
     @property
-    def unit_facts(self) -> tuple[UnitFacts, ...]:
-        """Every unit at full width and what it costs in that model."""
+    def macs(self) -> dict[UnitKey, int]:
+        """Of every unit at full width, in that model."""
         at = self.trim or self
-        return describe_units(at.graph, at.blocks, self.cost)
+        return {u.key: u.describe(at.graph, self.cost).macs for u in list_units(at.blocks, KINDS, skipped=True)}
+
+    @property
+    def parameters(self) -> dict[UnitKey, int]:
+        """Of every unit at full width."""
+        return {unit.key: unit.describe(self.graph, self.cost).n_parameters for unit in self.units}
+
+    def trace(self) -> tuple[Choice, ...]:
+        """Every width of every unit; the OBS order costs n^3 for an MLP, the rest is small."""
+        evidence = Evidence(self.graph, self.moments, self.importances)
+        return tuple(unit.trace(evidence, self.method) for unit in self.units)
+
+    def rewrite(self, changes: Changes) -> Rewrite:
+        """The passes from the dense model to one with these changes, without what is exact anyway."""
+        return plan_rewrite(changes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
-    """What changes, the one-shot solutions behind it, and what the search says of itself."""
+class Solution:
+    """What changes, the one-shot plans behind it, and what the search says of itself."""
 
-    changes: dict[str, MlpChange | AttentionChange]
+    changes: Changes
     plans: tuple[UnitPlan, ...]
     kept_fraction: float | None = None
     notes: tuple[str, ...] = ()
+
+
+def solve_widths(choices: tuple[Choice, ...], widths: Mapping[UnitKey, int]) -> tuple[UnitPlan, ...]:
+    """The solution of every unit that does not stay whole; those of one site see each other in turn."""
+    plans: list[UnitPlan] = []
+    for choice in choices:
+        if widths[choice.key] < choice.width:
+            before: Change | None = gather_changes(plans).get(choice.unit.site.key)
+            plans.append(choice.solve(widths[choice.key], before))
+    return tuple(plans)

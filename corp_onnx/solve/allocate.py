@@ -10,8 +10,9 @@ be. Costs may be MACs, parameters or milliseconds; they are additive over units,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -30,12 +31,12 @@ class UnitCurve:
     its error; 1 if the errors are losses already). `tied_keys` are further units that take the same width.
     """
 
-    key: str
+    key: Hashable
     width: Int[np.ndarray, "m"]
     error: Float[np.ndarray, "m"]
     cost: Float[np.ndarray, "m"]
     kappa: int | float = 1.0
-    tied_keys: tuple[str, ...] = ()
+    tied_keys: tuple[Hashable, ...] = ()
 
     def __post_init__(self) -> None:
         if not (0 < self.width.size == self.error.size == self.cost.size) or np.any(np.diff(self.width) <= 0):
@@ -57,12 +58,12 @@ class Allocation:
     of one unit is worth.
     """
 
-    widths: tuple[tuple[str, int], ...]
+    widths: tuple[tuple[Any, int], ...]
     cost: float
     loss: float
     loss_bound: float
 
-    def __getitem__(self, key: str) -> int:
+    def __getitem__(self, key: Hashable) -> int:
         return dict(self.widths)[key]
 
     def __len__(self) -> int:

@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from corp_onnx.moments.values import ChannelMoments
+from corp_onnx.settings import DEFAULT_RIDGE
 from corp_onnx.solve.error import measure_layer_error
-from corp_onnx.solve.ridge import DEFAULT_RIDGE, solve_ridge
+from corp_onnx.solve.ridge import solve_ridge
 from corp_onnx.solve.select import require_kept
 
 __all__ = ["DEFAULT_RIDGE", "MlpSolution", "compensate_mlp", "drop_mlp", "measure_mlp_error"]

@@ -23,7 +23,8 @@ from jaxtyping import Bool, Float
 from scipy.linalg import get_blas_funcs, get_lapack_funcs
 
 from corp_onnx.moments.values import ChannelMoments
-from corp_onnx.solve.ridge import DEFAULT_RIDGE, factor_ridge
+from corp_onnx.settings import DEFAULT_RIDGE
+from corp_onnx.solve.ridge import factor_ridge
 from corp_onnx.solve.select import ChannelOrder
 
 BLOCK_SIZE = 64

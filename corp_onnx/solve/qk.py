@@ -22,8 +22,8 @@ from jaxtyping import Float, Int
 
 from corp_onnx.errors import OptionError
 from corp_onnx.moments.values import LogitMoments
+from corp_onnx.settings import DEFAULT_RIDGE
 from corp_onnx.solve.error import relate_error
-from corp_onnx.solve.ridge import DEFAULT_RIDGE
 from corp_onnx.solve.select import require_kept
 
 

@@ -15,11 +15,7 @@ from jaxtyping import Float
 from scipy.linalg import cho_solve, cholesky, get_lapack_funcs
 
 from corp_onnx.errors import OptionError
-
-DEFAULT_RIDGE = 1e-3
-"""Relative to mean(diag C). The largest eigenvalue of C is at most n * mean(diag C), so this bounds the condition
-number by n / 1e-3, about 3e6 at n = 3072; float32 batch Grams leave a relative noise near 1e-7 on that eigenvalue, and
-this is the smallest power of ten that stays above it. The paper does not state its value."""
+from corp_onnx.settings import DEFAULT_RIDGE
 
 
 @dataclass(frozen=True, slots=True, eq=False)

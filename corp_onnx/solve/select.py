@@ -1,8 +1,8 @@
 """Which channels of an MLP stay: one order for all widths, so that a narrower answer is always part of a wider one.
 
 Enters: the moments of the activations x after the nonlinearity and the down projection y = W x + b. Leaves: a
-`ChannelOrder`. Four rankings: energy (CORP, arXiv 2602.05243, Alg. 2), magnitude (its ablation), weighted energy, and
-greedy OBS (in `obs.py`).
+`ChannelOrder`. Four rankings: energy (CORP, arXiv 2602.05243, Alg. 2), magnitude (its ablation), weighted (the authors'
+code), and greedy OBS (in `obs.py`).
 """
 
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 
 from corp_onnx.errors import OptionError
 from corp_onnx.moments.values import ChannelMoments
-from corp_onnx.solve.ridge import DEFAULT_RIDGE, factor_ridge
+from corp_onnx.settings import DEFAULT_RIDGE
+from corp_onnx.solve.ridge import factor_ridge
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,10 +61,15 @@ def rank_magnitude(
     return order_by_score(score)
 
 
-def rank_weighted_energy(moments: ChannelMoments, weight: Float[np.ndarray, "d_out n"]) -> ChannelOrder:
-    """Falling C_jj |W_:j|^2: the output error of removing channel j alone, its mean folded into the bias."""
-    variance = moments.energy - np.square(moments.mean)
-    return order_by_score(variance * np.square(weight, dtype=np.float64).sum(axis=0))
+def rank_weighted(
+    moments: ChannelMoments, weight: Float[np.ndarray, "d_out n"], up_weight: Float[np.ndarray, "n d_in"]
+) -> ChannelOrder:
+    """Falling E[x_j^2] |U_j:| |W_:j|: energy between the norms of both products.
+
+    Source: the rank of the authors' own code of arXiv 2602.05243, which is not that of the paper.
+    """
+    norms = (np.linalg.norm(up_weight.astype(np.float64), axis=1), np.linalg.norm(weight.astype(np.float64), axis=0))
+    return order_by_score(moments.energy * norms[0] * norms[1])
 
 
 def trace_error_curve(

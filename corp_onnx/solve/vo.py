@@ -20,9 +20,9 @@ from jaxtyping import Float
 
 from corp_onnx.errors import OptionError
 from corp_onnx.moments.values import ChannelMoments
+from corp_onnx.settings import DEFAULT_RIDGE
 from corp_onnx.solve.error import measure_layer_error
 from corp_onnx.solve.refit import fit_around_prior
-from corp_onnx.solve.ridge import DEFAULT_RIDGE
 from corp_onnx.solve.select import ChannelOrder, trace_error_curve
 
 
@@ -80,6 +80,21 @@ def compensate_vo(
         ridge=ridge,
     )
     return VoSolution(v_map.copy(), fitted.weight, fitted.bias, fitted.condition_number)
+
+
+def drop_vo(
+    weight: Float[np.ndarray, "d_out n"],
+    bias: Float[np.ndarray, "d_out"],
+    moments: ChannelMoments,
+    n_heads: int,
+    width: int,
+) -> VoSolution:
+    """The plain cut: each head keeps its dimensions of most output energy, and the projection their columns."""
+    energy = (moments.energy * np.square(weight).sum(axis=0)).reshape(n_heads, -1)
+    kept_idx = np.sort(np.argsort(-energy, axis=1, kind="stable")[:, :width], axis=1)
+    d_head = energy.shape[1]
+    columns = (kept_idx + np.arange(n_heads)[:, None] * d_head).reshape(-1)
+    return VoSolution(np.eye(d_head)[kept_idx], weight[:, columns], bias)
 
 
 def trace_value_curve(

@@ -76,12 +76,16 @@ class TokenTrim:
         return Cost({k: round(v * self.share) if k in self.axes else v for k, v in cost.by_node.items()})
 
 
-def find_dead_tokens(graph: Graph) -> TokenTrim | None:
-    """What may be left out since no output depends on it; None where that is nothing worth the change."""
+def find_dead_tokens(graph: Graph, min_saved: float = MIN_SAVED) -> TokenTrim | None:
+    """What may be left out since no output depends on it; None where that is nothing worth the change.
+
+    Args:
+        min_saved: of the model's MACs, what makes it worth the change.
+    """
     found = [_search(graph, selects) for selects in _group_selects(graph)]
     trims = [trim for trim in found if trim is not None]
     best = max(trims, key=lambda trim: trim.saved, default=None)
-    return best if best is not None and best.saved >= MIN_SAVED * count_macs(graph).total else None
+    return best if best is not None and best.saved >= min_saved * count_macs(graph).total else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,30 +1,31 @@
-"""Tokens that nobody reads are no longer computed: a model -> the same function with a cheaper last block.
+"""Tokens that nobody reads are no longer computed: a graph -> the same function with a cheaper last block.
 
-Enters a model as written; leaves it with the selection of tokens moved from its end to where the search of liveness.py
-stopped. Exact: every number that is still computed is the same. It comes last, on the pruned file, so that moments,
-curves and the refit see all tokens.
+The selection of tokens moves from the end of a graph to where the search of liveness.py stopped. Exact: every number
+that is still computed is the same. It comes last of the passes, on the pruned graph, so that moments, curves and the
+refit see all tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import onnx
 
 from corp_onnx.blocks import Blocks, find_blocks
-from corp_onnx.graph import Graph, Model, Node, load_model
+from corp_onnx.errors import CheckFailedError
+from corp_onnx.graph import Graph, Model, Node
 from corp_onnx.graph.cost import Cost, count_macs
+from corp_onnx.graph.passes import Pass
 from corp_onnx.graph.slots import Slot, WidthSpelling
 from corp_onnx.graph.surgeon import Surgeon
-from corp_onnx.graph.write import write_model
-from corp_onnx.rewrite import apply_changes
-from corp_onnx.rewrite.heads import can_stand_apart
-from corp_onnx.run.comparison import TOLERANCE, compare_on_noise
+from corp_onnx.results import CheckResult
+from corp_onnx.run.comparison import TOLERANCE, compare_answers, compare_on_noise
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.tokens.liveness import Cut, TokenTrim, find_dead_tokens, list_spellings
+from corp_onnx.units import AttentionChange, Changes, apply_changes
+from corp_onnx.units.parts import can_stand_apart
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,14 +34,14 @@ class TrimPlan:
 
     Attributes:
         trim: the tokens.
-        apart: keys of the attentions whose queries get a product of their own, which is cut to the tokens that are
+        apart: changes of the attentions whose queries get a product of their own, which is cut to the tokens that are
             read; keys and values of all tokens stay in the other.
         graph: the dense model with these queries apart.
         blocks: what is found in it, under the same keys as in the dense model.
     """
 
     trim: TokenTrim
-    apart: frozenset[str]
+    apart: Changes
     graph: Graph
     blocks: Blocks
 
@@ -60,14 +61,14 @@ def plan_trim(graph: Graph, blocks: Blocks) -> tuple[TrimPlan | None, str]:
     trim = find_dead_tokens(graph)
     if trim is None:
         return None, ""
-    plan = TrimPlan(trim, frozenset(), graph, blocks)
-    apart = [u.key for u in blocks.attentions if u.node.output in trim.axes and can_stand_apart(u)]
-    if apart:
-        proto = apply_changes(graph, blocks, {}, {}, apart=apart)
-        parted = probe_graph(replace(graph.model, proto=proto))
+    plan = TrimPlan(trim, {}, graph, blocks)
+    sites = [site for site in blocks.attentions if site.node.output in trim.axes and can_stand_apart(site)]
+    if sites:
+        apart = {site.key: AttentionChange(site, apart=True) for site in sites}
+        parted = probe_graph(replace(graph.model, proto=apply_changes(graph, apart)))
         parted_trim = find_dead_tokens(parted)
         if parted_trim is not None and parted_trim.saved > trim.saved:
-            plan = TrimPlan(parted_trim, frozenset(apart), parted, find_blocks(parted))
+            plan = TrimPlan(parted_trim, apart, parted, find_blocks(parted))
     return _try_plan(graph, plan)
 
 
@@ -86,30 +87,40 @@ def _try_plan(graph: Graph, plan: TrimPlan) -> tuple[TrimPlan | None, str]:
     )
 
 
-def trim_file(path: Path) -> TokenTrim | None:
-    """Leave out, in a file, the tokens that nobody reads; None and no change where there are none.
+@dataclass(frozen=True, eq=False)
+class LeaveOutTokens(Pass):
+    """The last block without the tokens that no output reads. What they are is searched in the graph that comes in."""
 
-    Raises:
-        ModelError: the file can not be read or run.
-        OutputError: the disk is full.
-    """
-    trimmed = trim_model(load_model(path))
-    if trimmed is None:
-        return None
-    proto, trim = trimmed
-    write_model(proto, path, path.parent)
-    return trim
+    name = "tokens"
+    requires = "tokens that no output reads"
+    ensures = "the same answers"
 
+    def run(self, graph: Graph) -> onnx.ModelProto:
+        """The graph without them, however little that saves: who planned the pass counts on it."""
+        trim = find_dead_tokens(graph, min_saved=0.0)
+        if trim is None:
+            raise CheckFailedError(
+                f"{graph.model.path}: the tokens that no output of the dense model reads are read in the pruned one. "
+                "Nothing was written. This is a fault of corp-onnx on this graph: please report it with the output of "
+                "inspect, and use --no-trim."
+            )
+        return trim_tokens(graph, trim)
 
-def trim_model(model: Model) -> tuple[onnx.ModelProto, TokenTrim] | None:
-    """The model without the tokens that nobody reads, and which these were; None where there are none.
+    def whole(self, graph: Graph) -> LeaveOutTokens:  # noqa: ARG002
+        """It removes nothing that an answer depends on."""
+        return self
 
-    Raises:
-        ModelError: the model can not be run.
-    """
-    graph = probe_graph(model)
-    trim = find_dead_tokens(graph)
-    return None if trim is None else (trim_tokens(graph, trim), trim)
+    def check(
+        self,
+        graph: Graph,
+        before: Model,
+        after: Model,
+        feeds: Mapping[str, np.ndarray],
+        provider: str,
+    ) -> CheckResult:
+        """The answers with and without the tokens."""
+        detail = "answers of the pruned model with and without the tokens that nobody reads"
+        return compare_answers(self.name, after, before, feeds, graph.float_type, detail, provider)
 
 
 def trim_tokens(graph: Graph, trim: TokenTrim) -> onnx.ModelProto:

@@ -27,13 +27,14 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
-from corp_onnx.checks.verify import check_structure, relative_difference
+from corp_onnx.checks.verify import check_structure
 from corp_onnx.errors import CheckFailedError, InputError, MissingExtraError, OptionError
 from corp_onnx.graph.model import MAX_PROTO_BYTES, Model, file_size, load_model
 from corp_onnx.graph.write import write_model
 from corp_onnx.images.labels import LABELS_KEY
 from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.results import CheckResult, Environment, StageClock, StageTime, describe_environment
+from corp_onnx.run.comparison import relative_difference
 from corp_onnx.run.sessions import first_sentence, import_runtime, open_session
 from corp_onnx.staging import staged_files
 from corp_onnx.zoo.catalogue import ZooModel, build_model, check_name, first_line

@@ -13,13 +13,13 @@ from graphs import ROUNDING, difference, feeds_of, find_in, probed, prune_both, 
 from onnx import TensorProto, helper, numpy_helper
 from random_vits import QKV, SCALES, Spelling, write_model
 
-from corp_onnx.blocks import AttentionUnit, Blocks
+from corp_onnx.blocks import Attention, Blocks
 from corp_onnx.graph import Graph
 
 Edit = Callable[[onnx.GraphProto], None]
 
 
-def only_attention(proto: onnx.ModelProto, folder: Path) -> tuple[Graph, Blocks, AttentionUnit]:
+def only_attention(proto: onnx.ModelProto, folder: Path) -> tuple[Graph, Blocks, Attention]:
     graph, blocks = find_in(proto, folder)
     (unit,) = blocks.attentions
     return graph, blocks, unit

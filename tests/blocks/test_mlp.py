@@ -13,7 +13,7 @@ from graphs import ROUNDING, difference, feeds_of, find_in, probed, prune_both, 
 from onnx import TensorProto, helper, numpy_helper
 from random_vits import GELUS, Spelling, write_model
 
-from corp_onnx.blocks import MlpUnit, Skip
+from corp_onnx.blocks import Mlp, Skip
 from corp_onnx.graph import Graph
 
 Edit = Callable[[onnx.GraphProto, str], None]
@@ -247,7 +247,7 @@ def test_no_nonlinearity_is_no_mlp(tmp_path: Path) -> None:
     assert [s for s in blocks.skipped if s.kind == "mlp"] == []
 
 
-def residual_of(graph: Graph, unit: MlpUnit) -> tuple[str, bool, bool]:
+def residual_of(graph: Graph, unit: Mlp) -> tuple[str, bool, bool]:
     residual = unit.residual
     return graph.producers[residual.stream].op, residual.skip is not None, residual.scale is not None
 

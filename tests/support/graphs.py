@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from corp_onnx.blocks import AttentionUnit, Blocks, Linear, MlpUnit, find_blocks
+from corp_onnx.blocks import Attention, Blocks, Linear, Mlp, find_blocks
 from corp_onnx.graph import Graph, Model, load_model
 from corp_onnx.graph.slots import Slot
 from corp_onnx.graph.write import write_model
@@ -97,7 +97,7 @@ def random_width(rng: np.random.Generator, width: int) -> int:
     return int(rng.integers(1, width + 1))
 
 
-def change_mlp_randomly(graph: Graph, unit: MlpUnit, rng: np.random.Generator) -> MlpChange:
+def change_mlp_randomly(graph: Graph, unit: Mlp, rng: np.random.Generator) -> MlpChange:
     """Channels kept in any order, and a second product that is not the old one."""
     kept_idx = rng.permutation(unit.d_hidden)[: random_width(rng, unit.d_hidden)]
     weight = unit.down.read_weight(graph).astype(np.float64)[:, kept_idx]
@@ -111,7 +111,7 @@ def change_mlp_randomly(graph: Graph, unit: MlpUnit, rng: np.random.Generator) -
 
 
 def change_attention_randomly(
-    graph: Graph, unit: AttentionUnit, rng: np.random.Generator, *, qk: bool, vo: bool
+    graph: Graph, unit: Attention, rng: np.random.Generator, *, qk: bool, vo: bool
 ) -> AttentionChange:
     """Random maps of every head that keep the size of what they map."""
     q_map = k_map = v_map = out_weight = out_bias = None
@@ -183,7 +183,7 @@ class DenseOracle:
                 self._attention(unit, changes[unit.key])
         return self._finish()
 
-    def _mlp(self, unit: MlpUnit, change: Any) -> None:
+    def _mlp(self, unit: Mlp, change: Any) -> None:
         weight = self.weight(unit.down)
         weight[:] = 0
         weight[:, change.kept_idx] = change.weight
@@ -201,7 +201,7 @@ class DenseOracle:
         self.late.append((linear.node.position, helper.make_node("Add", [inner, name], [node.output[0]])))
         node.output[0] = inner
 
-    def _attention(self, unit: AttentionUnit, change: Any) -> None:
+    def _attention(self, unit: Attention, change: Any) -> None:
         if change.q_map is not None:
             assert unit.q is not None
             joint = change.k_map.swapaxes(1, 2) @ change.q_map  # [H, d, d]

@@ -1,7 +1,7 @@
-"""What changes in an attention, as arithmetic: linear maps of heads folded into the rows of a projection.
+"""The operands of an attention with the maps of their heads, as arithmetic: what every projection holds after a change.
 
-A map per head, q' = M q, gives W_Q' = M W_Q and b_Q' = M b_Q. A projection that several operands share then holds them
-one behind the other, each head by head; what it holds besides keeps its width. Nothing here touches a graph.
+A projection that several operands share holds them one behind the other, each head by head; what it holds besides keeps
+its width. Nothing here touches a graph.
 """
 
 from __future__ import annotations
@@ -12,22 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from corp_onnx.blocks import AttentionUnit, Operand
+from corp_onnx.blocks import Attention, Operand, QkPair
 from corp_onnx.graph import Graph, Node
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AttentionChange:
-    """Linear maps [n_heads, width, d_head] of a unit's heads; None leaves that operand as it is.
-
-    With `v_map` goes the weight [d_out, n_heads * width], columns head by head, and bias of the output projection.
-    """
-
-    q_map: Float[np.ndarray, "h r d"] | None = None
-    k_map: Float[np.ndarray, "h r d"] | None = None
-    v_map: Float[np.ndarray, "h s d"] | None = None
-    out_weight: Float[np.ndarray, "d_out hs"] | None = None
-    out_bias: Float[np.ndarray, " d_out"] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,13 +33,6 @@ class Part:
         """A bias by head after the change, in float64."""
         wide = heads.astype(np.float64)
         return (wide if self.head_map is None else np.einsum("hrd,hd->hr", self.head_map, wide)).reshape(-1)
-
-
-def list_parts(unit: AttentionUnit, change: AttentionChange) -> list[Part]:
-    """Every operand of an attention, in the order in which a shared projection holds them after the change."""
-    operands = (("q", unit.q, change.q_map), ("k", unit.k, change.k_map), ("v", unit.v, change.v_map))
-    parts = [Part(name, operand, head_map) for name, operand, head_map in operands if operand is not None]
-    return parts + [Part(f"rest{idx}", operand, None) for idx, operand in enumerate(unit.rest)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,13 +61,13 @@ def changed_products(parts: Sequence[Part], *, apart: bool = False) -> list[Chan
     return changed
 
 
-def can_stand_apart(unit: AttentionUnit) -> bool:
+def can_stand_apart(site: Attention) -> bool:
     """Whether the queries share a product with other operands, and could have one of their own."""
-    operands = [o for o in (unit.q, unit.k, unit.v, *unit.rest) if o is not None]
-    if unit.q is None or unit.qk_skip is not None or unit.core not in ("softmax", "Attention"):
+    if not isinstance(site.qk, QkPair) or site.core not in ("softmax", "Attention"):
         return False
-    linear = unit.q.linear
-    shared = sum(o.linear.node is linear.node for o in operands) > 1 and linear.node.op in ("MatMul", "Gemm")
+    linear = site.qk.q.linear
+    sharing = sum(operand.linear.node is linear.node for operand in site.operands.values())
+    shared = sharing > 1 and linear.node.op in ("MatMul", "Gemm")
     return shared and not linear.reshapes and (linear.bias is None or linear.output_has_bias)
 
 

@@ -1,0 +1,75 @@
+"""The passes in their order, and the one entry point that runs them: prune, verification, probes and tools alike.
+
+cut widths              units of other widths                 rewrite/cut.py
+leave out tokens        what no output reads                  tokens/trim.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+
+from corp_onnx.blocks import SiteKey
+from corp_onnx.graph import Graph, Model, load_model
+from corp_onnx.graph.passes import Pass
+from corp_onnx.graph.write import write_model
+from corp_onnx.rewrite.cut import CutWidths
+from corp_onnx.run.probe import probe_graph
+from corp_onnx.tokens.trim import LeaveOutTokens, TrimPlan
+from corp_onnx.units import Change, Changes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rewrite:
+    """Passes that make one model from another, in order."""
+
+    passes: tuple[Pass, ...]
+
+    def make(self, graph: Graph) -> onnx.ModelProto:
+        """The new model in memory."""
+        *before, last = self.passes
+        for one in before:
+            graph = probe_graph(replace(graph.model, proto=one.run(graph)))
+        return last.run(graph)
+
+    def write(self, graph: Graph, path: Path) -> tuple[Model, ...]:
+        """The new model in a file, by way of files: it may outgrow protobuf.
+
+        Returns:
+            The model behind every pass; the last lies at `path`, the others in files of `path`'s folder that the caller
+            removes (a staged one).
+        """
+        models: list[Model] = []
+        for i, one in enumerate(self.passes):
+            target = path if i == len(self.passes) - 1 else path.with_name(f"{i}.{path.name}")
+            write_model(one.run(graph), target, graph.model.folder)
+            models.append(load_model(target))
+            if target != path:
+                graph = probe_graph(models[-1])
+        return tuple(models)
+
+    def whole(self, graph: Graph) -> Rewrite:
+        """The same surgery with nothing removed."""
+        return Rewrite(tuple(one.whole(graph) for one in self.passes))
+
+    def padded(self) -> Rewrite:
+        """The same solution at full width, zeros where something was removed."""
+        return Rewrite(tuple(p for p in (one.padded() for one in self.passes) if p is not None))
+
+
+def plan_rewrite(changes: Changes, trim: TrimPlan | None = None, metadata: Mapping[str, str] | None = None) -> Rewrite:
+    """The passes that make a pruned model.
+
+    Args:
+        changes: what the search and the refit found, by site.
+        trim: the tokens that will not be computed.
+        metadata: properties to store in the result.
+    """
+    joined: dict[SiteKey, Change] = dict(changes)
+    for key, change in (trim.apart if trim else {}).items():
+        joined[key] = joined[key].join(change) if key in joined else change
+    cut = CutWidths(joined, metadata or {})
+    return Rewrite((cut,) if trim is None else (cut, LeaveOutTokens()))

@@ -1,0 +1,52 @@
+"""What one unit alone does to the answers: a factor that turns closed-form errors into losses.
+
+    loss of unit u at width w  ~  sensitivity_u * err_u(w),    sensitivity_u = probe_u / err_u(reference width)
+
+where probe_u is the loss of the model with that unit alone pruned, and err_u its error curve. Losses are taken to add
+up over units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from corp_onnx.search.evaluator import Quiz, draw_quiz
+from corp_onnx.search.problem import Problem
+from corp_onnx.units import Choice, UnitKey, gather_changes
+
+PROBE_FRACTION = 0.5
+"""Width of a probe: deep enough that its KL stands above rounding, near the widths that budgets choose."""
+
+PROBE_IMAGES = 64
+"""Calibration images for the probes: their KL ranks units, which needs fewer images than measuring accuracy."""
+
+
+def draw_probes(problem: Problem) -> Quiz:
+    """The calibration images that probes are asked of, with the dense model's answers."""
+    p = problem
+    return draw_quiz(p.graph.model, p.calibration, PROBE_IMAGES, p.seed, batch_size=p.batch_size, provider=p.provider)
+
+
+def probe_loss(problem: Problem, evaluator: Quiz, choice: Choice, width: int) -> float:
+    """The loss of the model with one unit alone at a width."""
+    changes = gather_changes((choice.solve(width),))
+    return evaluator.ask(problem.rewrite(changes).make(problem.graph)).loss
+
+
+def probe_choices(problem: Problem, choices: Sequence[Choice], evaluator: Quiz) -> dict[UnitKey, float]:
+    """The sensitivity of every unit."""
+    sensitivities: dict[UnitKey, float] = {}
+    for done, choice in enumerate(choices, start=1):
+        width = reference_width(choice)
+        loss, error = probe_loss(problem, evaluator, choice, width), float(choice.error_curve[width])
+        sensitivities[choice.key] = loss / error if error > 0 else 0.0
+        if problem.progress:
+            problem.progress("probe", done, len(choices))
+    return sensitivities
+
+
+def reference_width(choice: Choice) -> int:
+    """The allowed width nearest to the probe fraction, below the whole."""
+    step = choice.unit.step(choice.method)
+    wanted = max(step, round(choice.width * PROBE_FRACTION / step) * step)
+    return wanted if wanted < choice.width else max(1, choice.width // 2)

@@ -1,0 +1,254 @@
+"""What a unit kind owns, and the values that pass between a kind and the rest of the house.
+
+A `Unit` is one prunable thing of a block: an MLP's hidden channels, the dimensions of its queries and keys. A kind says
+all that is particular to it, in this order of a run:
+
+    tap, start_sum, read      what calibration exposes, which sums it fills, and with what
+    trace -> Choice           its error at every width; `Choice.solve` gives the solution at one of them
+    Change                    what happens to the place in the graph: edit, the same at full width, expected products
+    respond                   its own output before and after, for the error that a report states
+    describe                  its width and cost, for `inspect` and for budgets
+
+Everybody else handles units through this interface and never asks which kind one is. Kinds are registered in
+`corp_onnx.units`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from corp_onnx.blocks import Attention, Mlp, SiteKey, Skip
+from corp_onnx.graph import Graph
+from corp_onnx.graph.cost import Cost
+from corp_onnx.moments import Moments
+from corp_onnx.results import UnitFacts
+from corp_onnx.settings import Fractions, Method
+from corp_onnx.solve.allocate import aligned_widths
+from corp_onnx.units.products import Expected
+from corp_onnx.units.taps import Taps
+
+if TYPE_CHECKING:
+    from corp_onnx.graph.surgeon import Surgeon
+
+Site = Mlp | Attention
+"""A place in the graph that units belong to: several units may change one site together."""
+
+Values = tuple[np.ndarray, ...]
+"""What a unit reads from one batch of exposed tensors."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class UnitKey:
+    """Identity of a unit: its site, and its kind. As text: `blocks.0.mlp`, `blocks.0.attn.qk`."""
+
+    site: SiteKey
+    kind: str
+
+    def __str__(self) -> str:
+        return str(self.site) if self.kind == self.site.part else f"{self.site}.{self.kind}"
+
+
+class Change(ABC):
+    """What happens to one site, whichever units ask for it."""
+
+    @property
+    @abstractmethod
+    def key(self) -> SiteKey:
+        """Of the site."""
+
+    @abstractmethod
+    def edit(self, surgeon: Surgeon) -> None:
+        """Make the change in a graph."""
+
+    @abstractmethod
+    def join(self, other: Any) -> Any:
+        """Both changes of one site as one; `other` came later."""
+
+    @abstractmethod
+    def whole(self, graph: Graph) -> Any:
+        """The same surgery with nothing removed."""
+
+    @abstractmethod
+    def padded(self) -> Any:
+        """The same solution at full width, zeros where something was removed."""
+
+    @abstractmethod
+    def products(self, graph: Graph) -> Iterator[Expected]:
+        """What the products that it touches must compute."""
+
+    @abstractmethod
+    def last_product(self, graph: Graph) -> tuple[Float[np.ndarray, "d_out n"], Float[np.ndarray, " d_out"]]:
+        """Weight and bias, in float64, of the product that writes into the residual stream."""
+
+    @abstractmethod
+    def with_product(self, weight: np.ndarray, bias: np.ndarray) -> Any:
+        """The same with another last product."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UnitPlan:
+    """One unit's solution: `solved` goes into the model, `dropped` is the same width without compensation."""
+
+    unit: Unit
+    width: int
+    condition_number: float
+    solved: Change
+    dropped: Change
+
+    @property
+    def key(self) -> UnitKey:
+        """Of the unit."""
+        return self.unit.key
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """What solutions are made from.
+
+    Attributes:
+        graph: of the dense model.
+        moments: by the unit's key as text.
+        importances: of an MLP's channels by the same, for the rank `taylor`.
+    """
+
+    graph: Graph
+    moments: Moments
+    importances: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Choice(ABC):
+    """Every width of one unit: its closed-form error at 0..full, and the solution at any of them."""
+
+    unit: Unit
+    method: Method
+
+    @cached_property
+    def error_curve(self) -> Float[np.ndarray, " full+1"]:
+        """Squared output error at every width, in a scale of the kind's own."""
+        return self.trace_errors()
+
+    @abstractmethod
+    def trace_errors(self) -> Float[np.ndarray, " full+1"]:
+        """The error curve, computed when first asked."""
+
+    @abstractmethod
+    def solve(self, width: int, before: Change | None = None) -> UnitPlan:
+        """The solution at a width.
+
+        Args:
+            before: what units of the same site were given already, in the order of the registry.
+        """
+
+    @property
+    def key(self) -> UnitKey:
+        """Of the unit."""
+        return self.unit.key
+
+    @property
+    def width(self) -> int:
+        """Of the whole unit."""
+        return self.unit.width
+
+    def widths(self) -> Int[np.ndarray, " m"]:
+        """The widths that the search may give, ascending; the whole unit is the last."""
+        return self.unit.widths(self.method)
+
+
+@dataclass(frozen=True, eq=False)
+class Unit(ABC):
+    """One prunable thing of a site.
+
+    Class attributes of a kind:
+        kind: its name in settings, reports and keys.
+        part: of a block, whose sites have such a unit.
+        title: its name in tables.
+        noun: its name in sentences.
+        fraction: the field of `Fractions` that cuts it; empty where none does.
+        shares_site: whether its width divides what the other units of the site cost (whole heads).
+        is_centred: whether a response has no mean to be told from.
+    """
+
+    kind: ClassVar[str]
+    part: ClassVar[str]
+    title: ClassVar[str]
+    noun: ClassVar[str]
+    fraction: ClassVar[str] = ""
+    shares_site: ClassVar[bool] = False
+    is_centred: ClassVar[bool] = False
+
+    site: Site
+
+    @property
+    def key(self) -> UnitKey:
+        """Its identity."""
+        return UnitKey(self.site.key, self.kind)
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Channels, dimensions of a head, or heads."""
+
+    @property
+    def n_heads(self) -> int | None:
+        """Heads that have this width each; None where there are none."""
+        return None
+
+    @property
+    def n_regressors(self) -> int:
+        """Channels that its solution is regressed on: fewer tokens than that leave it to the ridge."""
+        return 0
+
+    @property
+    def gradient_tensor(self) -> str:
+        """The tensor whose channels a rank by gradients looks at; empty where there is none."""
+        return ""
+
+    @property
+    def skip(self) -> Skip | None:
+        """Why its width can not change; None where it can."""
+        return None
+
+    def step(self, method: Method) -> int:
+        """Widths are multiples of this."""
+        return method.align
+
+    def widths(self, method: Method) -> Int[np.ndarray, " m"]:
+        """The widths that the search may give, ascending; the whole unit is the last."""
+        step = self.step(method)
+        return aligned_widths(self.width, step, smallest=min(step, self.width))
+
+    def removed(self, fractions: Fractions) -> float:
+        """The fraction of it that goes; 0 for a kind that no fraction cuts."""
+        return getattr(fractions, self.fraction) if self.fraction else 0.0
+
+    @abstractmethod
+    def describe(self, graph: Graph, cost: Cost) -> UnitFacts:
+        """Width and cost, with its share of the model."""
+
+    @abstractmethod
+    def tap(self, taps: Taps) -> None:
+        """Ask for the tensors that its sums are made of."""
+
+    @abstractmethod
+    def start_sum(self) -> Any:
+        """Empty running sums: `update(*values)`, then `result()`."""
+
+    @abstractmethod
+    def read(self, arrays: Mapping[str, np.ndarray], graph: Graph, n_real: int) -> Values:
+        """Its own values from the exposed tensors of one batch."""
+
+    @abstractmethod
+    def trace(self, evidence: Evidence, method: Method) -> Choice:
+        """Every width of it, from the moments."""
+
+    @abstractmethod
+    def respond(self, graph: Graph, change: Change | None) -> Callable[..., np.ndarray]:
+        """A function from its values to its output [..., channels]; None is the dense unit."""

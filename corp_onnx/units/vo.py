@@ -1,0 +1,137 @@
+"""Values of an attention: dimensions of their heads, and the output projection behind them.
+
+solve    the best rank of every head, then one ridge over the kept coordinates of all heads      solve/vo.py
+edit     the map folded into the value projection, another output projection (attention.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from jaxtyping import Float
+
+from corp_onnx.blocks import Attention, Skip, VoPair
+from corp_onnx.graph import Graph
+from corp_onnx.graph.cost import Cost
+from corp_onnx.moments import ChannelMoments
+from corp_onnx.moments.sums import ChannelSum
+from corp_onnx.results import UnitFacts
+from corp_onnx.settings import Method
+from corp_onnx.solve.vo import compensate_vo, drop_vo, trace_value_curve
+from corp_onnx.units.attention import AttentionChange, core_macs, count_tokens
+from corp_onnx.units.base import Change, Choice, Evidence, Unit, UnitPlan, Values
+from corp_onnx.units.facts import describe_unit, projection_cost
+from corp_onnx.units.taps import Taps, read_tokens
+
+
+@dataclass(frozen=True, eq=False)
+class VoChoice(Choice):
+    """Every width of a value/output pair; the bases of all widths are nested."""
+
+    unit: VoUnit
+    weight: Float[np.ndarray, "d_out n"]
+    bias: Float[np.ndarray, " d_out"]
+    moments: ChannelMoments
+
+    def trace_errors(self) -> Float[np.ndarray, " full+1"]:
+        """Mean squared output error per token after the refit over all heads."""
+        return trace_value_curve(self.weight, self.moments, self.unit.n_heads, self.method.ridge)
+
+    def solve(self, width: int, before: Change | None = None) -> UnitPlan:
+        """The map of every head and the output projection that goes with it."""
+        site = self.unit.site
+        dropped = drop_vo(self.weight, self.bias, self.moments, site.n_heads, width)
+        solved = compensate_vo(self.weight, self.bias, self.moments, site.n_heads, width, self.method.ridge)
+        changes = tuple(
+            AttentionChange(site, v_map=s.v_map, out_weight=s.weight, out_bias=s.bias) for s in (solved, dropped)
+        )
+        chosen = changes[0] if self.method.compensate else changes[1]
+        return UnitPlan(self.unit, width, solved.condition_number, chosen, changes[1])
+
+
+@dataclass(frozen=True, eq=False)
+class VoUnit(Unit):
+    """The head dimensions of the values of one attention."""
+
+    kind = "vo"
+    part = "attn"
+    title = "VO"
+    noun = "value/output pair"
+
+    site: Attention
+
+    @property
+    def width(self) -> int:
+        """Dimensions of a head."""
+        return self.site.d_v
+
+    @property
+    def n_heads(self) -> int:
+        """Heads."""
+        return self.site.n_heads
+
+    @property
+    def n_regressors(self) -> int:
+        """Dimensions of all heads."""
+        return self.site.n_heads * self.site.d_v
+
+    @property
+    def skip(self) -> Skip | None:
+        """Why values can not change width."""
+        return self.site.vo if isinstance(self.site.vo, Skip) else None
+
+    @property
+    def pair(self) -> VoPair:
+        """Values and output projection of a unit that can change width."""
+        assert isinstance(self.site.vo, VoPair), self.key
+        return self.site.vo
+
+    def describe(self, graph: Graph, cost: Cost) -> UnitFacts:
+        """Both projections, and P v."""
+        n_parameters, macs = 0, core_macs(graph, cost, self.site)[1]
+        if "v" in self.site.operands:
+            n_parameters, spent = projection_cost(graph, cost, self.site.operands["v"])
+            macs += spent
+        if self.site.out is not None:
+            linear = self.site.out.linear
+            n_parameters += linear.d_in * linear.d_out + (linear.d_out if linear.bias else 0)
+            macs += cost.by_node.get(linear.node.output, 0)
+        return describe_unit(self, graph, cost, count_tokens(self.site), n_parameters, macs)
+
+    def tap(self, taps: Taps) -> None:
+        """What the output projection reads."""
+        taps.tensors.append(self.pair.out.linear.input)
+
+    def start_sum(self) -> ChannelSum:
+        """Of the heads' outputs side by side, over all tokens."""
+        linear = self.pair.out.linear
+        return ChannelSum(linear.d_in, f"tensor '{linear.input}' ({self.key})")
+
+    def read(self, arrays: Mapping[str, np.ndarray], graph: Graph, n_real: int) -> Values:
+        """The heads' outputs side by side, [tokens, H * d]."""
+        pair = self.pair
+        return (read_tokens(arrays[pair.out.linear.input], graph, n_real, token_major=pair.v.token_major),)
+
+    def trace(self, evidence: Evidence, method: Method) -> VoChoice:
+        """One SVD a head."""
+        moments = evidence.moments[str(self.key)]
+        assert isinstance(moments, ChannelMoments)
+        return VoChoice(self, method, *self.pair.out.linear.read_dense(evidence.graph), moments)
+
+    def respond(self, graph: Graph, change: Change | None) -> Callable[..., np.ndarray]:
+        """The output projection on the dense model's head outputs."""
+        if change is None:
+            return partial(_project, None, *(a.astype(np.float32) for a in self.pair.out.linear.read_dense(graph)))
+        assert isinstance(change, AttentionChange)
+        arrays = (change.v_map, change.out_weight, change.out_bias)
+        return partial(_project, *(a.astype(np.float32) for a in arrays if a is not None))
+
+
+def _project(v_map: np.ndarray | None, weight: np.ndarray, bias: np.ndarray, x: np.ndarray) -> np.ndarray:
+    if v_map is not None:
+        heads = x.reshape(len(x), len(v_map), -1)  # [tokens, H, d]
+        x = np.einsum("thd,hrd->thr", heads, v_map, optimize=True).reshape(len(x), -1)
+    return x @ weight.T + bias
