@@ -130,7 +130,6 @@ def prune_model(
         with clock.stage("calibrate"):
             moments = collect_moments(
                 graph, units, calibration, batch_size=settings.batch_size, provider=settings.provider,
-                n_image_grams=settings.best.n_image_grams if settings.preset == "best" else 0,
                 progress=_counting(progress, "calibrate", calibration.n_images),
             )  # fmt: skip
         with clock.stage("solve"):

@@ -72,7 +72,6 @@ def _ablations(
         "uniform widths": BestSettings(allocate="uniform"),
         "energy order": BestSettings(rank="energy"),
         "paper's queries and keys": BestSettings(qk="sylvester"),
-        "queries and keys per image": BestSettings(qk="per-image"),
         "equal heads": BestSettings(equal_heads=True),
         "aligned to 16": BestSettings(align=16),
         "no unit favoured": BestSettings(favour_late=False),

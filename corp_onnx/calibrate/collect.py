@@ -60,7 +60,6 @@ def collect_moments(
     *,
     batch_size: int = 8,
     provider: str = "cpu",
-    n_image_grams: int = 0,
     progress: Progress | None = None,
 ) -> Moments:
     """The moments of every unit over a set of images.
@@ -70,7 +69,6 @@ def collect_moments(
         units: what to expose.
         images: unlabelled; float32 or what the model's input takes.
         batch_size: images at a time; has no effect on the result, nor on a model of fixed batch.
-        n_image_grams: keep the per-image Grams of this many images for the exact query/key objective.
 
     Returns:
         `ChannelMoments` of an MLP's hidden activation under its key, `LogitMoments` of queries and keys under
@@ -79,7 +77,7 @@ def collect_moments(
     Raises:
         NonFiniteError: an exposed tensor holds NaN or Inf; says which.
     """
-    sums = _start_sums(units, n_image_grams)
+    sums = _start_sums(units)
     tapped = tap_units(graph, units, provider=provider)
     for arrays, n_real in run_tapped(tapped, images, batch_size):
         for unit in units.mlps:
@@ -102,15 +100,13 @@ class _Sums:
     logits: dict[str, LogitSum]
 
 
-def _start_sums(units: Units, n_image_grams: int) -> _Sums:
+def _start_sums(units: Units) -> _Sums:
     channels = {u.key: ChannelSum(u.d_hidden, f"tensor '{u.hidden}' ({u.key})") for u in units.mlps}
     for unit in units.vo_pairs:
         assert unit.out is not None
         x = unit.out.linear
         channels[unit.vo_key] = ChannelSum(x.d_in, f"tensor '{x.input}' ({unit.vo_key})")
-    logits = {
-        u.qk_key: LogitSum(u.n_heads, u.d_qk, f"the queries and keys of {u.key}", n_image_grams) for u in units.qk_pairs
-    }
+    logits = {u.qk_key: LogitSum(u.n_heads, u.d_qk, f"the queries and keys of {u.key}") for u in units.qk_pairs}
     return _Sums(channels, logits)
 
 

@@ -51,9 +51,8 @@ from corp_onnx.solve.ridge import DEFAULT_RIDGE
               "only, the smallest that --amp-threshold allows.")  # fmt: skip
 @click.option("--amp-threshold", type=float, default=DEFAULT_THRESHOLD, show_default=True, metavar="T",
               help="How far each MLP alone may move the answers with --allocate amp: KL in nats.")  # fmt: skip
-@click.option("--qk", type=click.Choice(["low-rank", "per-image", "sylvester"]), default="low-rank", show_default=True,
-              help="How best prunes queries and keys: any maps, the same refined on single images, or the paper's kept "
-              "dimensions.")  # fmt: skip
+@click.option("--qk", type=click.Choice(["low-rank", "sylvester"]), default="low-rank", show_default=True,
+              help="How best prunes queries and keys: any maps, or the paper's kept dimensions.")  # fmt: skip
 @click.option("--refit/--no-refit", default=True, show_default=True,
               help="Solve every last product again on the pruned residual stream.")  # fmt: skip
 @click.option("--weigh-tokens/--no-weigh-tokens", default=True, show_default=True,

@@ -31,7 +31,6 @@ from corp_onnx.search.plan import UnitPlan, gather_changes, mlp_change, order_ch
 from corp_onnx.solve.mlp import compensate_mlp, drop_mlp
 from corp_onnx.solve.obs import rank_obs
 from corp_onnx.solve.qk import compensate_qk, drop_qk, low_rank_logits, select_logit_energy, trace_logit_curve
-from corp_onnx.solve.qk_images import refine_logits
 from corp_onnx.solve.ridge import DEFAULT_RIDGE
 from corp_onnx.solve.select import trace_error_curve
 from corp_onnx.solve.vo import compensate_vo, trace_value_curve
@@ -43,9 +42,6 @@ DEFAULT_THRESHOLD = 0.003
 """KL in nats that one MLP may cost with `--allocate amp`; on DeiT-Tiny 0.0087 keeps 62 % of the MLPs and 78 % of the
 answers, which is too little for a default."""
 
-N_IMAGE_GRAMS = 64
-"""For `--qk per-image`; 25 MB a block of twelve heads of 64."""
-
 
 @dataclass(frozen=True, slots=True)
 class BestSettings:
@@ -54,8 +50,7 @@ class BestSettings:
     Args:
         ridge: lambda of MLP and VO compensation, relative to the mean diagonal.
         rank: order of the hidden channels: `obs`, the paper's `energy` or `magnitude`, AMP's `taylor` (gradients/).
-        qk: `low-rank`, the same refined `per-image` (solve/qk_images.py), or the paper's kept dimensions with
-            `sylvester` compensation.
+        qk: `low-rank`, or the paper's kept dimensions with `sylvester` compensation.
         compensate: False cuts only, as an ablation; the refit would undo that and is left out.
         vo: prune values as well.
         align: widths are multiples of this (a unit may also stay whole).
@@ -72,7 +67,7 @@ class BestSettings:
 
     ridge: float = DEFAULT_RIDGE
     rank: Literal["obs", "energy", "magnitude", "taylor"] = "obs"
-    qk: Literal["low-rank", "per-image", "sylvester"] = "low-rank"
+    qk: Literal["low-rank", "sylvester"] = "low-rank"
     compensate: bool = True
     vo: bool = True
     align: int = 8
@@ -83,11 +78,6 @@ class BestSettings:
     weigh_tokens: bool = True
     favour_late: bool = True
     trim: bool = True
-
-    @property
-    def n_image_grams(self) -> int:
-        """How many images the moments keep query and key Grams of, one by one."""
-        return N_IMAGE_GRAMS if self.qk == "per-image" else 0
 
     def __post_init__(self) -> None:
         if self.align < 1:
@@ -177,10 +167,6 @@ def _qk_choice(unit: AttentionUnit, moments, settings: BestSettings, facts) -> U
             solution = compensate_qk(q_gram, moments.k_gram, kept_idx, settings.ridge)
         elif settings.compensate:
             solution = low_rank_logits(q_gram, k_gram, width)
-        if settings.compensate and settings.qk == "per-image":
-            assert moments.image_q_gram is not None
-            assert moments.image_k_gram is not None
-            solution = refine_logits(solution, moments.image_q_gram, moments.image_k_gram)
         return UnitPlan(
             unit.qk_key, unit.key, "qk", unit.d_qk, width, solution.condition_number,
             qk_change(solution), qk_change(dropped),

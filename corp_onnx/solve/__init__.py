@@ -1,5 +1,5 @@
 """The mathematics: moments and weights in, solutions out; NumPy and SciPy only, no onnx, no files.
 
 Reading order: ridge (the one system all share), error (how well an answer does), select and obs (which MLP channels
-stay), mlp, qk, qk_images, refit, vo.
+stay), mlp, qk, refit, vo.
 """
