@@ -1,8 +1,8 @@
 """Which channels of an MLP stay: one order for all widths, so that a narrower answer is always part of a wider one.
 
 Enters: the moments of the activations x after the nonlinearity and the down projection y = W x + b. Leaves: a
-`ChannelOrder`. Four rankings: energy (CORP, arXiv 2602.05243, Alg. 2), magnitude (its ablation), weighted energy, and
-greedy OBS (in `obs.py`).
+`ChannelOrder`. Three rankings: energy (CORP, arXiv 2602.05243, Alg. 2), magnitude (its ablation), and greedy OBS (in
+`obs.py`).
 """
 
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
@@ -58,12 +58,6 @@ def rank_magnitude(
     if up_weight is not None:
         score += np.square(up_weight, dtype=np.float64).sum(axis=1)
     return order_by_score(score)
-
-
-def rank_weighted_energy(moments: ChannelMoments, weight: Float[np.ndarray, "d_out n"]) -> ChannelOrder:
-    """Falling C_jj |W_:j|^2: the output error of removing channel j alone, its mean folded into the bias."""
-    variance = moments.energy - np.square(moments.mean)
-    return order_by_score(variance * np.square(weight, dtype=np.float64).sum(axis=0))
 
 
 def trace_error_curve(
