@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from corp_onnx.search.best import BestSettings
 from graphs import feeds_of, probed
 from samples import (
     COMPUTED_SCALE,
@@ -36,7 +37,6 @@ from corp_onnx.images import open_images, split_holdout
 from corp_onnx.images.recipe import METADATA_KEY, Recipe
 from corp_onnx.prune import PRUNE_KEY, default_output, default_report, prune_model
 from corp_onnx.results import PruneResult, to_json
-from corp_onnx.search.best import BestSettings
 from corp_onnx.settings import Budget, Preprocessing, PruneSettings
 
 N_PHOTOS = 24

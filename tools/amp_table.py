@@ -14,13 +14,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 
+from corp_onnx.search.best import BestSettings
 from study import Row, keep_tokens, open_study, print_rows, study_parser
 
 from corp_onnx.calibrate.collect import choose_units
 from corp_onnx.gradients import collect_taylor
 from corp_onnx.graph.cost import count_macs
 from corp_onnx.search.amp import search_widths
-from corp_onnx.search.best import BestSettings
 from corp_onnx.search.problem import Outcome, Situation
 from corp_onnx.search.strategy import draw_probes, prepare_search, solve_fixed, trace_units
 

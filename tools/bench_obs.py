@@ -21,8 +21,8 @@ from collections.abc import Callable
 import numpy as np
 
 from corp_onnx.moments.values import ChannelMoments
+from corp_onnx.settings import DEFAULT_RIDGE
 from corp_onnx.solve.obs import BLOCK_SIZE, rank_obs
-from corp_onnx.solve.ridge import DEFAULT_RIDGE
 
 N_PLAIN_REMOVALS = 20
 """Removals of the plain loop that are timed; each costs the same."""

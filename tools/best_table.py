@@ -14,11 +14,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 
+from corp_onnx.search.best import BestSettings
+from corp_onnx.search.plan import Cut
 from study import Row, keep_tokens, open_study, print_rows, study_parser
 
 from corp_onnx.calibrate.collect import choose_units
-from corp_onnx.search.best import BestSettings
-from corp_onnx.search.plan import Cut
 from corp_onnx.search.problem import Outcome, Situation
 from corp_onnx.search.strategy import follow_paper, prepare_search
 
@@ -72,7 +72,6 @@ def _ablations(
         "uniform widths": BestSettings(allocate="uniform"),
         "energy order": BestSettings(rank="energy"),
         "paper's queries and keys": BestSettings(qk="sylvester"),
-        "queries and keys per image": BestSettings(qk="per-image"),
         "equal heads": BestSettings(equal_heads=True),
         "aligned to 16": BestSettings(align=16),
         "no unit favoured": BestSettings(favour_late=False),

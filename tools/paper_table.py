@@ -12,6 +12,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from corp_onnx.search.plan import Cut, gather_changes, plan_paper
 from study import open_dense, split_images, study_parser
 
 from corp_onnx.blocks import find_blocks
@@ -23,7 +24,6 @@ from corp_onnx.graph.write import write_model
 from corp_onnx.images import open_images
 from corp_onnx.rewrite import apply_changes
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.search.plan import Cut, gather_changes, plan_paper
 
 ROWS = {
     "MLP 50 %, no compensation": Cut(0.5, 0.0, compensate=False),

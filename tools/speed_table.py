@@ -12,11 +12,12 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from corp_onnx.search.plan import Cut
+
 from corp_onnx.bench.bench import BenchResult, bench_models
 from corp_onnx.bench.timing import Schedule
 from corp_onnx.prune import prune_model
 from corp_onnx.results import PruneResult
-from corp_onnx.search.plan import Cut
 from corp_onnx.settings import PruneSettings
 
 FRACTIONS = (0.25, 0.5, 0.63, 0.69, 0.75)

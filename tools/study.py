@@ -23,7 +23,6 @@ from corp_onnx.images import ImageSet, open_images, split_holdout
 from corp_onnx.images.recipe import find_recipe
 from corp_onnx.rewrite import apply_changes
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.search.best import BestSettings
 from corp_onnx.search.evaluator import Quiz, prepare_quiz
 from corp_onnx.search.problem import Outcome, Situation
 from corp_onnx.search.strategy import BestSearch
@@ -58,8 +57,7 @@ class Study:
         if n_images is not None:
             drawn = np.random.default_rng(seed).permutation(calibration.n_images)[:n_images]
             calibration = calibration.select(np.sort(drawn))
-        n_grams = BestSettings(qk="per-image").n_image_grams
-        moments = collect_moments(self.graph, units, calibration, n_image_grams=n_grams)
+        moments = collect_moments(self.graph, units, calibration)
         return Situation(self.graph, blocks, units, moments, calibration, held_out, 8, "cpu", seed, trim=self.trim)
 
     def measure(self, situation: Situation, outcome: Outcome) -> Row:

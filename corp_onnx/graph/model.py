@@ -59,11 +59,6 @@ class Model:
         return self.path.parent
 
     @property
-    def has_external_data(self) -> bool:
-        """Whether any weight lives in another file."""
-        return any(external_data_helper.uses_external_data(t) for t in self.proto.graph.initializer)
-
-    @property
     def opset(self) -> int:
         """Version of the default operator set."""
         return next((o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), 1)

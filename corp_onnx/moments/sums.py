@@ -108,18 +108,11 @@ class CrossSum:
 
 
 class LogitSum:
-    """Running `LogitMoments` of `n_heads` heads of `d_head` dimensions.
+    """Running `LogitMoments` of `n_heads` heads of `d_head` dimensions."""
 
-    Keeps the Grams of the first `n_image_grams` images one by one, float32: 8 * n_heads * d_head^2 bytes an image (0.4
-    MB for 12 heads of 64), for the per-image refinement; the other sums do not depend on it.
-    """
-
-    def __init__(self, n_heads: int, d_head: int, name: str = "the tensor", n_image_grams: int = 0) -> None:
+    def __init__(self, n_heads: int, d_head: int, name: str = "the tensor") -> None:
         self.name = name
         self._n_images = self._n_tokens = self._n_key_tokens = 0
-        self._n_left = n_image_grams
-        self._image_q: list[np.ndarray] = []
-        self._image_k: list[np.ndarray] = []
         self._energy = np.zeros((n_heads, d_head))
         self._q_gram, self._k_gram, self._k_centred_gram = np.zeros((3, n_heads, d_head, d_head))
 
@@ -149,14 +142,6 @@ class LogitSum:
         self._k_centred_gram += k_centred
         self._k_gram += k_centred + n_key_tokens * (k_mean.transpose(0, 2, 1) @ k_mean)
         self._energy += (q_square * k_square).sum(axis=1)
-        self._keep_images(q, k)
-
-    def _keep_images(self, q: np.ndarray, k: np.ndarray) -> None:
-        n = min(self._n_left, q.shape[1])
-        self._n_left -= n
-        for kept, x in ((self._image_q, q[:, :n]), (self._image_k, k[:, :n])):
-            if n:
-                kept.append((x.transpose(0, 1, 3, 2) @ x).transpose(1, 0, 2, 3))  # [images, h, d, d]
 
     def result(self) -> LogitMoments:
         """The moments of everything seen.
@@ -174,8 +159,6 @@ class LogitSum:
             k_gram=self._k_gram.copy(),
             k_centred_gram=self._k_centred_gram.copy(),
             logit_energy=self._energy.copy(),
-            image_q_gram=np.concatenate(self._image_q) if self._image_q else None,
-            image_k_gram=np.concatenate(self._image_k) if self._image_k else None,
         )
 
 

@@ -97,8 +97,7 @@ class LogitMoments:
 
     Grams are sums of q q' and k k'; `k_centred_gram` has the keys centred over the tokens of their own image (softmax
     does not see the difference). `logit_energy` is the sum over images of |q_j|^2 |k_j|^2, j a head dimension and the
-    norms over the tokens of the image (paper eq. 12, not yet divided by n_images). The `image_` Grams, if asked for,
-    are those of the first images one by one, q raw and k centred.
+    norms over the tokens of the image (paper eq. 12, not yet divided by n_images).
     """
 
     n_images: int
@@ -108,8 +107,6 @@ class LogitMoments:
     k_gram: Float[np.ndarray, "h d d"]
     k_centred_gram: Float[np.ndarray, "h d d"]
     logit_energy: Float[np.ndarray, "h d"]
-    image_q_gram: Float[np.ndarray, "images h d d"] | None = None
-    image_k_gram: Float[np.ndarray, "images h d d"] | None = None
 
     def __post_init__(self) -> None:
         n_heads, d_head = self.logit_energy.shape
@@ -145,7 +142,7 @@ class Moments:
 
 
 def merge_moments(a: _Kind, b: _Kind) -> _Kind:
-    """The moments of both sets of images together; the order of the two matters only for the per-image Grams."""
+    """The moments of both sets of images together; either may come first."""
     if type(a) is not type(b):
         raise InputError(f"expected two moments of one kind, found {type(a).__name__} and {type(b).__name__}")
     names = [f.name for f in dataclasses.fields(a)]
@@ -163,8 +160,7 @@ def save_moments(moments: Moments, path: str | os.PathLike[str]) -> None:
     }
     for i, (_, unit) in enumerate(moments.entries):
         for f in dataclasses.fields(unit):
-            if (value := getattr(unit, f.name)) is not None:
-                arrays[f"{i}.{f.name}"] = np.asarray(value)
+            arrays[f"{i}.{f.name}"] = np.asarray(getattr(unit, f.name))
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
@@ -189,7 +185,7 @@ def load_moments(path: str | os.PathLike[str]) -> Moments:
                 raise InputError(f"expected moments of schema {SCHEMA} in {path}, found {file['schema']}; collect anew")
             units: list[tuple[str, AnyMoments]] = []
             for i, (key, kind) in enumerate(zip(file["keys"], file["kinds"], strict=True)):
-                names = [f.name for f in dataclasses.fields(kinds[kind]) if f"{i}.{f.name}" in file]
+                names = [f.name for f in dataclasses.fields(kinds[kind])]
                 units.append((str(key), kinds[kind](**{name: _plain(file[f"{i}.{name}"]) for name in names})))
     except (OSError, KeyError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise InputError(f"expected moments written by corp-onnx in {path}: {error}; collect them anew") from error
@@ -197,13 +193,8 @@ def load_moments(path: str | os.PathLike[str]) -> Moments:
 
 
 def _merge_field(name: str, a: Any, b: Any) -> Any:
-    if a is None or b is None:
-        return b if a is None else a
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        if name.startswith("image_") and a.shape[1:] == b.shape[1:]:
-            return np.concatenate([a, b])
-        if a.shape != b.shape:
-            raise InputError(f"expected moments of one model, found {name} of shapes {a.shape} and {b.shape}")
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.shape != b.shape:
+        raise InputError(f"expected moments of one model, found {name} of shapes {a.shape} and {b.shape}")
     return a + b
 
 

@@ -1,5 +1,4 @@
 """The mathematics: moments and weights in, solutions out; NumPy and SciPy only, no onnx, no files.
 
-Reading order: ridge (the one system all share), error (how well an answer does), select and obs (which MLP channels
-stay), mlp, qk, qk_images, refit, vo.
+Reading order: ridge (the one system all share), select and obs (which MLP channels stay), mlp, qk, refit, vo.
 """

@@ -18,11 +18,8 @@ from jaxtyping import Float, Int
 
 from corp_onnx.moments.values import ChannelMoments
 from corp_onnx.settings import DEFAULT_RIDGE
-from corp_onnx.solve.error import measure_layer_error
 from corp_onnx.solve.ridge import solve_ridge
 from corp_onnx.solve.select import require_kept
-
-__all__ = ["DEFAULT_RIDGE", "MlpSolution", "compensate_mlp", "drop_mlp", "measure_mlp_error"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,15 +81,3 @@ def drop_mlp(
     """
     require_kept(kept_idx, weight.shape[1])
     return MlpSolution(kept_idx.copy(), weight[:, kept_idx].astype(np.float64), bias.astype(np.float64))
-
-
-def measure_mlp_error(
-    weight: Float[np.ndarray, "d_out n"],
-    bias: Float[np.ndarray, "d_out"],
-    solution: MlpSolution,
-    moments: ChannelMoments,
-) -> float:
-    """E|y - y~|^2 / E|y - E y|^2 under `moments`, which may be of held-back images; see `error.py`."""
-    difference = weight.astype(np.float64)
-    difference[:, solution.kept_idx] -= solution.weight
-    return measure_layer_error(weight, difference, bias - solution.bias, moments)

@@ -23,7 +23,6 @@ from jaxtyping import Float, Int
 from corp_onnx.errors import OptionError
 from corp_onnx.moments.values import LogitMoments
 from corp_onnx.settings import DEFAULT_RIDGE
-from corp_onnx.solve.error import relate_error
 from corp_onnx.solve.select import require_kept
 
 
@@ -142,19 +141,6 @@ def trace_logit_curve(
     singular = np.linalg.svd(_factor_gram(q_gram).transpose(0, 2, 1) @ _factor_gram(k_centred_gram), compute_uv=False)
     tail = np.square(singular).sum(axis=0)[::-1].cumsum()[::-1]
     return np.append(tail, 0.0)
-
-
-def measure_qk_error(
-    solution: QkSolution, q_gram: Float[np.ndarray, "h d d"], k_gram: Float[np.ndarray, "h d d"]
-) -> float:
-    """The pooled objective |G_Q^1/2 (I - Mq' Mk) G_K^1/2|^2, summed over heads, relative to dropping every dimension.
-
-    Exact for Grams of any images; centred keys ask what softmax sees, raw keys what the paper minimises.
-    """
-    difference = np.eye(q_gram.shape[-1]) - solution.q_map.transpose(0, 2, 1) @ solution.k_map  # I - A, [h, d, d]
-    error = float(np.sum((q_gram @ difference @ k_gram) * difference))
-    energy = float(np.sum(q_gram * k_gram))
-    return relate_error(error, energy)
 
 
 def _solve_sylvester(

@@ -24,7 +24,6 @@ import numpy as np
 from jaxtyping import Float
 
 from corp_onnx.moments.values import CrossMoments, merge_moments
-from corp_onnx.solve.error import relate_error
 from corp_onnx.solve.ridge import solve_ridge
 
 REFIT_RIDGE = 0.3
@@ -111,4 +110,7 @@ def measure_fit_error(solution: LinearSolution, moments: CrossMoments) -> float:
     weight = solution.weight
     explained = float(np.vdot(weight @ regressor.covariance, weight) - 2.0 * np.vdot(weight, moments.cross_covariance))
     offset = y_mean - weight @ regressor.mean - solution.bias
-    return relate_error(energy + explained + float(offset @ offset), energy)
+    error = max(energy + explained + float(offset @ offset), 0.0)  # rounding can leave it below zero
+    if energy > 0:
+        return error / energy
+    return float("inf") if error > 0 else 0.0  # a target without energy is either met or not

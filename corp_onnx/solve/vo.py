@@ -21,7 +21,6 @@ from jaxtyping import Float
 from corp_onnx.errors import OptionError
 from corp_onnx.moments.values import ChannelMoments
 from corp_onnx.settings import DEFAULT_RIDGE
-from corp_onnx.solve.error import measure_layer_error
 from corp_onnx.solve.refit import fit_around_prior
 from corp_onnx.solve.select import ChannelOrder, trace_error_curve
 
@@ -113,17 +112,6 @@ def trace_value_curve(
     order = trace_error_curve(ChannelOrder(np.arange(n)), wide @ spread.T, spread @ covariance @ spread.T, ridge)
     assert order.error_curve is not None
     return order.error_curve[::n_heads].copy()
-
-
-def measure_vo_error(
-    weight: Float[np.ndarray, "d_out n"],
-    bias: Float[np.ndarray, "d_out"],
-    solution: VoSolution,
-    moments: ChannelMoments,
-) -> float:
-    """E|y - y'|^2 / E|y - E y|^2 under `moments`, which may be of held-back images; see `error.py`."""
-    difference = weight.astype(np.float64) - solution.weight @ _block_diagonal(solution.v_map)
-    return measure_layer_error(weight, difference, bias - solution.bias, moments)
 
 
 def _rank_values(

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from corp_onnx.search.plan import UnitPlan
 from samples import OPERATOR, expectation, fixture_path, paper, weights_of, write_photos
 
 from corp_onnx.blocks import find_blocks
@@ -22,7 +23,6 @@ from corp_onnx.prune import prune_model
 from corp_onnx.results import HeldOut, PruneResult
 from corp_onnx.rewrite import AttentionChange, MlpChange
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.search.plan import UnitPlan
 
 RECIPE = Recipe(size=(8, 8))
 DENSE = fixture_path(OPERATOR)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from corp_onnx.search.plan import Cut
 from onnx import numpy_helper
 from samples import EXTERNAL, OPERATOR, SEPARATE, fixture_path
 
@@ -17,7 +18,6 @@ from corp_onnx.errors import NonFiniteError, NothingToPruneError, OptionError, O
 from corp_onnx.graph import Graph
 from corp_onnx.graph.model import load_model
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.search.plan import Cut
 
 
 def probed(path: Path) -> tuple[Graph, Blocks]:

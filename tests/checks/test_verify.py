@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from corp_onnx.rewrite.heads import joint_bias
+from corp_onnx.search.plan import Cut, gather_changes, plan_paper
 from onnx import helper, numpy_helper
 from samples import COMPUTED_SCALE, OPERATOR, fixture_path, listing, paper, write_photos
 
@@ -35,9 +37,7 @@ from corp_onnx.images.recipe import Recipe
 from corp_onnx.prune import prune_model
 from corp_onnx.results import CheckResult
 from corp_onnx.rewrite import AttentionChange, MlpChange, apply_changes, surgery
-from corp_onnx.rewrite.heads import joint_bias
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.search.plan import Cut, gather_changes, plan_paper
 
 Tamper = Callable[[onnx.ModelProto], None]
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from corp_onnx.search.best import BestSettings
+from corp_onnx.search.plan import Cut
 from samples import COMPUTED_SCALE, FIXED, FIXTURES, OPERATOR, TEXT, fixture_path, weights_of, write_photos
 
 from corp_onnx.blocks import find_blocks
@@ -24,8 +26,6 @@ from corp_onnx.run.noise import random_feeds
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.segments import open_segment
 from corp_onnx.run.sessions import open_tapped
-from corp_onnx.search.best import BestSettings
-from corp_onnx.search.plan import Cut
 from corp_onnx.settings import PruneSettings
 
 FEATURES = "hf_dinov2_ts17_sdpa"  # no logits

@@ -135,21 +135,6 @@ def test_logit_sums_are_those_of_the_paper_and_do_not_depend_on_the_cut(cut, see
         np.testing.assert_allclose(getattr(moments, name), expected, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("cut", [1, 2, 4])
-def test_grams_of_the_first_images_are_kept_one_by_one(cut):
-    rng = np.random.default_rng(0)
-    q, k = rng.normal(size=(2, 5, 9, 3, 4)).astype(np.float32)
-    running = LogitSum(3, 4, n_image_grams=3)
-    running.update(q[:cut], k[:cut])
-    running.update(q[cut:], k[cut:])
-    moments = running.result()
-    assert moments.image_q_gram.shape == moments.image_k_gram.shape == (3, 3, 4, 4)
-    for b in range(3):
-        alone = naive_logit_moments(q[b : b + 1].astype(np.float64), k[b : b + 1].astype(np.float64))
-        np.testing.assert_allclose(moments.image_q_gram[b], alone["q_gram"], rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(moments.image_k_gram[b], alone["k_centred_gram"], rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_bad_query_or_key_is_named(side):
     q_and_k = np.zeros((2, 1, 4, 2, 3), dtype=np.float32)

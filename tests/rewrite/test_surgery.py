@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from corp_onnx.rewrite.fullwidth import identity_changes
 from graphs import (
     ENTRIES,
     ROUNDING,
@@ -41,7 +42,6 @@ from corp_onnx.graph import Graph, count_parameters, load_model, read_graph
 from corp_onnx.graph.cost import count_macs
 from corp_onnx.graph.proto import skeleton
 from corp_onnx.rewrite import AttentionChange, MlpChange, apply_changes
-from corp_onnx.rewrite.fullwidth import identity_changes
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from corp_onnx.search.best import BestSettings, UnitChoice
+from corp_onnx.search.plan import Cut
 from samples import DEMO, write_photos
 
 from corp_onnx.errors import OptionError
 from corp_onnx.metrics import Tally
 from corp_onnx.prune import prune_model
 from corp_onnx.search.amp import bisect_width, describe_widths, search_widths
-from corp_onnx.search.best import BestSettings, UnitChoice
-from corp_onnx.search.plan import Cut
 from corp_onnx.settings import Budget, PruneSettings
 
 WIDTHS = np.arange(8, 97, 8)

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from corp_onnx.search.best import BestSettings, solve_widths, trace_choices
+from corp_onnx.search.plan import Cut, gather_changes
 from graphs import probed
 from samples import DEMO, OPERATOR, write_photos
 
@@ -20,13 +22,9 @@ from corp_onnx.images.recipe import find_recipe
 from corp_onnx.metrics import tally_loss
 from corp_onnx.rewrite import apply_changes
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.search.best import BestSettings, solve_widths, trace_choices
-from corp_onnx.search.plan import Cut, gather_changes
 from corp_onnx.search.strategy import Situation, follow_best, follow_settings, prepare_search, search_agreement
 from corp_onnx.search.widths import LATE_WEIGHT, Allowance, favour_late, find_depths, uniform_widths
 from corp_onnx.settings import Budget, PruneSettings
-from corp_onnx.solve.qk import QkSolution
-from corp_onnx.solve.qk_images import measure_image_error
 from corp_onnx.tokens.trim import plan_trim, trim_model
 
 SETTINGS = BestSettings(align=2)
@@ -211,20 +209,6 @@ class TestIngredients:
         for unit in situation.blocks.mlps:
             middle = unit.d_hidden // 2
             assert best[unit.key].error_curve[middle] <= other[unit.key].error_curve[middle] * (1 + 1e-9)
-
-    def test_logits_per_image_are_nearer_to_those_of_the_images(self, situation) -> None:
-        settings = replace(SETTINGS, qk="per-image")
-        s = situation
-        moments = collect_moments(s.graph, s.units, s.calibration, n_image_grams=settings.n_image_grams)
-        situation = replace(s, moments=moments)
-        for unit in s.blocks.qk_pairs:
-            grams = moments[unit.qk_key].image_q_gram, moments[unit.qk_key].image_k_gram
-            errors = []
-            for chosen in (SETTINGS, settings):
-                choices = {c.key: c for c in trace_choices(*_of(situation), chosen)}
-                change = choices[unit.qk_key].solve(unit.d_qk // 2).solved
-                errors.append(measure_image_error(QkSolution(change.q_map, change.k_map, None, 1.0), *grams))
-            assert errors[1] < errors[0]
 
     def test_fractions_with_the_best_solvers(self, situation) -> None:
         settings = PruneSettings(cut=Cut(0.5, 0.5), best=SETTINGS)

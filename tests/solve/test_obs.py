@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from corp_onnx.errors import OptionError
 from corp_onnx.moments.values import ChannelMoments
 from corp_onnx.solve.obs import rank_obs
-from corp_onnx.solve.select import rank_energy, rank_magnitude, rank_weighted_energy, trace_error_curve
+from corp_onnx.solve.select import order_by_score, rank_energy, rank_magnitude, trace_error_curve
 
 
 def make_problem(seed: int, n: int = 20, d_out: int = 6, n_tokens: int = 80) -> tuple[ChannelMoments, np.ndarray]:
@@ -71,7 +71,8 @@ def test_its_curve_is_the_traced_one_and_below_those_of_the_other_rankings():
     covariance = moments.covariance
     order = rank_obs(moments, weight)
     np.testing.assert_allclose(trace_error_curve(order, weight, covariance).error_curve, order.error_curve, rtol=1e-8)
-    for other in (rank_energy(moments), rank_magnitude(weight), rank_weighted_energy(moments, weight)):
+    by_loss_alone = order_by_score(np.diagonal(covariance) * np.square(weight).sum(axis=0))
+    for other in (rank_energy(moments), rank_magnitude(weight), by_loss_alone):
         curve = trace_error_curve(other, weight, covariance).error_curve
         assert curve[0] == pytest.approx(order.error_curve[0])
         assert order.error_curve[100] < 0.95 * curve[100]

@@ -7,7 +7,14 @@ import pytest
 
 from corp_onnx.errors import OptionError
 from corp_onnx.moments.values import CrossMoments
-from corp_onnx.solve.refit import REFIT_RIDGE, RIDGE_LADDER, choose_ridge, measure_fit_error, refit_linear
+from corp_onnx.solve.refit import (
+    REFIT_RIDGE,
+    RIDGE_LADDER,
+    LinearSolution,
+    choose_ridge,
+    measure_fit_error,
+    refit_linear,
+)
 
 
 def make_problem(seed: int, n_tokens: int = 60):
@@ -79,6 +86,14 @@ def test_the_measured_error_is_that_of_the_tokens():
         expected = p @ np.square(y - z @ solution.weight.T - solution.bias).sum(axis=1)
         expected /= p @ np.square(y - p @ y).sum(axis=1)
         assert measure_fit_error(solution, moments_of(z, y, w)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_target_without_energy_is_either_met_or_not():
+    z, y, w, prior = make_problem(8)
+    constant = np.zeros_like(y)
+    weight = np.zeros_like(prior)
+    assert measure_fit_error(LinearSolution(weight, np.zeros(3), 1.0), moments_of(z, constant, w)) == 0
+    assert measure_fit_error(LinearSolution(weight, np.ones(3), 1.0), moments_of(z, constant, w)) == float("inf")
 
 
 def naive_error(parts, prior, ridge) -> float:

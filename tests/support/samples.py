@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+from corp_onnx.search.plan import Cut
 from PIL import Image
 
 from corp_onnx.prune import PruneSettings
-from corp_onnx.search.plan import Cut
 
 ROOT = Path(__file__).parent.parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
