@@ -23,7 +23,7 @@ STORED = {
 }  # fmt: skip
 
 
-def draw_core(logits: str, values: str = "y = MatMul(p, v)", outputs: tuple[str, ...] = (), axis: int = -1) -> str:
+def draw_core(logits: str, values: str = "y = MatMul(p, v)", axis: int = -1) -> str:
     """A body: the product as `l`, what makes `m` of it, its softmax `p`, and what becomes of that."""
     return f"{PRODUCT} {logits} p = Softmax<axis={axis}>(m) {values}"
 
@@ -147,7 +147,8 @@ class TestSoftmax:
     @pytest.mark.parametrize(
         ("body", "outputs", "reason", "at"),
         [
-            (draw_core("m = Tanh(l)"), (), "expected a product of queries and keys behind the softmax, found none", "p"),
+            (draw_core("m = Tanh(l)"), (),
+             "expected a product of queries and keys behind the softmax, found none", "p"),
             (draw_core("m = Add(l, l)"), (), "expected a product of queries and keys", "p"),  # both sides are logits
             ("m = Sub(v, v) p = Softmax(m) x = Transpose<perm=[0,1,3,2]>(v) y = MatMul(p, x)", (),
              "expected a product of queries and keys", "p"),
