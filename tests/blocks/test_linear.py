@@ -138,6 +138,7 @@ NO_BIASES = {
     "given out without it": ("y = Add(h, b)", ("y", "h")),
     "another axis in front": ("y = Add(h, wide)", ()),
     "subtracted": ("y = Sub(h, b)", ()),
+    "in another width and back": ("r = Reshape(h, u) q = Reshape(r, back) y = Add(q, b)", ()),
     "in another width": ("r = Reshape(h, u) y = Add(r, half)", ()),
 }
 
@@ -148,7 +149,8 @@ def test_what_is_no_bias(spelling: str, tmp_path: Path) -> None:
     body, outputs = NO_BIASES[spelling]
     graph = draw(
         f"h = MatMul(x, w) {body}", tmp_path, inputs="float[batch,4,6] x", outputs=outputs, w=floats(6, 8),
-        p=floats(4, 8), s=floats(1), b=floats(8), wide=floats(1, 1, 1, 8), u=np.array([-1, 4, 2, 4]), half=floats(4),
+        p=floats(4, 8), s=floats(1), b=floats(8), wide=floats(1, 1, 1, 8), u=np.array([-1, 4, 2, 4]),
+        back=np.array([-1, 4, 8]), half=floats(4),
     )  # fmt: skip
     linear = linear_at(graph, "h")
     assert (linear.output, linear.bias, linear.reshapes) == ("h", None, ())

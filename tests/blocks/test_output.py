@@ -22,6 +22,8 @@ STORED = {
     "tokens": np.array([-1, 6]), "back": np.array([-1, 5, 6]), "folded": np.array([5, -1, D]),
     "tb": np.array([5, -1, 6]), "last": np.array([3]), "lead": np.array([0, 1]), "thirds": np.array([0, 5, 2, 3]),
     "wide": floats(3, 6), "parts": np.array([-1, 5, 3]), "g": floats(6), "half": np.float32(0.5),
+    "front": np.array([0, 5]), "two": np.array([2]), "rows": np.array([0, 10, D]),
+    "swapped": np.array([0, 1, 3, 2, *range(4, 10)]),
 }  # fmt: skip
 HEADS = "".join(
     f" {letter}p = MatMul(x, w{letter}) {letter}r = Reshape({letter}p, heads)"
@@ -52,6 +54,8 @@ TAILS = {
         "f", "bo", ["r", "f"], [2, 1]),
     f"c = Cast<to=1>(y) d = Dropout(c) {MERGE.replace('(y)', '(d)')} o = MatMul(r, wo) z = Add(x, o)": (
         "r", None, ["r"], [2]),
+    "s = Shape(y) n = Gather(s, last) w = Mul(n, two) c = Concat<axis=0>(front, w)"
+    " t = Transpose<perm=[0,2,1,3]>(y) r = Reshape(t, c) o = MatMul(r, wo) z = Add(x, o)": ("r", None, ["r"], [2]),
     f"n = Shape<end=2>(y) {MERGE} o = MatMul(r, wo) z = Add(x, o)": ("r", None, ["r"], [2]),
 }  # fmt: skip
 
@@ -132,6 +136,11 @@ MISMATCHES = {
         (), "expected the heads side by side in front of the output projection", "l"),  # dimensions first
     "r = Reshape(y, flat) o = MatMul(r, wo)": (
         (), "expected the heads side by side in front of the output projection", "l"),  # tokens in place of heads
+    "t = Transpose<perm=[0,2,1,3]>(y) a = Reshape(t, rows) b = Gather<axis=1>(a, swapped) r = Reshape(b, flat)"
+    " o = MatMul(r, wo)": (
+        (), "expected the heads side by side in front of the output projection", "l"),  # in one token otherwise
+    f"{MERGE} f = Reshape(r, tokens) e = Reshape(x, tokens) o = Gemm(e, wo, f)": (
+        (), "Gemm sits between the values and the output projection", "o"),  # added to it
     "r = Reshape(y, parts) o = MatMul(r, wide)": (
         (), "expected the heads side by side in front of the output projection", "l"),  # heads as images
     f"{MERGE} f = Reshape(r, tokens) o = Gemm<alpha=0.5>(f, wo)": ((), "expected alpha = beta = 1 and transA = 0", "o"),
