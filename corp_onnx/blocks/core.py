@@ -14,7 +14,7 @@ from corp_onnx.blocks.found import Core
 from corp_onnx.blocks.layout import passes, scalar_operand
 from corp_onnx.blocks.linear import Mismatch, is_product
 from corp_onnx.graph import Graph, Node
-from corp_onnx.graph.operators import ATTENTIONS, FLOAT_MATMULS
+from corp_onnx.graph.operators import ATTENTIONS, FLOAT_MATMULS, SOFTMAX_OVER_ONE_AXIS
 from corp_onnx.graph.slots import Slot
 
 MAX_PATH = 24
@@ -85,8 +85,9 @@ def _match_softmax(graph: Graph, softmax: Node) -> CoreMatch | Mismatch | None:
     if isinstance(values, Mismatch):
         return values
     rank = len(graph.dims(softmax.output))
-    if softmax.attrs.get("axis", -1) not in (-1, rank - 1):
-        return Mismatch(f"expected a softmax over the last axis, found axis {softmax.attrs.get('axis')}", softmax)
+    axis = softmax.attrs.get("axis", -1 if graph.model.opset >= SOFTMAX_OVER_ONE_AXIS else 1)
+    if axis not in (-1, rank - 1):
+        return Mismatch(f"expected a softmax over the last axis, found axis {axis}", softmax)
     product = logits.product
     q_view = "columns" if product.attrs.get("transA") else "rows"
     k_view = "rows" if product.attrs.get("transB") else "columns"

@@ -16,6 +16,10 @@ MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
 
 
+SOFTMAX_OVER_ONE_AXIS = 13
+"""Operator set from which on Softmax leaves all axes but one alone; before, it flattens everything behind its axis."""
+
+
 class Trait(Flag):
     """What is true of an operator."""
 

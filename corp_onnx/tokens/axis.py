@@ -22,6 +22,7 @@ from corp_onnx.graph.operators import (
     REDUCTIONS,
     RESHAPES,
     SKIP_NORMS,
+    SOFTMAX_OVER_ONE_AXIS,
     SOFTMAXES,
 )
 from corp_onnx.graph.slots import Slot
@@ -41,10 +42,6 @@ class TokenAxis:
 
 
 Sources = tuple[tuple[Slot, TokenAxis], ...]
-
-
-SOFTMAX_OVER_ONE_AXIS = 13
-"""Operator set from which on Softmax leaves all axes but one alone; before, it flattens everything behind its axis."""
 
 
 def trace_token_axis(graph: Graph, node: Node, tokens: TokenAxis) -> Sources | None:

@@ -127,7 +127,6 @@ class TestSoftmax:
         assert found.reason == f"expected a softmax over the last axis, found axis {axis}"
         assert found.node.op == "Softmax"
 
-    @pytest.mark.xfail(strict=True, raises=AssertionError, reason="core.py takes the default axis of opset 13 for all")
     def test_default_axis_of_old_opsets(self, tmp_path: Path) -> None:
         """Before opset 13 it is 1, and everything behind is flattened: heads and queries share one softmax."""
         body = f"{PRODUCT} p = Softmax(l) y = MatMul(p, v)"

@@ -113,9 +113,6 @@ def test_values_stay_where_no_projection_follows(tail: str, at: str) -> None:
     assert f"'{at}'" in skip.node
 
 
-@pytest.mark.xfail(
-    strict=True, reason="fused.py asks for the readers of the output, not whether the graph gives it out"
-)
 def test_output_that_the_graph_gives_out() -> None:
     """Its width is part of the model's signature."""
     proto = draw_proto(f"y = com.microsoft.Attention<num_heads=2>(x, w, b) {TAIL}", outputs=("z", "y"), **STORED)
@@ -123,9 +120,6 @@ def test_output_that_the_graph_gives_out() -> None:
     assert vo_skip(match_packed_attention(graph, graph.nodes[0])) is not None
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="fused.py does not look at the operator's second output; core.py does"
-)
 def test_keys_and_values_given_out() -> None:
     """`present` holds keys and values side by side, so neither width can change."""
     body = f"y, present = com.microsoft.Attention<num_heads=2>(x, w, b) {TAIL}"
