@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from corp_onnx.graph.cost import Cost, sum_macs
 from corp_onnx.graph.model import FLOAT_TYPES, Model, batch_kind
 from corp_onnx.graph.proto import SMALL_ELEMENTS, node_graphs
 
@@ -146,6 +147,16 @@ class Graph:
             counts[FLOAT_TYPES[tensor.data_type]] += math.prod(tensor.dims)  # type: ignore[index]
         return max(counts, key=lambda k: counts[k], default="float32")
 
+    @cached_property
+    def cost(self) -> Cost:
+        """Multiply-accumulates of one image, by node and in all; needs the shapes of a probe run."""
+        return sum_macs(self)
+
+    @cached_property
+    def n_parameters(self) -> int:
+        """Elements of the stored floating-point tensors of more than one; a single number is a setting, as a scale."""
+        return sum(math.prod(t.dims) for t in stored_floats(self) if math.prod(t.dims) > 1)
+
 
 def read_graph(model: Model) -> Graph:
     """The main graph of a model by data flow, without shapes (see `probe.probe_graph` for those)."""
@@ -215,5 +226,5 @@ def stored_floats(graph: Graph) -> list[TensorProto]:
 
 
 def count_parameters(graph: Graph) -> int:
-    """Elements of the stored floating-point tensors of more than one; a single number is a setting, as a scale is."""
-    return sum(math.prod(t.dims) for t in stored_floats(graph) if math.prod(t.dims) > 1)
+    """`graph.n_parameters`, for those who do not ask the graph yet."""
+    return graph.n_parameters
