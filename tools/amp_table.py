@@ -47,11 +47,11 @@ def _outcomes(situation: Situation, thresholds: list[float]) -> Iterator[tuple[s
     whole = keep_tokens(best)
     plain = replace(whole.situation, units=choose_units(situation.blocks, qk=False))
     plain = replace(plain, importances=collect_taylor(plain.graph, plain.units.mlps, plain.calibration))
-    quiz = draw_probes(plain)
+    evaluator = draw_probes(plain)
     for threshold in thresholds:
         published = BestSettings(rank="taylor", allocate="amp", amp_threshold=threshold, compensate=False, refit=False)
         choices = trace_units(plain, published)
-        widths = search_widths(plain.graph, plain.blocks, choices, quiz, published)
+        widths = search_widths(plain.graph, plain.blocks, choices, evaluator, published)
         kinds = {
             "AMP as published": published,
             "its widths and order, compensated": replace(published, compensate=True),

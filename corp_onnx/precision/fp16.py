@@ -29,7 +29,7 @@ from corp_onnx.precision.editable import (
     replace_nodes,
     sort_nodes,
 )
-from corp_onnx.run.sessions import import_runtime
+from corp_onnx.run.runtime import import_runtime
 
 KEPT_OPS = frozenset(
     {"Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}

@@ -29,7 +29,7 @@ from corp_onnx.graph import MAX_PROTO_BYTES, Graph
 from corp_onnx.graph.write import write_model
 from corp_onnx.precision.editable import copy_editable, drop_unread, refresh_value_info, store_constants
 from corp_onnx.precision.products import PRODUCT_OPS, Product
-from corp_onnx.run.sessions import first_sentence, import_runtime
+from corp_onnx.run.runtime import first_sentence, import_runtime
 
 GEMM_SUFFIX = "_MatMul"
 """Of the name of the MatMul that the dynamic quantiser makes of a Gemm before it looks at names."""

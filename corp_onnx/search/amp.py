@@ -22,7 +22,7 @@ from corp_onnx.graph import Graph
 from corp_onnx.metrics import tally_loss
 from corp_onnx.rewrite import apply_changes
 from corp_onnx.search.best import BestSettings, UnitChoice
-from corp_onnx.search.evaluator import Quiz
+from corp_onnx.search.evaluator import Evaluator
 from corp_onnx.search.plan import gather_changes
 from corp_onnx.solve.allocate import aligned_widths
 
@@ -45,7 +45,7 @@ def search_widths(
     graph: Graph,
     blocks: Blocks,
     choices: Sequence[UnitChoice],
-    quiz: Quiz,
+    evaluator: Evaluator,
     settings: BestSettings,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, int]:
@@ -64,7 +64,7 @@ def search_widths(
         def loss(width: int, choice: UnitChoice = choice) -> float:
             nonlocal least
             plans = (choice.solve(width),)
-            found = tally_loss(quiz.ask(apply_changes(graph, blocks, gather_changes(plans), {})))
+            found = tally_loss(evaluator.evaluate(apply_changes(graph, blocks, gather_changes(plans), {})))
             least = min(least, found)
             return found
 

@@ -26,7 +26,7 @@ from corp_onnx.metrics import tally_loss
 from corp_onnx.moments.values import ChannelMoments, LogitMoments, Moments
 from corp_onnx.results import UnitFacts
 from corp_onnx.rewrite import AttentionChange, apply_changes
-from corp_onnx.search.evaluator import Quiz
+from corp_onnx.search.evaluator import Evaluator
 from corp_onnx.search.plan import UnitPlan, gather_changes, mlp_change, order_channels, qk_change
 from corp_onnx.solve.mlp import compensate_mlp, drop_mlp
 from corp_onnx.solve.obs import rank_obs
@@ -223,7 +223,7 @@ def probe_choices(
     graph: Graph,
     blocks: Blocks,
     choices: Sequence[UnitChoice],
-    quiz: Quiz,
+    evaluator: Evaluator,
     align: int,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, float]:
@@ -232,7 +232,7 @@ def probe_choices(
     for done, choice in enumerate(choices, start=1):
         width = reference_width(choice, align)
         plan = choice.solve(width)
-        tally = quiz.ask(apply_changes(graph, blocks, gather_changes((plan,)), {}))
+        tally = evaluator.evaluate(apply_changes(graph, blocks, gather_changes((plan,)), {}))
         error = float(choice.error_curve[width])
         kappas[choice.key] = tally_loss(tally) / error if error > 0 else 0.0
         if progress:

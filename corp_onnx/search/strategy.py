@@ -31,7 +31,7 @@ from corp_onnx.search.best import (
     solve_widths,
     trace_choices,
 )
-from corp_onnx.search.evaluator import Quiz, draw_quiz, prepare_quiz
+from corp_onnx.search.evaluator import Evaluator, draw_evaluator, prepare_evaluator
 from corp_onnx.search.plan import Cut, gather_changes, kept_width, plan_paper
 from corp_onnx.search.problem import Outcome, Situation
 from corp_onnx.search.widths import (
@@ -86,9 +86,9 @@ def follow_threshold(situation: Situation, settings: BestSettings) -> Outcome:
     """Every MLP as narrow as the threshold allows when it alone is pruned, then the refit; attention stays whole."""
     s = situation
     choices = trace_units(s, settings)
-    quiz = draw_probes(s)
-    widths = search_widths(s.graph, s.blocks, choices, quiz, settings, s.progress)
-    note = describe_widths(choices, widths, settings.amp_threshold, quiz.n_images)
+    evaluator = draw_probes(s)
+    widths = search_widths(s.graph, s.blocks, choices, evaluator, settings, s.progress)
+    note = describe_widths(choices, widths, settings.amp_threshold, evaluator.n_images)
     return replace(solve_fixed(s, settings, choices, widths), notes=(note,))
 
 
@@ -107,10 +107,12 @@ def trace_units(situation: Situation, settings: BestSettings) -> tuple[UnitChoic
     return trace_choices(s.graph, s.blocks, s.units, s.moments, settings, s.importances, s.unit_facts)
 
 
-def draw_probes(situation: Situation) -> Quiz:
+def draw_probes(situation: Situation) -> Evaluator:
     """The calibration images that probes are asked of, with the dense model's answers."""
     s = situation
-    return draw_quiz(s.graph.model, s.calibration, PROBE_IMAGES, s.seed, batch_size=s.batch_size, provider=s.provider)
+    return draw_evaluator(
+        s.graph.model, s.calibration, PROBE_IMAGES, s.seed, batch_size=s.batch_size, provider=s.provider
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -122,7 +124,7 @@ class BestSearch:
     choices: tuple[UnitChoice, ...]
     kappas: dict[str, float]
     walk: StreamWalk
-    _judge: Quiz | None = field(default=None)
+    _judge: Evaluator | None = field(default=None)
     _weights: dict[str, np.ndarray] | None = field(default=None)
 
     @property
@@ -170,11 +172,11 @@ class BestSearch:
         return replace(outcome, changes=changes), apply_changes(s.graph, s.blocks, changes, {})
 
     @property
-    def judge(self) -> Quiz:
+    def judge(self) -> Evaluator:
         """The held-back images with the dense model's answers; computed when first asked."""
         s = self.situation
         if self._judge is None:
-            self._judge = prepare_quiz(s.graph.model, s.held_out, batch_size=s.batch_size, provider=s.provider)
+            self._judge = prepare_evaluator(s.graph.model, s.held_out, batch_size=s.batch_size, provider=s.provider)
         return self._judge
 
     def _token_weights(self) -> dict[str, np.ndarray]:
@@ -193,7 +195,7 @@ class BestSearch:
             OptionError: the model's first output is not logits.
         """
         s = self.situation
-        tally = self.judge.ask(proto)
+        tally = self.judge.evaluate(proto)
         if tally.n_agree is None:
             raise OptionError(
                 f"--min-agreement needs answers to compare, and the output '{s.graph.outputs[0]}' of this model is not "
