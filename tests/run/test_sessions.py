@@ -217,3 +217,11 @@ class TestTaps:
         graph, _ = probed(NAME)
         with pytest.raises(ModelError, match="can not load it"):
             open_tapped(graph.model, ["no such tensor"])
+
+
+def test_nobody_else_starts_a_session() -> None:
+    """But a program that is copied to a server, and one that runs in a process of its own."""
+    package = Path(sessions.__file__).parent.parent
+    words = ("InferenceSession(", "io_binding(", "run_with_iobinding(", "get_modelmeta(", "native.run(")
+    users = {p.relative_to(package).as_posix() for p in package.rglob("*.py") if any(w in p.read_text() for w in words)}
+    assert users == {"run/sessions.py", "run/device.py", "triton/model.py", "precision/trial.py"}
