@@ -139,7 +139,7 @@ def evaluate_models(
         n_images=n_done,
         skipped=images.skipped,
         data_hash=images.data_hash(),
-        provider=runners[0].session.get_providers()[0],
+        provider=runners[0].session.provider,
         note=note,
     )
 
@@ -169,7 +169,7 @@ def _choose_recipes(runners: Sequence[Runner], given: Recipe | None) -> list[Rec
     """The recipe of each model, as `evaluate_models` says under `recipe`."""
     if given is not None:
         return [given] * len(runners)
-    metadata = [runner.session.get_modelmeta().custom_metadata_map for runner in runners]
+    metadata = [runner.session.metadata for runner in runners]
     owns: list[Recipe] = []
     for runner, properties in zip(runners, metadata, strict=True):
         try:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from corp_onnx.blocks import Blocks, find_blocks
-from corp_onnx.graph import Graph, Model, batch_kind, count_parameters, file_size, load_model
-from corp_onnx.graph.cost import count_macs
+from corp_onnx.graph import Graph, Model, batch_kind, file_size, load_model
 from corp_onnx.results import DeadTokens, Inspection, ModelFacts, SkipFacts, UnitFacts
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.tokens.liveness import find_dead_tokens
@@ -34,8 +33,8 @@ def describe_model(graph: Graph) -> ModelFacts:
         path=str(model.path),
         sha256=model.sha256,
         n_bytes=file_size(model),
-        n_parameters=count_parameters(graph),
-        macs=count_macs(graph).total,
+        n_parameters=graph.n_parameters,
+        macs=graph.cost.total,
         opset=model.opset,
         precision=graph.float_type,
         batch=batch_kind(model),
@@ -48,7 +47,7 @@ def describe_dead_tokens(graph: Graph) -> DeadTokens | None:
     trim = find_dead_tokens(graph)
     if trim is None:
         return None
-    return DeadTokens(trim.n_tokens, len(trim.token_idx), trim.saved, trim.saved / count_macs(graph).total)
+    return DeadTokens(trim.n_tokens, len(trim.token_idx), trim.saved, trim.saved / graph.cost.total)
 
 
 def describe_skips(blocks: Blocks) -> tuple[SkipFacts, ...]:
@@ -60,4 +59,4 @@ def describe_units(graph: Graph, blocks: Blocks) -> tuple[UnitFacts, ...]:
     """Every unit with its share of the model, block by block."""
     own = [name for name, kind in KINDS.items() if not kind.shares_site]  # what shares a site has no cost of its own
     units = sorted(list_units(blocks, own, skipped=True), key=lambda unit: unit.key)
-    return tuple(unit.describe(graph, count_macs(graph)) for unit in units)
+    return tuple(unit.describe(graph, graph.cost) for unit in units)

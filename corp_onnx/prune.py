@@ -37,7 +37,6 @@ from corp_onnx.results import (
     to_json,
 )
 from corp_onnx.rewrite import plan_rewrite
-from corp_onnx.run.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session, resolve_provider
 from corp_onnx.search.problem import Problem
@@ -206,9 +205,8 @@ def _metadata(model: Model, images: Images, settings: PruneSettings) -> dict[str
 
 def _first_feeds(graph: Graph, images: Images, settings: PruneSettings) -> dict[str, np.ndarray]:
     """The first batch of held-back images as the model takes it."""
-    inputs = read_inputs(open_session(graph.model, provider=settings.provider))
-    batch = next(iter(images.batches(settings.batch_size)))
-    feeds, _ = next(iter(split_feeds(bind_feeds(batch, inputs), fixed_batch(inputs))))
+    session = open_session(graph.model, provider=settings.provider)
+    feeds, _ = next(iter(session.stream(images, settings.batch_size)))
     return feeds
 
 

@@ -100,11 +100,11 @@ def build(*arguments: object) -> subprocess.CompletedProcess[str]:
 def answer(model: Path, image: Path) -> list[tuple[str, float]]:
     """The five first names and their shares in percent, by ONNX Runtime in Python."""
     session = open_session(model)
-    metadata = session.get_modelmeta().custom_metadata_map
+    metadata = session.metadata
     recipe = Recipe.from_json(metadata["corp_onnx.preprocessing"])
     with Image.open(image) as picture:
         pixels = normalize_crops(crop_image(picture, recipe)[None], recipe)
-    logits = session.run(None, {session.get_inputs()[0].name: pixels})[0][0].astype(np.float64)
+    logits = session.run(None, {session.inputs[0].name: pixels})[0][0].astype(np.float64)
     shares = 100 * np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     return [(str(idx), float(shares[idx])) for idx in np.argsort(-shares)[:5]]
 

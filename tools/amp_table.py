@@ -19,7 +19,6 @@ from study import Row, keep_tokens, open_study, print_rows, study_parser
 
 from corp_onnx.calibrate.collect import choose_units
 from corp_onnx.gradients import collect_taylor
-from corp_onnx.graph.cost import count_macs
 from corp_onnx.search.amp import search_widths
 from corp_onnx.search.problem import Outcome, Situation
 from corp_onnx.search.strategy import draw_probes, prepare_search, solve_fixed, trace_units
@@ -47,11 +46,11 @@ def _outcomes(situation: Situation, thresholds: list[float]) -> Iterator[tuple[s
     whole = keep_tokens(best)
     plain = replace(whole.situation, units=choose_units(situation.blocks, qk=False))
     plain = replace(plain, importances=collect_taylor(plain.graph, plain.units.mlps, plain.calibration))
-    quiz = draw_probes(plain)
+    evaluator = draw_probes(plain)
     for threshold in thresholds:
         published = BestSettings(rank="taylor", allocate="amp", amp_threshold=threshold, compensate=False, refit=False)
         choices = trace_units(plain, published)
-        widths = search_widths(plain.graph, plain.blocks, choices, quiz, published)
+        widths = search_widths(plain.graph, plain.blocks, choices, evaluator, published)
         kinds = {
             "AMP as published": published,
             "its widths and order, compensated": replace(published, compensate=True),
@@ -61,7 +60,7 @@ def _outcomes(situation: Situation, thresholds: list[float]) -> Iterator[tuple[s
         for name, settings in kinds.items():
             yield f"{threshold:g}: {name}", plain, solve_fixed(plain, settings, trace_units(plain, settings), widths)
         left_out = sum(c.macs_per_width * (c.width - widths[c.key]) for c in choices)
-        kept = 1 - left_out / count_macs(plain.graph).total
+        kept = 1 - left_out / plain.graph.cost.total
         for which, search in (("best, all tokens computed", whole), ("best", best)):
             yield f"{threshold:g}: {which}, same MACs", search.situation, search.refitted("macs", kept)[0]
 

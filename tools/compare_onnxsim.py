@@ -127,14 +127,14 @@ def try_way(
     """Parameters before and after one way, and what ONNX Runtime makes of the result."""
     try:
         prepared = prepare(copy(model))
-        before, shapes = count_parameters(prepared), stored_shapes(prepared)
+        before, shapes = prepared.n_parameters, stored_shapes(prepared)
         pruned = change(prepared)
     except Exception as error:  # another package's functions: whatever they raise is the finding
         return {"error": f"{type(error).__name__}: {first_line(error)}"}
     answers = run(pruned, feeds)
     return {
         "parameters_before": before,
-        "parameters_after": count_parameters(pruned),
+        "parameters_after": pruned.n_parameters,
         "weights_resized": sum(stored_shapes(pruned).get(name) != shape for name, shape in shapes.items()),
         "runs": not isinstance(answers, str),
         "reason": answers if isinstance(answers, str) else "",

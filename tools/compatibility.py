@@ -36,7 +36,7 @@ from corp_onnx.checks.verify import (
     check_structure,
 )
 from corp_onnx.errors import CorpOnnxError
-from corp_onnx.graph import Graph, count_parameters, read_graph
+from corp_onnx.graph import Graph, read_graph
 from corp_onnx.graph.model import batch_kind, load_model
 from corp_onnx.graph.write import write_model
 from corp_onnx.results import CheckResult, describe_environment
@@ -182,7 +182,7 @@ def halved_mlp_parameters(graph: Graph, changes: Changes, blocks: Blocks) -> int
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "halved.onnx"
         write_model(apply_changes(graph, blocks, halved, {}), path, graph.model.folder)
-        return count_parameters(graph) - count_parameters(read_graph(load_model(path)))
+        return graph.n_parameters - read_graph(load_model(path)).n_parameters
 
 
 def complain(row: Row) -> list[str]:

@@ -19,7 +19,6 @@ from corp_onnx.blocks import find_blocks
 from corp_onnx.calibrate.collect import choose_units, collect_moments
 from corp_onnx.evaluate import evaluate_models
 from corp_onnx.graph import load_model
-from corp_onnx.graph.cost import count_macs
 from corp_onnx.graph.write import write_model
 from corp_onnx.images import open_images
 from corp_onnx.rewrite import apply_changes
@@ -57,7 +56,7 @@ def main() -> None:
             path = Path(folder) / f"{i}.onnx"
             write_model(apply_changes(graph, blocks, gather_changes(plans), {}), path, graph.model.folder)
             paths.append(path)
-            kept.append(count_macs(probe_graph(load_model(path))).total / count_macs(graph).total)
+            kept.append(probe_graph(load_model(path)).cost.total / graph.cost.total)
         data = open_images(args.val, labels=args.labels or "folders")
         result = evaluate_models([args.model, *paths], data, reference=args.model)
     print(f"{calibration.n_images} calibration images, {result.n_images} validation images, {result.provider}\n")

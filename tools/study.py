@@ -18,12 +18,11 @@ from corp_onnx.blocks import find_blocks
 from corp_onnx.calibrate.collect import choose_units, collect_moments
 from corp_onnx.calibrate.data import HELD_OUT_FRACTION, MAX_HELD_OUT
 from corp_onnx.graph import Graph, input_dims, load_model
-from corp_onnx.graph.cost import count_macs
 from corp_onnx.images import ImageSet, open_images, split_holdout
 from corp_onnx.images.recipe import find_recipe
 from corp_onnx.rewrite import apply_changes
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.search.evaluator import Quiz, prepare_quiz
+from corp_onnx.search.evaluator import Evaluator, prepare_evaluator
 from corp_onnx.search.problem import Outcome, Situation
 from corp_onnx.search.strategy import BestSearch
 from corp_onnx.tokens.trim import TrimPlan, plan_trim, trim_model
@@ -46,7 +45,7 @@ class Study:
     graph: Graph
     trim: TrimPlan | None
     images: ImageSet
-    judge: Quiz
+    judge: Evaluator
     labels: Int[np.ndarray, " n"]
 
     def draw(self, seed: int, n_images: int | None = None) -> Situation:
@@ -63,11 +62,11 @@ class Study:
     def measure(self, situation: Situation, outcome: Outcome) -> Row:
         """Cost and answers of the model that `corp-onnx prune` would write."""
         proto = _finish(situation, outcome)
-        tally = self.judge.ask(proto, self.labels)
+        tally = self.judge.evaluate(proto, self.labels)
         assert tally.n_top1 is not None
         assert tally.n_agree is not None
         assert tally.kl_sum is not None
-        kept = count_macs(probe_graph(replace(self.graph.model, proto=proto))).total / count_macs(self.graph).total
+        kept = probe_graph(replace(self.graph.model, proto=proto)).cost.total / self.graph.cost.total
         n = tally.n_samples
         return Row(kept, tally.n_top1 / n, tally.n_agree / n, tally.kl_sum / n)
 
@@ -93,7 +92,7 @@ def open_study(args: argparse.Namespace) -> Study:
     """The model and the images that a command names; the dense answers are taken here."""
     graph, images = open_dense(args)
     val = open_images(args.val, images.recipe, labels=args.labels or "folders")
-    judge = prepare_quiz(graph.model, val, batch_size=16)
+    judge = prepare_evaluator(graph.model, val, batch_size=16)
     labels = np.concatenate([b.labels for b in val.batches(64) if b.labels is not None])
     trim, _ = plan_trim(graph, find_blocks(graph))
     return Study(graph, trim, images, judge, labels)

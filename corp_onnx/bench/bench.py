@@ -17,12 +17,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from corp_onnx.bench.candidates import ENGINE, SESSION_CONFIG, BenchModel, Contestant, read_subject
+from corp_onnx.bench.candidates import ENGINE, BenchModel, Candidate
+from corp_onnx.bench.session import SESSION_CONFIG
+from corp_onnx.bench.subjects import read_subject
 from corp_onnx.bench.timing import Latency, Ratio, Schedule, paired_ratio, summarise, time_turns
 from corp_onnx.errors import InputError, ModelError, OptionError
 from corp_onnx.images.batch import check_batch_size
 from corp_onnx.results import Environment, describe_environment
-from corp_onnx.run.sessions import PROVIDERS, import_runtime, resolve_provider
+from corp_onnx.run.runtime import PROVIDERS, import_runtime, resolve_provider
 
 DEFAULT_BATCHES = (1, 8)
 DEFAULT_PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino")
@@ -214,16 +216,16 @@ def _name_progress(progress: Progress | None, name: str) -> Callable[[int, int],
 
 def _compare(
     facts: Sequence[BenchModel],
-    contestants: Sequence[Contestant],
+    candidates: Sequence[Candidate],
     provider: str,
     batch: int,
     measure: Callable[[Sequence[Callable[[], None]]], np.ndarray],
 ) -> list[BenchRow]:
-    """Every contestant, in turns with the others in both ways of running."""
-    resident = [c.resident for c in contestants if c.resident is not None]
-    seconds = measure([c.run for c in contestants] + resident)
-    speeds = _measure_speeds(seconds[:, : len(contestants)], batch)
-    on_device = _measure_speeds(seconds[:, len(contestants) :], batch) if resident else [None] * len(contestants)
+    """Every candidate, in turns with the others in both ways of running."""
+    resident = [c.resident for c in candidates if c.resident is not None]
+    seconds = measure([c.run for c in candidates] + resident)
+    speeds = _measure_speeds(seconds[:, : len(candidates)], batch)
+    on_device = _measure_speeds(seconds[:, len(candidates) :], batch) if resident else [None] * len(candidates)
     rows: list[BenchRow] = []
     for model, speed, device_speed in zip(facts, speeds, on_device, strict=True):
         ideal = _ideal_speedup(facts[0], model) if model is not facts[0] else None

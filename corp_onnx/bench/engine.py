@@ -1,6 +1,6 @@
 """A TensorRT engine as something that `bench` times.
 
-Enters the path of an engine; leaves a subject of contestants.py. Its own tensors say what it takes; its precision and
+Enters the path of an engine; leaves a subject of candidates.py. Its own tensors say what it takes; its precision and
 the file it came from stand in the description beside it, where `corp-onnx engine` wrote one.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from corp_onnx.bench.candidates import BenchModel, Contestant
+from corp_onnx.bench.candidates import BenchModel, Candidate
 from corp_onnx.errors import CheckFailedError, ModelError, OptionError
 from corp_onnx.graph.model import hash_file
 from corp_onnx.tensorrt.cuda import Buffer, allocate, import_cuda, succeed
@@ -79,7 +79,7 @@ class EngineSubject:
         """Itself."""
         return self
 
-    def bind(self, n_images: int) -> Contestant:
+    def bind(self, n_images: int) -> Candidate:
         """It with a batch of noise, in a context and a stream of its own.
 
         Raises:
@@ -102,7 +102,7 @@ class EngineSubject:
             context.set_tensor_address(name, buffer.address)
             if name in self.inputs:
                 buffer.upload(stream)
-        return self._contestant(context, buffers, stream)
+        return self._candidate(context, buffers, stream)
 
     def _allocate(self, context: Any, name: str) -> Buffer:
         stored = self.engine.get_tensor_dtype(name)
@@ -118,7 +118,7 @@ class EngineSubject:
             return allocate(np.random.default_rng(0).standard_normal(shape).astype(dtype))
         return allocate(np.ones(shape, dtype))
 
-    def _contestant(self, context: Any, buffers: dict[str, Buffer], stream: Any) -> Contestant:
+    def _candidate(self, context: Any, buffers: dict[str, Buffer], stream: Any) -> Candidate:
         wait = import_cuda().cudaStreamSynchronize
 
         def compute() -> None:
@@ -137,4 +137,4 @@ class EngineSubject:
                 buffers[name].download(stream)
             succeed(wait(stream))
 
-        return Contestant(run, resident)
+        return Candidate(run, resident)

@@ -60,8 +60,7 @@ class Linear:
 
     def read_weight(self, graph: Graph) -> Float[np.ndarray, "d_out d_in"]:
         """The weight in the file's own precision, [d_out, d_in]."""
-        value = graph.constant(self.weight.name)
-        assert value is not None, self.weight.name
+        value = graph.stored(self.weight.name)
         return value if self.transposed else value.T
 
     def read_dense(self, graph: Graph) -> tuple[Float[np.ndarray, "d_out d_in"], Float[np.ndarray, " d_out"]]:
@@ -74,8 +73,7 @@ class Linear:
         """The bias in the file's own precision, or None."""
         if self.bias is None:
             return None
-        value = graph.constant(self.bias.name)
-        assert value is not None, self.bias.name
+        value = graph.stored(self.bias.name)
         return value.reshape(-1)[self.bias_offset : self.bias_offset + self.d_out]
 
 
@@ -187,8 +185,7 @@ class Operand:
         """The vector that is added behind the boundary, by head; zeros where there is none."""
         if self.late_bias is None:
             return np.zeros(self.channel_idx.shape, dtype=np.float32)
-        value = graph.constant(self.late_bias.name)
-        assert value is not None, self.late_bias.name
+        value = graph.stored(self.late_bias.name)
         return value.reshape(self.channel_idx.shape)
 
     @property

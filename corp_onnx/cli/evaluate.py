@@ -52,7 +52,7 @@ def evaluate(
     recipe = None
     if any(value is not None for value in asdict(preprocessing).values()):
         runner = open_runner(reference or models[0], provider=provider)
-        metadata = runner.session.get_modelmeta().custom_metadata_map
+        metadata = runner.session.metadata
         recipe = change_recipe(metadata, runner.inputs[0].shape, preprocessing, data)
     images = open_images(data, limit=limit, seed=seed, labels=labels or "folders")
     with show_progress() as progress:

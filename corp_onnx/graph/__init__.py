@@ -1,6 +1,6 @@
 """An ONNX file as a graph by data flow: loaded, probed, run."""
 
-from corp_onnx.graph.dataflow import Graph, Node, count_parameters, evaluate_node, read_graph
+from corp_onnx.graph.dataflow import Graph, Node, evaluate_node, read_graph
 from corp_onnx.graph.model import (
     FLOAT_TYPES,
     MAX_PROTO_BYTES,
@@ -18,7 +18,6 @@ __all__ = [
     "Model",
     "Node",
     "batch_kind",
-    "count_parameters",
     "evaluate_node",
     "file_size",
     "input_dims",

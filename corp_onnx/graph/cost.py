@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 
 from corp_onnx.graph.operators import CONVOLUTIONS, GEMMS, MATMULS, OPERATORS
-
-if TYPE_CHECKING:
-    from corp_onnx.graph.dataflow import Graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +24,30 @@ class Cost:
         return sum(self.by_node.values())
 
 
-def count_macs(graph: Graph) -> Cost:
+class Probed(Protocol):
+    """What is asked of a `Graph`, which asks this module for its cost."""
+
+    @property
+    def nodes(self) -> Sequence[Any]:
+        """Its operators."""
+        ...
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Those of the probe run."""
+        ...
+
+    @property
+    def n_images(self) -> int:
+        """Images of the probe run."""
+        ...
+
+    def dims(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, empty where it is not known."""
+        ...
+
+
+def sum_macs(graph: Probed) -> Cost:
     """Multiply-accumulates of convolutions, matrix products and attention operators, per image.
 
     Source: the shapes of the probe run. Element-wise work, normalisations and softmax are not counted, as is usual.
@@ -38,7 +59,7 @@ def count_macs(graph: Graph) -> Cost:
     return Cost(dict(macs))
 
 
-def _node_macs(graph: Graph, op: str, inputs: tuple[str, ...], output: str, attrs: dict[str, object]) -> int:
+def _node_macs(graph: Probed, op: str, inputs: tuple[str, ...], output: str, attrs: dict[str, object]) -> int:
     if op in MATMULS:
         depth = graph.dims(inputs[0])[-2 if attrs.get("transA") else -1]
         return int(np.prod(graph.shapes[output])) * depth
@@ -55,7 +76,7 @@ def _node_macs(graph: Graph, op: str, inputs: tuple[str, ...], output: str, attr
     return 0
 
 
-def _attention_macs(graph: Graph, inputs: tuple[str, ...], attrs: dict[str, object]) -> int:
+def _attention_macs(graph: Probed, inputs: tuple[str, ...], attrs: dict[str, object]) -> int:
     """The opset-23 operator on [B, H, N, d] or [B, N, H*d], or com.microsoft's two, which hold the projections too."""
     first, second = graph.dims(inputs[0]), graph.dims(inputs[1])
     if len(second) == 2:  # com.microsoft.Attention and QAttention(x [B, N, d_model], weight [d_model, q + k + v])
@@ -70,7 +91,7 @@ def _attention_macs(graph: Graph, inputs: tuple[str, ...], attrs: dict[str, obje
     return first[0] * first[1] * second[1] * (first[2] + third[2])
 
 
-def _multi_head_macs(graph: Graph, inputs: tuple[str, ...]) -> int:
+def _multi_head_macs(graph: Probed, inputs: tuple[str, ...]) -> int:
     query = graph.dims(inputs[0])
     if len(query) == 5:  # packed [B, N, H, 3, d]
         batch, n_q, n_heads, _, d_head = query

@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from corp_onnx.graph.cost import Cost, sum_macs
 from corp_onnx.graph.model import FLOAT_TYPES, Model, batch_kind
 from corp_onnx.graph.operators import FOLDABLE
 from corp_onnx.graph.proto import SMALL_ELEMENTS, node_graphs
@@ -100,6 +101,13 @@ class Graph:
         feeds = {i: self.constant(i) for i in node.inputs if i}
         return evaluate_node(node, feeds, self.model.opset)[node.outputs.index(name)]
 
+    def stored(self, name: str) -> np.ndarray:
+        """The value of a tensor that is known to be stored."""
+        value = self.constant(name)
+        if value is None:
+            raise ValueError(f"'{name}' is not stored in the file")
+        return value
+
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of a tensor in the probe run; of a constant, its own."""
         if name in self.shapes:
@@ -140,6 +148,16 @@ class Graph:
         for tensor in stored_floats(self):
             counts[FLOAT_TYPES[tensor.data_type]] += math.prod(tensor.dims)  # type: ignore[index]
         return max(counts, key=lambda k: counts[k], default="float32")
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Multiply-accumulates of one image, by node and in all; needs the shapes of a probe run."""
+        return sum_macs(self)
+
+    @cached_property
+    def n_parameters(self) -> int:
+        """Elements of the stored floating-point tensors of more than one; a single number is a setting, as a scale."""
+        return sum(math.prod(t.dims) for t in stored_floats(self) if math.prod(t.dims) > 1)
 
 
 def read_graph(model: Model) -> Graph:
@@ -207,8 +225,3 @@ def stored_floats(graph: Graph) -> list[TensorProto]:
     inline = [n.attrs["value"] for n in graph.nodes if n.op == "Constant" and "value" in n.attrs]
     stored = [*graph.initializers.values(), *(t for t in inline if math.prod(t.dims) > 1)]
     return [t for t in stored if t.data_type in FLOAT_TYPES]
-
-
-def count_parameters(graph: Graph) -> int:
-    """Elements of the stored floating-point tensors of more than one; a single number is a setting, as a scale is."""
-    return sum(math.prod(t.dims) for t in stored_floats(graph) if math.prod(t.dims) > 1)

@@ -76,8 +76,7 @@ class Surgeon:
         old = slot.name
         cast = self.graph.producers.get(old)
         if cast is not None and cast.op == "Cast":
-            stored = self.graph.constant(cast.inputs[0])
-            assert stored is not None, cast
+            stored = self.graph.stored(cast.inputs[0])
             widened = self.variable(f"{old}_pruned")
             narrow = self.constant(f"{cast.inputs[0]}_pruned", values.astype(stored.dtype))
             self.insert("Cast", [narrow], [widened], cast, to=cast.attrs["to"])

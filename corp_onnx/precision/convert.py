@@ -39,10 +39,9 @@ from corp_onnx.precision.sensitivity import measure_products
 from corp_onnx.precision.trial import check_loading
 from corp_onnx.results import CheckResult, StageClock, StageTime, describe_environment
 from corp_onnx.run.comparison import Comparison, compare_on_images, compare_on_noise
-from corp_onnx.run.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session
-from corp_onnx.search.evaluator import draw_quiz
+from corp_onnx.search.evaluator import draw_evaluator
 from corp_onnx.staging import check_destination, staged_files
 
 Progress = Callable[[str, int, int], None]
@@ -57,7 +56,7 @@ HELD_OUT_FRACTION = 0.25
 MAX_HELD_OUT = 128
 """Images of --calib that only compare; four standard errors of an agreement of 0.97 are then 6 points."""
 
-QUIZ_IMAGES = 32
+SENSITIVITY_IMAGES = 32
 """Images that a sensitivity is measured on."""
 
 FEW_BITS = 0.01
@@ -237,11 +236,10 @@ def _feed(
 ) -> Iterator[Mapping[str, np.ndarray]]:
     """The calibration images as the model takes them."""
     assert data.calibration is not None
-    inputs = read_inputs(open_session(model))
     done = 0
-    for batch in data.calibration.batches(settings.batch_size):
-        yield from (feeds for feeds, _ in split_feeds(bind_feeds(batch, inputs), fixed_batch(inputs)))
-        done += len(batch)
+    for feeds, n_real in open_session(model).stream(data.calibration, settings.batch_size):
+        yield feeds
+        done += n_real
         if progress is not None:
             progress("calibrate", done, data.calibration.n_images)
 
@@ -254,9 +252,10 @@ def _measure(
     if not settings.keep_float:
         return {}
     assert data.calibration is not None
-    quiz = draw_quiz(graph.model, data.calibration, QUIZ_IMAGES, settings.seed, batch_size=settings.batch_size)
+    images, seed = data.calibration, settings.seed
+    evaluator = draw_evaluator(graph.model, images, SENSITIVITY_IMAGES, seed, batch_size=settings.batch_size)
     report = None if progress is None else lambda done, total: progress("probe", done, total)
-    return measure_products(quantiser, quiz, usable, report)
+    return measure_products(quantiser, evaluator, usable, report)
 
 
 def _describe_kept(product: Product, losses: Mapping[int, float]) -> KeptProduct:

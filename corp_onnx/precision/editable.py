@@ -53,8 +53,7 @@ def store_constants(graph: Graph, proto: onnx.ModelProto, slots: Iterable[tuple[
     for position, idx in slots:
         old = proto.graph.node[position].input[idx]
         if old not in made and old not in graph.initializers:
-            value = graph.constant(old)
-            assert value is not None, old
+            value = graph.stored(old)
             made[old] = fresh_name(f"{old}{STORED_SUFFIX}", taken)
             wide = value.astype(np.float32) if value.dtype.kind in "fV" else value
             proto.graph.initializer.append(numpy_helper.from_array(np.array(wide, order="C"), made[old]))

@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from corp_onnx.errors import CheckFailedError
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.operators import NORMALISATIONS, SOFTMAXES, SUMS_OF_SQUARES
 from corp_onnx.graph.proto import names_in_use
@@ -30,7 +31,7 @@ from corp_onnx.precision.editable import (
     replace_nodes,
     sort_nodes,
 )
-from corp_onnx.run.sessions import import_runtime
+from corp_onnx.run.runtime import first_sentence, import_runtime
 
 KEPT_OPS = SOFTMAXES | NORMALISATIONS | SUMS_OF_SQUARES | {"Resize"}  # whose scales are float32 in every opset
 """Left in float32 besides what the converter itself leaves (Range, CumSum, TopK, Min, Max, ...)."""
@@ -72,6 +73,7 @@ def convert_to_fp16(graph: Graph, *, keep_io: bool = True) -> HalfModel:
 
     Raises:
         MissingExtraError: no onnxruntime.
+        CheckFailedError: ONNX Runtime's converter fails on this graph.
     """
     import_runtime()
     from onnxruntime.transformers import float16
@@ -85,9 +87,15 @@ def convert_to_fp16(graph: Graph, *, keep_io: bool = True) -> HalfModel:
     _declare_types(graph, proto, positions)
     counts = _count(_halved(graph, proto, positions))
     drop_unread(proto)
-    half = float16.convert_float_to_float16(
-        proto, keep_io_types=keep_io, disable_shape_infer=True, op_block_list=[], node_block_list=names
-    )
+    try:
+        half = float16.convert_float_to_float16(
+            proto, keep_io_types=keep_io, disable_shape_infer=True, op_block_list=[], node_block_list=names
+        )
+    except Exception as error:  # the converter raises whatever it meets
+        raise CheckFailedError(
+            f"{graph.model.path}: ONNX Runtime's float16 converter fails on it ({first_sentence(error)}). The model "
+            "itself is as it was; --int8 may do instead."
+        ) from error
     replace_nodes(half, sort_nodes(list(_merge_casts(half.graph.node))))
     refresh_value_info(half)
     return HalfModel(half, dict(Counter(node.op for node in kept)), *counts)

@@ -24,15 +24,19 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from corp_onnx.errors import CheckFailedError
+from corp_onnx.errors import CheckFailedError, CorpOnnxError
 from corp_onnx.graph import MAX_PROTO_BYTES, Graph
 from corp_onnx.graph.write import write_model
 from corp_onnx.precision.editable import copy_editable, drop_unread, refresh_value_info, store_constants
 from corp_onnx.precision.products import PRODUCT_OPS, Product
-from corp_onnx.run.sessions import first_sentence, import_runtime
+from corp_onnx.run.runtime import first_sentence, import_runtime
+from corp_onnx.run.sessions import QUIET, open_session
 
 GEMM_SUFFIX = "_MatMul"
 """Of the name of the MatMul that the dynamic quantiser makes of a Gemm before it looks at names."""
+
+DEFAULT_SEVERITY = 2
+"""Warnings: ONNX Runtime has no call that says what it was."""
 
 Feeds = Callable[[], Iterable[Mapping[str, np.ndarray]]]
 """Batches to calibrate on, as ONNX Runtime takes them; called once a run."""
@@ -54,7 +58,7 @@ class Quantiser:
         proto = copy_editable(graph)
         store_constants(graph, proto, [(p.node.position, 1) for p in products])
         self._names = {p.node.position: proto.graph.node[p.node.position].name for p in products}
-        self._metadata = graph.model.proto.metadata_props
+        self._model, self._metadata = graph.model, graph.model.proto.metadata_props
         drop_unread(proto)
         _declare_floats(proto, products)
         proto.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")  # spares a warning
@@ -67,6 +71,7 @@ class Quantiser:
         """The model with the products at these node positions as integers, its weights inside.
 
         Raises:
+            ModelError: the model itself fails on a batch to calibrate on.
             CheckFailedError: ONNX Runtime's quantiser fails on this graph.
         """
         chosen = set(positions)
@@ -80,7 +85,10 @@ class Quantiser:
                     self._run_dynamic(names, path)
                 else:
                     self._run_static(names, path)
+            except CorpOnnxError:
+                raise  # of the batches that it was handed
             except Exception as error:  # the quantisers raise whatever they meet
+                self._require_runs()
                 raise CheckFailedError(
                     f"ONNX Runtime's quantiser fails on this model ({first_sentence(error)}). The model itself is as "
                     "it was; --fp16 may do instead."
@@ -90,6 +98,13 @@ class Quantiser:
         proto.metadata_props.extend(self._metadata)
         refresh_value_info(proto)
         return proto
+
+    def _require_runs(self) -> None:
+        """Raise where the model itself fails on the batches, for which the quantiser is not to blame."""
+        if self._calibration is not None:
+            session = open_session(self._model)
+            for feeds in self._calibration():
+                session.run(None, feeds)
 
     def _run_dynamic(self, names: Sequence[str], path: Path) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -145,10 +160,12 @@ def _make_reader(batches: Iterable[Mapping[str, np.ndarray]]) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantisers log advice to the root logger that says nothing about the model."""
-    before = logging.root.manager.disable
+    """The quantisers log advice that says nothing about the model, and their sessions what is raised as well."""
+    runtime, before = import_runtime(), logging.root.manager.disable
     logging.disable(logging.WARNING)
+    runtime.set_default_logger_severity(QUIET)
     try:
         yield
     finally:
+        runtime.set_default_logger_severity(DEFAULT_SEVERITY)
         logging.disable(before)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from onnx import TensorProto
 
 from corp_onnx.graph import Graph, Node
-from corp_onnx.graph.cost import count_macs
 from corp_onnx.graph.operators import OPERATORS, PRODUCTS
 
 PRODUCT_OPS = tuple(sorted(name for name in PRODUCTS if "" in OPERATORS[name].domains))
@@ -44,7 +43,7 @@ class Product:
 
 def list_products(graph: Graph) -> tuple[Product, ...]:
     """Every node that multiplies matrices, in the order of the graph."""
-    macs = count_macs(graph).by_node
+    macs = graph.cost.by_node
     nodes = [node for node in graph.nodes if node.op in PRODUCT_OPS or node.op in REASONS]
     return tuple(Product(node, macs.get(node.output, 0), _reason(graph, node)) for node in nodes)
 

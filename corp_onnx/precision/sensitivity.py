@@ -1,7 +1,7 @@
 """Which products suffer most from 8 bits: each alone is quantised, and the model's answers are compared with its own.
 
-Enters a `Quantiser` and a `Quiz` of unlabelled images; leaves one loss a product. Cost: one quantisation of one weight
-and one run over the quiz for each product.
+Enters a `Quantiser` and an `Evaluator` on unlabelled images; leaves one loss a product. Cost: one quantisation of one
+weight and one run over the images for each product.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 
 from corp_onnx.precision.int8 import Quantiser
 from corp_onnx.precision.products import Product
-from corp_onnx.search.evaluator import Quiz
+from corp_onnx.search.evaluator import Evaluator
 
 
 def measure_products(
     quantiser: Quantiser,
-    quiz: Quiz,
+    evaluator: Evaluator,
     products: Sequence[Product],
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[int, float]:
@@ -23,7 +23,7 @@ def measure_products(
     losses: dict[int, float] = {}
     for done, product in enumerate(products, start=1):
         position = product.node.position
-        losses[position] = quiz.ask(quantiser.quantise([position])).loss
+        losses[position] = evaluator.evaluate(quantiser.quantise([position])).loss
         if progress is not None:
             progress(done, len(products))
     return losses

@@ -14,7 +14,7 @@ import numpy as np
 from corp_onnx.blocks import Blocks, Linear, Residual, SiteKey
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
-from corp_onnx.run.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
+from corp_onnx.run.feeds import fixed_batch
 from corp_onnx.run.segments import Segment, open_segment
 from corp_onnx.run.sessions import open_session
 from corp_onnx.units import Site
@@ -72,12 +72,8 @@ def find_walk(blocks: Blocks) -> StreamWalk:
 
 def read_data(model: Model, images: Images, batch_size: int, provider: str) -> StreamData:
     """All images as feeds of the model, in its own batch where that is fixed."""
-    inputs = read_inputs(open_session(model, provider=provider))
-    size = fixed_batch(inputs)
-    pieces = (
-        piece for batch in images.batches(size or batch_size) for piece in split_feeds(bind_feeds(batch, inputs), size)
-    )
-    return StreamData(tuple(pieces), size)
+    session = open_session(model, provider=provider)
+    return StreamData(tuple(session.stream(images, batch_size)), fixed_batch(session.inputs))
 
 
 def run_prefix(graph: Graph, data: StreamData, tensor: str, provider: str) -> Arrays:

@@ -87,7 +87,7 @@ def compare_on_noise(source: Model, converted: Model) -> Comparison:
     n_images = batch_kind(source) or NOISE_IMAGES
     before, after = open_tapped(source, []), open_tapped(converted, [])
     feeds, expected = run_possible(source, n_images, before.run)
-    halves = {i.name for i in after.session.get_inputs() if i.type == "tensor(float16)"}
+    halves = {i.name for i in after.session.inputs if i.dtype == np.float16}
     found = after.run({k: v.astype(np.float16) if k in halves else v for k, v in feeds.items()})
     z = np.concatenate([expected[name].astype(np.float64).ravel() for name in before.outputs])
     z_new = np.concatenate([found[name].astype(np.float64).ravel() for name in after.outputs])

@@ -38,19 +38,24 @@ class ModelInput:
     dtype: np.dtype[Any]
 
 
-def read_inputs(session: Any) -> tuple[ModelInput, ...]:
-    """The inputs of an ONNX Runtime session, in its order.
+def list_inputs(declared: Sequence[Any]) -> tuple[ModelInput, ...]:
+    """The inputs that ONNX Runtime's session declares, in its order.
 
     Raises:
         ModelError: an input is not a tensor of numbers.
     """
     inputs: list[ModelInput] = []
-    for value in session.get_inputs():
+    for value in declared:
         if value.type not in ELEMENT_TYPES:
             raise ModelError(f"input '{value.name}' has type {value.type}, expected a tensor of numbers.")
         shape = tuple(axis if isinstance(axis, int) and axis > 0 else None for axis in value.shape)
         inputs.append(ModelInput(value.name, shape, np.dtype(ELEMENT_TYPES[value.type])))
     return tuple(inputs)
+
+
+def read_inputs(session: Any) -> tuple[ModelInput, ...]:
+    """`session.inputs`, for those who do not ask the session yet."""
+    return session.inputs
 
 
 def fixed_batch(inputs: Sequence[ModelInput]) -> int | None:

@@ -5,7 +5,7 @@ Enters a `Model`; leaves arrays by input name, and with `run_possible` what the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -81,3 +81,8 @@ def random_feeds(model: Model, n_images: int, *, image_size: int = 224, n_tokens
         noise = rng.standard_normal(shape) if dtype.kind == "f" else np.ones(shape)
         feeds[value.name] = noise.astype(dtype)
     return feeds
+
+
+def describe_feeds(feeds: Mapping[str, np.ndarray]) -> str:
+    """Names and shapes, for a sentence: `x (2, 3, 224, 224)`."""
+    return ", ".join(f"{name} {array.shape}" for name, array in feeds.items())

@@ -8,7 +8,6 @@ one-element tensors are read as they are. Inputs: a `Model`. Output: its `Graph`
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,8 +18,8 @@ from corp_onnx.graph.dataflow import Graph, read_graph
 from corp_onnx.graph.model import FLOAT_TYPES, Model, batch_kind
 from corp_onnx.graph.operators import OUTPUT_TYPES
 from corp_onnx.graph.proto import skeleton
-from corp_onnx.run.noise import run_possible
-from corp_onnx.run.sessions import first_sentence, open_extended
+from corp_onnx.run.noise import describe_feeds, run_possible
+from corp_onnx.run.sessions import Session, open_extended
 
 PROBE_IMAGES = 2
 """Two where the batch is dynamic, so that a batch axis can be told from an axis of size one."""
@@ -48,7 +47,7 @@ def probe_graph(model: Model) -> Graph:
     outputs = [SHAPE_PREFIX + n for n in names] + [VALUE_PREFIX + n for n in integers]
     n_images = batch_kind(model) or PROBE_IMAGES
     session = open_extended(model, shape_nodes + value_nodes, [onnx.ValueInfoProto(name=o) for o in outputs])
-    feeds, found = run_possible(model, n_images, lambda feeds: _run(session, outputs, feeds, model))
+    feeds, found = run_possible(model, n_images, lambda feeds: _run(session, outputs, feeds))
     arrays = dict(zip(outputs, found, strict=True))
     shapes = {n: tuple(int(d) for d in arrays[SHAPE_PREFIX + n]) for n in names} | {
         k: v.shape for k, v in feeds.items()
@@ -58,14 +57,11 @@ def probe_graph(model: Model) -> Graph:
     return replace(graph, shapes=shapes, values=values, types=types, n_images=n_images)
 
 
-def _run(session: Any, outputs: list[str], feeds: dict[str, np.ndarray], model: Model) -> list[np.ndarray]:
+def _run(session: Session, outputs: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     try:
         return session.run(outputs, feeds)
-    except Exception as error:  # onnxruntime raises a class of its own for every status code
-        shapes = ", ".join(f"{k} {v.shape}" for k, v in feeds.items())
-        raise ModelError(
-            f"{model.path}: ONNX Runtime loads it but can not run it on {shapes} ({first_sentence(error)})."
-        ) from error
+    except ModelError as error:
+        raise ModelError(f"{error} It was fed noise: {describe_feeds(feeds)}.") from error
 
 
 def _element_types(graph: Graph) -> dict[str, int]:
@@ -108,4 +104,4 @@ def _computed_scalars(
     nodes = [helper.make_node("Cast", [n], [VALUE_PREFIX + n], to=TensorProto.FLOAT) for n in wanted]
     outputs = [VALUE_PREFIX + n for n in wanted]
     session = open_extended(model, nodes, [onnx.ValueInfoProto(name=o) for o in outputs])
-    return dict(zip(wanted, _run(session, outputs, feeds, model), strict=True))
+    return dict(zip(wanted, _run(session, outputs, feeds), strict=True))

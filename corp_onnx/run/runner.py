@@ -8,24 +8,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
-from corp_onnx.errors import ImageError, ModelError, NonFiniteError
+from corp_onnx.errors import ModelError, NonFiniteError
 from corp_onnx.images.batch import Batch
-from corp_onnx.run.feeds import ModelInput, bind_feeds, fixed_batch, read_inputs, split_feeds
-from corp_onnx.run.sessions import first_sentence, open_session
+from corp_onnx.run.feeds import ModelInput
+from corp_onnx.run.sessions import Session, open_session
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Runner:
-    """A model ready to run; `inputs` are those it declares."""
+    """A model ready to run."""
 
     path: Path
-    session: Any
-    inputs: tuple[ModelInput, ...]
+    session: Session
+
+    @property
+    def inputs(self) -> tuple[ModelInput, ...]:
+        """The inputs that it declares."""
+        return self.session.inputs
 
     def run(self, batch: Batch) -> Float64[np.ndarray, "n ..."]:
         """The first output for every sample of a batch, whatever number of samples the model takes at once.
@@ -35,19 +38,10 @@ class Runner:
             ModelError: ONNX Runtime fails, or the output has not one row for each sample.
             NonFiniteError: the output holds NaN or Inf.
         """
-        output = self.session.get_outputs()[0].name
-        try:
-            bound = bind_feeds(batch, self.inputs)
-        except ImageError as error:
-            raise ImageError(f"{self.path}: {error}") from error
+        output = self.session.outputs[0]
         pieces: list[np.ndarray] = []
-        for feeds, n_real in split_feeds(bound, fixed_batch(self.inputs)):
-            try:
-                (piece,) = self.session.run([output], feeds)
-            except Exception as error:  # onnxruntime raises a class of its own for every status code
-                raise ModelError(
-                    f"{self.path}: ONNX Runtime failed while running it ({first_sentence(error)})."
-                ) from error
+        for feeds, n_real in self.session.split(batch):
+            (piece,) = self.session.run([output], feeds)
             n_fed = len(next(iter(feeds.values())))
             if not isinstance(piece, np.ndarray) or piece.ndim < 2 or len(piece) != n_fed:
                 raise ModelError(
@@ -72,6 +66,6 @@ def open_runner(path: Path, *, provider: str = "cpu", threads: int | None = None
         ModelError: ONNX Runtime can not load it, or an input is not a tensor of numbers.
     """
     session = open_session(path, provider=provider, threads=threads)
-    if not session.get_inputs() or not session.get_outputs():
+    if not session.inputs or not session.outputs:
         raise ModelError(f"{path}: has no input or no output; expected a model from images to answers.")
-    return Runner(path, session, read_inputs(session))
+    return Runner(path, session)

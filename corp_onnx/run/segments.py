@@ -15,17 +15,16 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from corp_onnx.errors import ModelError
 from corp_onnx.graph import Graph, Model, read_graph
 from corp_onnx.graph.proto import feed_dtype, without_weights
-from corp_onnx.run.sessions import TAP_PREFIX, first_sentence, start_session
+from corp_onnx.run.sessions import TAP_PREFIX, Session, start_session
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
     """A session of a stretch. `fed` are the tensors given, `sources` the graph's own inputs that it needs besides."""
 
-    session: Any
+    session: Session
     fed: tuple[str, ...]
     sources: tuple[str, ...]
     read: tuple[str, ...]
@@ -37,13 +36,13 @@ class Segment:
         Args:
             tensors: an array for every tensor fed, cast to the graph's precision.
             feeds: the graph's own inputs.
+
+        Raises:
+            ModelError: ONNX Runtime failed on these tensors.
         """
         given = {name: tensors[name].astype(self.dtypes[name], copy=False) for name in self.fed}
         given |= {name: feeds[name] for name in self.sources}
-        try:
-            arrays = self.session.run([TAP_PREFIX + name for name in self.read], given)
-        except Exception as error:  # onnxruntime raises a class of its own for every status code
-            raise ModelError(f"ONNX Runtime failed inside the model ({first_sentence(error)}).") from error
+        arrays = self.session.run([TAP_PREFIX + name for name in self.read], given)
         return dict(zip(self.read, arrays, strict=True))
 
 

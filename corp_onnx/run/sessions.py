@@ -1,12 +1,11 @@
-"""ONNX Runtime, the only thing here that runs a model: open a file, or open it with inner tensors exposed.
+"""A model file opened with ONNX Runtime, with inner tensors exposed where asked: the only place that runs one.
 
-Enters a `Model` or a path; leaves an `onnxruntime.InferenceSession` or a `Tapped` session whose `run` gives the
-exposed tensors in float32 by name. onnxruntime itself is an extra, because its CPU and GPU wheels own the same import.
+Enters a `Model` or a path; leaves a `Session`, whose every failure is a sentence that names the file, or a `Tapped` one
+whose `run` gives the exposed tensors in float32 by name.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +15,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from corp_onnx.errors import MissingExtraError, ModelError, OptionError
+from corp_onnx.errors import ImageError, MissingExtraError, ModelError, OptionError
 from corp_onnx.graph.model import MAX_PROTO_BYTES, Model, load_model, require_file
 from corp_onnx.graph.proto import has_bfloat16, to_float32, without_weights
-
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-    "directml": "DmlExecutionProvider",
-}
-"""What a person types, and ONNX Runtime's name for it."""
-
-MAX_SENTENCE = 300
-"""Characters of ONNX Runtime's message that an error quotes."""
+from corp_onnx.images import Images
+from corp_onnx.images.batch import Batch
+from corp_onnx.run.feeds import ModelInput, bind_feeds, fixed_batch, list_inputs, split_feeds
+from corp_onnx.run.runtime import explain_failure, first_sentence, import_runtime, resolve_provider
 
 TAP_PREFIX = "corp_onnx.tap/"
 """In front of the name of an exposed tensor, so that it can not meet a name of the graph."""
@@ -40,33 +30,80 @@ QUIET = 4
 """ONNX Runtime's severity 'fatal': its warnings speak of its own optimiser, and its errors are raised as well."""
 
 
-def import_runtime() -> Any:
-    """The onnxruntime module.
+@dataclass(frozen=True, slots=True, eq=False)
+class Session:
+    """A model that ONNX Runtime has loaded.
 
-    Raises:
-        MissingExtraError: neither onnxruntime nor onnxruntime-gpu is installed.
+    Attributes:
+        native: the `onnxruntime.InferenceSession`.
+        what: how errors call the model: its path.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError(
-            "ONNX Runtime is not installed: pip install 'corp-onnx[cpu]', or 'corp-onnx[gpu]' on a machine with CUDA."
-        ) from error
-    return onnxruntime
 
+    native: Any
+    what: str
 
-def resolve_provider(provider: str) -> str:
-    """ONNX Runtime's name of a provider that is there.
+    @property
+    def inputs(self) -> tuple[ModelInput, ...]:
+        """The declared inputs, in the model's order.
 
-    Raises:
-        OptionError: the name is unknown, or the installed onnxruntime has no such provider.
-    """
-    known = import_runtime().get_available_providers()
-    name = PROVIDERS.get(provider.lower(), provider)
-    if name not in known:
-        short = [k for k, v in PROVIDERS.items() if v in known]
-        raise OptionError(f"provider '{provider}' is not available here; this onnxruntime has: {', '.join(short)}.")
-    return name
+        Raises:
+            ModelError: one of them is not a tensor of numbers.
+        """
+        try:
+            return list_inputs(self.native.get_inputs())
+        except ModelError as error:
+            raise ModelError(f"{self.what}: {error}") from error
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the outputs, in the model's order."""
+        return tuple(value.name for value in self.native.get_outputs())
+
+    @property
+    def provider(self) -> str:
+        """ONNX Runtime's name of where the model runs."""
+        return self.native.get_providers()[0]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata properties of the file."""
+        return self.native.get_modelmeta().custom_metadata_map
+
+    def run(self, names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The outputs of these names, in that order; None gives all.
+
+        Raises:
+            ModelError: ONNX Runtime failed on these inputs.
+        """
+        try:
+            return self.native.run(None if names is None else list(names), dict(feeds))
+        except Exception as error:  # onnxruntime raises a class of its own for every status code
+            raise explain_failure(self.what, error) from error
+
+    def split(self, batch: Batch) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        """A batch under the model's input names, cut to the number of samples that it takes at once.
+
+        Yields:
+            (feeds, how many of their samples are real): a fixed batch is filled up with the last sample.
+
+        Raises:
+            ImageError: the batch does not fit the model's inputs.
+        """
+        inputs = self.inputs
+        try:
+            feeds = bind_feeds(batch, inputs)
+        except ImageError as error:
+            raise ImageError(f"{self.what}: {error}") from error
+        yield from split_feeds(feeds, fixed_batch(inputs))
+
+    def stream(self, images: Images, batch_size: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        """All images as the model takes them, `batch_size` at a time where it does not say how many.
+
+        Yields:
+            as `split`; only the last feeds of a fixed batch are filled up.
+        """
+        for batch in images.batches(fixed_batch(self.inputs) or batch_size):
+            yield from self.split(batch)
 
 
 def open_session(
@@ -75,8 +112,8 @@ def open_session(
     provider: str = "cpu",
     threads: int | None = None,
     config: Mapping[str, str] | None = None,
-) -> Any:
-    """An ONNX Runtime session of a model file. A bfloat16 model runs as its float32 twin (see `proto.to_float32`).
+) -> Session:
+    """A model file, opened. A bfloat16 model runs as its float32 twin (see `proto.to_float32`).
 
     Args:
         model: a path, or a loaded model.
@@ -93,7 +130,7 @@ def open_session(
     require_file(path)
     try:
         session = _start(str(path), _options(threads, config), provider, str(path))
-        if not any("bfloat16" in value.type for value in session.get_inputs()):
+        if not any("bfloat16" in value.type for value in session.native.get_inputs()):
             return session
     except ModelError:
         if not _is_bfloat16(path):
@@ -119,23 +156,14 @@ def _options(threads: int | None, config: Mapping[str, str] | None = None) -> An
     return options
 
 
-def _start(source: str | bytes, options: Any, provider: str, what: str) -> Any:
+def _start(source: str | bytes, options: Any, provider: str, what: str) -> Session:
     try:
-        return import_runtime().InferenceSession(source, options, providers=[resolve_provider(provider)])
+        native = import_runtime().InferenceSession(source, options, providers=[resolve_provider(provider)])
     except (OptionError, MissingExtraError):
         raise
-    except Exception as error:  # onnxruntime raises a class of its own for every status code
+    except Exception as error:  # as in Session.run
         raise ModelError(f"{what}: ONNX Runtime can not load it ({first_sentence(error)}).") from error
-
-
-def first_sentence(error: Exception) -> str:
-    """The first line of an ONNX Runtime message without its status code and source position."""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    text = re.sub(r"^Load model from .*? failed:\s*", "", text)
-    # file, line, and either a signature in C++ or the bare name of a function
-    text = re.sub(r"\S+\.(?:cc|h|cpp):\d+ (?:(?:\S+ )?\S+\(.*?\) (?=[A-Z])|\S+ )", "", text)
-    return text[:MAX_SENTENCE].rstrip(". ")
+    return Session(native, what)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,7 +180,7 @@ class Product:
 class Tapped:
     """A session that also returns inner tensors."""
 
-    session: Any
+    session: Session
     taps: tuple[str, ...]
     outputs: tuple[str, ...]
 
@@ -162,22 +190,18 @@ class Tapped:
         Raises:
             ModelError: ONNX Runtime failed on these inputs.
         """
-        names = [*self.outputs, *(TAP_PREFIX + t for t in self.taps)]
-        try:
-            arrays = self.session.run(names, dict(feeds))
-        except Exception as error:  # as in _start
-            raise ModelError(f"ONNX Runtime failed while running the model ({first_sentence(error)}).") from error
+        arrays = self.session.run([*self.outputs, *(TAP_PREFIX + t for t in self.taps)], feeds)
         return dict(zip([*self.outputs, *self.taps], arrays, strict=True))
 
-    def stream(self, images: Any, batch_size: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-        """(tensor name -> array in float32, images in it) over a set of images."""
-        from corp_onnx.run.feeds import bind_feeds, fixed_batch, read_inputs, split_feeds
+    def stream(self, images: Images, batch_size: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        """What `run` gives for all images.
 
-        inputs = read_inputs(self.session)
-        size = fixed_batch(inputs)
-        for batch in images.batches(size or batch_size):
-            for feeds, n_real in split_feeds(bind_feeds(batch, inputs), size):
-                yield self.run(feeds), n_real
+        Yields:
+            (arrays by name, images in them): the rows that fill up a fixed batch are still in the arrays and come last
+            along the axis of images; the count says how many are real.
+        """
+        for feeds, n_real in self.session.stream(images, batch_size):
+            yield self.run(feeds), n_real
 
 
 def open_tapped(
@@ -214,7 +238,7 @@ def open_extended(
     *,
     provider: str = "cpu",
     threads: int | None = None,
-) -> Any:
+) -> Session:
     """A session of a copy of the model with nodes and outputs added at its end."""
     light = without_weights(model.proto)
     light.graph.node.extend(nodes)
@@ -229,7 +253,7 @@ def start_session(
     provider: str = "cpu",
     threads: int | None = None,
     config: Mapping[str, str] | None = None,
-) -> Any:
+) -> Session:
     """A session of a graph in memory that was made from `model`; its external weights are found beside that.
 
     Raises:

@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 
 from corp_onnx.errors import OptionError
-from corp_onnx.graph.cost import count_macs
 from corp_onnx.search.problem import Solution
 from corp_onnx.search.search import Search
 from corp_onnx.search.widths import allow_cost
@@ -80,12 +79,12 @@ def _search_refitted(search: Search, wanted: float, curve: dict[float, float], s
 def smallest_fraction(search: Search) -> float:
     """The kept fraction of the MACs with every unit at its smallest aligned width, and a little above for rounding."""
     problem = search.problem
-    return allow_cost(problem, search.choices, "macs", 1.0).smallest / count_macs(problem.graph).total + 1e-9
+    return allow_cost(problem, search.choices, "macs", 1.0).smallest / problem.graph.cost.total + 1e-9
 
 
 def whole_fraction(search: Search) -> float:
     """The kept fraction of the MACs with every unit at full width: below 1 where tokens are left out."""
-    return search.problem.cost.total / count_macs(search.problem.graph).total
+    return search.problem.cost.total / search.problem.graph.cost.total
 
 
 def _found(search: Search, fraction: float, agreement: float) -> str:

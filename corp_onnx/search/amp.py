@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from corp_onnx.errors import OptionError
-from corp_onnx.search.evaluator import Quiz
+from corp_onnx.search.evaluator import Evaluator
 from corp_onnx.search.probes import probe_loss
 from corp_onnx.search.problem import Problem
 from corp_onnx.settings import Threshold
@@ -39,7 +39,7 @@ def bisect_width(widths: Int[np.ndarray, " n"], loss: Callable[[int], float], th
 
 
 def search_widths(
-    problem: Problem, choices: Sequence[Choice], evaluator: Quiz, threshold: Threshold
+    problem: Problem, choices: Sequence[Choice], evaluator: Evaluator, threshold: Threshold
 ) -> dict[UnitKey, int]:
     """The width of every unit.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from corp_onnx.search.evaluator import Quiz, draw_quiz
+from corp_onnx.search.evaluator import Evaluator, draw_evaluator
 from corp_onnx.search.problem import Problem
 from corp_onnx.units import Choice, UnitKey, gather_changes
 
@@ -21,19 +21,21 @@ PROBE_IMAGES = 64
 """Calibration images for the probes: their KL ranks units, which needs fewer images than measuring accuracy."""
 
 
-def draw_probes(problem: Problem) -> Quiz:
+def draw_probes(problem: Problem) -> Evaluator:
     """The calibration images that probes are asked of, with the dense model's answers."""
     p = problem
-    return draw_quiz(p.graph.model, p.calibration, PROBE_IMAGES, p.seed, batch_size=p.batch_size, provider=p.provider)
+    return draw_evaluator(
+        p.graph.model, p.calibration, PROBE_IMAGES, p.seed, batch_size=p.batch_size, provider=p.provider
+    )
 
 
-def probe_loss(problem: Problem, evaluator: Quiz, choice: Choice, width: int) -> float:
+def probe_loss(problem: Problem, evaluator: Evaluator, choice: Choice, width: int) -> float:
     """The loss of the model with one unit alone at a width."""
     changes = gather_changes((choice.solve(width),))
-    return evaluator.ask(problem.rewrite(changes).make(problem.graph)).loss
+    return evaluator.evaluate(problem.rewrite(changes).make(problem.graph)).loss
 
 
-def probe_choices(problem: Problem, choices: Sequence[Choice], evaluator: Quiz) -> dict[UnitKey, float]:
+def probe_choices(problem: Problem, choices: Sequence[Choice], evaluator: Evaluator) -> dict[UnitKey, float]:
     """The sensitivity of every unit."""
     sensitivities: dict[UnitKey, float] = {}
     for done, choice in enumerate(choices, start=1):

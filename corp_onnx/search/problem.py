@@ -9,7 +9,7 @@ import numpy as np
 
 from corp_onnx.blocks import Blocks
 from corp_onnx.graph import Graph
-from corp_onnx.graph.cost import Cost, count_macs
+from corp_onnx.graph.cost import Cost
 from corp_onnx.images import Images
 from corp_onnx.moments import Moments
 from corp_onnx.rewrite import Rewrite, plan_rewrite
@@ -60,7 +60,7 @@ class Problem:
     @property
     def cost(self) -> Cost:
         """Of the model with every unit at full width, without the tokens that will not be computed."""
-        return count_macs(self.graph) if self.trim is None else self.trim.cost
+        return self.graph.cost if self.trim is None else self.trim.cost
 
     @property
     def macs(self) -> dict[UnitKey, int]:

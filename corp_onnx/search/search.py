@@ -12,7 +12,7 @@ from corp_onnx.errors import OptionError
 from corp_onnx.refit import refit_changes
 from corp_onnx.refit.stream import StreamWalk, find_walk
 from corp_onnx.refit.token_weights import weigh_stops
-from corp_onnx.search.evaluator import Quiz, prepare_quiz
+from corp_onnx.search.evaluator import Evaluator, prepare_evaluator
 from corp_onnx.search.probes import draw_probes, probe_choices
 from corp_onnx.search.problem import Problem, Solution, solve_widths
 from corp_onnx.search.widths import (
@@ -36,7 +36,7 @@ class Search:
     choices: tuple[Choice, ...]
     sensitivities: dict[UnitKey, float]
     walk: StreamWalk
-    _judge: Quiz | None = field(default=None)
+    _judge: Evaluator | None = field(default=None)
     _weights: dict[SiteKey, np.ndarray] | None = field(default=None)
 
     @property
@@ -88,11 +88,11 @@ class Search:
         return self.problem.rewrite(solution.changes).make(self.problem.graph)
 
     @property
-    def judge(self) -> Quiz:
+    def judge(self) -> Evaluator:
         """The held-back images with the dense model's answers; computed when first asked."""
         p = self.problem
         if self._judge is None:
-            self._judge = prepare_quiz(p.graph.model, p.held_out, batch_size=p.batch_size, provider=p.provider)
+            self._judge = prepare_evaluator(p.graph.model, p.held_out, batch_size=p.batch_size, provider=p.provider)
         return self._judge
 
     def _token_weights(self) -> dict[SiteKey, np.ndarray]:
@@ -110,7 +110,7 @@ class Search:
         Raises:
             OptionError: the model's first output is not logits.
         """
-        agreement = self.judge.ask(self.make(solution)).agreement
+        agreement = self.judge.evaluate(self.make(solution)).agreement
         if agreement is None:
             raise OptionError(
                 f"--min-agreement needs answers to compare, and the output '{self.problem.graph.outputs[0]}' of this "

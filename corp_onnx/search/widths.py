@@ -15,8 +15,6 @@ import numpy as np
 
 from corp_onnx.blocks import Blocks, SiteKey
 from corp_onnx.errors import OptionError
-from corp_onnx.graph import count_parameters
-from corp_onnx.graph.cost import count_macs
 from corp_onnx.search.problem import Problem
 from corp_onnx.solve.allocate import UnitCurve, allocate_widths, tie_curves
 from corp_onnx.units import Choice, UnitKey
@@ -100,9 +98,9 @@ class Allowance:
 
 def allow_cost(problem: Problem, choices: Sequence[Choice], kind: CostKind, kept: float) -> Allowance:
     """The allowance of a budget: what is left out besides widths is paid for already."""
-    dense, whole, spent = count_macs(problem.graph).total, problem.cost.total, problem.macs
+    dense, whole, spent = problem.graph.cost.total, problem.cost.total, problem.macs
     if kind == "params":
-        dense = whole = count_parameters(problem.graph)
+        dense = whole = problem.graph.n_parameters
         spent = problem.parameters
     slopes = {choice.key: spent[choice.key] / choice.width for choice in choices}
     shared = {choice.key.site for choice in choices if choice.unit.shares_site}

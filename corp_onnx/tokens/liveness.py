@@ -19,7 +19,7 @@ import numpy as np
 
 from corp_onnx.blocks.readers import find_shape_leak
 from corp_onnx.graph import FLOAT_TYPES, Graph, Node
-from corp_onnx.graph.cost import Cost, count_macs
+from corp_onnx.graph.cost import Cost
 from corp_onnx.graph.slots import Slot
 from corp_onnx.tokens.axis import TokenAxis, trace_token_axis
 
@@ -85,7 +85,7 @@ def find_dead_tokens(graph: Graph, min_saved: float = MIN_SAVED) -> TokenTrim | 
     found = [_search(graph, selects) for selects in _group_selects(graph)]
     trims = [trim for trim in found if trim is not None]
     best = max(trims, key=lambda trim: trim.saved, default=None)
-    return best if best is not None and best.saved >= min_saved * count_macs(graph).total else None
+    return best if best is not None and best.saved >= min_saved * graph.cost.total else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -246,6 +246,6 @@ def _conclude(graph: Graph, selects: list[Select], walk: _Walk) -> TokenTrim | N
     shapes = tuple((Slot(node, 0), name) for node, name in stand_ins if name is not None)
     wanted, source = _wanted(selects), selects[0]
     n_tokens = graph.dims(source.node.inputs[0])[source.axis]
-    spent = sum(macs for name, macs in count_macs(graph).by_node.items() if name in walk.axes)
+    spent = sum(macs for name, macs in graph.cost.by_node.items() if name in walk.axes)
     saved = round(spent * (1 - len(wanted) / n_tokens))
     return TokenTrim(wanted, n_tokens, tuple(s.node for s in selects), tuple(cuts), walk.axes, shapes, saved)

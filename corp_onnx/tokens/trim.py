@@ -16,7 +16,7 @@ import onnx
 from corp_onnx.blocks import Blocks, find_blocks
 from corp_onnx.errors import CheckFailedError
 from corp_onnx.graph import Graph, Model, Node
-from corp_onnx.graph.cost import Cost, count_macs
+from corp_onnx.graph.cost import Cost
 from corp_onnx.graph.passes import Pass
 from corp_onnx.graph.slots import Slot, WidthSpelling
 from corp_onnx.graph.surgeon import Surgeon
@@ -48,7 +48,7 @@ class TrimPlan:
     @property
     def cost(self) -> Cost:
         """Of `graph` without the tokens."""
-        return self.trim.reduce_cost(count_macs(self.graph))
+        return self.trim.reduce_cost(self.graph.cost)
 
 
 def plan_trim(graph: Graph, blocks: Blocks) -> tuple[TrimPlan | None, str]:
@@ -80,7 +80,7 @@ def _try_plan(graph: Graph, plan: TrimPlan) -> tuple[TrimPlan | None, str]:
             f"the tokens of the last block that nobody reads are still computed: without them this graph answers "
             f"otherwise (difference {compared.max_difference:.2g}). Please report it with the output of inspect."
         )
-    share = trim.saved / count_macs(graph).total
+    share = trim.saved / graph.cost.total
     return plan, (
         f"the outputs read {len(trim.token_idx)} of the last block's {trim.n_tokens} tokens: the others are no longer "
         f"computed there, which saves {share:.1%} of the dense MACs and changes no answer."
@@ -155,8 +155,7 @@ def _renumber(surgeon: Surgeon, node: Node, token_idx: Sequence[int]) -> None:
     """Let a Gather or Slice count among the tokens that are left."""
     place = {token: i for i, token in enumerate(token_idx)}
     if node.op == "Gather":
-        asked = surgeon.graph.constant(node.inputs[1])
-        assert asked is not None, node
+        asked = surgeon.graph.stored(node.inputs[1])
         places = np.array([place[int(t)] for t in asked.reshape(-1)], dtype=np.int64).reshape(asked.shape)
         surgeon.replace_input(Slot(node, 1), surgeon.constant(f"{node.output}_token_idx", places))
         return

@@ -26,8 +26,8 @@ from corp_onnx.graph.proto import has_bfloat16, node_graphs
 from corp_onnx.images.labels import LABELS_KEY
 from corp_onnx.images.recipe import METADATA_KEY, Recipe, find_recipe
 from corp_onnx.run.feeds import ELEMENT_TYPES
-from corp_onnx.run.noise import IMAGE_SIZES, TOKEN_COUNTS
-from corp_onnx.run.sessions import first_sentence, open_session
+from corp_onnx.run.noise import IMAGE_SIZES, TOKEN_COUNTS, describe_feeds
+from corp_onnx.run.sessions import Session, open_session
 from corp_onnx.tensorrt.engine import description_path
 
 
@@ -81,9 +81,9 @@ def read_interface(path: Path) -> Interface:
     proto = _parse(path)
     if has_bfloat16(proto):
         raise ModelError(f"{path}: holds bfloat16, which ONNX Runtime's backends do not serve; convert it to float16.")
-    inputs = tuple(_read_spec(v, path) for v in session.get_inputs())
-    outputs = tuple(_read_spec(v, path) for v in session.get_outputs())
-    metadata = session.get_modelmeta().custom_metadata_map
+    inputs = tuple(_read_spec(v, path) for v in session.native.get_inputs())
+    outputs = tuple(_read_spec(v, path) for v in session.native.get_outputs())
+    metadata = session.metadata
     try:
         recipe = find_recipe(metadata, inputs[0].shape)
     except ModelError as error:
@@ -92,7 +92,7 @@ def read_interface(path: Path) -> Interface:
         recipe = None  # token ids, features: nothing that photographs go into
     labels, beside = _read_labels(metadata, path), _name_external_files(proto, path)
     found = Interface(inputs, outputs, None, recipe, METADATA_KEY in metadata, labels, beside=beside)
-    return replace(found, sizes=_find_sizes(session, found, path))
+    return replace(found, sizes=_find_sizes(session, found))
 
 
 def read_engine_interface(path: Path, like: Path | None) -> Interface:
@@ -183,14 +183,14 @@ def _read_labels(metadata: dict[str, str], path: Path) -> tuple[str, ...]:
     return tuple(" ".join(label.split()) for label in labels)  # one a line in the labels file
 
 
-def _find_sizes(session: Any, found: Interface, path: Path) -> tuple[tuple[int, ...], ...] | None:
+def _find_sizes(session: Session, found: Interface) -> tuple[tuple[int, ...], ...] | None:
     """Sizes of one sample that the model runs on: its own, and where it has none the likely ones."""
     shapes = [t.shape[1:] if found.is_batched else t.shape for t in found.inputs]
     failure: InputError | None = None
     for image, tokens in itertools.zip_longest(IMAGE_SIZES, TOKEN_COUNTS, fillvalue=TOKEN_COUNTS[0]):
         sizes = tuple(_fill(shape, len(t.shape), image, tokens) for shape, t in zip(shapes, found.inputs, strict=True))
         try:
-            _run_zeros(session, found, sizes, path)
+            _run_zeros(session, found, sizes)
         except ModelError as error:
             failure = failure or error
         else:
@@ -207,10 +207,10 @@ def _fill(shape: Sequence[int | None], rank: int, image: int, tokens: int) -> tu
     return tuple(axis or tokens for axis in shape)
 
 
-def _run_zeros(session: Any, found: Interface, sizes: Sequence[tuple[int, ...]], path: Path) -> None:
+def _run_zeros(session: Session, found: Interface, sizes: Sequence[tuple[int, ...]]) -> None:
     batch = (1,) if found.is_batched else ()
     feeds = {t.name: np.zeros((*batch, *size), t.dtype) for t, size in zip(found.inputs, sizes, strict=True)}
     try:
         session.run(None, feeds)
-    except Exception as error:  # onnxruntime raises a class of its own for every status code
-        raise ModelError(f"{path}: ONNX Runtime failed while running it on zeros ({first_sentence(error)}).") from error
+    except ModelError as error:
+        raise ModelError(f"{error} It was fed zeros: {describe_feeds(feeds)}.") from error

@@ -18,8 +18,7 @@ def set_weight(surgeon: Surgeon, linear: Linear, weight: np.ndarray) -> None:
 
 def shape_like(graph: Graph, slot: Slot, vector: np.ndarray) -> np.ndarray:
     """A vector in the rank and precision of what is stored at a slot."""
-    old = graph.constant(slot.name)
-    assert old is not None
+    old = graph.stored(slot.name)
     return vector.astype(old.dtype).reshape(*[1] * (old.ndim - 1), -1)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from corp_onnx.blocks import Operand
-from corp_onnx.graph import Graph, count_parameters
+from corp_onnx.graph import Graph
 from corp_onnx.graph.cost import Cost
 from corp_onnx.results import UnitFacts
 
@@ -24,7 +24,7 @@ def describe_unit(unit: Unit, graph: Graph, cost: Cost, n_tokens: int, n_paramet
     reason = unit.skip.reason if unit.skip else ""
     return UnitFacts(
         str(unit.key), unit.kind, unit.site.key.block, unit.width, unit.n_heads, n_tokens, unit.site.spelling,
-        n_parameters, macs, n_parameters / max(count_parameters(graph), 1), macs / max(cost.total, 1),
+        n_parameters, macs, n_parameters / max(graph.n_parameters, 1), macs / max(cost.total, 1),
         not reason, reason,
     )  # fmt: skip
 

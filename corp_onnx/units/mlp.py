@@ -78,8 +78,7 @@ class MlpChange(Change):
                 biases.add(up.linear.bias)
         for slot in unit.per_channel:
             if slot not in biases:
-                value = surgeon.graph.constant(slot.name)
-                assert value is not None
+                value = surgeon.graph.stored(slot.name)
                 surgeon.replace_stored(slot, np.take(value, kept, axis=-1))
         for node in unit.reshapes:
             shape = surgeon.graph.dims(node.output)

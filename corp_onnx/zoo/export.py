@@ -28,14 +28,15 @@ import numpy as np
 import onnx
 
 from corp_onnx.checks.verify import check_structure
-from corp_onnx.errors import CheckFailedError, InputError, MissingExtraError, OptionError
+from corp_onnx.errors import CheckFailedError, InputError, MissingExtraError, ModelError, OptionError
 from corp_onnx.graph.model import MAX_PROTO_BYTES, Model, file_size, load_model
 from corp_onnx.graph.write import write_model
 from corp_onnx.images.labels import LABELS_KEY
 from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.results import CheckResult, Environment, StageClock, StageTime, describe_environment
 from corp_onnx.run.comparison import relative_difference
-from corp_onnx.run.sessions import first_sentence, import_runtime, open_session
+from corp_onnx.run.runtime import import_runtime
+from corp_onnx.run.sessions import open_session
 from corp_onnx.staging import staged_files
 from corp_onnx.zoo.catalogue import ZooModel, build_model, check_name, first_line
 
@@ -279,11 +280,11 @@ def _check_parity(path: Path, probes: Sequence[tuple[np.ndarray, np.ndarray]]) -
     sizes = " and ".join(str(len(pixels)) for pixels, _ in probes)
     detail = f"ONNX Runtime against PyTorch, batch {sizes}, relative to the largest output"
     session = open_session(path)
-    name = session.get_inputs()[0].name
+    name = session.inputs[0].name
     try:
         found = [session.run(None, {name: pixels})[0] for pixels, _ in probes]
-    except Exception as error:  # onnxruntime raises a class of its own for every status code
-        return CheckResult("parity", False, None, TOLERANCE, f"{detail}: {first_sentence(error)}")
+    except ModelError as error:
+        return CheckResult("parity", False, None, TOLERANCE, f"{detail}: {str(error).rstrip('.')}")
     difference = max(relative_difference(f, expected) for f, (_, expected) in zip(found, probes, strict=True))
     return CheckResult("parity", bool(difference <= TOLERANCE), difference, TOLERANCE, detail)
 

@@ -8,18 +8,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from devices import FakeNative, FakeValue
 from samples import DEMO, FIXED, OPERATOR, TEXT, fixture_path
 
-from corp_onnx.bench import bench, candidates
+from corp_onnx.bench import bench
 from corp_onnx.bench.bench import BenchResult, bench_models
-from corp_onnx.bench.candidates import BenchModel, Contestant, OnnxOpened, read_subject
+from corp_onnx.bench.candidates import BenchModel, Candidate
+from corp_onnx.bench.session import OnnxOpened, OnnxSubject
+from corp_onnx.bench.subjects import read_subject
 from corp_onnx.bench.timing import Schedule
 from corp_onnx.errors import ModelError, OptionError
 from corp_onnx.inspect import inspect_model
 from corp_onnx.report.bench import print_bench
 from corp_onnx.results import to_json
+from corp_onnx.run.sessions import Session, open_session
 
 ONCE = Schedule(repeats=1, warmup=1)
 IMAGE = (3, 8, 8)
@@ -41,11 +44,11 @@ class FakeSubject:
         self.machine.opened.append((self.facts.path, provider, threads))
         return self
 
-    def bind(self, n_images: int) -> Contestant:
+    def bind(self, n_images: int) -> Candidate:
         seconds = n_images * self.seconds
         if self.transfer is None:
-            return Contestant(self.machine.spend(seconds))
-        return Contestant(self.machine.spend(seconds + self.transfer), self.machine.spend(seconds))
+            return Candidate(self.machine.spend(seconds))
+        return Candidate(self.machine.spend(seconds + self.transfer), self.machine.spend(seconds))
 
 
 @dataclass
@@ -265,75 +268,24 @@ class TestRealModels:
             bench_models([DEMO, fixture_path(OPERATOR)], schedule=ONCE)
 
 
-class FakeSession:
-    """ONNX Runtime's session with a device of its own, as far as an IO binding goes; notes what happens."""
-
-    def __init__(self, log: list[str], providers: list[str] | None = None) -> None:
-        self.log = log
-        self.providers = providers or ["CUDAExecutionProvider"]
-
-    def get_providers(self) -> list[str]:
-        return self.providers
-
-    def get_outputs(self) -> list[Any]:
-        return [type("Output", (), {"name": "logits"})()]
-
-    def io_binding(self) -> Any:
-        return FakeBinding(self.log)
-
-    def run_with_iobinding(self, binding: FakeBinding) -> None:
-        self.log.append(f"run to {binding.where}")
-
-
-class FakeBinding:
-    def __init__(self, log: list[str]) -> None:
-        self.log, self.where = log, ""
-
-    def bind_ortvalue_input(self, name: str, value: FakeValue) -> None:
-        assert (name, value.device) == ("x", "cuda")
-
-    def bind_output(self, name: str, device: str) -> None:
-        assert name == "logits"
-        self.where = device
-
-    def synchronize_outputs(self) -> None:
-        self.log.append("wait")
-
-
-class FakeValue:
-    log: list[str]
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-
-    @staticmethod
-    def ortvalue_from_numpy(_array: np.ndarray, device: str, _index: int) -> FakeValue:
-        return FakeValue(device)
-
-    def update_inplace(self, _array: np.ndarray) -> None:
-        self.log.append("copy")
-
-
 class TestDevice:
-    def test_what_each_way_of_running_pays_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_each_way_of_running_is_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:
         log: list[str] = []
         monkeypatch.setattr("onnxruntime.OrtValue", FakeValue)
-        monkeypatch.setattr(FakeValue, "log", log, raising=False)
+        monkeypatch.setattr(FakeValue, "log", log)
         subject = read_subject(fixture_path(OPERATOR))
-        assert isinstance(subject, candidates.OnnxSubject)
-        contestant = OnnxOpened(subject, FakeSession(log), "cuda").bind(2)
-        assert log == []
-        contestant.run()
-        assert log == ["copy", "run to cpu", "wait"]
-        log.clear()
-        assert contestant.resident is not None
-        contestant.resident()
-        assert log == ["run to cuda", "wait"]
+        assert isinstance(subject, OnnxSubject)
+        candidate = OnnxOpened(subject, Session(FakeNative(log), "m.onnx"), "cuda").bind(2)
+        assert candidate.resident is not None
+        candidate.run()
+        candidate.resident()
+        assert log == ["copy", "run to cpu", "wait", "run to cuda", "wait"]
 
     def test_a_silent_fallback_to_the_cpu_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         subject = read_subject(fixture_path(OPERATOR))
-        monkeypatch.setattr(candidates, "resolve_provider", lambda _name: "CUDAExecutionProvider")
-        monkeypatch.setattr(candidates, "open_session", lambda *_a, **_k: FakeSession([], ["CPUExecutionProvider"]))
+        on_cpu = open_session(fixture_path(OPERATOR))
+        monkeypatch.setattr("corp_onnx.bench.session.resolve_provider", lambda _name: "CUDAExecutionProvider")
+        monkeypatch.setattr("corp_onnx.bench.session.open_session", lambda *_a, **_k: on_cpu)
         sentence = "'cuda' could not be started, and ONNX Runtime took CPUExecutionProvider instead"
         with pytest.raises(OptionError, match=sentence):
             subject.open("cuda", None)
@@ -343,16 +295,6 @@ class TestDevice:
         result = bench_models([DEMO], batches=[8], providers=["cuda"], schedule=Schedule(repeats=20))
         assert result.rows[0].resident is not None
         assert result.rows[0].resident.latency.p50 < result.rows[0].speed.latency.p99
-
-
-def test_a_failing_run_is_a_sentence() -> None:
-    def fail() -> None:
-        raise RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory.\nmore")
-
-    with pytest.raises(
-        ModelError, match=r"^m\.onnx: ONNX Runtime failed while running it \(Failed to allocate memory\)\.$"
-    ):
-        candidates._guarded(fail, "m.onnx")()
 
 
 def test_the_table(machine: FakeMachine, capsys: pytest.CaptureFixture[str]) -> None:

@@ -182,7 +182,7 @@ class TestChecks:
             ("padding", swap_weights, "padded with zeros to full width"),
             ("padding", scale_operator, "padded with zeros to full width"),
             ("replay", swap_weights, r"products of the pruned graph against NumPy, worst blocks\.0\.mlp"),
-            ("batches", harden_batch(4), r"ONNX Runtime failed while running the model .*reshape"),
+            ("batches", harden_batch(4), r"out\.onnx: ONNX Runtime failed while running it .*reshape"),
             ("batches", mix_batch, "batch of 1 against batch of 4"),
         ],
     )

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from corp_onnx.errors import ModelError
-from corp_onnx.graph import count_parameters, read_graph
+from corp_onnx.graph import read_graph
 from corp_onnx.graph.model import Model, batch_kind, file_size, hash_file, input_dims, load_model
 from corp_onnx.graph.proto import feed_dtype, has_bfloat16, names_in_use, skeleton, to_float32, without_weights
 
@@ -208,14 +208,14 @@ def test_float_type_is_that_of_most_weights(tmp_path: Path) -> None:
         nodes = [helper.make_node("Constant", [], ["c"], value=value), helper.make_node("Identity", ["x"], ["y"])]
         graph = read_graph(load_model(save(make_model(nodes, stored={"w": small}), tmp_path)))
         assert graph.float_type == expected
-        assert count_parameters(graph) == 11
+        assert graph.n_parameters == 11
     assert probed("timm_vit_ts17_bf16")[0].float_type == "bfloat16"
 
 
 def test_scalars_are_no_parameters(tmp_path: Path) -> None:
     stored = {"a": np.float32(2) * np.ones((), np.float32), "b": np.ones((2, 3), np.float32), "i": np.ones(5, np.int64)}
     graph = read_graph(load_model(save(make_model([product()], stored=stored), tmp_path)))
-    assert count_parameters(graph) == 6
+    assert graph.n_parameters == 6
 
 
 class TestCopies:

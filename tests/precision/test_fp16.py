@@ -12,6 +12,7 @@ from graphs import find_in, fixture_path, probed, run
 from onnx import TensorProto, helper, numpy_helper
 
 from corp_onnx.checks.verify import check_structure, relative_difference
+from corp_onnx.errors import CheckFailedError
 from corp_onnx.graph.write import write_model
 from corp_onnx.precision.fp16 import KEPT_OPS, LARGEST, convert_to_fp16, find_kept
 from corp_onnx.run.noise import random_feeds
@@ -55,6 +56,19 @@ def test_answers_of_every_exporter(name: str, keep_io: bool, tmp_path: Path) -> 
         assert relative_difference(found, exact) < TOLERANCE
     kinds = {v.type.tensor_type.elem_type for v in [*half.proto.graph.input, *half.proto.graph.output]}
     assert (TensorProto.FLOAT16 in kinds) != keep_io
+
+
+def test_a_converter_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise ValueError("can not convert")
+
+    monkeypatch.setattr("onnxruntime.transformers.float16.convert_float_to_float16", fail)
+    graph, _ = probed("timm_vit_ts17_fused")
+    sentence = (
+        r"fused\.onnx: ONNX Runtime's float16 converter fails on it \(can not convert\)\. The model itself is as it"
+    )
+    with pytest.raises(CheckFailedError, match=sentence):
+        convert_to_fp16(graph)
 
 
 @pytest.mark.parametrize("name", ["timm_vit_ts17_fused", "timm_vit_ts14_fused", "timm_vit_dynamo18_fused"])

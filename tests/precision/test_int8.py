@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,11 @@ from graphs import find_in, probed, run
 from onnx import TensorProto, helper, numpy_helper
 
 from corp_onnx.checks.verify import check_structure, relative_difference
-from corp_onnx.errors import CheckFailedError
+from corp_onnx.errors import CheckFailedError, ImageError, ModelError
 from corp_onnx.graph import Graph
 from corp_onnx.graph.write import write_model
 from corp_onnx.precision.editable import drop_unread, sort_nodes
-from corp_onnx.precision.int8 import Quantiser
+from corp_onnx.precision.int8 import Feeds, Quantiser
 from corp_onnx.precision.products import FLATTENED_GEMM, TWO_ACTIVATIONS, list_products
 from corp_onnx.precision.trial import check_loading
 from corp_onnx.run.noise import random_feeds
@@ -121,13 +122,37 @@ def test_a_scaled_gemm_stays_in_float(tmp_path: Path) -> None:
         assert [p.reason for p in list_products(graph)] == [reason]
 
 
-def test_a_quantiser_that_fails_is_one_sentence(tmp_path: Path) -> None:
-    """Scales from batches that do not fit the model: ONNX Runtime's error, and ours around it."""
-    graph, _ = probed("timm_vit_ts17_fused")
-    products = [p for p in list_products(graph) if not p.reason]
-    quantiser = Quantiser(graph, products, tmp_path, lambda: [{"x": np.zeros((1, 3, 5, 5), np.float32)}])
-    with pytest.raises(CheckFailedError, match=r"quantiser fails on this model \(.+\)\. The model itself is as it was"):
-        quantiser.quantise([products[0].node.position])
+class TestFailing:
+    """Whose fault it is: the quantiser's, the model's on these images, or the images'."""
+
+    def quantise(self, folder: Path, feeds: Feeds) -> None:
+        graph, _ = probed("timm_vit_ts17_fused")
+        products = [p for p in list_products(graph) if not p.reason]
+        Quantiser(graph, products, folder, feeds).quantise([products[0].node.position])
+
+    def test_quantiser(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """ONNX Runtime's error, and ours around it."""
+
+        def fail(*_arguments: object, **_options: object) -> None:
+            raise KeyError("no such scale")
+
+        monkeypatch.setattr("onnxruntime.quantization.quantize_static", fail)
+        sentence = r"quantiser fails on this model \(.+\)\. The model itself is as it was"
+        with pytest.raises(CheckFailedError, match=sentence):
+            self.quantise(tmp_path, lambda: [{"x": np.zeros((1, 3, 8, 8), np.float32)}])
+
+    def test_model(self, tmp_path: Path) -> None:
+        """Scales from batches that do not fit it."""
+        with pytest.raises(ModelError, match=r"ts17_fused\.onnx: ONNX Runtime failed while running it \(.+\)\.$"):
+            self.quantise(tmp_path, lambda: [{"x": np.zeros((1, 3, 5, 5), np.float32)}])
+
+    def test_images(self, tmp_path: Path) -> None:
+        def read() -> Iterator[dict[str, np.ndarray]]:
+            raise ImageError("photos: too few.")
+            yield {}
+
+        with pytest.raises(ImageError, match=r"^photos: too few\.$"):
+            self.quantise(tmp_path, read)
 
 
 def test_a_file_that_kills_its_reader_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""ONNX Runtime behind one door: what is missing is said in a sentence, inner tensors come out in float32."""
+"""A session says what failed and where, streams images as the model takes them, and gives inner tensors in float32."""
 
 from __future__ import annotations
 
@@ -9,51 +9,33 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from graphs import feeds_of, fixture_path, probed
+from samples import DEMO, write_sum
 
-from corp_onnx.errors import MissingExtraError, ModelError, OptionError
+from corp_onnx.errors import ImageError, MissingExtraError, ModelError, OptionError
 from corp_onnx.graph.model import load_model
 from corp_onnx.graph.proto import to_float32
-from corp_onnx.run import sessions as runtime
+from corp_onnx.images import Images, open_images
+from corp_onnx.run import sessions
+from corp_onnx.run.segments import open_segment
 from corp_onnx.run.sessions import (
     Product,
-    first_sentence,
-    import_runtime,
+    Session,
     open_session,
     open_tapped,
-    resolve_provider,
     start_session,
 )
 
 NAME = "timm_vit_ts17_fused"
 
 
-class TestMissing:
-    def test_no_onnxruntime(self, monkeypatch: pytest.MonkeyPatch) -> None:
+class TestOpen:
+    def test_what_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(OptionError, match="provider 'gpu3' is not available"):
+            open_session(fixture_path(NAME), provider="gpu3")
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
-        expected = r"ONNX Runtime is not installed: pip install 'corp-onnx\[cpu\]', or 'corp-onnx\[gpu\]'"
-        with pytest.raises(MissingExtraError, match=expected) as caught:
-            import_runtime()
-        assert caught.value.exit_code == 2
         with pytest.raises(MissingExtraError, match="not installed"):
             open_session(fixture_path(NAME))
 
-    def test_provider_that_is_not_there(self) -> None:
-        with pytest.raises(OptionError, match=r"provider 'cuda' is not available here; this onnxruntime has: cpu"):
-            resolve_provider("cuda")
-        with pytest.raises(OptionError, match="provider 'gpu3' is not available"):
-            open_session(fixture_path(NAME), provider="gpu3")
-
-    def test_names_of_providers(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        has = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider", "OwnExecutionProvider"]
-        fake = SimpleNamespace(get_available_providers=lambda: has)
-        monkeypatch.setattr(runtime, "import_runtime", lambda: fake)
-        assert [resolve_provider(p) for p in ("CPU", "cuda", "TensorRT")] == [has[2], has[1], has[0]]
-        assert resolve_provider("OwnExecutionProvider") == "OwnExecutionProvider"
-        with pytest.raises(OptionError, match=r"this onnxruntime has: cpu, cuda, tensorrt"):
-            resolve_provider("openvino")
-
-
-class TestOpen:
     def test_bad_files(self, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=r"none\.onnx: no such file"):
             open_session(tmp_path / "none.onnx")
@@ -75,7 +57,8 @@ class TestOpen:
         """Trap 8: no CPU kernels, and NumPy has no bfloat16 to feed."""
         model = load_model(fixture_path(name))
         session = open_session(model.path)
-        assert [v.type for v in (*session.get_inputs(), *session.get_outputs())] == ["tensor(float)"] * 2
+        native = session.native
+        assert [v.type for v in (*native.get_inputs(), *native.get_outputs())] == ["tensor(float)"] * 2
         feeds = {"x": np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)}
         (found,) = session.run(None, feeds)
         twin = to_float32(model.proto, model.folder)
@@ -87,11 +70,11 @@ class TestOpen:
     @pytest.mark.parametrize("name", ["timm_vit_ts17_bf16", "timm_vit_ts17_fused"])
     def test_configuration_reaches_the_session(self, name: str) -> None:
         entry = "session.force_spinning_stop"
-        options = open_session(fixture_path(name), config={entry: "1"}).get_session_options()
+        options = open_session(fixture_path(name), config={entry: "1"}).native.get_session_options()
         assert options.get_session_config_entry(entry) == "1"
 
     def test_twin_that_is_too_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(runtime, "MAX_PROTO_BYTES", 1000)
+        monkeypatch.setattr(sessions, "MAX_PROTO_BYTES", 1000)
         with pytest.raises(ModelError, match="Convert it to float16 or float32 first"):
             open_session(fixture_path("timm_vit_ts17_bf16"))
 
@@ -104,10 +87,90 @@ class TestOpen:
         (found,) = start_session(graph.model.proto, graph.model).run(None, feeds)
         assert np.array_equal(found, expected)
 
-    def test_first_sentence(self) -> None:
-        noise = "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input.\nsecond line"
-        assert first_sentence(RuntimeError(noise)) == "Got invalid dimensions for input"
-        assert first_sentence(ValueError("")) == "ValueError"
+
+class TestSession:
+    def test_what_it_declares(self) -> None:
+        session = open_session(DEMO)
+        assert [(i.name, i.shape, i.dtype) for i in session.inputs] == [("input", (None, 3, 32, 32), np.float32)]
+        assert session.outputs == ("logits",)
+        assert session.provider == "CPUExecutionProvider"
+        assert "corp_onnx.preprocessing" in session.metadata
+
+    def test_outputs_by_name(self) -> None:
+        session = open_session(fixture_path("timm_deit_distilled_two_heads_ts17"))
+        feeds = {"x": np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)}
+        everything = dict(zip(session.outputs, session.run(None, feeds), strict=True))
+        assert len(everything) == 2
+        for found, name in zip(session.run(session.outputs[::-1], feeds), session.outputs[::-1], strict=True):
+            assert np.array_equal(found, everything[name])
+
+    def test_a_failing_run_is_a_sentence_with_the_path(self) -> None:
+        def fail(_names: object, _feeds: object) -> None:
+            raise RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory.\nmore")
+
+        session = Session(SimpleNamespace(run=fail), "m.onnx")
+        sentence = r"^m\.onnx: ONNX Runtime failed while running it \(Failed to allocate memory\)\.$"
+        with pytest.raises(ModelError, match=sentence) as caught:
+            session.run(None, {})
+        assert caught.value.exit_code == 2
+
+    def test_whoever_stops_a_run_is_not_answered(self) -> None:
+        def stop(_names: object, _feeds: object) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            Session(SimpleNamespace(run=stop), "m.onnx").run(None, {})
+
+    def test_input_that_is_no_number(self) -> None:
+        text = SimpleNamespace(name="x", type="tensor(string)", shape=[None])
+        session = Session(SimpleNamespace(get_inputs=lambda: [text]), "m.onnx")
+        with pytest.raises(ModelError, match=r"^m\.onnx: input 'x' has type tensor\(string\), expected a tensor of"):
+            session.inputs  # noqa: B018 - a property that raises
+
+    def test_the_right_one_failed(self, tmp_path: Path) -> None:
+        """Taps, stretches and answers of a file say the file's path, wherever they stand in it."""
+        path = write_sum(tmp_path / "sum.onnx")
+        wrong = {"x": np.zeros((1, 3), np.float32)}
+        model = load_model(path)
+        whole = open_segment(model, {}, [], ["y"])
+        for run in (open_tapped(model, []).run, lambda feeds: whole.run({}, feeds)):
+            with pytest.raises(ModelError, match=r"sum\.onnx: ONNX Runtime failed while running it \(.*\)\.$"):
+                run(wrong)
+
+
+class TestStream:
+    """Twelve rows of two numbers, each row i holding 2i and 2i + 1."""
+
+    @pytest.fixture
+    def rows(self, tmp_path: Path) -> Images:
+        np.save(tmp_path / "rows.npy", np.arange(14, dtype=np.float32).reshape(7, 2))
+        return open_images(tmp_path / "rows.npy")
+
+    def test_dynamic_batch(self, rows: Images, tmp_path: Path) -> None:
+        found = list(open_session(write_sum(tmp_path / "sum.onnx")).stream(rows, 3))
+        assert [(feeds["x"][:, 0].tolist(), n_real) for feeds, n_real in found] == [
+            ([0, 2, 4], 3), ([6, 8, 10], 3), ([12], 1)
+        ]  # fmt: skip
+
+    def test_fixed_batch_is_filled_up_with_its_last_row(self, rows: Images, tmp_path: Path) -> None:
+        session = open_session(write_sum(tmp_path / "sum.onnx", batch=4))
+        found = list(session.stream(rows, 3))
+        assert [(feeds["x"][:, 0].tolist(), n_real) for feeds, n_real in found] == [
+            ([0, 2, 4, 6], 4), ([8, 10, 12, 12], 3)
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("batch", ["n", 4])
+    def test_tapped(self, batch: str | int, rows: Images, tmp_path: Path) -> None:
+        tapped = open_tapped(load_model(write_sum(tmp_path / "sum.onnx", batch=batch)), ["x"])
+        found = list(tapped.stream(rows, 4))
+        assert [(arrays["y"].tolist(), n_real) for arrays, n_real in found] == [
+            ([1, 5, 9, 13], 4), ([17, 21, 25, 25] if batch == 4 else [17, 21, 25], 3)
+        ]  # fmt: skip
+        assert all(np.array_equal(arrays["x"].sum(axis=1), arrays["y"]) for arrays, _ in found)
+
+    def test_images_that_do_not_fit_are_said_with_the_path(self, rows: Images) -> None:
+        with pytest.raises(ImageError, match=r"demo_vit\.onnx: input 'input' takes shape \[n, 3, 32, 32\]"):
+            next(open_session(DEMO).stream(rows, 2))
 
 
 class TestTaps:
@@ -147,10 +210,18 @@ class TestTaps:
     def test_inputs_that_do_not_fit(self) -> None:
         graph, _ = probed(NAME)
         tapped = open_tapped(graph.model, [])
-        with pytest.raises(ModelError, match=r"ONNX Runtime failed while running the model \(.*[Gg]ot.*\)\.$"):
+        with pytest.raises(ModelError, match=rf"{NAME}\.onnx: ONNX Runtime failed while running it \(.*[Gg]ot.*\)\.$"):
             tapped.run({"x": np.zeros((1, 3, 5, 5), np.float32)})
 
     def test_unknown_tap(self) -> None:
         graph, _ = probed(NAME)
         with pytest.raises(ModelError, match="can not load it"):
             open_tapped(graph.model, ["no such tensor"])
+
+
+def test_nobody_else_starts_a_session() -> None:
+    """But a program that is copied to a server, and one that runs in a process of its own."""
+    package = Path(sessions.__file__).parent.parent
+    words = ("InferenceSession(", "io_binding(", "run_with_iobinding(", "get_modelmeta(", "native.run(")
+    users = {p.relative_to(package).as_posix() for p in package.rglob("*.py") if any(w in p.read_text() for w in words)}
+    assert users == {"run/sessions.py", "run/device.py", "triton/model.py", "precision/trial.py"}

@@ -48,13 +48,13 @@ def test_a_loss_that_does_not_fall_still_gives_a_width_that_was_found_good() -> 
 
 
 @dataclass
-class FakeQuiz:
+class FakeEvaluator:
     """KL per image = rate * channels gone, read off the change that a fake rewrite hands over."""
 
     rates: dict[str, float]
     n_images: int = 4
 
-    def ask(self, proto: Any) -> Tally:
+    def evaluate(self, proto: Any) -> Tally:
         ((key, gone),) = proto
         return Tally(n_samples=4, kl_sum=4 * self.rates[key] * gone)
 
@@ -80,9 +80,9 @@ def choices(monkeypatch: pytest.MonkeyPatch) -> tuple[UnitChoice, ...]:
 
 def search(choices: tuple[UnitChoice, ...], rates: dict[str, float], settings: BestSettings) -> dict[str, int]:
     done: list[tuple[str, int, int]] = []
-    quiz: Any = FakeQuiz(rates)
+    evaluator: Any = FakeEvaluator(rates)
     nothing: Any = None
-    widths = search_widths(nothing, nothing, choices, quiz, settings, lambda *step: done.append(step))
+    widths = search_widths(nothing, nothing, choices, evaluator, settings, lambda *step: done.append(step))
     assert done == [("probe", 1, 2), ("probe", 2, 2)]
     return widths
 

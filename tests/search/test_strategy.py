@@ -113,7 +113,7 @@ class TestBudget:
         widths = uniform_widths(search.choices, SETTINGS, Allowance("macs", 0.6, total, total))
         uniform = gather_changes(solve_widths(search.choices, widths))
         losses = [
-            tally_loss(search.judge.ask(rewritten(situation, changes)[1]))
+            tally_loss(search.judge.evaluate(rewritten(situation, changes)[1]))
             for changes in (search.one_shot("macs", 0.6)[0].changes, uniform)
         ]
         assert losses[0] < losses[1]
@@ -172,7 +172,7 @@ class TestRefit:
             BestSettings(allocate="uniform"),
         )
         one_shot, refitted = search.one_shot("macs", 0.4)[1], search.refitted("macs", 0.4)[1]
-        assert tally_loss(search.judge.ask(refitted)) < tally_loss(search.judge.ask(one_shot))
+        assert tally_loss(search.judge.evaluate(refitted)) < tally_loss(search.judge.evaluate(one_shot))
 
     def test_tokens_count_alike_where_the_switch_says_so(self, search) -> None:
         alike = replace(search, settings=replace(search.settings, weigh_tokens=False), _weights=None)

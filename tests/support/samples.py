@@ -53,14 +53,14 @@ def write_photos(folder: Path, n: int, seed: int = 0) -> Path:
     return folder
 
 
-def write_sum(path: Path) -> Path:
+def write_sum(path: Path, batch: int | str = "n") -> Path:
     """A model that gives one number for each row of two, so its output has no axis but the batch."""
     axes = onnx.numpy_helper.from_array(np.array([1]), "axes")
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=0)],
         "sum",
-        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 2])],
-        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n"])],
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [batch, 2])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [batch])],
         [axes],
     )
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)

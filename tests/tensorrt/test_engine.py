@@ -308,17 +308,17 @@ class TestBench:
         from corp_onnx.bench.engine import read_engine
 
         self.build("a.plan")
-        contestant = read_engine(Path("a.plan")).open("engine", None).bind(2)
+        candidate = read_engine(Path("a.plan")).open("engine", None).bind(2)
         assert library.log == ["up"]
         library.log.clear()
-        assert contestant.resident is not None
-        contestant.resident()
+        assert candidate.resident is not None
+        candidate.resident()
         assert library.log == ["wait"]
         library.log.clear()
-        contestant.run()
+        candidate.run()
         assert library.log == ["up", "down", "wait"]
         assert len(library.cuda.memory) == 2
-        del contestant
+        del candidate
         assert library.cuda.memory == {}
 
     @pytest.mark.usefixtures("folder", "library")

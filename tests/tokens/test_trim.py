@@ -25,7 +25,6 @@ from graphs import (
 from onnx import TensorProto, helper, numpy_helper
 
 from corp_onnx.checks.verify import check_replay
-from corp_onnx.graph.cost import count_macs
 from corp_onnx.graph.model import load_model
 from corp_onnx.inspect import describe_units
 from corp_onnx.rewrite import apply_changes
@@ -78,9 +77,9 @@ class TestEveryExporter:
         graph, blocks = probed(name)
         plan, _ = plan_trim(graph, blocks)
         assert plan is not None
-        trimmed = count_macs(probe_graph(replace(graph.model, proto=trim_tokens(plan.graph, plan.trim))))
+        trimmed = probe_graph(replace(graph.model, proto=trim_tokens(plan.graph, plan.trim))).cost
         assert trimmed.by_node == plan.cost.by_node
-        dense = count_macs(graph)
+        dense = graph.cost
         assert dense.total - trimmed.total == pytest.approx(plan.trim.saved, abs=len(dense.by_node))
 
     def test_queries_stand_apart_where_they_shared_a_product(self, name: str) -> None:

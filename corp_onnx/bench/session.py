@@ -1,0 +1,114 @@
+"""An ONNX file as something that `bench` times: on any provider of ONNX Runtime.
+
+Enters the path of a file, quantised or not; leaves a subject of candidates.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.inliner
+
+from corp_onnx.bench.candidates import BenchModel, Candidate
+from corp_onnx.errors import OptionError
+from corp_onnx.graph.model import Model, batch_kind, file_size, hash_file, load_model
+from corp_onnx.graph.operators import INT4, QUANTISED
+from corp_onnx.run.device import DEVICES, bind_device
+from corp_onnx.run.noise import random_feeds
+from corp_onnx.run.probe import probe_graph
+from corp_onnx.run.runtime import resolve_provider
+from corp_onnx.run.sessions import Session, open_session
+
+SESSION_CONFIG = {"session.force_spinning_stop": "1"}
+"""ONNX Runtime's threads go on spinning for a while after a run; those of one model would slow the next one's turn."""
+
+
+def read_onnx(path: Path) -> OnnxSubject:
+    """An ONNX file, read but not opened on any provider yet.
+
+    Raises:
+        ModelError: it is no ONNX file that can be read, or ONNX Runtime can not run it.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    open_session(path)  # says what is wrong with a file better than a parser
+    model = _parse(path)
+    graph = probe_graph(model)
+    ops = {node.op for node in graph.nodes} & QUANTISED
+    shapes = tuple(graph.shapes[value.name] for value in model.proto.graph.input)
+    precision = graph.float_type
+    if ops:
+        precision = "int4" if ops & INT4 else "int8"
+    facts = BenchModel(
+        path=str(path),
+        sha256=model.sha256,
+        n_bytes=file_size(model),
+        precision=precision,
+        macs=graph.cost.total or None,
+        batch=batch_kind(model),
+        inputs=tuple(tuple(shape[1:]) for shape in shapes),
+        is_engine=False,
+    )
+    return OnnxSubject(facts, model)
+
+
+def _parse(path: Path) -> Model:
+    """The model; unlike `load_model`, quantised ones too."""
+    proto = onnx.load(str(path), format="protobuf", load_external_data=False)
+    if not any(node.op_type in QUANTISED for node in proto.graph.node):
+        return load_model(path)
+    if proto.functions:
+        proto = onnx.inliner.inline_local_functions(proto)
+    return Model(proto, path, hash_file(path))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OnnxSubject:
+    """An ONNX file."""
+
+    facts: BenchModel
+    model: Model
+
+    def open(self, provider: str, threads: int | None) -> OnnxOpened:
+        """It as a session.
+
+        Raises:
+            OptionError: the provider is not there, or ONNX Runtime could not start it and took another.
+            ModelError: ONNX Runtime can not load the model there.
+        """
+        session = open_session(self.model.path, provider=provider, threads=threads, config=SESSION_CONFIG)
+        wanted = resolve_provider(provider)
+        if session.provider != wanted:
+            raise OptionError(
+                f"provider '{provider}' could not be started, and ONNX Runtime took {session.provider} "
+                f"instead; are the libraries that {wanted} needs installed?"
+            )
+        return OnnxOpened(self, session, DEVICES.get(wanted))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OnnxOpened:
+    """A session; `device` is the memory it computes in, None is the host's."""
+
+    subject: OnnxSubject
+    session: Session
+    device: str | None
+
+    def bind(self, n_images: int) -> Candidate:
+        """It with a batch of noise."""
+        facts = self.subject.facts
+        images = [axes for axes in facts.inputs if len(axes) == 3]
+        tokens = [axes for axes in facts.inputs if len(axes) != 3 and axes]
+        feeds = random_feeds(
+            self.subject.model, n_images,
+            image_size=images[0][1] if images else 1, n_tokens=tokens[0][0] if tokens else 1,
+        )  # fmt: skip
+        if self.device is None:
+            return Candidate(lambda: self._run(feeds))
+        bound = bind_device(self.session, feeds, self.device)
+        return Candidate(bound.run, bound.resident)
+
+    def _run(self, feeds: dict[str, np.ndarray]) -> None:
+        self.session.run(None, feeds)

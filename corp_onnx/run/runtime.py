@@ -1,0 +1,74 @@
+"""ONNX Runtime as a library: the module, its providers, and what it says made a sentence.
+
+Enters a name of a provider or an exception; leaves ONNX Runtime's name or an error of ours. onnxruntime itself is an
+extra, because its CPU and GPU wheels own the same import.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from corp_onnx.errors import MissingExtraError, ModelError, OptionError
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+}
+"""What a person types, and ONNX Runtime's name for it."""
+
+MAX_SENTENCE = 300
+"""Characters of ONNX Runtime's message that an error quotes."""
+
+
+def import_runtime() -> Any:
+    """The onnxruntime module.
+
+    Raises:
+        MissingExtraError: neither onnxruntime nor onnxruntime-gpu is installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError(
+            "ONNX Runtime is not installed: pip install 'corp-onnx[cpu]', or 'corp-onnx[gpu]' on a machine with CUDA."
+        ) from error
+    return onnxruntime
+
+
+def resolve_provider(provider: str) -> str:
+    """ONNX Runtime's name of a provider that is there.
+
+    Raises:
+        OptionError: the name is unknown, or the installed onnxruntime has no such provider.
+    """
+    known = import_runtime().get_available_providers()
+    name = PROVIDERS.get(provider.lower(), provider)
+    if name not in known:
+        short = [k for k, v in PROVIDERS.items() if v in known]
+        raise OptionError(f"provider '{provider}' is not available here; this onnxruntime has: {', '.join(short)}.")
+    return name
+
+
+def explain_failure(what: str, error: Exception) -> ModelError:
+    """The error for a run that ONNX Runtime broke off.
+
+    Args:
+        what: path of the model.
+        error: onnxruntime raises a class of its own for every status code.
+    """
+    return ModelError(f"{what}: ONNX Runtime failed while running it ({first_sentence(error)}).")
+
+
+def first_sentence(error: Exception) -> str:
+    """The first line of an ONNX Runtime message without its status code and source position."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"^Load model from .*? failed:\s*", "", text)
+    # file, line, and either a signature in C++ or the bare name of a function
+    text = re.sub(r"\S+\.(?:cc|h|cpp):\d+ (?:(?:\S+ )?\S+\(.*?\) (?=[A-Z])|\S+ )", "", text)
+    return text[:MAX_SENTENCE].rstrip(". ")
