@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from samples import FIXTURES, ROOT
 
-TOOLS = ROOT / "tools"
+ROOT = Path(__file__).parent.parent
+FIXTURES, TOOLS = ROOT / "tests" / "fixtures", ROOT / "tools"
 
 
 @pytest.fixture
