@@ -222,19 +222,20 @@ class TestPaper:
 
     @settings(max_examples=60, deadline=None)
     @given(
-        words=st.lists(st.text("abc/", min_size=1, max_size=30), min_size=1, max_size=6),
+        name=st.text("abc/", min_size=1, max_size=40),
+        words=st.lists(st.text("abc/", min_size=1, max_size=9), min_size=1, max_size=12),
         numbers=st.lists(st.integers(0, 10**30), min_size=1, max_size=8),
         width=st.integers(1, 100),
     )
-    def test_whatever_the_width_every_number_and_word_is_whole(self, words, numbers, width) -> None:
-        """Three text columns of different needs in front: where rich has to share, it shares unevenly."""
-        table = make_table("a", "b", "c", *("n" for _ in numbers), left=3)
-        table.add_row(words[0], " ".join(words), " ".join(words[::-1]), *map(str, numbers))
+    def test_whatever_the_width_every_number_and_word_is_whole(self, name, words, numbers, width) -> None:
+        """A long name beside words that may be broken: where rich has to share, it shares unevenly."""
+        table = make_table("a", "b", *("n" for _ in numbers), left=2)
+        table.add_row(name, " ".join(words), *map(str, numbers))
         paper = io.StringIO()
         print_table(Console(file=paper, width=width, height=25, highlight=False), table)
         found = paper.getvalue().split()
         assert set(map(str, numbers)) <= set(found)
-        assert set(words) <= set(found)
+        assert {name, *words} <= set(found)
 
     def test_a_table_does_not_widen_what_follows(self, narrow) -> None:
         narrow("xterm")
