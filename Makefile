@@ -33,6 +33,7 @@ format: .venv/.installed-test
 test: .venv/.installed-test lint
 	$(BIN)/pytest -n auto
 
+# Long runs; some want the real model, in ../shared or where CORP_ONNX_SHARED says.
 test-slow: .venv/.installed-test
 	$(BIN)/pytest -m slow
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from shared import CLASSES, DEIT_TINY, VALIDATION, needs_shared
 
 from corp_onnx.errors import ImageError, ModelError, NonFiniteError, OptionError
 from corp_onnx.evaluate import evaluate_models
@@ -381,15 +382,12 @@ def test_skipped_files_are_in_the_result_and_in_its_json(tmp_path, folder):
 
 # the real model
 
-SHARED = Path("/work/shared")
-
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (SHARED / "images" / "val").is_dir(), reason="needs the images of /work/shared")
+@needs_shared
 def test_deit_tiny_on_real_images():
-    model = SHARED / "models" / "deit_tiny_patch16_224.onnx"
-    images = open_images(SHARED / "images" / "val", labels=SHARED / "images" / "wordnet_ids.txt")
-    (score,) = evaluate_models([model], images).scores
+    images = open_images(VALIDATION, labels=CLASSES)
+    (score,) = evaluate_models([DEIT_TINY], images).scores
     assert score.n_images == 650
     assert round(100 * (score.top1 or 0), 2) == 83.23
     assert round(100 * (score.top5 or 0), 2) == 95.54

@@ -12,12 +12,15 @@ from rich.console import Console
 from rich.table import Table
 
 from corp_onnx.evaluate import Evaluation, Score
-from corp_onnx.results import Inspection, ModelFacts, PruneResult, UnitFacts, UnitResult
+from corp_onnx.results import HeldOut, Inspection, ModelFacts, PruneResult, UnitFacts, UnitResult
 from corp_onnx.units import KINDS
 
 KIND_NAMES = {name: kind.title for name, kind in KINDS.items()}
 PLAIN_WIDTH = 120
 """Columns where stdout is a file or a pipe."""
+
+HEIGHT = 25
+"""Lines; nothing that is printed depends on it."""
 
 SPACING = 3
 """Between two columns of a table."""
@@ -26,8 +29,8 @@ SPACING = 3
 def open_console() -> Console:
     """On stdout, as wide as the terminal, or wide enough where there is none."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH
-    # no markup: a path may hold brackets
-    return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
+    # no markup: a path may hold brackets; without a height rich takes every dumb terminal for 80 columns wide
+    return Console(file=sys.stdout, width=width, height=HEIGHT, highlight=False, markup=False, emoji=False)
 
 
 def print_table(console: Console, table: Table) -> None:
@@ -38,7 +41,7 @@ def print_table(console: Console, table: Table) -> None:
         column.min_width = max(cell_len(word) for word in words)
     shown = console.width
     console.width = max(shown, sum((column.min_width or 0) + SPACING for column in table.columns))
-    console.print(table)
+    console.print(table, crop=False)  # rich may still share the columns out a little wider than it has said
     console.width = shown
 
 
@@ -106,19 +109,7 @@ def print_pruning(result: PruneResult) -> None:
         console.print(f"skipped {KIND_NAMES[skip.kind]} at {skip.node}: {skip.reason}", soft_wrap=True)
     for note in result.notes:
         console.print(note, soft_wrap=True)
-    held = result.held_out
-    if held.agreement is not None and held.kl is not None:
-        drift = (
-            f", residual stream off by {held.stream_error[0]:.1%} after the first block and "
-            f"{held.stream_error[-1]:.1%} after the last"
-        )
-        console.print(
-            f"on {held.n_images} held-back images: agreement {held.agreement:.1%} ± {held.agreement_error or 0:.1%}, "
-            f"KL {held.kl:.3f}{drift if held.stream_error else ''}",
-            soft_wrap=True,
-        )
-    else:
-        console.print(f"on {held.n_images} held-back images: output off by {held.logit_error or 0:.1%}", soft_wrap=True)
+    console.print(_describe_answers(result.held_out), soft_wrap=True)
     n_pruned = len({u.key for u in result.units if u.width_after < u.width_before})
     checks = ", ".join(c.name for c in result.checks)
     seconds = sum(s.seconds for s in result.stages)
@@ -126,6 +117,16 @@ def print_pruning(result: PruneResult) -> None:
     whole = f" (left whole: {', '.join(result.left_whole)})" if result.left_whole else ""
     console.print(f"pruned {n_pruned} of {result.n_units_found} units{whole} -> {result.pruned.path}", soft_wrap=True)
     console.print(f"report: {result.report_path}", soft_wrap=True)
+
+
+def _describe_answers(held: HeldOut) -> str:
+    where = f"on {held.n_images} held-back images: "
+    if held.agreement is None or held.kl is None:
+        return f"{where}output off by {held.logit_error or 0:.1%}"
+    text = f"{where}agreement {held.agreement:.1%} ± {held.agreement_error or 0:.1%}, KL {held.kl:.3f}"
+    if not (stream := held.stream_error):
+        return text
+    return f"{text}, residual stream off by {stream[0]:.1%} after the first block and {stream[-1]:.1%} after the last"
 
 
 def _kinds(units: Sequence[UnitResult]) -> list[str]:

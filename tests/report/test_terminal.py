@@ -1,0 +1,256 @@
+"""Tables of inspect, prune and evaluate from results made up by hand; and no number is ever cut."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from corp_onnx.evaluate import Evaluation, Score
+from corp_onnx.report.terminal import (
+    make_table,
+    open_console,
+    print_evaluation,
+    print_inspection,
+    print_pruning,
+    print_table,
+)
+from corp_onnx.results import (
+    CalibrationData,
+    CheckResult,
+    DeadTokens,
+    Environment,
+    HeldOut,
+    Inspection,
+    ModelFacts,
+    PruneResult,
+    SkipFacts,
+    StageTime,
+    UnitFacts,
+    UnitResult,
+)
+
+DENSE = ModelFacts("dense.onnx", "0" * 64, 4_000_000, 1_000_000, 2_000_000_000, 17, "float32", None, "pytorch 2.13.0")
+PRUNED = replace(DENSE, path="small.onnx", n_bytes=2_500_000, n_parameters=600_000, macs=1_000_000_000)
+MLP = UnitFacts("blocks.0.mlp", "mlp", 0, 48, None, 17, "MatMul+gelu+MatMul", 4_800, 81_600, 0.4, 0.25, True)
+QK = UnitFacts("blocks.0.attn.qk", "qk", 0, 10, 2, 17, "fused qkv", 840, 34_000, 0.1, 0.125, True)
+ENVIRONMENT = Environment("0.1", "3.12", "Linux x86_64", "cpu", None, {})
+
+
+def inspection(**changes: object) -> Inspection:
+    return replace(Inspection(DENSE, 2, (MLP, QK), ()), **changes)
+
+
+class TestInspection:
+    def test_a_model_its_units_and_their_sum(self, printed) -> None:
+        print_inspection(inspection())
+        assert printed() == [
+            "dense.onnx: 2.0000 GMACs, 1,000,000 parameters, 4.0 MB, float32, opset 17, dynamic batch, "
+            "from pytorch 2.13.0",
+            "unit spelling width tokens parameters MACs of MACs",
+            "blocks.0.mlp MatMul+gelu+MatMul 48 17 4,800 0.1 M 25.0%",
+            "blocks.0.attn.qk fused qkv 2 x 10 17 840 0.0 M 12.5%",
+            "2 blocks; can be pruned: 1 MLP, 1 QK, 0 VO, 37.5% of the MACs",
+        ]
+
+    def test_a_fixed_batch_and_an_exporter_without_a_name(self, printed) -> None:
+        print_inspection(inspection(model=replace(DENSE, batch=8, producer="")))
+        assert printed()[0].endswith(", batch 8, from an unnamed exporter")
+
+    def test_a_unit_that_stays_says_why_and_does_not_count(self, printed) -> None:
+        stays = replace(QK, prunable=False, reason="rotary embedding")
+        print_inspection(inspection(units=(MLP, stays)))
+        lines = printed()
+        assert lines[3] == "blocks.0.attn.qk skipped: rotary embedding 2 x 10 17 840 0.0 M 12.5%"
+        assert lines[4] == "2 blocks; can be pruned: 1 MLP, 0 QK, 0 VO, 25.0% of the MACs"
+
+    @pytest.mark.parametrize(("kind", "title"), [("mlp", "MLP"), ("qk", "QK"), ("vo", "VO")])
+    def test_what_was_not_recognised_is_named(self, printed, kind, title) -> None:
+        print_inspection(inspection(skipped=(SkipFacts(kind, "/blocks.1/MatMul", "no second product"),)))
+        assert printed()[4] == f"skipped {title} at /blocks.1/MatMul: no second product"
+
+    def test_a_model_without_units_has_no_table(self, printed) -> None:
+        print_inspection(inspection(n_blocks=0, units=()))
+        assert printed()[1:] == ["0 blocks; can be pruned: 0 MLP, 0 QK, 0 VO, 0.0% of the MACs"]
+
+    def test_tokens_that_nobody_reads(self, printed) -> None:
+        print_inspection(inspection(dead_tokens=DeadTokens(17, 1, 137_800_000, 0.0689)))
+        assert printed()[-1] == (
+            "the outputs read 1 of the last block's 17 tokens: prune leaves out what only the others need there, "
+            "6.9% of the MACs"
+        )
+
+
+def unit(kind: str, block: int, before: int, after: int, error: float = 0.125, alone: float = 0.5) -> UnitResult:
+    key = f"blocks.{block}.{'mlp' if kind == 'mlp' else f'attn.{kind}'}"
+    return UnitResult(key, kind, block, before, after, error, alone, 1.0)
+
+
+def pruning(**changes: object) -> PruneResult:
+    held = HeldOut(64, 0.953125, 0.0264, 0.10349, 0.2, (0.287, 0.3, 0.271))
+    checks = (CheckResult("structure", True, None, None, ""), CheckResult("replay", True, 1e-6, 1e-4, ""))
+    base = PruneResult(
+        dense=DENSE, pruned=PRUNED, settings={},
+        calibration=CalibrationData("photos", "0" * 64, 256, 64, 17, 0, None, ()),
+        units=(unit("mlp", 0, 48, 24),), n_units_found=3, left_whole=(), skipped=(), held_out=held, checks=checks,
+        notes=(), warnings=("said elsewhere",), stages=(StageTime("solve", 20.3), StageTime("verify", 16.4)),
+        peak_memory_bytes=None, environment=ENVIRONMENT, report_path="small.report.json",
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+class TestPruning:
+    def test_widths_sizes_answers_and_where_it_lies(self, printed) -> None:
+        print_pruning(pruning())
+        assert printed() == [
+            "block MLP error only cut",
+            "0 48 -> 24 12.5% 50.0%",
+            "dense pruned kept",
+            "parameters 1,000,000 600,000 60.0%",
+            "MACs 2.0000 G 1.0000 G 50.0%",
+            "file 4.0 MB 2.5 MB 62.5%",
+            "on 64 held-back images: agreement 95.3% ± 2.6%, KL 0.103, residual stream off by 28.7% after the first "
+            "block and 27.1% after the last",
+            "checks passed: structure, replay; 37 s",
+            "pruned 1 of 3 units -> small.onnx",
+            "report: small.report.json",
+        ]
+
+    def test_a_block_without_a_unit_of_a_kind_has_dashes(self, printed) -> None:
+        units = (unit("vo", 2, 10, 8), unit("mlp", 10, 48, 24), unit("qk", 2, 10, 4, 0.01, 0.02))
+        print_pruning(pruning(units=units))
+        assert printed()[:3] == [
+            "block MLP error only cut QK error only cut VO error only cut",
+            "2 - - - 10 -> 4 1.0% 2.0% 10 -> 8 12.5% 50.0%",
+            "10 48 -> 24 12.5% 50.0% - - - - - -",
+        ]
+
+    def test_without_a_unit_there_is_no_table_of_units(self, printed) -> None:
+        """Where leaving out unread tokens meets the budget alone."""
+        print_pruning(pruning(units=()))
+        lines = printed()
+        assert lines[0] == "dense pruned kept"
+        assert "pruned 0 of 3 units -> small.onnx" in lines
+
+    def test_a_unit_of_unchanged_width_is_not_counted_and_those_left_whole_are_named(self, printed) -> None:
+        units = (unit("mlp", 0, 48, 48), unit("qk", 0, 10, 8))
+        print_pruning(pruning(units=units, left_whole=("blocks.1.mlp", "blocks.1.attn.vo")))
+        assert printed()[-2] == "pruned 1 of 3 units (left whole: blocks.1.mlp, blocks.1.attn.vo) -> small.onnx"
+
+    def test_what_was_skipped_then_what_is_to_be_noted(self, printed) -> None:
+        skip = SkipFacts("vo", "/blocks.1/MatMul", "a gate multiplies the heads' outputs")
+        print_pruning(pruning(skipped=(skip,), notes=("one.", "two.")))
+        lines = printed()
+        assert lines[6:9] == [
+            "skipped VO at /blocks.1/MatMul: a gate multiplies the heads' outputs", "one.", "two."
+        ]  # fmt: skip
+        assert not any("said elsewhere" in line for line in lines)  # warnings go to stderr, where they come up
+
+    @pytest.mark.parametrize(
+        ("changes", "line"),
+        [
+            ({"stream_error": ()}, "on 64 held-back images: agreement 95.3% ± 2.6%, KL 0.103"),
+            ({"stream_error": (), "agreement_error": None},
+             "on 64 held-back images: agreement 95.3% ± 0.0%, KL 0.103"),
+            ({"agreement": None}, "on 64 held-back images: output off by 20.0%"),
+            ({"kl": None}, "on 64 held-back images: output off by 20.0%"),
+            ({"agreement": None, "logit_error": None}, "on 64 held-back images: output off by 0.0%"),
+        ],
+    )  # fmt: skip
+    def test_how_far_the_answers_moved(self, printed, changes, line) -> None:
+        """Outputs that are no logits agree with nothing: how far they are off is said instead."""
+        print_pruning(pruning(held_out=replace(pruning().held_out, **changes)))
+        assert printed()[6] == line
+
+
+FULL = Score("small.onnx", 400, None, 0.9325, 0.01254, 0.995, 0.0035, 0.9425, 0.0116, 0.10149, 0.297)
+
+
+def evaluation(*scores: Score, baseline: Score | None = None) -> Evaluation:
+    return Evaluation(scores, baseline, 400, (), "0" * 64, "CPUExecutionProvider", "")
+
+
+class TestEvaluation:
+    HEAD = "model top-1 top-5 agreement KL logit error"
+
+    def test_every_figure_and_its_spread(self, printed) -> None:
+        print_evaluation(evaluation(FULL))
+        assert printed() == [
+            self.HEAD,
+            "small.onnx 93.25% ± 1.3% 99.50% 94.25% ± 1.2% 0.1015 29.7%",
+            "400 images, CPUExecutionProvider",
+        ]
+
+    def test_what_is_not_defined_is_a_dash(self, printed) -> None:
+        print_evaluation(evaluation(Score("text.onnx", 400, None), replace(FULL, top1_error=None)))
+        assert printed()[1:3] == [
+            "text.onnx - - - - -", "small.onnx 93.25% 99.50% 94.25% ± 1.2% 0.1015 29.7%"
+        ]  # fmt: skip
+
+    def test_the_reference_stands_first_and_once(self, printed) -> None:
+        dense = Score("dense.onnx", 400, None, 0.975, 0.0078, 0.995, 0.0035)
+        print_evaluation(evaluation(FULL, baseline=dense))
+        assert [line.split()[0] for line in printed()[1:3]] == ["dense.onnx", "small.onnx"]
+        print_evaluation(evaluation(FULL, dense, baseline=dense))
+        assert [line.split()[0] for line in printed()[1:-1]] == ["small.onnx", "dense.onnx"]
+
+
+class TestPaper:
+    NUMBERS = ("1,234,567,890", "12.34 (56.78 - 90.12)", "1" * 40)
+
+    @pytest.mark.parametrize("kind", ["xterm", "dumb", "unknown"])
+    def test_a_narrow_terminal_cuts_no_number(self, printed, narrow, kind) -> None:
+        narrow(kind)
+        table = make_table("model", "a long head", "b", "c")
+        table.add_row("a/model.onnx", *self.NUMBERS)
+        print_table(open_console(), table)
+        text = "\n".join(printed())
+        for whole in ("a/model.onnx", "a long head", *self.NUMBERS):
+            assert whole in text
+
+    @pytest.mark.parametrize("kind", ["xterm", "dumb"])
+    def test_text_of_many_words_is_broken_between_them(self, printed, narrow, kind) -> None:
+        narrow(kind)
+        print_inspection(inspection(units=(replace(QK, prunable=False, reason="a norm sits between both"),)))
+        text = "\n".join(printed())
+        for word in ("blocks.0.attn.qk", "skipped:", "between", "both", "2 x 10", "17", "840", "0.0 M", "12.5%"):
+            assert word in text
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        name=st.text("abc/", min_size=1, max_size=40),
+        words=st.lists(st.text("abc/", min_size=1, max_size=9), min_size=1, max_size=12),
+        numbers=st.lists(st.integers(0, 10**30), min_size=1, max_size=8),
+        width=st.integers(1, 100),
+    )
+    def test_whatever_the_width_every_number_and_word_is_whole(self, name, words, numbers, width) -> None:
+        """A long name beside words that may be broken: where rich has to share, it shares unevenly."""
+        table = make_table("a", "b", *("n" for _ in numbers), left=2)
+        table.add_row(name, " ".join(words), *map(str, numbers))
+        paper = io.StringIO()
+        print_table(Console(file=paper, width=width, height=25, highlight=False), table)
+        found = paper.getvalue().split()
+        assert set(map(str, numbers)) <= set(found)
+        assert {name, *words} <= set(found)
+
+    def test_a_table_does_not_widen_what_follows(self, narrow) -> None:
+        narrow("xterm")
+        console = open_console()
+        print_table(console, make_table("x" * 50))
+        assert console.width == 30
+
+    def test_paper_without_a_terminal_is_wide_and_sentences_are_not_broken(self, capsys) -> None:
+        assert open_console().width == 120
+        print_pruning(pruning(notes=("a note " * 40,)))
+        assert "a note " * 40 in capsys.readouterr().out
+
+    def test_brackets_and_colons_of_a_path_are_printed_as_they_are(self, printed) -> None:
+        path = "[red]models[/red]/:smile:/vit[v2].onnx"
+        print_evaluation(evaluation(replace(FULL, model=path)))
+        assert printed()[1].startswith(f"{path} ")
+        print_pruning(pruning(pruned=replace(PRUNED, path=path)))
+        assert printed()[-2].endswith(f"-> {path}")

@@ -1,0 +1,32 @@
+"""GitHub's CI runs what .ci/run runs, on the Pythons that the package says it supports."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+WORKFLOW = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+RUN = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def listed(key: str) -> set[str]:
+    """The values of a list of the workflow that stands on one line."""
+    (values,) = re.findall(rf"^ +{key}: \[(.+)\]$", WORKFLOW, re.MULTILINE)
+    return {value.strip(' "') for value in values.split(",")}
+
+
+def test_the_workflow_runs_every_target_of_the_script() -> None:
+    called = set(re.findall(r"^ *make (\S+)$", RUN, re.MULTILINE))
+    run = set(re.findall(r"run: make (\S+) PYTHON=python$", WORKFLOW, re.MULTILINE))
+    assert called == run | listed("target") == {"test", "test-taylor", "test-triton", "test-web"}
+
+
+def test_its_targets_are_there() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {"test", *listed("target")} <= targets
+
+
+def test_it_tests_on_every_python_that_the_package_names() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert listed("python") == set(re.findall(r'"Programming Language :: Python :: (3\.\d+)"', project))
