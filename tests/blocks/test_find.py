@@ -202,6 +202,5 @@ def test_blocks_are_found_again_in_a_pruned_graph(tmp_path: Path) -> None:
     again = find_blocks(probe_graph(load_model(pruned)))
     assert again.skipped == ()
     assert [u.d_hidden for u in again.mlps] == [len(changes[u.key].kept_idx) for u in blocks.mlps]  # type: ignore[union-attr]
-    assert [u.d_qk for u in prunable_sites(again, "qk")] == [
-        changes[u.key].q_map.shape[1] for u in prunable_sites(blocks, "qk")
-    ]  # type: ignore[union-attr]
+    maps = [changes[u.key].q_map for u in prunable_sites(blocks, "qk")]  # type: ignore[union-attr]
+    assert [u.d_qk for u in prunable_sites(again, "qk")] == [m.shape[1] for m in maps]  # type: ignore[union-attr]
