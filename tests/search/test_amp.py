@@ -82,7 +82,7 @@ class FakeChoice(Choice):
     def trace_errors(self) -> np.ndarray:
         return np.linspace(1.0, 0.0, self.width + 1)
 
-    def solve(self, width: int, before: Any = None) -> Any:
+    def solve(self, width: int, before: Any = None) -> Any:  # noqa: ARG002
         return SimpleNamespace(unit=self.unit, solved=self.width - width)
 
 

@@ -138,7 +138,7 @@ class TestBudget:
 
 
 class TestAgreement:
-    def test_found_model_agrees_as_much_as_asked(self, search, problem) -> None:
+    def test_found_model_agrees_as_much_as_asked(self, search) -> None:
         outcome = search_agreement(search, 0.8)
         assert search.agreement(outcome) >= 0.8
         assert outcome.kept_fraction is not None
