@@ -272,7 +272,9 @@ class TestSettings:
         assert listing(tmp_path) == []
 
     def test_nothing_of_the_wanted_kind(self, photos: Path, tmp_path: Path) -> None:
-        with pytest.raises(NothingToPruneError, match=r"no query/key pair that can be pruned, but 1 MLP, 1 value/output pair; name"):
+        with pytest.raises(
+            NothingToPruneError, match=r"no query/key pair that can be pruned, but 1 MLP, 1 value/output pair; name"
+        ):
             prune_model(fixture_path("timm_vit_qknorm_dynamo18"), photos, tmp_path / "o.onnx", settings=paper(0, 0.5))
 
 

@@ -79,8 +79,7 @@ def test_hidden_numbers() -> None:
     value = graph.value(slot.name)
     assert value is not None
     assert float(value.reshape(-1)[0]) == pytest.approx(unit.d_qk**-0.25)
-    assert unit.q is not None
-    targets = [graph.value(n.inputs[1]) for n in unit.q.path if n.op == "Reshape"]
+    targets = [graph.value(n.inputs[1]) for n in unit.operands["q"].path if n.op == "Reshape"]
     assert [t.tolist() for t in targets if t is not None] == [[2, 17, 3, unit.n_heads, unit.d_qk]]
 
 
