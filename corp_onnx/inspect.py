@@ -58,5 +58,6 @@ def describe_skips(blocks: Blocks) -> tuple[SkipFacts, ...]:
 
 def describe_units(graph: Graph, blocks: Blocks) -> tuple[UnitFacts, ...]:
     """Every unit with its share of the model, block by block."""
-    units = sorted(list_units(blocks, KINDS, skipped=True), key=lambda unit: unit.key)
+    own = [name for name, kind in KINDS.items() if not kind.shares_site]  # what shares a site has no cost of its own
+    units = sorted(list_units(blocks, own, skipped=True), key=lambda unit: unit.key)
     return tuple(unit.describe(graph, count_macs(graph)) for unit in units)

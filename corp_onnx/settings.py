@@ -130,6 +130,7 @@ class Method:
         compensate: False cuts only, as an ablation; the refit would undo that and is left out.
         widths: the rule by which widths are found.
         align: widths are multiples of this (a unit may also stay whole).
+        remove: the search may also give width 0, where a constant can stand for the unit.
         equal_heads: query/key and value widths of a block are the same, as fused attention kernels want.
         refit: solve output projections and second products again on the pruned stream (refit/).
         weigh_tokens: in the refit, count token positions by how much the answers depend on them (token_weights.py).
@@ -155,6 +156,7 @@ class Method:
     compensate: bool = option(True, "Only cut, as an ablation.", off="--no-compensation")
     widths: WidthRule = field(default_factory=Budget)
     align: int = option(8, "Searched widths are multiples of N.", metavar="N", minimum=1)
+    remove: bool = option(False, "Let the search also give width 0: the unit becomes the addition of its mean.")
     equal_heads: bool = option(False, "Same width for queries, keys and values of a block.")
     refit: bool = option(True, "Solve every last product again on the pruned residual stream.")
     weigh_tokens: bool = option(True, "In the refit, count token positions by how much the answers depend on them.")

@@ -18,7 +18,8 @@ import onnx.inliner
 
 from corp_onnx.errors import ModelError, OptionError
 from corp_onnx.graph.cost import count_macs
-from corp_onnx.graph.model import QUANTISED_OPS, Model, batch_kind, file_size, hash_file, load_model
+from corp_onnx.graph.model import Model, batch_kind, file_size, hash_file, load_model
+from corp_onnx.graph.operators import INT4, QUANTISED
 from corp_onnx.run.noise import random_feeds
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import first_sentence, import_runtime, open_session, resolve_provider
@@ -32,8 +33,6 @@ DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
 
 SESSION_CONFIG = {"session.force_spinning_stop": "1"}
 """ONNX Runtime's threads go on spinning for a while after a run; those of one model would slow the next one's turn."""
-
-INT4_OPS = frozenset({"MatMulNBits"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +107,11 @@ def _read_onnx(path: Path) -> OnnxSubject:
     open_session(path)  # says what is wrong with a file better than a parser
     model = _parse(path)
     graph = probe_graph(model)
-    ops = {node.op for node in graph.nodes} & QUANTISED_OPS
+    ops = {node.op for node in graph.nodes} & QUANTISED
     shapes = tuple(graph.shapes[value.name] for value in model.proto.graph.input)
     precision = graph.float_type
     if ops:
-        precision = "int4" if ops & INT4_OPS else "int8"
+        precision = "int4" if ops & INT4 else "int8"
     facts = BenchModel(
         path=str(path),
         sha256=model.sha256,
@@ -129,7 +128,7 @@ def _read_onnx(path: Path) -> OnnxSubject:
 def _parse(path: Path) -> Model:
     """The model; unlike `load_model`, quantised ones too."""
     proto = onnx.load(str(path), format="protobuf", load_external_data=False)
-    if not any(node.op_type in QUANTISED_OPS for node in proto.graph.node):
+    if not any(node.op_type in QUANTISED for node in proto.graph.node):
         return load_model(path)
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)

@@ -14,17 +14,14 @@ from corp_onnx.blocks.found import Core
 from corp_onnx.blocks.layout import passes, scalar_operand
 from corp_onnx.blocks.linear import Mismatch, is_product
 from corp_onnx.graph import Graph, Node
+from corp_onnx.graph.operators import ATTENTIONS, FLOAT_MATMULS, SOFTMAX_OVER_ONE_AXIS
 from corp_onnx.graph.slots import Slot
 
 MAX_PATH = 24
 """Operators between a projection and the product; the longest seen has eleven."""
 
 OPERATORS = frozenset({"Attention", "MultiHeadAttention"})
-UNKNOWN_OPERATORS = frozenset(
-    {"GroupQueryAttention", "PackedAttention", "PackedMultiHeadAttention", "DecoderMaskedMultiHeadAttention"}
-    | {"DecoderMaskedSelfAttention", "SparseAttention", "LongformerAttention", "LinearAttention", "PagedAttention"}
-)
-"""Fused attention that is named in a report and left alone."""
+"""Fused attention that is taken apart; what else of `ATTENTIONS` there is is named in a report and left alone."""
 
 ADDED = {"Add": "mask or bias", "Sub": "mask", "Where": "mask", "Max": "guard", "Min": "guard"}
 
@@ -62,7 +59,7 @@ class _Logits:
 
 def is_core(node: Node) -> bool:
     """Whether a node can be the heart of an attention."""
-    if node.op in OPERATORS | UNKNOWN_OPERATORS:
+    if node.op in ATTENTIONS:
         return node.domain in ("", "com.microsoft")
     return node.op == "Softmax"
 
@@ -71,7 +68,7 @@ def match_core(graph: Graph, node: Node) -> CoreMatch | Mismatch | None:
     """The core at a node for which `is_core` holds; None when a Softmax is no attention."""
     if node.op == "Softmax":
         return _match_softmax(graph, node)
-    if node.op in UNKNOWN_OPERATORS:
+    if node.op not in OPERATORS:
         return Mismatch(f"the fused operator {node.op} is not known here", node, 1)
     return _match_operator(graph, node)
 
@@ -88,8 +85,9 @@ def _match_softmax(graph: Graph, softmax: Node) -> CoreMatch | Mismatch | None:
     if isinstance(values, Mismatch):
         return values
     rank = len(graph.dims(softmax.output))
-    if softmax.attrs.get("axis", -1) not in (-1, rank - 1):
-        return Mismatch(f"expected a softmax over the last axis, found axis {softmax.attrs.get('axis')}", softmax)
+    axis = softmax.attrs.get("axis", -1 if graph.model.opset >= SOFTMAX_OVER_ONE_AXIS else 1)
+    if axis not in (-1, rank - 1):
+        return Mismatch(f"expected a softmax over the last axis, found axis {axis}", softmax)
     product = logits.product
     q_view = "columns" if product.attrs.get("transA") else "rows"
     k_view = "rows" if product.attrs.get("transB") else "columns"
@@ -106,7 +104,7 @@ def _walk_logits(graph: Graph, tensor: str, depth: int = 0) -> _Logits | Mismatc
     node = graph.producers.get(tensor)
     if node is None or depth > MAX_PATH or graph.is_constant(tensor):
         return None
-    if node.op in ("MatMul", "FusedMatMul"):
+    if node.op in FLOAT_MATMULS:
         stored = all(graph.is_constant(i) for i in node.inputs)  # one of them may be: a learned query
         return None if stored or is_product(graph, node) else _Logits(node)
     if node.op == "Einsum":
@@ -123,7 +121,7 @@ def _walk_logits(graph: Graph, tensor: str, depth: int = 0) -> _Logits | Mismatc
         hits = [hit for name in names if name and (hit := _walk_logits(graph, name, depth + 1))]
         found = hits[0] if len(hits) == 1 else None
         return replace(found, tags=(*found.tags, ADDED[node.op])) if isinstance(found, _Logits) else found
-    if passes(node) or node.op in ("Expand", "Clip"):
+    if passes(node) or node.op in ("Expand", "Clip"):  # Clip guards logits, Expand widens masks
         return _walk_logits(graph, node.inputs[0], depth + 1)
     return None
 

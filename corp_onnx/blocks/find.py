@@ -34,7 +34,7 @@ def find_blocks(graph: Graph) -> Blocks:
                 units.append(found)
     blocks = _group(sorted(units, key=lambda u: u.position))
     inner = [skip for block in blocks if block.attention for skip in block.attention.skips]
-    return Blocks(tuple(blocks), tuple(sorted([*skipped, *inner], key=lambda s: s.position)))
+    return Blocks(graph, tuple(blocks), tuple(sorted([*skipped, *inner], key=lambda s: s.position)))
 
 
 def _group(units: Sequence[Attention | Mlp]) -> list[Block]:

@@ -311,6 +311,7 @@ class Block:
 class Blocks:
     """Every block of a graph in order, and what was not recognised."""
 
+    graph: Graph
     blocks: tuple[Block, ...]
     skipped: tuple[Skip, ...]
 

@@ -21,6 +21,8 @@ def match_packed_attention(graph: Graph, node: Node) -> Attention | Mismatch:
     widths = [int(w) for w in node.attrs.get("qkv_hidden_sizes", [total // 3] * 3)]
     if any(len(node.inputs) > i and node.inputs[i] for i in (4, 6)):
         return Mismatch("expected no cached keys (this is an encoder tool)", node, 1)
+    if any(node.outputs[1:]):
+        return Mismatch("expected no keys and values given out", node, 1)
     if node.attrs.get("do_rotary"):
         return Mismatch("q and k are rotated inside the operator", node, 2)
     bias = Slot(node, 2) if len(node.inputs) > 2 and node.inputs[2] else None
@@ -55,7 +57,7 @@ def match_packed_attention(graph: Graph, node: Node) -> Attention | Mismatch:
 
 
 def _output(graph: Graph, node: Node, n_heads: int, width: int) -> AttentionOutput | Mismatch:
-    users = graph.users(node.output)
+    users = graph.users(node.output) if node.output not in graph.outputs else ()
     linear = match_linear(graph, users[0][0]) if len(users) == 1 else Mismatch("expected one reader", node, 1)
     if isinstance(linear, Mismatch):
         return Mismatch("expected the output projection right after the operator", linear.node, 1)

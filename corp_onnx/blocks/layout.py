@@ -13,12 +13,10 @@ from itertools import permutations
 import numpy as np
 from jaxtyping import Int
 
-from corp_onnx.blocks.linear import PASS_THROUGH, Mismatch, is_scalar
+from corp_onnx.blocks.linear import Mismatch, is_scalar
 from corp_onnx.graph import Graph, Node, evaluate_node
+from corp_onnx.graph.operators import MOVES, PASS_THROUGH
 from corp_onnx.graph.slots import Parting, WidthSpelling
-
-MOVES = frozenset({"Reshape", "Transpose", "Split", "Slice", "Gather", "Squeeze", "Unsqueeze", "Flatten"})
-"""Operators that move numbers without changing them; data is input 0, the rest says how."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,7 +124,7 @@ def find_boundary(traced: Traced, source: str, steps: list[Step], channel_idx: n
     piece = whole[..., channel_idx]  # [*leading, H, d]
     partings: list[tuple[Parting | None, tuple[int, ...]]] = [(None, piece.shape[:-2])]
     for step in steps:
-        if step.node.op not in MOVES | {"Identity", "Dropout"}:
+        if step.node.op not in MOVES | (PASS_THROUGH - {"Cast"}):  # a Cast rounds
             return None
         target = traced.arrays[step.tensor]
         if step.node.op == "Reshape" and piece.ndim == 3:

@@ -8,13 +8,8 @@ import numpy as np
 
 from corp_onnx.blocks.found import Linear, Residual
 from corp_onnx.graph import Graph, Node
+from corp_onnx.graph.operators import NORMS, PASS_THROUGH, PRODUCTS, RESHAPES, SKIP_NORMS
 from corp_onnx.graph.slots import Slot
-
-PASS_THROUGH = frozenset({"Identity", "Dropout", "Cast"})
-"""Operators that hand a tensor on, value for value (Cast: up to rounding)."""
-
-NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
-SKIP_NORMS = frozenset({"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"})
 
 MAX_TO_RESIDUAL = 8
 """Operators between a unit's last product and the residual addition: bias, LayerScale, layout, dropout."""
@@ -31,7 +26,7 @@ class Mismatch:
 
 def is_product(graph: Graph, node: Node | None) -> bool:
     """Whether a node is data times a stored matrix."""
-    if node is None or node.op not in ("MatMul", "Gemm", "FusedMatMul", "FusedGemm"):
+    if node is None or node.op not in PRODUCTS:
         return False
     shape = graph.shape(node.inputs[1]) if graph.is_constant(node.inputs[1]) else None
     return shape is not None and len(shape) == 2 and not graph.is_constant(node.inputs[0])
@@ -114,7 +109,7 @@ def residual_after(graph: Graph, tensor: str, d_model: int) -> Residual | None:
             return Residual(node.output, None, scale, bias)
         elif node.op in {"Add", "Mul", *NORMS}:
             is_plain = False
-        elif node.op not in PASS_THROUGH | {"Reshape", "Transpose", "Squeeze", "Unsqueeze"}:
+        elif node.op not in PASS_THROUGH | RESHAPES | {"Transpose"}:  # no other move: those drop numbers
             return None
         tensor = node.output
     return None

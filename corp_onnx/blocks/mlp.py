@@ -22,18 +22,9 @@ from corp_onnx.blocks.linear import (
 )
 from corp_onnx.blocks.readers import find_reader
 from corp_onnx.graph import Graph, Node
+from corp_onnx.graph.operators import CONVOLUTIONS, ELEMENTWISE, FIRST_IS_DATA, NONLINEAR, PRODUCTS, RESHAPES
 from corp_onnx.graph.slots import Slot
 
-UNARY = frozenset(
-    {"Erf", "Tanh", "Sigmoid", "Relu", "Gelu", "FastGelu", "QuickGelu", "BiasGelu", "Elu", "LeakyRelu", "HardSigmoid"}
-    | {"HardSwish", "Mish", "Softplus", "Swish", "Exp", "Sqrt", "Neg", "Abs", "Reciprocal", "Clip", "Celu", "Selu"}
-    | {"Identity", "Dropout", "Cast"}
-)
-BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Where", "Max", "Min"})
-NONLINEAR = frozenset(
-    {"Erf", "Tanh", "Sigmoid", "Relu", "Gelu", "FastGelu", "QuickGelu", "BiasGelu", "Elu", "LeakyRelu", "HardSigmoid"}
-    | {"HardSwish", "Mish", "Softplus", "Swish", "Celu", "Selu"}
-)
 ACTIVATIONS = {
     "Erf": "gelu-erf",
     "BiasGelu": "bias-gelu",
@@ -132,7 +123,7 @@ def _looks_like_mlp(graph: Graph, tensor: str) -> bool:
         n_products += is_product(graph, source)
         computed = [name for name in source.inputs if name and not graph.is_constant(name)]
         is_sum = source.op == "Add" and len(computed) > 1
-        if source.op not in ("MatMul", "Gemm", "Conv", "FusedMatMul") and not is_sum:
+        if source.op not in PRODUCTS | CONVOLUTIONS and not is_sum:
             ops.add(source.op)
             todo += computed
     return bool(ops & NONLINEAR) and n_products > 0
@@ -141,9 +132,9 @@ def _looks_like_mlp(graph: Graph, tensor: str) -> bool:
 def _enter(graph: Graph, node: Node, tensor: str, width: int, region: _Region, todo: list[str]) -> Mismatch | None:
     """Check one operator of the region and go on behind it."""
     before, shape = graph.dims(node.inputs[0]), graph.dims(tensor)
-    if node.op in UNARY or node.op in BINARY:
+    if node.op in ELEMENTWISE:
         return _enter_pointwise(graph, node, width, region, todo)
-    if node.op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze") and before[-1] == shape[-1] == width:
+    if node.op in RESHAPES and before[-1] == shape[-1] == width:
         if node.op == "Reshape":
             region.reshapes.append(node)
         todo.append(node.inputs[0])
@@ -156,7 +147,7 @@ def _enter(graph: Graph, node: Node, tensor: str, width: int, region: _Region, t
 
 def _enter_pointwise(graph: Graph, node: Node, width: int, region: _Region, todo: list[str]) -> Mismatch | None:
     """An operator that acts on each number alone; stored vectors that it reads are cut along."""
-    for idx, name in enumerate(node.inputs):
+    for idx, name in enumerate(node.inputs[:1] if node.op in FIRST_IS_DATA else node.inputs):
         if name and graph.is_constant(name) and not is_scalar(graph, name):
             if not is_channel_vector(graph, name, width):
                 return Mismatch(f"expected a constant of {width} channels, found {graph.shape(name)}", node, 1)

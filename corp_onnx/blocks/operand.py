@@ -24,8 +24,9 @@ from corp_onnx.blocks.layout import (
     trace_path,
     width_spellings,
 )
-from corp_onnx.blocks.linear import NORMS, Mismatch, is_channel_vector, is_product, match_linear
+from corp_onnx.blocks.linear import Mismatch, is_channel_vector, is_product, match_linear
 from corp_onnx.graph import Graph, Node
+from corp_onnx.graph.operators import NORMS
 from corp_onnx.graph.slots import Slot
 
 

@@ -11,13 +11,8 @@ from collections.abc import Collection, Iterable
 
 from corp_onnx.blocks.linear import Mismatch
 from corp_onnx.graph import Graph, Node
+from corp_onnx.graph.operators import SHAPE_ARITHMETIC
 from corp_onnx.graph.slots import Slot
-
-SHAPE_ARITHMETIC = frozenset(
-    {"Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Cast", "CastLike", "Identity", "Split"}
-    | {"Add", "Sub", "Mul", "Div", "Mod", "Sqrt", "Pow", "Reciprocal", "Floor", "Ceil", "Max", "Min", "Neg"}
-)
-"""What exporters do with the answer of a Shape on its way to where it is used."""
 
 
 def find_reader(

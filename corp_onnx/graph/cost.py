@@ -8,14 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from corp_onnx.graph.operators import CONVOLUTIONS, GEMMS, MATMULS, OPERATORS
+
 if TYPE_CHECKING:
     from corp_onnx.graph.dataflow import Graph
-
-PRODUCTS = ("MatMul", "FusedMatMul", "MatMulInteger", "QLinearMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
-"""Operators whose first input is multiplied along its last axis, whatever their precision."""
-
-CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
-"""Operators that convolve, and which input holds their kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +39,16 @@ def count_macs(graph: Graph) -> Cost:
 
 
 def _node_macs(graph: Graph, op: str, inputs: tuple[str, ...], output: str, attrs: dict[str, object]) -> int:
-    if op in PRODUCTS:
+    if op in MATMULS:
         depth = graph.dims(inputs[0])[-2 if attrs.get("transA") else -1]
         return int(np.prod(graph.shapes[output])) * depth
-    if op in ("Gemm", "FusedGemm"):
+    if op in GEMMS:
         rows, cols = graph.dims(inputs[0])
         return int(np.prod(graph.shapes[output])) * (rows if attrs.get("transA") else cols)
     if op in CONVOLUTIONS:
-        weight = graph.dims(inputs[CONVOLUTIONS[op]])
+        weight = graph.dims(inputs[OPERATORS[op].factor])
         return int(np.prod(graph.shapes[output])) * int(np.prod(weight[1:]))
-    if op == "Attention":
+    if op in ("Attention", "QAttention"):
         return _attention_macs(graph, inputs, attrs)
     if op == "MultiHeadAttention":
         return _multi_head_macs(graph, inputs)
@@ -60,9 +56,9 @@ def _node_macs(graph: Graph, op: str, inputs: tuple[str, ...], output: str, attr
 
 
 def _attention_macs(graph: Graph, inputs: tuple[str, ...], attrs: dict[str, object]) -> int:
-    """The opset-23 operator on [B, H, N, d] or [B, N, H*d], or com.microsoft's, which holds the projections too."""
+    """The opset-23 operator on [B, H, N, d] or [B, N, H*d], or com.microsoft's two, which hold the projections too."""
     first, second = graph.dims(inputs[0]), graph.dims(inputs[1])
-    if len(second) == 2:  # com.microsoft.Attention(x [B, N, d_model], weight [d_model, q + k + v])
+    if len(second) == 2:  # com.microsoft.Attention and QAttention(x [B, N, d_model], weight [d_model, q + k + v])
         batch, n_tokens, d_model = first
         widths = attrs.get("qkv_hidden_sizes") or [second[1] // 3] * 3
         d_q, _, d_v = widths  # type: ignore[misc]

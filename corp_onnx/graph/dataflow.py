@@ -19,13 +19,8 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from corp_onnx.graph.model import FLOAT_TYPES, Model, batch_kind
+from corp_onnx.graph.operators import FOLDABLE
 from corp_onnx.graph.proto import SMALL_ELEMENTS, node_graphs
-
-CONSTANT_FOLDABLE = frozenset(
-    {"Identity", "Cast", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Concat", "Slice", "Gather", "Mul", "Div"}
-    | {"Add", "Sub", "Sqrt", "Neg", "Reciprocal", "Pow", "Split", "Expand", "CastLike", "Flatten", "Shape", "Range"}
-)
-"""Operators that exporters leave between a stored constant and its use."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -84,7 +79,7 @@ class Graph:
             return False
         if node.op == "Constant":
             return True
-        foldable = node.op in CONSTANT_FOLDABLE and any(node.inputs)
+        foldable = node.op in FOLDABLE and any(node.inputs)
         return foldable and all(not i or self.is_constant(i) for i in node.inputs)
 
     def constant(self, name: str) -> np.ndarray | None:

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper
 
 from corp_onnx.errors import ModelError
+from corp_onnx.graph.operators import QUANTISED
 
 MAX_PROTO_BYTES = 2**31 - 2**20
 """A protobuf message stops at 2 GiB; a mebibyte is left for the nodes."""
@@ -25,22 +26,6 @@ FLOAT_TYPES = {
     TensorProto.BFLOAT16: "bfloat16",
     TensorProto.DOUBLE: "float64",
 }
-QUANTISED_OPS = frozenset(
-    {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "MatMulInteger",
-        "ConvInteger",
-        "QLinearMatMul",
-        "QLinearConv",
-        "MatMulNBits",
-        "MatMulIntegerToFloat",
-        "DynamicQuantizeMatMul",
-        "QAttention",
-        "QGemm",
-    }
-)
 MIN_IR_OVERRIDABLE = 4
 """Intermediate representation from which on an initializer need not be an input as well."""
 
@@ -118,7 +103,7 @@ def parse_file(path: Path) -> onnx.ModelProto:
 
 
 def _refuse_quantised(proto: onnx.ModelProto, path: Path) -> None:
-    found = sorted({n.op_type for n in proto.graph.node if n.op_type in QUANTISED_OPS})
+    found = sorted({n.op_type for n in proto.graph.node if n.op_type in QUANTISED})
     if found:
         raise ModelError(
             f"{path}: the model is already quantised (it has {', '.join(found)}). Give the float model "

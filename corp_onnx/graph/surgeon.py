@@ -6,6 +6,7 @@ touched come from it; every other node, the inputs, outputs, opsets and metadata
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -105,31 +106,36 @@ class Surgeon:
         self._last_inserted[after.position] = node
 
     def set_width(self, spelling: WidthSpelling, width: int) -> None:
-        """Let a Reshape's target spell a new head width.
+        """Let a Reshape's target spell a new head width."""
+        self.respell(spelling.node, {spelling.axis: spelling.n_folded * width})
 
-        A stored target gets a new constant; of a computed one only the entry at the axis is replaced.
+    def respell(self, node: Node, sizes: Mapping[int, int]) -> None:
+        """Let a Reshape's target spell new sizes, by axis.
+
+        A stored target gets a new constant; of a computed one only these entries are replaced.
         """
-        graph, node = self.graph, spelling.node
-        target, size = node.inputs[1], spelling.n_folded * width
-        known = graph.value(target)
-        stored = graph.constant(target)
+        graph, target = self.graph, node.inputs[1]
+        known, stored = graph.value(target), graph.constant(target)
         if stored is not None:
-            if stored[spelling.axis] > 0:
-                changed = stored.copy()
-                changed[spelling.axis] = size
+            changed, spelled = stored.copy(), [axis for axis in sizes if stored[axis] > 0]
+            for axis in spelled:
+                changed[axis] = sizes[axis]
+            if spelled:
                 self.replace_input(Slot(node, 1), self.constant(f"{node.output}_shape", changed))
             return
         assert known is not None, node
-        entry = self.constant(f"{node.output}_width", np.array([size], dtype=np.int64))
+        hint = f"{node.output}_width"
+        entries = {axis: self.constant(hint, np.array([sizes[axis]], dtype=np.int64)) for axis in sorted(sizes)}
         parts: list[Any] = []
         producer = graph.producers[target]
         if producer.op == "Concat" and len(producer.inputs) == known.size:
-            parts = [self.tensor(name) for name in producer.inputs]
-            parts[spelling.axis] = entry
+            parts = [entries.get(axis, self.tensor(name)) for axis, name in enumerate(producer.inputs)]
         else:
-            before = self._slice_shape(node, target, 0, spelling.axis)
-            behind = self._slice_shape(node, target, spelling.axis + 1, known.size)
-            parts = [*before, entry, *behind]
+            start = 0
+            for axis, entry in entries.items():
+                parts += [*self._slice_shape(node, target, start, axis), entry]
+                start = axis + 1
+            parts += self._slice_shape(node, target, start, known.size)
         shape = self.variable(f"{node.output}_shape")
         self.insert("Concat", parts, [shape], self.before(node), axis=0)
         self.replace_input(Slot(node, 1), shape)

@@ -20,6 +20,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from corp_onnx.graph import Graph, Node
+from corp_onnx.graph.operators import NORMALISATIONS, SOFTMAXES, SUMS_OF_SQUARES
 from corp_onnx.graph.proto import names_in_use
 from corp_onnx.precision.editable import (
     copy_editable,
@@ -31,11 +32,7 @@ from corp_onnx.precision.editable import (
 )
 from corp_onnx.run.sessions import import_runtime
 
-KEPT_OPS = frozenset(
-    {"Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
-    | {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "EmbedLayerNormalization", "LpNormalization"}
-    | {"BatchNormalization", "InstanceNormalization", "GroupNormalization", "ReduceL2", "Resize"}
-)
+KEPT_OPS = SOFTMAXES | NORMALISATIONS | SUMS_OF_SQUARES | {"Resize"}  # whose scales are float32 in every opset
 """Left in float32 besides what the converter itself leaves (Range, CumSum, TopK, Min, Max, ...)."""
 
 LARGEST = float(np.finfo(np.float16).max)

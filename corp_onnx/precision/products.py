@@ -13,9 +13,11 @@ from onnx import TensorProto
 
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.cost import count_macs
+from corp_onnx.graph.operators import OPERATORS, PRODUCTS
 
-PRODUCT_OPS = ("MatMul", "Gemm")
-"""What both quantisers of ONNX Runtime turn into integer products that its CPU runs faster than float ones."""
+PRODUCT_OPS = tuple(sorted(name for name in PRODUCTS if "" in OPERATORS[name].domains))
+"""What both quantisers of ONNX Runtime turn into integer products that its CPU runs faster than float ones: those of
+ONNX itself. They leave its own, FusedMatMul and FusedGemm, alone."""
 
 REASONS = {
     "Conv": "an integer convolution is slower on a CPU, and it sees the pixels first",

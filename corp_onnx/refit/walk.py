@@ -16,7 +16,7 @@ number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 
@@ -71,14 +71,14 @@ def refit_changes(
     pruned_stream = list(dense_stream)
     for done, stop in enumerate(walk.stops, start=1):
         dense_stream = advance_dense(graph, data, dense_stream, before, stop.residual.stream, provider)
-        step = _open_step(graph, cut, stop, before, data, provider)
+        change = changes.get(stop.key) or unchanged(stop.site, graph)
+        step = _open_step(graph, cut, stop, change, before, data, provider)
         batches = step.run(pruned_stream)
         if batches is None:
             whole = open_segment(cut, graph.types, [before], [stop.residual.stream], provider=provider)
             pruned_stream = advance(whole, data, pruned_stream)
         else:
-            change = changes.get(stop.key) or unchanged(stop.site, graph)
-            weight, bias = step.solve(batches, dense_stream, weights.get(stop.key), change, ridge)
+            weight, bias = step.solve(batches, dense_stream, weights.get(stop.key), ridge)
             pruned_stream = step.advance(batches, weight, bias)
             refitted[stop.key] = change.with_product(weight, bias)
         before = stop.residual.stream
@@ -87,16 +87,19 @@ def refit_changes(
     return refitted
 
 
-def _open_step(graph: Graph, cut: Model, stop: Stop, before: str, data: StreamData, provider: str) -> _Step:
+def _open_step(
+    graph: Graph, cut: Model, stop: Stop, change: Change, before: str, data: StreamData, provider: str
+) -> _Step:
     residual, skip, product = stop.residual, stop.residual.skip or "", stop.linear.output or ""
-    wanted = [stop.regressor, *([skip] if skip != before else [])]
-    segment = open_segment(cut, graph.types, [before], wanted, provider=provider)
+    prior, _ = change.last_product(graph)
+    wanted = [*([stop.regressor] if prior.shape[1] else []), *([skip] if skip != before else [])]
+    segment = open_segment(cut, graph.types, [before], wanted, provider=provider) if wanted else None
     behind = open_segment(graph.model, graph.types, [product, skip], [residual.stream], provider=provider)
     value = np.ones(1) if residual.scale is None else graph.constant(residual.scale.name)
     assert value is not None
     scale = value.reshape(-1).astype(np.float32)
     scale = np.where(scale == 0, np.float32(1e-12), scale)
-    return _Step(graph, stop, before, segment, data, scale, RowFinder(behind, product, skip, residual.stream, scale))
+    return _Step(stop, prior, before, segment, data, scale, RowFinder(behind, product, skip, residual.stream, scale))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,12 +113,13 @@ class _Ran:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Step:
-    """One stop: the stretch of the pruned model up to it, LayerScale's vector (or 1), and where its rows go."""
+    """One stop: its one-shot weight, the stretch of the pruned model up to it, LayerScale's vector (or 1), and where
+    its rows go. A unit that was removed has no regressor, and only its mean is solved again."""
 
-    graph: Graph
     stop: Stop
+    prior: np.ndarray
     before: str
-    segment: Segment
+    segment: Segment | None
     data: StreamData
     scale: np.ndarray
     finder: RowFinder
@@ -128,8 +132,12 @@ class _Step:
         skip_name = self.stop.residual.skip or ""
         ran: list[_Ran] = []
         for stream, (feeds, n_real) in zip(pruned_stream, self.data.feeds, strict=True):
-            arrays = self.segment.run({self.before: stream}, feeds)
-            z, skip = arrays[self.stop.regressor], arrays.get(skip_name, stream)
+            arrays = self.segment.run({self.before: stream}, feeds) if self.segment else {}
+            skip = arrays.get(skip_name, stream)
+            if not self.prior.shape[1]:
+                ran.append(_Ran(np.zeros((skip[..., 0].size, 0), np.float32), skip, n_real))
+                continue
+            z = arrays[self.stop.regressor]
             rows = self.finder.find(z.shape[:-1], skip.shape, feeds)
             if rows is None:
                 return None
@@ -139,21 +147,38 @@ class _Step:
         return ran
 
     def solve(
-        self, batches: list[_Ran], dense_stream: Arrays, weights: np.ndarray | None, change: Change, ridge: float | None
+        self, batches: list[_Ran], dense_stream: Arrays, weights: np.ndarray | None, ridge: float | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The refitted weight and bias."""
-        prior, _ = change.last_product(self.graph)
+        prior = self.prior
+        if not prior.shape[1]:
+            return prior, self._mean_target(batches, dense_stream, weights)
         name = f"tensor '{self.stop.regressor}' ({self.stop.key})"
         sums = [CrossSum(prior.shape[1], prior.shape[0], name) for _ in range(min(N_FOLDS, len(batches)))]
-        for i, (ran, dense) in enumerate(zip(batches, dense_stream, strict=True)):
-            target = ((dense - ran.skip) / self.scale).reshape(len(ran.z), -1)
-            n_kept = len(ran.z) if self.data.n_batch is None else len(ran.z) * ran.n_real // self.data.n_batch
-            of_rows = None if weights is None else np.tile(weights, n_kept // len(weights))
-            sums[i % len(sums)].update(ran.z[:n_kept], target[:n_kept], of_rows)
+        for i, (z, target, of_rows) in enumerate(self._pairs(batches, dense_stream, weights)):
+            sums[i % len(sums)].update(z, target, of_rows)
         folds: list[CrossMoments] = [part.result() for part in sums]
         moments = reduce(merge_moments, folds)
         solved = refit_linear(moments, prior, choose_ridge(folds, prior) if ridge is None else ridge)
         return solved.weight, solved.bias
+
+    def _pairs(
+        self, batches: list[_Ran], dense_stream: Arrays, weights: np.ndarray | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+        """(regressor, target, weights) of the real rows, batch by batch."""
+        for ran, dense in zip(batches, dense_stream, strict=True):
+            target = ((dense - ran.skip) / self.scale).reshape(len(ran.z), -1)
+            n_kept = len(ran.z) if self.data.n_batch is None else len(ran.z) * ran.n_real // self.data.n_batch
+            of_rows = None if weights is None else np.tile(weights, n_kept // len(weights))
+            yield ran.z[:n_kept], target[:n_kept], of_rows
+
+    def _mean_target(self, batches: list[_Ran], dense_stream: Arrays, weights: np.ndarray | None) -> np.ndarray:
+        total, count = np.zeros(len(self.prior)), 0.0
+        for _, target, of_rows in self._pairs(batches, dense_stream, weights):
+            rows = np.ones(len(target)) if of_rows is None else of_rows.astype(np.float64)
+            total += rows @ target
+            count += float(rows.sum())
+        return total / count
 
     def advance(self, batches: list[_Ran], weight: np.ndarray, bias: np.ndarray) -> Arrays:
         """The pruned stream behind this stop."""

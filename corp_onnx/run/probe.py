@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from corp_onnx.errors import ModelError
 from corp_onnx.graph.dataflow import Graph, read_graph
 from corp_onnx.graph.model import FLOAT_TYPES, Model, batch_kind
+from corp_onnx.graph.operators import OUTPUT_TYPES
 from corp_onnx.graph.proto import skeleton
 from corp_onnx.run.noise import run_possible
 from corp_onnx.run.sessions import first_sentence, open_extended
@@ -27,13 +28,6 @@ PROBE_IMAGES = 2
 SHAPE_PREFIX = "corp_onnx.shape/"
 VALUE_PREFIX = "corp_onnx.value/"
 INTEGER_TYPES = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL})
-COMPARISONS = ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "IsNaN")
-COUNTERS = ("Shape", "Size", "ArgMax", "ArgMin", "NonZero", "Range")
-TYPE_MAKERS: dict[str, int] = {
-    **dict.fromkeys(COMPARISONS, int(TensorProto.BOOL)),
-    **dict.fromkeys(COUNTERS, int(TensorProto.INT64)),
-}
-"""Operators whose output has another type than their first input."""
 
 SMALL_VALUE = 64
 """Integer tensors up to this size are kept: shapes, axes, split sizes, and no index tables."""
@@ -86,7 +80,7 @@ def _element_types(graph: Graph) -> dict[str, int]:
     for node in graph.nodes:
         known = [types[name] for name in node.inputs[1 if node.op == "Where" else 0 :] if name in types]
         known = [kind for kind in known if node.domain and kind in FLOAT_TYPES] or known
-        kind = node.attrs.get("to") if node.op == "Cast" else TYPE_MAKERS.get(node.op, known[0] if known else None)
+        kind = node.attrs.get("to") if node.op == "Cast" else OUTPUT_TYPES.get(node.op, known[0] if known else None)
         for name in node.outputs:
             if kind is not None:
                 types.setdefault(name, kind)

@@ -80,9 +80,7 @@ def _search_refitted(search: Search, wanted: float, curve: dict[float, float], s
 def smallest_fraction(search: Search) -> float:
     """The kept fraction of the MACs with every unit at its smallest aligned width, and a little above for rounding."""
     problem = search.problem
-    slopes = allow_cost(problem, search.choices, "macs", 1.0).slopes
-    saved = sum(slopes[c.key] * (c.width - int(c.widths()[0])) for c in search.choices)
-    return whole_fraction(search) - saved / count_macs(problem.graph).total + 1e-9
+    return allow_cost(problem, search.choices, "macs", 1.0).smallest / count_macs(problem.graph).total + 1e-9
 
 
 def whole_fraction(search: Search) -> float:

@@ -58,7 +58,7 @@ class Search:
         sensitivities = self.sensitivities
         if before_refit and self.refits and self.method.favour_late:
             sensitivities = favour_late(sensitivities, find_depths(self.problem.blocks))
-        return allocate_choices(self.choices, sensitivities, allowance)
+        return allocate_choices(sensitivities, allowance)
 
     def one_shot(self, kind: CostKind, value: float) -> Solution:
         """The solution of a budget before any refit."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import product
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from corp_onnx.units import Choice, UnitKey
 
 CostKind = Literal["macs", "params"]
 
+ODD = 1e30
+"""Loss of widths that are not allowed together, far above any other."""
+
 LATE_WEIGHT = 0.5
 """Logarithm of what an error in the last block counts over one in the middle, and that over one in the first, where a
 refit follows: every later unit's refit sees an earlier error and mends part of it, which a probe of the one-shot model
@@ -29,24 +33,69 @@ can not know. Chosen on held-back photographs (docs/method.md)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Allowance:
-    """What a model may cost: `kept` of the `dense` model's MACs or parameters.
+class Group:
+    """Units whose costs can not be told apart: one alone, or those of a site that a unit shares (whole heads).
 
     Attributes:
-        slopes: what one channel of each unit costs.
-        fixed: what no width changes.
+        choices: of the units.
+        slopes: what one channel of each costs; of the unit that shares the site, one part of all that the site costs.
     """
+
+    choices: tuple[Choice, ...]
+    slopes: tuple[float, ...]
+
+    @property
+    def full(self) -> tuple[int, ...]:
+        """Every unit whole."""
+        return tuple(choice.width for choice in self.choices)
+
+    def cost(self, widths: Sequence[Any]) -> Any:
+        """At some widths (numbers or arrays): the share of the site that stays, of what its units leave of it."""
+        if len(self.choices) == 1:
+            return self.slopes[0] * widths[0]
+        share, left = 1.0, 0.0
+        for choice, slope, width in zip(self.choices, self.slopes, widths, strict=True):
+            if choice.unit.shares_site:
+                share, left = share * width / choice.width, left + slope * choice.width
+            else:
+                left = left - slope * (choice.width - width)
+        return share * left
+
+    def options(self) -> tuple[tuple[int, ...], ...]:
+        """Every combination of allowed widths, by rising cost; with nothing of the site left, the rest stays whole."""
+        allowed = [choice.widths().tolist() for choice in self.choices]
+        sharing = [choice.unit.shares_site for choice in self.choices]
+        found = [
+            widths for widths in product(*allowed)
+            if not any(s and w == 0 for s, w in zip(sharing, widths, strict=True))
+            or all(s or w == c.width for s, w, c in zip(sharing, widths, self.choices, strict=True))
+        ]  # fmt: skip
+        return tuple(sorted(found, key=lambda widths: (self.cost(widths), widths)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Allowance:
+    """What a model may cost: `kept` of the `dense` model's MACs or parameters; `fixed` is what no width changes."""
 
     kind: CostKind
     kept: float
     dense: float
-    slopes: Mapping[UnitKey, float]
+    groups: tuple[Group, ...]
     fixed: float
 
     @property
     def limit(self) -> float:
         """The cost that must not be passed."""
         return self.kept * self.dense
+
+    def cost(self, widths: Mapping[UnitKey, int]) -> float:
+        """Of the whole model at some widths."""
+        return self.fixed + sum(group.cost([widths[c.key] for c in group.choices]) for group in self.groups)
+
+    @property
+    def smallest(self) -> float:
+        """The cost with every unit at its smallest allowed width."""
+        return self.fixed + sum(min(g.cost(widths) for widths in g.options()) for g in self.groups)
 
 
 def allow_cost(problem: Problem, choices: Sequence[Choice], kind: CostKind, kept: float) -> Allowance:
@@ -56,25 +105,24 @@ def allow_cost(problem: Problem, choices: Sequence[Choice], kind: CostKind, kept
         dense = whole = count_parameters(problem.graph)
         spent = problem.parameters
     slopes = {choice.key: spent[choice.key] / choice.width for choice in choices}
-    return Allowance(kind, kept, dense, slopes, whole - sum(slopes[c.key] * c.width for c in choices))
+    shared = {choice.key.site for choice in choices if choice.unit.shares_site}
+    members: dict[object, list[Choice]] = {}
+    for choice in choices:
+        members.setdefault(choice.key.site if choice.key.site in shared else choice.key, []).append(choice)
+    groups = tuple(Group(tuple(group), tuple(slopes[c.key] for c in group)) for group in members.values())
+    return Allowance(kind, kept, dense, groups, whole - sum(group.cost(group.full) for group in groups))
 
 
-def allocate_choices(
-    choices: Sequence[Choice], sensitivities: Mapping[UnitKey, float], allowance: Allowance
-) -> dict[UnitKey, int]:
+def allocate_choices(sensitivities: Mapping[UnitKey, float], allowance: Allowance) -> dict[UnitKey, int]:
     """The width of every unit under a budget on the whole model.
 
     Raises:
         OptionError: not even the smallest widths fit; says what can be reached.
     """
-    curves: list[UnitCurve] = []
-    for choice in choices:
-        widths = choice.widths()
-        loss = sensitivities.get(choice.key, 1.0)
-        cost = allowance.slopes[choice.key] * widths
-        curves.append(UnitCurve(choice.key, widths, choice.error_curve[widths], cost, loss))
-    if choices[0].method.equal_heads:
-        curves = _tie_heads(choices, curves)
+    groups = {group.choices[0].key: group for group in allowance.groups}
+    curves = [_trace_group(group, sensitivities) for group in allowance.groups]
+    if allowance.groups[0].choices[0].method.equal_heads:
+        curves = _tie_heads(allowance.groups, curves)
     smallest = (allowance.fixed + sum(float(c.cost.min()) for c in curves)) / allowance.dense
     if allowance.kept < smallest:
         name = "MACs" if allowance.kind == "macs" else "parameters"
@@ -82,7 +130,32 @@ def allocate_choices(
             f"--{allowance.kind} {allowance.kept:g} asks for less than pruning can reach on this model: "
             f"{smallest:.3f} of its {name} is the smallest. Ask for more, or lower --align."
         )
-    return dict(allocate_widths(curves, allowance.limit - allowance.fixed).widths)
+    widths: dict[UnitKey, int] = {}
+    for key, found in allocate_widths(curves, allowance.limit - allowance.fixed).widths:
+        choices = groups[key].choices
+        several = groups[key].options()[found] if len(choices) > 1 else (found,)
+        widths |= {choice.key: width for choice, width in zip(choices, several, strict=True)}
+    return widths
+
+
+def _trace_group(group: Group, sensitivities: Mapping[UnitKey, float]) -> UnitCurve:
+    """Loss over cost; of several units, the position among their options stands for a width."""
+    first, *others = group.choices
+    if not others:
+        widths = first.widths()
+        sensitivity = sensitivities.get(first.key, 1.0)
+        return UnitCurve(first.key, widths, first.error_curve[widths], group.cost([widths]), sensitivity)
+    options = np.array(group.options())  # [m, units]
+    equal = [i for i, choice in enumerate(group.choices) if choice.unit.n_heads is not None]
+    error = sum(
+        sensitivities.get(choice.key, 1.0) * choice.error_curve[widths]
+        for choice, widths in zip(group.choices, options.T, strict=True)
+    )
+    cost = np.array([group.cost(widths) for widths in options])
+    if first.method.equal_heads and len(equal) > 1:
+        odd = np.ptp(options[:, equal], axis=1) > 0
+        error = np.where(odd, ODD, error)
+    return UnitCurve(first.key, np.arange(len(options)), np.asarray(error), cost)
 
 
 def find_depths(blocks: Blocks) -> dict[SiteKey, float]:
@@ -116,12 +189,13 @@ def require_narrower(choices: Sequence[Choice]) -> None:
         )
 
 
-def _tie_heads(choices: Sequence[Choice], curves: Sequence[UnitCurve]) -> list[UnitCurve]:
+def _tie_heads(groups: Sequence[Group], curves: Sequence[UnitCurve]) -> list[UnitCurve]:
     """The widths of heads of one site as one."""
-    groups: dict[object, list[UnitCurve]] = {}
-    for choice, curve in zip(choices, curves, strict=True):
-        groups.setdefault(choice.key if choice.unit.n_heads is None else choice.key.site, []).append(curve)
-    return [tie_curves(*group) if len(group) == 2 else group[0] for group in groups.values()]
+    tied: dict[object, list[UnitCurve]] = {}
+    for group, curve in zip(groups, curves, strict=True):
+        choice = group.choices[0]
+        tied.setdefault(choice.key if choice.unit.n_heads is None else choice.key.site, []).append(curve)
+    return [tie_curves(*both) if len(both) == 2 else both[0] for both in tied.values()]
 
 
 def uniform_widths(choices: Sequence[Choice], allowance: Allowance) -> dict[UnitKey, int]:
@@ -131,7 +205,7 @@ def uniform_widths(choices: Sequence[Choice], allowance: Allowance) -> dict[Unit
     for _ in range(40):
         middle = (low + high) / 2
         widths = {c.key: _aligned(c, middle) for c in choices}
-        if allowance.fixed + sum(allowance.slopes[k] * w for k, w in widths.items()) <= allowance.limit:
+        if allowance.cost(widths) <= allowance.limit:
             best, low = widths, middle
         else:
             high = middle

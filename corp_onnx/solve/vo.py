@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from corp_onnx.errors import OptionError
 from corp_onnx.moments.values import ChannelMoments
@@ -27,17 +27,22 @@ from corp_onnx.solve.select import ChannelOrder, trace_error_curve
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VoSolution:
-    """Per head the map of the values, and the output projection over the kept coordinates, head after head."""
+    """Per head the map of the values, and the output projection over the kept coordinates, head after head.
+
+    `v_map` holds the heads that go as well; `heads_idx` are those that stay, None is all of them.
+    """
 
     v_map: Float[np.ndarray, "h r d"]
-    weight: Float[np.ndarray, "d_out h*r"]
+    weight: Float[np.ndarray, "d_out k*r"]
     bias: Float[np.ndarray, "d_out"]
     condition_number: float = 1.0
+    heads_idx: Int[np.ndarray, "k"] | None = None
 
     def __post_init__(self) -> None:
         n_heads, width, _ = self.v_map.shape
-        if self.weight.shape != (self.bias.size, n_heads * width):
-            raise ValueError(f"expected a weight of {self.bias.size} x {n_heads * width}, found {self.weight.shape}")
+        n_kept = n_heads if self.heads_idx is None else self.heads_idx.size
+        if self.weight.shape != (self.bias.size, n_kept * width):
+            raise ValueError(f"expected a weight of {self.bias.size} x {n_kept * width}, found {self.weight.shape}")
 
 
 def compensate_vo(
@@ -47,11 +52,15 @@ def compensate_vo(
     n_heads: int,
     width: int,
     ridge: float = DEFAULT_RIDGE,
+    heads_idx: Int[np.ndarray, "k"] | None = None,
 ) -> VoSolution:
     """Rank `width` values for each head and the refitted projection; one SVD a head and one ridge of n_heads * width.
 
     The ridge shrinks the step away from the per-head answer U_r U_r' W_h, lambda = ridge * mean(diag) of the kept
     coordinates. With nothing pruned the maps are the identity and the weights the very numbers that came in.
+
+    Args:
+        heads_idx: whole heads that stay, ascending and not none of them; what the others gave is fitted as well.
 
     Raises:
         OptionError: `width` is not within 1 and d_head, or `ridge` is negative.
@@ -60,15 +69,20 @@ def compensate_vo(
     if not 1 <= width <= d_head:
         raise OptionError(f"expected a width of 1 to {d_head} head dimensions, found {width}")
     wide, bias = weight.astype(np.float64), bias.astype(np.float64)
-    if width == d_head:
-        return VoSolution(np.tile(np.eye(d_head), (n_heads, 1, 1)), wide, bias)
+    kept = np.arange(n_heads) if heads_idx is None else heads_idx
+    whole = np.tile(np.eye(d_head), (n_heads, 1, 1))
+    if width == d_head and len(kept) == n_heads:
+        return VoSolution(whole, wide, bias, heads_idx=heads_idx)
     covariance = moments.covariance
-    basis, left = _rank_values(wide, covariance, n_heads)
-    v_map, left = basis[:, :width], left[:, :, :width]
-    latent_weight = _by_head(wide, n_heads) @ v_map.transpose(0, 2, 1)  # W_h Q', [h, d_out, r]
-    prior = left @ (left.transpose(0, 2, 1) @ latent_weight)  # U_r U_r' W_h Q'
-    prior = prior.transpose(1, 0, 2).reshape(bias.size, n_heads * width)
-    spread = _block_diagonal(v_map)  # [n_heads * width, n_heads * d_head]
+    if width == d_head:
+        v_map, prior = whole, _by_head(wide, n_heads)
+    else:
+        basis, left = _rank_values(wide, covariance, n_heads)
+        v_map, left = basis[:, :width], left[:, :, :width]
+        latent_weight = _by_head(wide, n_heads) @ v_map.transpose(0, 2, 1)  # W_h Q', [h, d_out, r]
+        prior = left @ (left.transpose(0, 2, 1) @ latent_weight)  # U_r U_r' W_h Q'
+    prior = prior[kept].transpose(1, 0, 2).reshape(bias.size, len(kept) * width)
+    spread = _block_diagonal(v_map).reshape(n_heads, width, -1)[kept].reshape(len(kept) * width, -1)
     to_kept = covariance @ spread.T
     fitted = fit_around_prior(
         covariance=spread @ to_kept,
@@ -78,7 +92,7 @@ def compensate_vo(
         prior_weight=prior,
         ridge=ridge,
     )
-    return VoSolution(v_map.copy(), fitted.weight, fitted.bias, fitted.condition_number)
+    return VoSolution(v_map.copy(), fitted.weight, fitted.bias, fitted.condition_number, heads_idx)
 
 
 def drop_vo(
@@ -87,13 +101,15 @@ def drop_vo(
     moments: ChannelMoments,
     n_heads: int,
     width: int,
+    heads_idx: Int[np.ndarray, "k"] | None = None,
 ) -> VoSolution:
     """The plain cut: each head keeps its dimensions of most output energy, and the projection their columns."""
     energy = (moments.energy * np.square(weight).sum(axis=0)).reshape(n_heads, -1)
     kept_idx = np.sort(np.argsort(-energy, axis=1, kind="stable")[:, :width], axis=1)
     d_head = energy.shape[1]
-    columns = (kept_idx + np.arange(n_heads)[:, None] * d_head).reshape(-1)
-    return VoSolution(np.eye(d_head)[kept_idx], weight[:, columns], bias)
+    columns = kept_idx + np.arange(n_heads)[:, None] * d_head
+    chosen = columns if heads_idx is None else columns[heads_idx]
+    return VoSolution(np.eye(d_head)[kept_idx], weight[:, chosen.reshape(-1)], bias, heads_idx=heads_idx)
 
 
 def trace_value_curve(

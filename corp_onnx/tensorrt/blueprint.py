@@ -20,6 +20,7 @@ from onnx import TensorProto
 
 from corp_onnx.errors import ModelError, OptionError
 from corp_onnx.graph.model import Model, hash_file, input_dims, parse_file
+from corp_onnx.graph.operators import MEASURED
 from corp_onnx.run.probe import probe_graph
 
 FIRST_TYPED = 11
@@ -27,9 +28,6 @@ FIRST_TYPED = 11
 
 DEFAULT_BATCHES = (1, 8, 32)
 """Smallest, most usual and largest batch where nobody says."""
-
-RUNTIME_OPS = frozenset({"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul"})
-"""What ONNX Runtime's dynamic quantisation writes; TensorRT's parser knows none of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +111,7 @@ def read_source(path: Path) -> Source:
     """
     proto = parse_file(path)
     operators = frozenset(node.op_type for node in proto.graph.node)
-    if found := sorted(operators & RUNTIME_OPS):
+    if found := sorted(operators & MEASURED):  # TensorRT knows no ranges but stored ones
         raise ModelError(
             f"{path}: is quantised for CPUs (it has {', '.join(found)}), which TensorRT does not take; give it the "
             "float model, or one from `corp-onnx convert --int8 static`."

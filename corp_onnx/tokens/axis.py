@@ -12,8 +12,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from corp_onnx.blocks.linear import NORMS, PASS_THROUGH, SKIP_NORMS
 from corp_onnx.graph import Graph, Node
+from corp_onnx.graph.operators import (
+    ELEMENTWISE,
+    FIRST_IS_DATA,
+    FLOAT_GEMMS,
+    FLOAT_MATMULS,
+    NORMS,
+    REDUCTIONS,
+    RESHAPES,
+    SKIP_NORMS,
+    SOFTMAX_OVER_ONE_AXIS,
+    SOFTMAXES,
+)
 from corp_onnx.graph.slots import Slot
 
 
@@ -31,18 +42,6 @@ class TokenAxis:
 
 
 Sources = tuple[tuple[Slot, TokenAxis], ...]
-
-ELEMENTWISE = PASS_THROUGH | frozenset(
-    {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "And", "Or", "Not", "Equal", "Less", "Greater", "IsNaN"}
-    | {"Erf", "Tanh", "Sigmoid", "Gelu", "Relu", "Silu", "Swish", "HardSigmoid", "HardSwish", "Softplus", "Exp", "Log"}
-    | {"Sqrt", "Reciprocal", "Neg", "Abs", "Clip", "Mish", "Elu", "LeakyRelu", "Sin", "Cos", "CastLike"}
-    | {"FastGelu", "BiasGelu", "QuickGelu", "BiasAdd"}
-)
-REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare"})
-RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
-
-SOFTMAX_OVER_ONE_AXIS = 13
-"""Operator set from which on Softmax leaves all axes but one alone; before, it flattens everything behind its axis."""
 
 
 def trace_token_axis(graph: Graph, node: Node, tokens: TokenAxis) -> Sources | None:
@@ -62,11 +61,11 @@ def _find_rule(node: Node) -> Callable[[Graph, Node, TokenAxis], Sources | None]
         return _reduction
     if node.op in RESHAPES:
         return _reshape
-    if node.op in ("Softmax", "LogSoftmax"):
+    if node.op in SOFTMAXES:
         return _softmax
-    if node.op in ("MatMul", "FusedMatMul"):
+    if node.op in FLOAT_MATMULS:
         return _matmul
-    if node.op in ("Gemm", "FusedGemm"):
+    if node.op in FLOAT_GEMMS:
         return _gemm
     return {
         "Transpose": _transpose, "Slice": _slice, "Split": _split, "Concat": _concat, "Attention": _attention,
@@ -88,7 +87,7 @@ def _at(node: Node, idx: int, tokens: TokenAxis, axis: int) -> Sources:
 
 
 def _elementwise(graph: Graph, node: Node, tokens: TokenAxis) -> Sources:
-    n_data = 1 if node.op in ("CastLike", "Clip", "Dropout") else len(node.inputs)
+    n_data = 1 if node.op in FIRST_IS_DATA else len(node.inputs)
     return tuple(s for idx in range(n_data) if node.inputs[idx] for s in _aligned(graph, node, idx, tokens))
 
 

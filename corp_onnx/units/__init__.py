@@ -11,6 +11,7 @@ from corp_onnx.graph import Graph
 from corp_onnx.graph.surgeon import Surgeon
 from corp_onnx.units.attention import AttentionChange
 from corp_onnx.units.base import Change, Choice, Evidence, Site, Unit, UnitKey, UnitPlan
+from corp_onnx.units.heads import HeadsUnit
 from corp_onnx.units.mlp import MlpChange, MlpUnit
 from corp_onnx.units.qk import QkUnit
 from corp_onnx.units.vo import VoUnit
@@ -33,7 +34,7 @@ __all__ = [
     "unchanged",
 ]
 
-KINDS: dict[str, type[Unit]] = {kind.kind: kind for kind in (MlpUnit, QkUnit, VoUnit)}
+KINDS: dict[str, type[Unit]] = {kind.kind: kind for kind in (MlpUnit, HeadsUnit, QkUnit, VoUnit)}
 """Every kind by its name, in the order in which units of one site are solved."""
 
 Changes = Mapping[SiteKey, Change]
@@ -46,7 +47,7 @@ def list_units(blocks: Blocks, kinds: Collection[str], *, skipped: bool = False)
     Args:
         skipped: those whose width can not change as well.
     """
-    found = [kind(site) for name, kind in KINDS.items() if name in kinds for site in blocks.sites
+    found = [kind.find(blocks.graph, site) for name, kind in KINDS.items() if name in kinds for site in blocks.sites
              if site.key.part == kind.part]  # fmt: skip
     return tuple(unit for unit in found if skipped or unit.skip is None)
 

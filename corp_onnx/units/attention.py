@@ -7,29 +7,34 @@ are units of one such site and share this change.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from corp_onnx.blocks import Attention, SiteKey
 from corp_onnx.graph import Graph
 from corp_onnx.graph.cost import Cost
 from corp_onnx.graph.surgeon import Surgeon
 from corp_onnx.units.base import Change
-from corp_onnx.units.edits import set_bias, set_weight
+from corp_onnx.units.edits import remove_branch, set_bias, set_weight
 from corp_onnx.units.facts import projection_cost
 from corp_onnx.units.parts import Part, changed_products, joint_bias, joint_weight
 from corp_onnx.units.products import Expected
-from corp_onnx.units.projections import change_projections, pin_scale
+from corp_onnx.units.projections import HeadCounts, change_projections, pin_scale, respell
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionChange(Change):
-    """Linear maps [n_heads, width, d_head] of the heads of an attention; None leaves that operand as it is.
+    """Linear maps of the heads of an attention; None leaves that operand as it is.
 
-    With `v_map` goes the weight [d_out, n_heads * width], columns head by head, and bias of the output projection.
-    `apart` takes the queries out of a product that they share, so that they can be computed for fewer tokens.
+    Attributes:
+        q_map: of every head, those that go as well; the same for `k_map` and `v_map`.
+        out_weight: of the output projection, columns head by head of those that stay; `out_bias` is its bias.
+        apart: take the queries out of a product that they share, so that they can be computed for fewer tokens.
+        heads_idx: the heads that stay, ascending; None keeps all. Where none stays, the attention becomes the addition
+            of `out_bias`.
+        head_counts: where the number of heads is spelled (units/heads.py), if heads go.
     """
 
     site: Attention
@@ -39,6 +44,8 @@ class AttentionChange(Change):
     out_weight: Float[np.ndarray, "d_out hs"] | None = None
     out_bias: Float[np.ndarray, " d_out"] | None = None
     apart: bool = False
+    heads_idx: Int[np.ndarray, " kept"] | None = None
+    head_counts: HeadCounts = field(default_factory=dict)
 
     @property
     def key(self) -> SiteKey:
@@ -54,52 +61,75 @@ class AttentionChange(Change):
     def parts(self) -> tuple[Part, ...]:
         """Every operand, in the order in which a shared projection holds them after the change."""
         maps = {"q": self.q_map, "k": self.k_map, "v": self.v_map}
-        return tuple(Part(name, operand, maps.get(name)) for name, operand in self.site.operands.items())
+        return tuple(
+            Part(name, operand, maps.get(name), self.heads_idx if name in maps else None)
+            for name, operand in self.site.operands.items()
+        )
+
+    @property
+    def removes(self) -> bool:
+        """Whether no head stays."""
+        return self.heads_idx is not None and len(self.heads_idx) == 0
 
     def edit(self, surgeon: Surgeon) -> None:
         """Fold the maps into the projections and re-plumb what lies behind them."""
         site, out = self.site, self.site.out
+        if self.removes and out is not None and self.out_bias is not None:
+            remove_branch(surgeon, out.linear, self.out_bias)
+            return
         if self.q_map is not None:
             pin_scale(surgeon, site)
-        change_projections(surgeon, site, self.parts, self.apart)
+        change_projections(surgeon, site, self.parts, apart=self.apart, head_counts=self.head_counts)
         if self.out_weight is not None and out is not None:
             set_weight(surgeon, out.linear, self.out_weight)
             if self.out_bias is not None:
                 set_bias(surgeon, out.linear, self.out_bias)
-        if self.v_map is not None and out is not None:
-            for spelling in out.spellings:
-                surgeon.set_width(spelling, self.v_map.shape[1])
+        values = next((part for part in self.parts if part.name == "v" and part.changes), None)
+        if values is not None and out is not None:
+            respell(surgeon, values, out.spellings, self.head_counts)
 
     def join(self, other: AttentionChange) -> AttentionChange:
         """Every field from the later one, where it says something."""
-        fields = ("q_map", "k_map", "v_map", "out_weight", "out_bias")
+        fields = ("q_map", "k_map", "v_map", "out_weight", "out_bias", "heads_idx")
         said = {name: getattr(other, name) for name in fields if getattr(other, name) is not None}
-        return replace(self, **said, apart=self.apart or other.apart)
+        counts = {**self.head_counts, **other.head_counts}
+        return replace(self, **said, apart=self.apart or other.apart, head_counts=counts)
 
     def whole(self, graph: Graph) -> AttentionChange:
         """Identity maps in place of the maps."""
         eye = [None if m is None else np.broadcast_to(np.eye(m.shape[2]), (m.shape[0], m.shape[2], m.shape[2]))
                for m in (self.q_map, self.k_map, self.v_map)]  # fmt: skip
-        out = self.site.out if self.v_map is not None else None
+        out = self.site.out if self.v_map is not None or self.heads_idx is not None else None
         weight = None if out is None else out.linear.read_weight(graph)[:, out.channel_idx.reshape(-1)]
         bias = None if out is None else out.linear.read_bias(graph)
-        return AttentionChange(self.site, *eye, out_weight=weight, out_bias=bias, apart=self.apart)
+        every = None if self.heads_idx is None else np.arange(self.site.n_heads)
+        return replace(
+            self, q_map=eye[0], k_map=eye[1], v_map=eye[2], out_weight=weight, out_bias=bias, heads_idx=every
+        )
 
     def padded(self) -> AttentionChange:
         """Zero rows in the maps, zero columns in the output projection."""
-        weight = self.out_weight
-        if weight is not None and self.v_map is not None:
-            n_heads, width, d_head = self.v_map.shape
-            heads = weight.reshape(len(weight), n_heads, width)  # [d_out, H, s]
-            weight = np.pad(heads, ((0, 0), (0, 0), (0, d_head - width))).reshape(len(weight), -1)
         maps = [_pad_map(m) for m in (self.q_map, self.k_map, self.v_map)]
-        return AttentionChange(self.site, *maps, out_weight=weight, out_bias=self.out_bias)
+        return AttentionChange(self.site, *maps, out_weight=self._padded_weight(), out_bias=self.out_bias)
+
+    def _padded_weight(self) -> np.ndarray | None:
+        if self.out_weight is None or (self.v_map is None and self.heads_idx is None):
+            return self.out_weight
+        n_heads, d_head = self.site.n_heads, self.site.d_v
+        kept = np.arange(n_heads) if self.heads_idx is None else self.heads_idx
+        weight = np.zeros((len(self.out_weight), n_heads, d_head))
+        if len(kept):
+            heads = self.out_weight.reshape(len(self.out_weight), len(kept), -1)  # [d_out, H', s]
+            weight[:, kept, : heads.shape[2]] = heads
+        return weight.reshape(len(weight), -1)
 
     def products(self, graph: Graph) -> Iterator[Expected]:
         """The projections that change, and the output projection.
 
         Queries that got a product of their own can not be seen by their old name.
         """
+        if self.removes:
+            return
         for product in changed_products(self.parts, apart=self.apart):
             parts, linear = product.parts, product.parts[0].operand.linear
             bias = joint_bias(graph, parts) if linear.bias is not None and linear.output_has_bias else None

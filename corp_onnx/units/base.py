@@ -185,6 +185,13 @@ class Unit(ABC):
     is_centred: ClassVar[bool] = False
 
     site: Site
+    removable: bool = False
+    """Whether width 0 is possible: the unit becomes the addition of its mean."""
+
+    @classmethod
+    def find(cls, graph: Graph, site: Site) -> Unit:
+        """The unit of a site, whether its width can change or not (`skip`)."""
+        return cls(site)
 
     @property
     def key(self) -> UnitKey:
@@ -223,7 +230,8 @@ class Unit(ABC):
     def widths(self, method: Method) -> Int[np.ndarray, " m"]:
         """The widths that the search may give, ascending; the whole unit is the last."""
         step = self.step(method)
-        return aligned_widths(self.width, step, smallest=min(step, self.width))
+        allowed = aligned_widths(self.width, step, smallest=min(step, self.width))
+        return np.append(0, allowed) if method.remove and self.removable else allowed
 
     def removed(self, fractions: Fractions) -> float:
         """The fraction of it that goes; 0 for a kind that no fraction cuts."""

@@ -36,7 +36,7 @@ from corp_onnx.solve.select import (
     rank_weighted,
     trace_error_curve,
 )
-from corp_onnx.units.base import Change, Choice, Evidence, Unit, UnitPlan, Values
+from corp_onnx.units.base import Change, Choice, Evidence, Site, Unit, UnitPlan, Values
 from corp_onnx.units.edits import can_remove, remove_branch, set_bias, set_weight, shape_like
 from corp_onnx.units.facts import describe_unit
 from corp_onnx.units.products import Expected
@@ -187,6 +187,12 @@ class MlpUnit(Unit):
 
     site: Mlp
 
+    @classmethod
+    def find(cls, graph: Graph, site: Site) -> MlpUnit:
+        """The unit of an MLP."""
+        assert isinstance(site, Mlp)
+        return cls(site, can_remove(graph, site.down, site.residual))
+
     @property
     def width(self) -> int:
         """Hidden channels."""
@@ -201,10 +207,6 @@ class MlpUnit(Unit):
     def gradient_tensor(self) -> str:
         """What its second product reads."""
         return self.site.hidden
-
-    def can_go(self, graph: Graph) -> bool:
-        """Whether the whole MLP may become its mean."""
-        return can_remove(graph, self.site.down, self.site.residual)
 
     def describe(self, graph: Graph, cost: Cost) -> UnitFacts:
         """Its products' parameters and MACs."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from corp_onnx.blocks import Attention, Operand, QkPair
 from corp_onnx.graph import Graph, Node
@@ -18,21 +18,43 @@ from corp_onnx.graph import Graph, Node
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """One operand of an attention with the map of its heads; None keeps it as it is. `name` is for new tensors."""
+    """One operand of an attention with the map of every head, and the heads that stay; None keeps them as they are.
+
+    `name` is for new tensors.
+    """
 
     name: str
     operand: Operand
-    head_map: np.ndarray | None
+    head_map: Float[np.ndarray, "h r d"] | None
+    heads_idx: Int[np.ndarray, " kept"] | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything of it changes."""
+        return self.head_map is not None or self.heads_idx is not None
 
     @property
     def width(self) -> int:
         """Of one head after the change."""
         return self.operand.d_head if self.head_map is None else self.head_map.shape[1]
 
+    @property
+    def n_heads(self) -> int:
+        """After the change."""
+        return self.operand.n_heads if self.heads_idx is None else len(self.heads_idx)
+
+    def map_heads(self, heads: Float[np.ndarray, "h d n"]) -> Float[np.ndarray, "hr n"]:
+        """Rows by head and dimension after the change, in float64, head after head."""
+        wide = heads.astype(np.float64)
+        mapped = wide if self.head_map is None else self.head_map @ wide
+        kept = mapped if self.heads_idx is None else mapped[self.heads_idx]
+        return kept.reshape(-1, heads.shape[-1])
+
     def map_vector(self, heads: Float[np.ndarray, "h d"]) -> Float[np.ndarray, " hr"]:
         """A bias by head after the change, in float64."""
         wide = heads.astype(np.float64)
-        return (wide if self.head_map is None else np.einsum("hrd,hd->hr", self.head_map, wide)).reshape(-1)
+        mapped = wide if self.head_map is None else np.einsum("hrd,hd->hr", self.head_map, wide)
+        return (mapped if self.heads_idx is None else mapped[self.heads_idx]).reshape(-1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +78,7 @@ def changed_products(parts: Sequence[Part], *, apart: bool = False) -> list[Chan
     for shared in by_product.values():
         if apart and shared[0].name == "q" and len(shared) > 1:
             changed.append(ChangedProduct(tuple(shared[1:]), shared[0]))
-        elif any(part.head_map is not None for part in shared):
+        elif any(part.changes for part in shared):
             changed.append(ChangedProduct(tuple(shared)))
     return changed
 
@@ -75,9 +97,7 @@ def joint_weight(graph: Graph, parts: Sequence[Part]) -> Float[np.ndarray, "d_ou
     """The weight of one projection: its parts one behind the other, each head by head, maps folded in, in float64."""
     rows: list[np.ndarray] = []
     for part in parts:
-        linear = part.operand.linear
-        weight = linear.read_weight(graph)[part.operand.channel_idx].astype(np.float64)  # [H, d, d_in]
-        rows.append((weight if part.head_map is None else part.head_map @ weight).reshape(-1, linear.d_in))
+        rows.append(part.map_heads(part.operand.linear.read_weight(graph)[part.operand.channel_idx]))  # [H, d, d_in]
     return np.concatenate(rows)
 
 

@@ -7,7 +7,7 @@ computes it from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,20 @@ from corp_onnx.graph.slots import Slot, WidthSpelling
 from corp_onnx.graph.surgeon import Surgeon
 from corp_onnx.units.edits import set_weight, shape_like
 from corp_onnx.units.parts import Part, changed_products, joint_bias, joint_weight
+
+
+def respell(surgeon: Surgeon, part: Part, spellings: Iterable[WidthSpelling], head_counts: HeadCounts) -> None:
+    """Let the targets on an operand's way spell its new width and number of heads."""
+    old, new = part.operand.n_heads, part.n_heads
+    sizes: dict[Node, dict[int, int]] = {}
+    for spelling in spellings:
+        n_folded = spelling.n_folded // old * new if spelling.n_folded % old == 0 and new < old else spelling.n_folded
+        sizes.setdefault(spelling.node, {})[spelling.axis] = n_folded * part.width
+    for node, axes in head_counts.items():
+        if part.heads_idx is not None and (node in sizes or node in part.operand.path):
+            sizes.setdefault(node, {}).update(dict.fromkeys(axes, new))
+    for node, entries in sizes.items():
+        surgeon.respell(node, entries)
 
 
 def pin_scale(surgeon: Surgeon, site: Attention) -> None:
@@ -37,14 +51,22 @@ def _change_packed_operator(surgeon: Surgeon, site: Attention, parts: Sequence[P
     set_weight(surgeon, parts[0].operand.linear, joint_weight(surgeon.graph, parts))
     if bias := parts[0].operand.linear.bias:
         _set_joint_bias(surgeon, bias, parts)
-    surgeon.at(site.node).attrs["qkv_hidden_sizes"] = [site.n_heads * part.width for part in parts]
+    surgeon.at(site.node).attrs["qkv_hidden_sizes"] = [part.n_heads * part.width for part in parts]
+    if parts[0].heads_idx is not None:
+        surgeon.at(site.node).attrs["num_heads"] = parts[0].n_heads
 
 
 def _set_joint_bias(surgeon: Surgeon, slot: Slot, parts: Sequence[Part]) -> None:
     surgeon.replace_stored(slot, shape_like(surgeon.graph, slot, joint_bias(surgeon.graph, parts)))
 
 
-def change_projections(surgeon: Surgeon, site: Attention, parts: Sequence[Part], apart: bool) -> None:
+HeadCounts = Mapping[Node, tuple[int, ...]]
+"""Reshapes whose target spells the number of heads alone, and at which axes."""
+
+
+def change_projections(
+    surgeon: Surgeon, site: Attention, parts: Sequence[Part], *, apart: bool, head_counts: HeadCounts
+) -> None:
     """Fold the maps into the projections and re-plumb what lies behind them; queries leave them where `apart`."""
     if site.core == "com.microsoft.Attention":
         _change_packed_operator(surgeon, site, parts)
@@ -56,7 +78,7 @@ def change_projections(surgeon: Surgeon, site: Attention, parts: Sequence[Part],
         set_weight(surgeon, linear, joint_weight(surgeon.graph, chosen))
         if linear.bias is not None and linear.output_has_bias:
             _set_joint_bias(surgeon, linear.bias, chosen)
-        total = sum(part.width * part.operand.n_heads for part in chosen)
+        total = sum(part.width * part.n_heads for part in chosen)
         for node in linear.reshapes:
             surgeon.set_width(WidthSpelling(node, len(surgeon.graph.dims(node.output)) - 1, n_folded=1), total)
         if any(part.operand.is_fused for part in chosen):
@@ -65,10 +87,9 @@ def change_projections(surgeon: Surgeon, site: Attention, parts: Sequence[Part],
     if operator_bias and operator_bias[0] is not None:
         _set_joint_bias(surgeon, operator_bias[0], parts)
     for part in parts:
-        if part.head_map is not None:
+        if part.changes:
             _set_late_bias(surgeon, part)
-            for spelling in part.operand.spellings:
-                surgeon.set_width(spelling, part.width)
+            respell(surgeon, part, part.operand.spellings, head_counts)
     if _wants_plain_keys(surgeon.graph, site):
         for part in parts:
             if part.name in ("k", "v") and not part.operand.is_fused:
@@ -121,7 +142,7 @@ def _part_fused(surgeon: Surgeon, site: Attention, chosen: Sequence[Part]) -> No
     anchor = surgeon.graph.producers[source]
     pieces: list[Any] = [surgeon.tensor(source)]
     if len(chosen) > 1:
-        widths = [part.width * part.operand.n_heads for part in chosen]
+        widths = [part.width * part.n_heads for part in chosen]
         pieces = [surgeon.variable(f"{source}_{part.name}") for part in chosen]
         surgeon.split(surgeon.tensor(source), widths, pieces, anchor)
     for part, piece in zip(chosen, pieces, strict=True):
@@ -137,9 +158,9 @@ def _lay_out(surgeon: Surgeon, part: Part, piece: Any, anchor: Node) -> None:
     """Make an operand's boundary tensor from its columns [*leading, H * width]."""
     operand = part.operand
     boundary = surgeon.drop_producer(operand.boundary)
-    perm, heads = operand.boundary_perm, [operand.n_heads, part.width]
+    perm, heads = operand.boundary_perm, [part.n_heads, part.width]
     if perm is None:
-        heads = [operand.n_heads * part.width]
+        heads = [part.n_heads * part.width]
     if operand.leading is not None:
         shape = surgeon.leading_shape(operand.leading, heads)
         anchor = surgeon.before(operand.leading.node)

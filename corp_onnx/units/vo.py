@@ -41,12 +41,13 @@ class VoChoice(Choice):
         return trace_value_curve(self.weight, self.moments, self.unit.n_heads, self.method.ridge)
 
     def solve(self, width: int, before: Change | None = None) -> UnitPlan:
-        """The map of every head and the output projection that goes with it."""
-        site = self.unit.site
-        dropped = drop_vo(self.weight, self.bias, self.moments, site.n_heads, width)
-        solved = compensate_vo(self.weight, self.bias, self.moments, site.n_heads, width, self.method.ridge)
+        """The map of every head and the output projection that goes with it, over the heads that stay."""
+        site, heads = self.unit.site, before.heads_idx if isinstance(before, AttentionChange) else None
+        dropped = drop_vo(self.weight, self.bias, self.moments, site.n_heads, width, heads)
+        solved = compensate_vo(self.weight, self.bias, self.moments, site.n_heads, width, self.method.ridge, heads)
         changes = tuple(
-            AttentionChange(site, v_map=s.v_map, out_weight=s.weight, out_bias=s.bias) for s in (solved, dropped)
+            AttentionChange(site, v_map=s.v_map, out_weight=s.weight, out_bias=s.bias, heads_idx=heads)
+            for s in (solved, dropped)
         )
         chosen = changes[0] if self.method.compensate else changes[1]
         return UnitPlan(self.unit, width, solved.condition_number, chosen, changes[1])
@@ -123,15 +124,16 @@ class VoUnit(Unit):
 
     def respond(self, graph: Graph, change: Change | None) -> Callable[..., np.ndarray]:
         """The output projection on the dense model's head outputs."""
-        if change is None:
-            return partial(_project, None, *(a.astype(np.float32) for a in self.pair.out.linear.read_dense(graph)))
-        assert isinstance(change, AttentionChange)
-        arrays = (change.v_map, change.out_weight, change.out_bias)
-        return partial(_project, *(a.astype(np.float32) for a in arrays if a is not None))
+        known = AttentionChange(self.site) if change is None else change
+        assert isinstance(known, AttentionChange)
+        return partial(project_heads, known, *known.last_product(graph))
 
 
-def _project(v_map: np.ndarray | None, weight: np.ndarray, bias: np.ndarray, x: np.ndarray) -> np.ndarray:
-    if v_map is not None:
-        heads = x.reshape(len(x), len(v_map), -1)  # [tokens, H, d]
-        x = np.einsum("thd,hrd->thr", heads, v_map, optimize=True).reshape(len(x), -1)
-    return x @ weight.T + bias
+def project_heads(change: AttentionChange, weight: np.ndarray, bias: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """What an output projection makes of the dense heads' outputs x [tokens, H * d], in float32."""
+    if change.v_map is not None or change.heads_idx is not None:
+        heads = x.reshape(len(x), change.site.n_heads, -1)  # [tokens, H, d]
+        if change.v_map is not None:
+            heads = np.einsum("thd,hrd->thr", heads, change.v_map.astype(np.float32), optimize=True)
+        x = (heads if change.heads_idx is None else heads[:, change.heads_idx]).reshape(len(x), -1)
+    return x @ weight.astype(np.float32).T + bias.astype(np.float32)

@@ -237,6 +237,55 @@ def test_interleaved_gate_is_not_halves(tmp_path: Path) -> None:
     assert skip.reason == "expected gate and value to be the halves of one product"
 
 
+@pytest.mark.parametrize("op", ["Celu", "Selu", "Softsign", "ThresholdedRelu", "PRelu"])
+def test_other_activations(op: str, tmp_path: Path) -> None:
+    """Any element-wise operator acts on each channel alone; a slope for each channel is cut along."""
+    proto = write_model(Spelling(gelu="relu", d_hidden=9))
+    (relu,) = [n for n in proto.graph.node if n.op_type == "Relu"]
+    relu.op_type = op
+    if op == "PRelu":
+        relu.input.append(store(proto.graph, "slope", np.linspace(0, 1, 9, dtype=np.float32)))
+    graph, blocks = find_in(proto, tmp_path)
+    (unit,) = blocks.mlps
+    assert (unit.activation, unit.d_hidden) == (op.lower(), 9)
+    assert ("slope" in {slot.name for slot in unit.per_channel}) == (op == "PRelu")
+    path, oracle = prune_both(graph, blocks, random_changes(graph, blocks, 3, qk=False, vo=False), tmp_path)
+    feeds = feeds_of(graph)
+    assert difference(run(path, feeds), run(oracle, feeds)) < ROUNDING["float32"]
+
+
+def test_leaky_by_comparison(tmp_path: Path) -> None:
+    """Where(h > 0, Relu(h), h / 10): the condition is of the region too."""
+    proto = write_model(Spelling(gelu="relu", d_hidden=9))
+    position, relu = next((i, n) for i, n in enumerate(proto.graph.node) if n.op_type == "Relu")
+    hidden, zero = relu.output[0], store(proto.graph, "zero", np.float32(0))
+    tenth = store(proto.graph, "tenth", np.float32(0.1))
+    relu.output[0] = "positive"
+    for node in reversed([
+        helper.make_node("Greater", [relu.input[0], zero], ["is_positive"]),
+        helper.make_node("Mul", [relu.input[0], tenth], ["small"]),
+        helper.make_node("Where", ["is_positive", "positive", "small"], [hidden]),
+    ]):  # fmt: skip
+        proto.graph.node.insert(position + 1, node)
+    graph, blocks = find_in(proto, tmp_path)
+    assert [unit.activation for unit in blocks.mlps] == ["relu"]
+    path, oracle = prune_both(graph, blocks, random_changes(graph, blocks, 3, qk=False, vo=False), tmp_path)
+    feeds = feeds_of(graph)
+    assert difference(run(path, feeds), run(oracle, feeds)) < ROUNDING["float32"]
+
+
+def test_tensor_that_is_read_for_its_type(tmp_path: Path) -> None:
+    """The second input of CastLike is no data: the stream, of another width, may stand there."""
+
+    def cast_like_stream(graph: onnx.GraphProto, hidden: str) -> None:
+        put_before(graph, hidden, "CastLike", graph.input[0].name)
+
+    proto = write_model(Spelling(gelu="relu"))
+    cast_like_stream(proto.graph, hidden_of(proto))
+    _, blocks = find_in(proto, tmp_path)
+    assert [unit.activation for unit in blocks.mlps] == ["relu"]
+
+
 def test_no_nonlinearity_is_no_mlp(tmp_path: Path) -> None:
     proto = write_model(Spelling(gelu="relu"))
     for node in proto.graph.node:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -13,9 +14,10 @@ from samples import COMPUTED_SCALE, FIXED, FIXTURES, OPERATOR, TEXT, fixture_pat
 from corp_onnx.blocks import find_blocks
 from corp_onnx.errors import ModelError, OptionError
 from corp_onnx.gradients import EntropyGradient, collect_taylor, find_logits, find_stretch
-from corp_onnx.gradients.operators import apply_operator
+from corp_onnx.gradients.operators import RULES, WITHOUT_GRADIENT, apply_operator
 from corp_onnx.gradients.tensors import Torch
 from corp_onnx.graph import Graph, Node, load_model
+from corp_onnx.graph.operators import NONLINEAR, OPERATORS, TABLE, Operator, Trait
 from corp_onnx.images import open_images, split_holdout
 from corp_onnx.images.recipe import Recipe
 from corp_onnx.metrics import log_softmax
@@ -181,3 +183,25 @@ def test_an_unknown_operator_is_named() -> None:
     node = Node("Det", "", "odd", ("x",), ("y",), {}, 0, proto)
     with pytest.raises(ModelError, match="Det 'odd': no gradient can be taken through the operator Det; use"):
         apply_operator(Torch(torch, torch.float32, 17), node, [torch.eye(3)])
+
+
+@pytest.mark.parametrize("operator", [o for o in TABLE if o.traits & Trait.ELEMENTWISE], ids=lambda o: o.name)
+def test_operator_that_an_mlp_may_hold_has_a_rule_or_is_refused_by_name(operator: Operator) -> None:
+    """Nothing that blocks/ takes ends in another error; what is piecewise constant needs no gradient."""
+    stand_in = SimpleNamespace(Tensor=np.ndarray)  # refused before anything is computed
+    for domain in operator.domains:
+        if (domain, operator.name) in RULES or operator.name in WITHOUT_GRADIENT:
+            continue
+        proto = onnx.helper.make_node(operator.name, ["x"], ["y"], domain=domain)
+        node = Node(operator.name, domain, "", ("x",), ("y",), {}, 0, proto)
+        named = f"{domain}.{operator.name}" if domain else operator.name
+        with pytest.raises(ModelError, match=f"no gradient can be taken through the operator {named}; use --rank obs"):
+            apply_operator(Torch(stand_in, np.float32, 17), node, [np.eye(3)])
+
+
+def test_rules_are_of_known_operators() -> None:
+    """Each stands in the domain that the table says, where the table has it."""
+    for domain, name in RULES:
+        assert name not in OPERATORS or domain in OPERATORS[name].domains
+    gelus = {"Erf", "Tanh", "Sigmoid", "Relu", "Gelu", "FastGelu", "QuickGelu", "BiasGelu"}
+    assert gelus <= {name for _, name in RULES} & NONLINEAR

@@ -151,6 +151,21 @@ class TestConstants:
         graph = read_graph(load_model(save(make_model(nodes, stored={"i": np.array(0)}), tmp_path)))
         assert [graph.is_constant(n) for n in ("i", "s", "n", "r", "y", "nothing")] == [True] + [False] * 5
 
+    @pytest.mark.parametrize(
+        ("op", "inputs", "expected"),
+        [("Max", ["a", "b"], 5.0), ("Min", ["a", "b"], 2.5), ("Mod", ["a", "b"], 0.0), ("Ceil", ["b"], 3.0)],
+    )
+    def test_sizes_computed_from_stored_numbers_are_stored(
+        self, op: str, inputs: list[str], expected: float, tmp_path: Path
+    ) -> None:
+        attrs = {"fmod": 1} if op == "Mod" else {}
+        nodes = [helper.make_node(op, inputs, ["n"], **attrs), helper.make_node("Mul", ["x", "n"], ["y"])]
+        stored = {"a": np.array(5.0, np.float32), "b": np.array(2.5, np.float32)}
+        graph = read_graph(load_model(save(make_model(nodes, stored=stored), tmp_path)))
+        assert graph.is_constant("n")
+        assert graph.constant("n") == np.float32(expected)
+        assert not graph.is_constant("y")
+
     def test_shared_chain_is_walked_once(self, tmp_path: Path) -> None:
         """Forty additions of a tensor to itself are two to the forty paths."""
         nodes = [helper.make_node("Add", [f"t{i}", f"t{i}"], [f"t{i + 1}"]) for i in range(40)]

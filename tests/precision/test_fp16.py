@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -165,3 +166,26 @@ def model(nodes: list[onnx.NodeProto], shape: list[str | int], stored: list[Tens
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy"]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], stored)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs"), [("MeanVarianceNormalization", {"axes": [1]}), ("LRN", {"size": 3}), ("ReduceSumSquare", {})]
+)
+def test_whatever_sums_squares_sees_float32(op: str, attrs: dict[str, Any], tmp_path: Path) -> None:
+    """The square of 300 is more than float16 holds."""
+    nodes = [
+        helper.make_node("Mul", ["x", "half"], ["m"]),
+        helper.make_node(op, ["m"], ["n"], **attrs),
+        helper.make_node("Mul", ["n", "half"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 4, 2, 2])
+    half = numpy_helper.from_array(np.float32([0.5]), "half")
+    proto = helper.make_graph(nodes, "g", [x], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], [half])
+    graph, _ = find_in(helper.make_model(proto, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path)
+    converted = convert_to_fp16(graph)
+    types = types_of(converted.proto)
+    (kept,) = [node for node in converted.proto.graph.node if node.op_type == op]
+    assert converted.kept == {op: 1}
+    assert types[kept.input[0]] == TensorProto.FLOAT
+    halves = [types[n.input[0]] for n in converted.proto.graph.node if n.op_type == "Mul"]
+    assert halves == [TensorProto.FLOAT16] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from graphs import ENTRIES, fixture_path, probed, runs_here
 from onnx import TensorProto, helper, numpy_helper
 
 from corp_onnx.errors import InputError, ModelError
-from corp_onnx.graph import Graph, load_model
+from corp_onnx.graph import Graph, Model, load_model, read_graph
 from corp_onnx.graph.cost import count_macs
 from corp_onnx.run.noise import random_feeds
 from corp_onnx.run.probe import PROBE_IMAGES, probe_graph
@@ -165,6 +166,44 @@ class TestMacs:
         assert whole > 0
         assert count_macs(probed("hf_bert_ts17_eager_ortbert")[0]).total == whole
         assert count_macs(probed("hf_bert_ts17_eager_ortbertmha")[0]).total == whole
+
+    @pytest.mark.parametrize(
+        ("op", "shapes", "attrs", "expected"),
+        [
+            ("FusedMatMul", ((2, 5, 3), (2, 5, 7)), {"transA": 1}, 3 * 7 * 5),
+            ("MatMulNBits", ((2, 5, 32), (7, 1, 16), (7,)), {"K": 32, "N": 7, "bits": 4}, 5 * 32 * 7),
+            ("QLinearMatMul", ((2, 5, 3), (), (), (3, 7)), {}, 5 * 3 * 7),
+            ("QGemm", ((2, 3), (), (), (7, 3)), {"transB": 1}, 3 * 7),
+            ("QLinearConv", ((2, 3, 8, 8), (), (), (5, 3, 2, 2)), {}, 5 * 4 * 4 * 3 * 2 * 2),
+            ("QAttention", ((2, 5, 6), (6, 18), (18,)), {"num_heads": 2}, 5 * 6 * 18 + 2 * 5 * 5 * 6),
+        ],
+    )
+    def test_operators_of_quantised_files_by_hand(
+        self, op: str, shapes: tuple[tuple[int, ...], ...], attrs: dict[str, int], expected: int
+    ) -> None:
+        """Integers multiply as floats do; which input is the factor differs."""
+        names = [f"x{i}" for i in range(len(shapes))]
+        out = {"FusedMatMul": (2, 3, 7), "QGemm": (2, 7), "QLinearConv": (2, 5, 4, 4), "QAttention": (2, 5, 6)}
+        node = helper.make_node(op, names, ["y"], **attrs)
+        proto = helper.make_model(helper.make_graph([node], "one", [], [onnx.ValueInfoProto(name="y")]))
+        known = dict(zip(names, shapes, strict=True)) | {"y": out.get(op, (2, 5, 7))}
+        graph = replace(read_graph(Model(proto, Path("m.onnx"), "")), shapes=known, n_images=2)
+        assert count_macs(graph).by_node == {"y": expected}
+
+
+def test_type_of_what_compares_and_counts_behind_a_foreign_operator(tmp_path: Path) -> None:
+    """ONNX infers none of these types there."""
+    nodes = [
+        helper.make_node("QuickGelu", ["x"], ["g"], domain="com.microsoft"),
+        helper.make_node("IsInf", ["g"], ["infinite"]),
+        helper.make_node("LessOrEqual", ["g", "g"], ["ordered"]),
+        helper.make_node("Xor", ["infinite", "ordered"], ["either"]),
+        helper.make_node("ArgMax", ["g"], ["best"], axis=1),
+        helper.make_node("Where", ["either", "g", "g"], ["y"]),
+    ]
+    graph = probe(nodes, ["b", 4], tmp_path)
+    assert [graph.types[t] for t in ("infinite", "ordered", "either")] == [TensorProto.BOOL] * 3
+    assert (graph.types["best"], graph.types["y"]) == (TensorProto.INT64, TensorProto.FLOAT)
 
 
 def test_file_that_loads_and_does_not_run() -> None:

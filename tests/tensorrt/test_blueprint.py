@@ -125,6 +125,14 @@ class TestFiles:
         with pytest.raises(ModelError, match=sentence):
             read_source(fixture_path("timm_vit_ts17_int8dynamic"))
 
+    def test_quantised_for_cpus_and_fused(self, tmp_path: Path) -> None:
+        """What ONNX Runtime saves of such a file joins the product and its scale."""
+        node = onnx.helper.make_node("MatMulIntegerToFloat", [*"abcd"], ["y"], domain="com.microsoft")
+        graph = onnx.helper.make_graph([node], "g", [], [onnx.ValueInfoProto(name="y")])
+        onnx.save(onnx.helper.make_model(graph), tmp_path / "m.onnx")
+        with pytest.raises(ModelError, match=r"quantised for CPUs \(it has MatMulIntegerToFloat\)"):
+            read_source(tmp_path / "m.onnx")
+
     def test_a_name_with_another_ending_is_read_as_onnx(self, tmp_path: Path) -> None:
         shutil.copy(fixture_path(OPERATOR), tmp_path / "model.json")
         assert read_source(tmp_path / "model.json").precision == "float32"

@@ -48,6 +48,11 @@ CASES = [
     Case("Add", (HEADS, (B, 1, 1, D)), 2, ((0, 2),)),
     Case("Erf", (X,), 1, ((0, 1),)),
     Case("Gelu", (X,), 1, ((0, 1),)),
+    *(Case(op, (X,), 1, ((0, 1),)) for op in ("Celu", "Selu", "Softsign", "ThresholdedRelu", "Floor", "Sign")),
+    Case("PRelu", (X, (D,)), 1, ((0, 1),)),
+    Case("PRelu", (X, (N, 1)), 1, ((0, 1), (1, 0))),  # a slope for each token
+    Case("Clip", (X, ()), 1, ((0, 1),)),
+    Case("CastLike", (X, (N, 1)), 1, ((0, 1),)),  # read for its type
     Case("LayerNormalization", (X, (D,), (D,)), 1, ((0, 1),)),
     Case("LayerNormalization", (X, (N, D), (N, D)), 1, None, {"axis": 1}),
     Case("Softmax", ((B, H, N, N),), 2, ((0, 2),)),
@@ -57,6 +62,9 @@ CASES = [
     Case("ReduceMean", (X,), 1, ((0, 1),), constants=((1, [-1]),)),
     Case("ReduceMean", (HEADS,), 1, ((0, 2),), {"keepdims": 0}, ((1, [1]),)),
     Case("ReduceMean", (X,), 1, ((0, 1),), {"axes": [-1]}, opset=17),
+    Case("ReduceL1", (X,), 1, ((0, 1),), constants=((1, [-1]),)),
+    Case("ReduceProd", (X,), 1, ((0, 1),), {"keepdims": 0}, ((1, [2]),)),
+    Case("ReduceLogSumExp", (X,), 1, None, constants=((1, [1]),)),
     Case("MatMul", (X, (D, 5)), 1, ((0, 1),)),
     Case("MatMul", (HEADS, (B, H, D, N)), 2, ((0, 2),)),
     Case("MatMul", (HEADS, (B, H, D, N)), 3, None),
