@@ -71,7 +71,12 @@ class Budget:
     allocate: Literal["search", "uniform"] = "search"
 
     def __post_init__(self) -> None:
-        name = {"macs": "--macs", "params": "--params", "agreement": "--min-agreement"}[self.kind]
+        names = {"macs": "--macs", "params": "--params", "agreement": "--min-agreement"}
+        if self.kind not in names:
+            raise OptionError(f"a budget is of {_listed(tuple(names))}; found {self.kind}.")
+        if self.allocate not in ("search", "uniform"):
+            raise OptionError(f"--allocate must be search or uniform; found {self.allocate}.")
+        name = names[self.kind]
         if not 0 < self.value < 1:
             raise OptionError(f"{name} is a fraction and must lie between 0 and 1; found {self.value:g}.")
 

@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from corp_onnx.search.best import BestSettings
 from graphs import feeds_of, probed
 from samples import (
     COMPUTED_SCALE,
@@ -37,7 +36,7 @@ from corp_onnx.images import open_images, split_holdout
 from corp_onnx.images.recipe import METADATA_KEY, Recipe
 from corp_onnx.prune import PRUNE_KEY, default_output, default_report, prune_model
 from corp_onnx.results import PruneResult, to_json
-from corp_onnx.settings import Budget, Preprocessing, PruneSettings
+from corp_onnx.settings import Budget, Method, Preprocessing, PruneSettings
 
 N_PHOTOS = 24
 
@@ -273,7 +272,9 @@ class TestSettings:
         assert listing(tmp_path) == []
 
     def test_nothing_of_the_wanted_kind(self, photos: Path, tmp_path: Path) -> None:
-        with pytest.raises(NothingToPruneError, match=r"no query/key pair that can be pruned; give --mlp a fraction"):
+        with pytest.raises(
+            NothingToPruneError, match=r"no query/key pair that can be pruned, but 1 MLP, 1 value/output pair; name"
+        ):
             prune_model(fixture_path("timm_vit_qknorm_dynamo18"), photos, tmp_path / "o.onnx", settings=paper(0, 0.5))
 
 
@@ -296,7 +297,7 @@ class TestData:
         few = write_photos(tmp_path / "few", 3)
         result = prune_model(fixture_path(COMPUTED_SCALE), few, tmp_path / "out.onnx", settings=paper())
         assert result.calibration.n_tokens == 34
-        warning = "34 tokens for up to 48 channels in 2 MLPs: the ridge still solves them"
+        warning = "34 tokens for up to 48 channels in 2 units: the ridge still solves them"
         assert any(w.startswith(warning) for w in result.warnings)
         assert np.isfinite(run_model(tmp_path / "out.onnx", noise())).all()
         assert all(0 < u.error < 10 for u in result.units)
@@ -435,8 +436,7 @@ def test_default_preset_on_every_family(name: str, tmp_path: Path) -> None:
     """Every operand narrower in every block, tokens left out where the model reads one, and all checks pass."""
     graph, blocks = probed(name)
     np.savez(tmp_path / "data.npz", **feeds_of(graph, 16))
-    best = BestSettings(align=1, allocate="uniform")
-    settings = PruneSettings(budget=Budget("params", 0.75), best=best, n_images=16)
+    settings = PruneSettings(Method(align=1, widths=Budget("params", 0.75, "uniform")), n_images=16)
     result = prune_model(fixture_path(name), tmp_path / "data.npz", tmp_path / "out.onnx", settings=settings)
     assert all(check.passed for check in result.checks)
     n_attentions = len(blocks.attentions)

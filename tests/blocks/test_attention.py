@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import ROUNDING, difference, feeds_of, find_in, probed, prune_both, random_changes, run
+from graphs import ROUNDING, difference, feeds_of, find_in, probed, prunable_sites, prune_both, random_changes, run
 from onnx import TensorProto, helper, numpy_helper
 from random_vits import QKV, SCALES, Spelling, write_model
 
-from corp_onnx.blocks import Attention, Blocks
+from corp_onnx.blocks import Attention, Blocks, Operand, QkPair, Skip, VoPair
 from corp_onnx.graph import Graph
 
 Edit = Callable[[onnx.GraphProto], None]
@@ -23,6 +23,11 @@ def only_attention(proto: onnx.ModelProto, folder: Path) -> tuple[Graph, Blocks,
     graph, blocks = find_in(proto, folder)
     (unit,) = blocks.attentions
     return graph, blocks, unit
+
+
+def rest_of(unit: Attention) -> list[Operand]:
+    """What a fused projection holds besides queries, keys and values."""
+    return [operand for name, operand in unit.operands.items() if name.startswith("rest")]
 
 
 def nodes_of(graph: onnx.GraphProto, op: str) -> list[onnx.NodeProto]:
@@ -68,8 +73,8 @@ class TestLayouts:
             "merged": [which * h * d + head * d + dim for which in range(3)],
             "separate_dim_major": [dim * h + head] * 3,
         }.get(qkv, [head * d + dim] * 3)
-        for operand, columns in zip((unit.q, unit.k, unit.v), expected, strict=True):
-            assert operand is not None
+        for letter, columns in zip("qkv", expected, strict=True):
+            operand = unit.operands[letter]
             assert np.array_equal(operand.channel_idx, columns)
             assert operand.is_fused == (qkv.startswith("fused") or qkv in ("merged", "separate_dim_major"))
 
@@ -77,17 +82,15 @@ class TestLayouts:
         """Trap 6: torchvision folds heads into the batch and puts tokens in front."""
         _, blocks = probed("torchvision_vit_ts17")
         for unit in blocks.attentions:
-            assert unit.q is not None
-            assert unit.v is not None
-            assert unit.q.token_major
-            assert unit.v.token_major
-            assert unit.q.n_tokens == 17
+            assert unit.operands["q"].token_major
+            assert unit.operands["v"].token_major
+            assert unit.operands["q"].n_tokens == 17
 
     def test_windows_count_as_images(self) -> None:
         graph, blocks = probed("timm_swin_ts17_fused_fixed")
         for unit in blocks.attentions:
-            assert unit.q is not None
-            assert unit.q.n_tokens * 4 <= np.prod(graph.shapes[unit.q.projection][:-1])
+            query = unit.operands["q"]
+            assert query.n_tokens * 4 <= np.prod(graph.shapes[query.projection][:-1])
 
     def test_scale_in_front_of_the_cut_is_not_lost(self, tmp_path: Path) -> None:
         """Everything in front of the boundary of a fused operand is replaced, so a scale there forbids the cut."""
@@ -99,15 +102,15 @@ class TestLayouts:
         reader = next(n for n in proto.graph.node if first.output[0] in n.input)
         put_in(proto.graph, reader, 0, "Mul", store(proto.graph, "scale", np.float32(0.3)))
         graph, blocks = find_in(proto, tmp_path)
-        assert not blocks.qk_pairs
+        assert not prunable_sites(blocks, "qk")
         assert any("q: the way it is cut out of the projection is not understood" in s.reason for s in blocks.skipped)
         prune_and_compare(graph, blocks, tmp_path)
 
     def test_bias_behind_the_split(self, tmp_path: Path) -> None:
         """Onnxsim joins three products into one and leaves their biases where they were."""
         graph, blocks, unit = only_attention(write_model(Spelling(qkv="merged", d_v=3)), tmp_path)
-        for operand in (unit.q, unit.k, unit.v):
-            assert operand is not None
+        assert [*unit.operands] == ["q", "k", "v"]
+        for operand in unit.operands.values():
             assert operand.linear.bias is None
             assert operand.late_bias is not None
             assert operand.read_late_bias(graph).shape == operand.channel_idx.shape
@@ -120,8 +123,8 @@ class TestLayouts:
         add = next(n for n in proto.graph.node if split.output[0] in n.input)
         put_in(proto.graph, add, 0, "Mul", store(proto.graph, "half", np.float32(0.5)))
         _, _, unit = only_attention(proto, tmp_path)
-        assert unit.qk_skip is not None
-        assert "is changed by Mul between its projection and the product" in unit.qk_skip.reason
+        assert isinstance(unit.qk, Skip)
+        assert "is changed by Mul between its projection and the product" in unit.qk.reason
 
 
 class TestScale:
@@ -171,19 +174,19 @@ class TestValuesAlone:
     def test_rest_of_a_fused_projection_stays(self, name: str) -> None:
         _, blocks = probed(name)
         for unit in blocks.attentions:
-            assert unit.qk_skip is not None
-            assert unit.vo_skip is None
-            assert unit.v is not None
-            assert unit.q is None
-            kept = sum(o.channel_idx.size for o in unit.rest)
-            assert kept + unit.v.channel_idx.size == unit.v.linear.d_out
+            assert isinstance(unit.qk, Skip)
+            assert isinstance(unit.vo, VoPair)
+            assert "q" not in unit.operands
+            value = unit.operands["v"]
+            kept = sum(o.channel_idx.size for o in rest_of(unit))
+            assert kept + value.channel_idx.size == value.linear.d_out
 
     def test_mlp_in_the_same_product(self) -> None:
         _, blocks = probed("timm_vit_parallel_ts17")
         for unit in blocks.attentions:
-            assert unit.qk_skip is None
-            assert unit.vo_skip is None
-            assert [o.channel_idx.size for o in unit.rest] == [24]
+            assert isinstance(unit.qk, QkPair)
+            assert isinstance(unit.vo, VoPair)
+            assert [o.channel_idx.size for o in rest_of(unit)] == [24]
 
     def test_fused_parts_that_are_read_together(self, tmp_path: Path) -> None:
         proto = write_model(Spelling(qkv="fused"))
@@ -191,8 +194,8 @@ class TestValuesAlone:
         proto.graph.node.append(helper.make_node("ReduceMax", [parts], ["largest"]))
         proto.graph.output.append(onnx.ValueInfoProto(name="largest"))
         _, _, unit = only_attention(proto, tmp_path)
-        for skip in (unit.qk_skip, unit.vo_skip):
-            assert skip is not None
+        for skip in (unit.qk, unit.vo):
+            assert isinstance(skip, Skip)
             assert re.search("can not be taken apart: ReduceMax .* reads parts of it together", skip.reason)
 
 
@@ -273,10 +276,10 @@ class TestCutsThatWouldBeWrong:
         proto = write_model(Spelling(qkv="separate", n_tokens=5, scale="none"))
         edit(proto.graph)
         graph, blocks, unit = only_attention(proto, tmp_path)
-        for skip, reason in ((unit.qk_skip, qk), (unit.vo_skip, vo)):
-            assert (skip is None) == (reason is None), skip
-            if skip is not None and reason is not None:
-                assert re.search(reason, skip.reason), skip.reason
+        for pair, reason in ((unit.qk, qk), (unit.vo, vo)):
+            assert isinstance(pair, Skip) == (reason is not None), pair
+            if isinstance(pair, Skip) and reason is not None:
+                assert re.search(reason, pair.reason), pair.reason
         prune_and_compare(graph, blocks, tmp_path)  # what is left is right
 
     def test_capped_logits(self, tmp_path: Path) -> None:
@@ -305,8 +308,8 @@ class TestCutsThatWouldBeWrong:
         turned = nodes_of(proto.graph, "Transpose")[-1]
         turned.attribute[0].ints[:] = [0, 2, 3, 1]
         _, _, unit = only_attention(proto, tmp_path)
-        assert unit.vo_skip is not None
-        assert unit.vo_skip.reason == "expected the heads side by side in front of the output projection"
+        assert isinstance(unit.vo, Skip)
+        assert unit.vo.reason == "expected the heads side by side in front of the output projection"
 
 
 class TestOperators:
@@ -343,7 +346,7 @@ class TestOperators:
 
     def test_plain_operator_is_found(self, tmp_path: Path) -> None:
         graph, blocks = find_in(self.operator_graph(12, q_num_heads=2, kv_num_heads=2), tmp_path)
-        assert len(blocks.qk_pairs) == len(blocks.vo_pairs) == 1
+        assert len(prunable_sites(blocks, "qk")) == len(prunable_sites(blocks, "vo")) == 1
         prune_and_compare(graph, blocks, tmp_path)
 
     def test_keys_and_values_of_two_widths(self, tmp_path: Path) -> None:
@@ -364,7 +367,7 @@ class TestOperators:
         """Trap 9: MultiHeadAttention holds the bias of q, k and v one behind the other."""
         graph, blocks = probed("handmade_ms_mha_bias")
         (unit,) = blocks.attentions
-        operands = [o for o in (unit.q, unit.k, unit.v) if o is not None]
+        operands = [*unit.operands.values()]
         assert [o.linear.bias_offset for o in operands] == [0, 20, 40]
         assert all(not o.linear.output_has_bias for o in operands)
         parts = [o.linear.read_bias(graph) for o in operands]

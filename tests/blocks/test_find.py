@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import ENTRIES, find_in, fixture_path, is_quantised, probed, runs_here
+from graphs import ENTRIES, find_in, fixture_path, is_quantised, probed, prunable_sites, runs_here
 from onnx import TensorProto, helper, numpy_helper
 from random_vits import Spelling, write_model
 
-from corp_onnx.blocks import find_blocks, require_blocks
+from corp_onnx.blocks import Skip, find_blocks
+from corp_onnx.checks.preflight import choose_units
 from corp_onnx.errors import ModelError, NothingToPruneError
 from corp_onnx.graph import load_model
 from corp_onnx.run.probe import probe_graph
+from corp_onnx.settings import BEST, PAPER
 
 RUN = [n for n in ENTRIES if runs_here(n)]
 REASONS = {
@@ -49,8 +51,8 @@ def test_units_are_those_of_the_manifest(name: str) -> None:
         assert unit is not None
         assert unit.n_heads == n_heads[idx]
         assert (unit.d_qk, unit.d_v) == (d_heads[idx], expect["d_head_v"] or d_heads[idx])
-        for kind, skip in (("qk", unit.qk_skip), ("vo", unit.vo_skip)):
-            assert expect[kind] is None or (skip is None) == expect[kind], skip
+        for kind, pair in (("qk", unit.qk), ("vo", unit.vo)):
+            assert expect[kind] is None or isinstance(pair, Skip) != expect[kind], pair
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -71,7 +73,7 @@ def test_scale_is_read_wherever_it_stands(name: str) -> None:
     """Trap 1: before, behind or on both sides of the product, stored or computed from Shape(q)."""
     _, blocks = probed(name)
     for unit in blocks.attentions:
-        if unit.q is not None and ENTRIES[name]["expect"]["d_head_v"] is None:  # not pruned before
+        if "q" in unit.operands and ENTRIES[name]["expect"]["d_head_v"] is None:  # not pruned before
             assert unit.scale == pytest.approx(unit.d_qk**-0.5, rel=1e-3)
 
 
@@ -115,15 +117,16 @@ def test_names_are_never_parsed(name: str, tmp_path: Path) -> None:
     _, expected = probed(name)
     _, blocks = find_in(proto, tmp_path)
     assert [u.d_hidden for u in blocks.mlps] == [u.d_hidden for u in expected.mlps]
-    assert [(u.d_qk, u.d_v) for u in blocks.vo_pairs] == [(u.d_qk, u.d_v) for u in expected.vo_pairs]
-    assert [u.position for u in blocks.qk_pairs] == [u.position for u in expected.qk_pairs]
+    values, expected_values = (prunable_sites(b, "vo") for b in (blocks, expected))
+    assert [(u.d_qk, u.d_v) for u in values] == [(u.d_qk, u.d_v) for u in expected_values]
+    queries, expected_queries = (prunable_sites(b, "qk") for b in (blocks, expected))
+    assert [u.position for u in queries] == [u.position for u in expected_queries]
 
 
 def test_keys_and_streams_follow_the_data(tmp_path: Path) -> None:
     graph, blocks = find_in(write_model(Spelling(n_blocks=3)), tmp_path)
-    assert [b.mlp.key for b in blocks.blocks if b.mlp] == ["blocks.0.mlp", "blocks.1.mlp", "blocks.2.mlp"]
-    assert [a.qk_key for a in blocks.attentions] == ["blocks.0.attn.qk", "blocks.1.attn.qk", "blocks.2.attn.qk"]
-    assert [a.vo_key for a in blocks.attentions] == ["blocks.0.attn.vo", "blocks.1.attn.vo", "blocks.2.attn.vo"]
+    assert [str(b.mlp.key) for b in blocks.blocks if b.mlp] == ["blocks.0.mlp", "blocks.1.mlp", "blocks.2.mlp"]
+    assert [str(a.key) for a in blocks.attentions] == ["blocks.0.attn", "blocks.1.attn", "blocks.2.attn"]
     assert all(b.stream is not None and graph.producers[b.stream].op == "Add" for b in blocks.blocks)
     last = graph.producers[graph.outputs[0]]
     assert last.inputs == (blocks.blocks[-1].stream,)
@@ -134,17 +137,18 @@ def test_no_block_at_all() -> None:
     graph, blocks = probed("torch_convnet_ts17")
     assert blocks.blocks == ()
     with pytest.raises(NothingToPruneError, match=r"no transformer block found: among \d+ nodes no softmax follows"):
-        require_blocks(graph, blocks)
+        choose_units(graph, blocks, BEST)
 
 
 def test_values_alone_are_something_to_prune() -> None:
     """Queries that are rotated and an MLP that is normed leave the values."""
     graph, blocks = probed("timm_eva02_base_ts17_unfused")
     assert not blocks.mlps
-    assert not blocks.qk_pairs
-    require_blocks(graph, blocks, vo=True)
-    with pytest.raises(NothingToPruneError, match=r"Nearest miss \(qk\)"):
-        require_blocks(graph, blocks)  # the paper's method leaves values alone
+    assert not prunable_sites(blocks, "qk")
+    assert [unit.site for unit in choose_units(graph, blocks, BEST)] == list(prunable_sites(blocks, "vo"))
+    # the paper's method leaves values alone
+    with pytest.raises(NothingToPruneError, match=r"no MLP or query/key pair that can be pruned, but 1 value/output"):
+        choose_units(graph, blocks, PAPER)
 
 
 def test_nearest_miss_is_shown(tmp_path: Path) -> None:
@@ -157,11 +161,11 @@ def test_nearest_miss_is_shown(tmp_path: Path) -> None:
             node.attribute[0].i = 1
     graph, blocks = find_in(proto, tmp_path)
     assert not blocks.mlps
-    assert not blocks.qk_pairs
+    assert not prunable_sites(blocks, "qk")
     with pytest.raises(
         NothingToPruneError, match=r"Nearest miss \(qk\) at Softmax '.*expected a softmax over the last axis"
     ):
-        require_blocks(graph, blocks)
+        choose_units(graph, blocks, PAPER)
 
 
 @pytest.mark.parametrize("op", ["PackedMultiHeadAttention", "GroupQueryAttention"])
@@ -200,4 +204,5 @@ def test_blocks_are_found_again_in_a_pruned_graph(tmp_path: Path) -> None:
     again = find_blocks(probe_graph(load_model(pruned)))
     assert again.skipped == ()
     assert [u.d_hidden for u in again.mlps] == [len(changes[u.key].kept_idx) for u in blocks.mlps]  # type: ignore[union-attr]
-    assert [u.d_qk for u in again.qk_pairs] == [changes[u.key].q_map.shape[1] for u in blocks.qk_pairs]  # type: ignore[union-attr]
+    maps = [changes[u.key].q_map for u in prunable_sites(blocks, "qk")]  # type: ignore[union-attr]
+    assert [u.d_qk for u in prunable_sites(again, "qk")] == [m.shape[1] for m in maps]  # type: ignore[union-attr]

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from graphs import ENTRIES, FIXTURES, feeds_of, find_in, probed, runs_here
+from graphs import ENTRIES, FIXTURES, feeds_of, find_in, probed, prunable_sites, runs_here
 from onnx import numpy_helper
 from random_vits import Spelling, write_model
 
 from corp_onnx.blocks import Blocks
-from corp_onnx.calibrate.collect import (
-    Units,
-    choose_units,
-    collect_moments,
-    read_operand,
-    read_queries_keys,
-    read_tokens,
-    require_finite,
-    run_tapped,
-    tap_units,
-)
+from corp_onnx.calibrate.collect import collect_moments, tap_units
 from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph import Graph
 from corp_onnx.images.arrays import ArraySet
 from corp_onnx.moments.values import ChannelMoments, LogitMoments
-from corp_onnx.run.sessions import open_tapped
+from corp_onnx.run.sessions import Tapped, open_tapped
+from corp_onnx.units import KINDS, Unit, list_units
+from corp_onnx.units.mlp import MlpUnit
+from corp_onnx.units.qk import QkUnit
+from corp_onnx.units.taps import Taps, read_operand, read_tokens
 
 RUN = [n for n in ENTRIES if runs_here(n) and ENTRIES[n]["expect"]["n_blocks"]]
 
@@ -46,8 +41,16 @@ def images_of(graph: Graph, n_images: int, seed: int = 0) -> ArraySet:
     return ArraySet(Path("made up"), arrays, np.arange(n_images))
 
 
-def all_units(blocks: Blocks) -> Units:
-    return choose_units(blocks, mlp=True, qk=True, vo=True)
+def all_units(blocks: Blocks) -> tuple[Unit, ...]:
+    return list_units(blocks, ("mlp", "qk", "vo"))
+
+
+def tap_with(graph: Graph, units: Sequence[Unit], extra: Sequence[str]) -> Tapped:
+    """What the units ask for, and other tensors beside."""
+    taps = Taps()
+    for unit in units:
+        unit.tap(taps)
+    return open_tapped(graph.model, [*extra, *taps.tensors], products=list(taps.products.values()))
 
 
 class TestOperands:
@@ -56,12 +59,12 @@ class TestOperands:
         """Traps 2, 6 and 9: read by head and token, q k' is what the softmax core multiplies, up to one number."""
         graph, blocks = probed(name)
         units = all_units(blocks)
-        softmax = [u for u in units.qk_pairs if u.core == "softmax"]
-        taps = [u.node.output for u in softmax]
-        arrays = tap_units(graph, units, extra=taps).run(feeds_of(graph, 2))
+        softmax = [site for site in prunable_sites(blocks, "qk") if site.core == "softmax"]
+        arrays = tap_with(graph, units, [site.node.output for site in softmax]).run(feeds_of(graph, 2))
         n_real = graph.n_images
-        for unit in units.qk_pairs:
-            q, k = read_queries_keys(arrays, graph, unit, n_real)
+        for pair in (u for u in units if u.kind == "qk"):
+            unit = pair.site
+            q, k = pair.read(arrays, graph, n_real)
             assert q.dtype == k.dtype == np.float32
             assert q.shape[0] == k.shape[0]
             assert q.shape[2:] == k.shape[2:] == (unit.n_heads, unit.d_qk)
@@ -78,17 +81,15 @@ class TestOperands:
     def test_values_meet_the_probabilities(self, name: str) -> None:
         """P @ V by head, from the values as they are read, is what the output projection reads."""
         graph, blocks = probed(name)
-        for unit in blocks.vo_pairs:
-            assert unit.v is not None
-            assert unit.out is not None
-            product = next(n for n, i in graph.users(unit.v.tensor) if n.op == "MatMul" and i == 1)
-            taps = [product.inputs[0], unit.v.projection, unit.out.linear.input]
-            arrays = open_tapped(graph.model, taps).run(feeds_of(graph, 2))
-            v = read_operand(arrays, graph, unit.v, graph.n_images)  # [B, N, H, d]
-            p = arrays[product.inputs[0]].reshape(len(v), unit.n_heads, v.shape[1], v.shape[1])
+        for pair in list_units(blocks, ("vo",)):
+            value = pair.site.operands["v"]
+            product = next(n for n, i in graph.users(value.tensor) if n.op == "MatMul" and i == 1)
+            arrays = tap_with(graph, [pair], [product.inputs[0], value.projection]).run(feeds_of(graph, 2))
+            v = read_operand(arrays, graph, value, graph.n_images)  # [B, N, H, d]
+            p = arrays[product.inputs[0]].reshape(len(v), pair.n_heads, v.shape[1], v.shape[1])
             o = np.einsum("bhnm,bmhd->bnhd", p, v).reshape(len(v), v.shape[1], -1)
-            tokens = read_tokens(arrays[unit.out.linear.input], graph, graph.n_images)
-            if unit.v.token_major:
+            (tokens,) = pair.read(arrays, graph, graph.n_images)
+            if value.token_major:
                 tokens = tokens.reshape(v.shape[1], len(v), -1).transpose(1, 0, 2)
             np.testing.assert_allclose(tokens.reshape(o.shape), o, rtol=1e-4, atol=1e-5)
 
@@ -106,15 +107,15 @@ class TestOperands:
                 tensor.CopyFrom(numpy_helper.from_array(proto_values, tensor.name))
         proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
         graph, blocks = find_in(proto, tmp_path)
-        (unit,) = blocks.qk_pairs
-        assert unit.q is not None
-        assert graph.dims(unit.q.projection) == (48, 12)
-        arrays = tap_units(graph, Units(qk_pairs=(unit,))).run(
+        (unit,) = list_units(blocks, ("qk",))
+        projection = unit.site.operands["q"].projection
+        assert graph.dims(projection) == (48, 12)
+        arrays = tap_units(graph, [unit]).run(
             {"x": np.random.default_rng(0).standard_normal((3, 5, 7)).astype(np.float32)}
         )
-        q, _ = read_queries_keys(arrays, graph, unit, 3)
+        q, _ = unit.read(arrays, graph, 3)
         assert q.shape == (3, 5, 2, 6)
-        assert np.array_equal(q.reshape(15, 12), arrays[unit.q.projection])
+        assert np.array_equal(q.reshape(15, 12), arrays[projection])
 
 
 class TestMoments:
@@ -129,22 +130,21 @@ class TestMoments:
         units = all_units(blocks)
         images = images_of(graph, 4)
         moments = collect_moments(graph, units, images, batch_size=4)
-        chunks = [arrays for arrays, _ in run_tapped(tap_units(graph, units), images, 4)]
-        assert {key for key, _ in moments.entries} == {
-            *(u.key for u in units.mlps), *(u.qk_key for u in units.qk_pairs), *(u.vo_key for u in units.vo_pairs)
-        }  # fmt: skip
-        for unit in units.mlps:
-            found = moments[unit.key]
+        chunks = [arrays for arrays, _ in tap_units(graph, units).stream(images, 4)]
+        assert [key for key, _ in moments.entries] == [str(u.key) for u in units]
+        for unit in (u for u in units if u.kind != "qk"):  # values are read by their output projection
+            found = moments[str(unit.key)]
             assert isinstance(found, ChannelMoments)
-            x = np.concatenate([a[unit.hidden].reshape(-1, unit.d_hidden) for a in chunks]).astype(np.float64)
+            tensor = unit.site.hidden if isinstance(unit, MlpUnit) else unit.site.out.linear.input
+            x = np.concatenate([a[tensor].reshape(-1, found.gram.shape[0]) for a in chunks]).astype(np.float64)
             assert found.count == len(x)
             np.testing.assert_allclose(found.total, x.sum(axis=0), rtol=1e-4, atol=1e-4)
             np.testing.assert_allclose(found.gram, x.T @ x, rtol=1e-4, atol=1e-3)
-        for unit in units.qk_pairs:
-            found = moments[unit.qk_key]
+        for unit in (u for u in units if isinstance(u, QkUnit)):
+            found = moments[str(unit.key)]
             assert isinstance(found, LogitMoments)
             q, k = (np.concatenate(parts) for parts in zip(
-                *(read_queries_keys(a, graph, unit, graph.n_images if graph.fixed_batch else 4) for a in chunks),
+                *(unit.read(a, graph, graph.n_images if graph.fixed_batch else 4) for a in chunks),
                 strict=True,
             ))  # fmt: skip
             np.testing.assert_allclose(found.q_gram, np.einsum("bnhd,bnhe->hde", q, q), rtol=1e-3, atol=1e-3)
@@ -169,8 +169,14 @@ class TestMoments:
 
     def test_wanted_kinds_only(self) -> None:
         _, blocks = probed("timm_vit_dynamo23_fused")
-        assert choose_units(blocks, mlp=False) == Units((), blocks.qk_pairs, ())
-        assert choose_units(blocks, qk=False, vo=True) == Units(blocks.mlps, (), blocks.vo_pairs)
+        for wanted in (("qk",), ("mlp", "vo"), tuple(KINDS)):
+            units = list_units(blocks, wanted)
+            assert {u.kind for u in units} == set(wanted)
+            taps = Taps()
+            for unit in units:
+                unit.tap(taps)
+            tapped = tap_units(probed("timm_vit_dynamo23_fused")[0], units)
+            assert set(tapped.taps) == {*taps.tensors, *taps.products}
 
 
 class TestFixedBatch:
@@ -218,14 +224,6 @@ class TestNotFinite:
         graph, blocks = find_in(proto, tmp_path)
         with pytest.raises(NonFiniteError, match=r"tensor '.*' \(blocks\.0\.mlp\) holds NaN"):
             collect_moments(graph, all_units(blocks), images_of(graph, 2))
-
-    def test_output(self) -> None:
-        graph, _ = probed("timm_vit_ts17_fused")
-        require_finite(graph.model, "logits", np.zeros(3))
-        with pytest.raises(
-            NonFiniteError, match="output 'logits' holds 2 NaN or Inf on these images; nothing was pruned"
-        ):
-            require_finite(graph.model, "logits", np.array([1, np.nan, np.inf]))
 
 
 def test_fixtures_are_there() -> None:

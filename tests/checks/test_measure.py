@@ -9,11 +9,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from corp_onnx.search.plan import UnitPlan
 from samples import OPERATOR, expectation, fixture_path, paper, weights_of, write_photos
 
 from corp_onnx.blocks import find_blocks
-from corp_onnx.calibrate.collect import Units, choose_units
 from corp_onnx.checks.measure import measure_model, measure_units
 from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph.model import load_model
@@ -21,8 +19,8 @@ from corp_onnx.images import ImageSet, open_images, split_holdout
 from corp_onnx.images.recipe import Recipe
 from corp_onnx.prune import prune_model
 from corp_onnx.results import HeldOut, PruneResult
-from corp_onnx.rewrite import AttentionChange, MlpChange
 from corp_onnx.run.probe import probe_graph
+from corp_onnx.units import AttentionChange, MlpChange, UnitPlan, list_units
 
 RECIPE = Recipe(size=(8, 8))
 DENSE = fixture_path(OPERATOR)
@@ -108,21 +106,20 @@ class TestUnitErrors:
 
     def test_value_error_is_that_of_the_projection(self, held_out: ImageSet, pixels: np.ndarray) -> None:
         graph = probe_graph(load_model(DENSE))
-        units = Units(vo_pairs=choose_units(find_blocks(graph), vo=True).vo_pairs[:1])
+        unit = list_units(find_blocks(graph), ("vo",))[0]
+        out = unit.site.out.linear
         rng = np.random.default_rng(0)
         changes = [
             AttentionChange(
-                v_map=rng.standard_normal((H, 3, D_HEAD)), out_weight=rng.standard_normal((D, H * 3)),
+                unit.site, v_map=rng.standard_normal((H, 3, D_HEAD)), out_weight=rng.standard_normal((D, H * 3)),
                 out_bias=rng.standard_normal(D),
             )
             for _ in range(2)
         ]  # fmt: skip
-        unit = units.vo_pairs[0]
-        plan = UnitPlan(unit.vo_key, unit.key, "vo", D_HEAD, 3, 1.0, changes[0], changes[1])
-        measured = measure_units(graph, units, [plan], held_out)[unit.vo_key]
-        assert unit.out is not None
-        x = tap(DENSE, [unit.out.linear.input], pixels)[0].reshape(-1, H, D_HEAD)
-        exact = x.reshape(-1, H * D_HEAD) @ unit.out.linear.read_weight(graph).T + unit.out.linear.read_bias(graph)
+        plan = UnitPlan(unit, 3, 1.0, changes[0], changes[1])
+        measured = measure_units(graph, [plan], held_out)[unit.key]
+        x = tap(DENSE, [out.input], pixels)[0].reshape(-1, H, D_HEAD)
+        exact = x.reshape(-1, H * D_HEAD) @ out.read_weight(graph).T + out.read_bias(graph)
         for change, found in zip(changes, measured, strict=True):
             assert change.v_map is not None
             cut = np.stack([x[:, h] @ change.v_map[h].T for h in range(H)], axis=1).reshape(-1, H * 3)
@@ -132,11 +129,11 @@ class TestUnitErrors:
     def test_batches_change_nothing(self, held_out: ImageSet) -> None:
         """Not even the mean that the reference is taken about."""
         graph = probe_graph(load_model(DENSE))
-        units = Units(mlps=find_blocks(graph).mlps[:1])
+        unit = list_units(find_blocks(graph), ("mlp",))[0]
         rng = np.random.default_rng(0)
-        change = MlpChange(np.arange(5), rng.standard_normal((D, 5)), np.zeros(D))
-        plan = UnitPlan(units.mlps[0].key, units.mlps[0].key, "mlp", D_HIDDEN, 5, 1.0, change, change)
-        measured = [measure_units(graph, units, [plan], held_out, batch_size=n)[plan.key] for n in (1, 2, 64)]
+        change = MlpChange(unit.site, np.arange(5), rng.standard_normal((D, 5)), np.zeros(D))
+        plan = UnitPlan(unit, 5, 1.0, change, change)
+        measured = [measure_units(graph, [plan], held_out, batch_size=n)[plan.key] for n in (1, 2, 64)]
         assert measured[0] == pytest.approx(measured[1], rel=1e-5)
         assert measured[0] == pytest.approx(measured[2], rel=1e-5)
 
@@ -202,10 +199,10 @@ class TestModel:
     def test_infinite_answers_are_an_error(self, held_out: ImageSet, tmp_path: Path) -> None:
         proto = onnx.load(DENSE)
         bias = next(t for t in proto.graph.initializer if tuple(t.dims) == (10,))
-        bias.CopyFrom(onnx.numpy_helper.from_array(np.full(10, np.inf, np.float32), bias.name))
+        bias.CopyFrom(onnx.numpy_helper.from_array(np.array([np.nan] * 5 + [np.inf] * 5, np.float32), bias.name))
         onnx.save(proto, tmp_path / "inf.onnx")
         graph = probe_graph(load_model(DENSE))
-        with pytest.raises(NonFiniteError, match=r"inf\.onnx: output 'logits' holds 30 NaN or Inf"):
+        with pytest.raises(NonFiniteError, match=r"inf\.onnx: output 'logits' holds 30 NaN or Inf on these images; no"):
             measure_model(graph, find_blocks(graph), load_model(tmp_path / "inf.onnx"), held_out)
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from corp_onnx.search.plan import Cut
 from onnx import numpy_helper
 from samples import EXTERNAL, OPERATOR, SEPARATE, fixture_path
 
 from corp_onnx.blocks import Blocks, find_blocks
-from corp_onnx.checks.preflight import choose_cut, protect_model, require_finite_weights
+from corp_onnx.checks.preflight import choose_units, protect_model, require_finite_weights
 from corp_onnx.errors import NonFiniteError, NothingToPruneError, OptionError, OutputError
 from corp_onnx.graph import Graph
 from corp_onnx.graph.model import load_model
 from corp_onnx.run.probe import probe_graph
+from corp_onnx.settings import BEST, PAPER, Fractions, Method
+from corp_onnx.units import KINDS, Unit
 
 
 def probed(path: Path) -> tuple[Graph, Blocks]:
@@ -83,24 +85,54 @@ class TestDestinations:
             protect_model(model, {"-o": tmp_path / "o.onnx", "--report": data}, tmp_path / "o.onnx")
 
 
-class TestCut:
+def choose(name: str, mlp: float, attn: float) -> tuple[Unit, ...]:
+    return choose_units(*probed(fixture_path(name)), replace(PAPER, widths=Fractions(mlp, attn)))
+
+
+class TestUnits:
     @pytest.mark.parametrize(("mlp", "attn", "counts"), [(0.5, 0.5, (2, 2)), (0.5, 0, (2, 0)), (0, 0.5, (0, 2))])
     def test_kinds_with_a_fraction(self, mlp: float, attn: float, counts: tuple[int, int]) -> None:
-        units = choose_cut(*probed(fixture_path(OPERATOR)), Cut(mlp, attn))
-        assert (len(units.mlps), len(units.qk_pairs)) == counts
-        assert units.vo_pairs == ()
+        units = choose(OPERATOR, mlp, attn)
+        assert tuple(sum(u.kind == kind for u in units) for kind in ("mlp", "qk")) == counts
+        assert len(units) == sum(counts)
+
+    def test_no_fraction_cuts_values(self) -> None:
+        """Whatever kinds the method names."""
+        method = replace(BEST, widths=Fractions(0.5, 0.5))
+        assert "vo" in method.units
+        assert {u.kind for u in choose_units(*probed(fixture_path(OPERATOR)), method)} == {"mlp", "qk"}
+
+    def test_kinds_of_the_method_under_a_budget(self) -> None:
+        for wanted in (("mlp",), ("vo", "qk"), tuple(KINDS)):
+            units = choose_units(*probed(fixture_path(OPERATOR)), Method(units=wanted))
+            assert {u.kind for u in units} == set(wanted)
 
     def test_nothing_removed(self) -> None:
-        graph, blocks = probed(fixture_path(SEPARATE))
         with pytest.raises(OptionError, match="--mlp 0 and --attn 0 together remove nothing"):
-            choose_cut(graph, blocks, Cut(0, 0))
+            choose(SEPARATE, 0, 0)
         with pytest.raises(OptionError, match=r"--mlp 0\.02 and --attn 0 remove nothing from units up to 24 wide"):
-            choose_cut(graph, blocks, Cut(0.02, 0))
-        assert len(choose_cut(graph, blocks, Cut(0.03, 0)).mlps) == 1  # 24 * 0.97 rounds to 23
+            choose(SEPARATE, 0.02, 0)
+        assert len(choose(SEPARATE, 0.03, 0)) == 1  # 24 * 0.97 rounds to 23
+
+    @pytest.mark.parametrize(
+        ("units", "found"), [(("mlp", "tails"), "found tails"), (("a", "b"), "found a, b"), ((), "found none")]
+    )
+    def test_unknown_kind(self, units: tuple[str, ...], found: str) -> None:
+        with pytest.raises(OptionError, match=rf"--units takes one or more of {', '.join(KINDS)}; {found}\."):
+            choose_units(*probed(fixture_path(OPERATOR)), Method(units=units))
 
     def test_no_unit_of_the_kind(self) -> None:
+        """Another kind is there, and how many of it."""
+        expected = "no MLP that can be pruned, but 1 query/key pair, 1 value/output pair; name those with --units, or "
         graph, blocks = probed(fixture_path(SEPARATE))
-        whole = Blocks((), ())
-        with pytest.raises(NothingToPruneError, match="no MLP that can be pruned; give --attn a fraction above 0"):
-            choose_cut(graph, whole, Cut(0.5, 0))
         assert blocks.mlps
+        without = Blocks(tuple(replace(block, mlp=None) for block in blocks.blocks), ())
+        for widths in (Fractions(0.5, 0), BEST.widths):
+            with pytest.raises(NothingToPruneError, match=expected):
+                choose_units(graph, without, Method(units=("mlp",), widths=widths))
+
+    def test_no_unit_at_all(self) -> None:
+        graph, _ = probed(fixture_path(SEPARATE))
+        for method in (BEST, PAPER):
+            with pytest.raises(NothingToPruneError, match="no transformer block found"):
+                choose_units(graph, Blocks((), ()), method)

@@ -10,25 +10,22 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from corp_onnx.rewrite.heads import joint_bias
-from corp_onnx.search.plan import Cut, gather_changes, plan_paper
 from onnx import helper, numpy_helper
 from samples import COMPUTED_SCALE, OPERATOR, fixture_path, listing, paper, write_photos
 
-from corp_onnx import prune as prune_module
 from corp_onnx.blocks import Blocks, find_blocks
-from corp_onnx.calibrate.collect import choose_units, collect_moments
+from corp_onnx.calibrate.collect import collect_moments
+from corp_onnx.checks.preflight import choose_units
 from corp_onnx.checks.verify import (
     check_batches,
     check_identity,
     check_padding,
-    check_replay,
+    check_rewrite,
     check_signature,
     check_structure,
-    relative_difference,
     require_passed,
 )
-from corp_onnx.errors import CheckFailedError
+from corp_onnx.errors import CheckFailedError, ModelError
 from corp_onnx.graph import Graph
 from corp_onnx.graph.model import Model, load_model
 from corp_onnx.graph.write import write_model
@@ -36,8 +33,15 @@ from corp_onnx.images import open_images
 from corp_onnx.images.recipe import Recipe
 from corp_onnx.prune import prune_model
 from corp_onnx.results import CheckResult
-from corp_onnx.rewrite import AttentionChange, MlpChange, apply_changes, surgery
+from corp_onnx.rewrite import Rewrite, passes, plan_rewrite
+from corp_onnx.run.comparison import relative_difference
 from corp_onnx.run.probe import probe_graph
+from corp_onnx.search.problem import Problem
+from corp_onnx.search.strategy import follow_method
+from corp_onnx.settings import PAPER
+from corp_onnx.tokens.trim import plan_trim
+from corp_onnx.units import Changes, MlpChange, attention, projections
+from corp_onnx.units.parts import joint_bias
 
 Tamper = Callable[[onnx.ModelProto], None]
 
@@ -48,27 +52,32 @@ class Case:
 
     graph: Graph
     blocks: Blocks
-    changes: dict[str, MlpChange | AttentionChange]
+    changes: Changes
     feeds: dict[str, np.ndarray]
 
+    @property
+    def rewrite(self) -> Rewrite:
+        return plan_rewrite(self.changes)
+
     def write(self, folder: Path, tamper: Tamper | None = None) -> Model:
-        proto = apply_changes(self.graph, self.blocks, self.changes, {})
+        proto = self.rewrite.make(self.graph)
         if tamper is not None:
             tamper(proto)
         write_model(proto, folder / "out.onnx", self.graph.model.folder)
         return load_model(folder / "out.onnx")
 
-    def check(self, name: str, pruned: Model, folder: Path) -> CheckResult:
+    def check(self, name: str, pruned: Model) -> CheckResult:
         if name == "structure":
             return check_structure(pruned.path)
         if name == "signature":
             return check_signature(self.graph.model, pruned)
         if name == "identity":
-            return check_identity(self.graph, self.blocks, self.changes, self.feeds, folder)
+            return check_identity(self.graph, self.rewrite, pruned, self.feeds)
         if name == "padding":
-            return check_padding(self.graph, self.blocks, self.changes, pruned, self.feeds, folder)
+            return check_padding(self.graph, self.rewrite, pruned, self.feeds)
         if name == "replay":
-            return check_replay(self.graph, self.blocks, self.changes, pruned, self.feeds)
+            (cut,) = self.rewrite.passes
+            return cut.check(self.graph, self.graph.model, pruned, self.feeds, "cpu")
         return check_batches(pruned, self.feeds)
 
 
@@ -84,8 +93,9 @@ def make_case(name: str, photos: Path) -> Case:
     graph = probe_graph(load_model(fixture_path(name)))
     blocks = find_blocks(graph)
     images = open_images(photos, Recipe(size=(8, 8)))
-    units = choose_units(blocks)
-    changes = gather_changes(plan_paper(graph, units, collect_moments(graph, units, images), Cut()))
+    units = choose_units(graph, blocks, PAPER)
+    problem = Problem(graph, blocks, units, PAPER, collect_moments(graph, units, images), images, images)
+    changes = follow_method(problem).changes
     pixels = next(iter(images.batches(4))).pixels
     return Case(graph, blocks, changes, {graph.inputs[0]: pixels})
 
@@ -167,7 +177,7 @@ class TestChecks:
     @pytest.mark.parametrize("name", NAMES)
     def test_good_file_passes(self, name: str, case: Case, scaled: Case, tmp_path: Path) -> None:
         for of_graph in (case, scaled):
-            found = of_graph.check(name, of_graph.write(tmp_path), tmp_path)
+            found = of_graph.check(name, of_graph.write(tmp_path))
             assert found.name == name
             assert found.passed, found.detail
             assert listing(tmp_path) == ["out.onnx"]
@@ -187,23 +197,23 @@ class TestChecks:
         ],
     )
     def test_spoilt_file_fails(self, name: str, tamper: Tamper, detail: str, case: Case, tmp_path: Path) -> None:
-        found = case.check(name, case.write(tmp_path, tamper), tmp_path)
+        found = case.check(name, case.write(tmp_path, tamper))
         assert not found.passed
         with pytest.raises(CheckFailedError, match=detail):
-            require_passed([found], tmp_path / "out.onnx")
+            require_passed([found], "pruned", "Nothing was written.")
 
     def test_only_padding_sees_the_scale(self, case: Case, tmp_path: Path) -> None:
         """Why that check is there: all products are right, and what softmax sees is not."""
         pruned = case.write(tmp_path, scale_operator)
-        passed = {name: case.check(name, pruned, tmp_path).passed for name in NAMES}
+        passed = {name: case.check(name, pruned).passed for name in NAMES}
         assert passed == dict.fromkeys(NAMES, True) | {"padding": False}
 
     def test_scale_that_was_not_pinned(self, scaled: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """At full width the computed scale is still right, so the identity passes."""
-        monkeypatch.setattr(surgery, "pin_scale", lambda *_: None)
+        monkeypatch.setattr(attention, "pin_scale", lambda *_: None)
         pruned = scaled.write(tmp_path)
-        assert scaled.check("identity", pruned, tmp_path).passed
-        padding = scaled.check("padding", pruned, tmp_path)
+        assert scaled.check("identity", pruned).passed
+        padding = scaled.check("padding", pruned)
         assert not padding.passed
         assert padding.difference is not None
         assert padding.difference > 1e-2
@@ -213,8 +223,8 @@ class TestChecks:
     ) -> None:
         """A projection that forgets its bias."""
         pruned = scaled.write(tmp_path)
-        monkeypatch.setattr(surgery, "joint_bias", lambda graph, parts: np.zeros_like(joint_bias(graph, parts)))
-        assert not scaled.check("identity", pruned, tmp_path).passed
+        monkeypatch.setattr(projections, "joint_bias", lambda graph, parts: np.zeros_like(joint_bias(graph, parts)))
+        assert not scaled.check("identity", pruned).passed
 
     def test_replay_fails_where_shapes_differ(self, case: Case, tmp_path: Path) -> None:
         """The file holds another number of channels than was solved for."""
@@ -222,9 +232,9 @@ class TestChecks:
         key = case.blocks.mlps[0].key
         change = case.changes[key]
         assert isinstance(change, MlpChange)
-        fewer = MlpChange(change.kept_idx[1:], change.weight[:, 1:], change.bias)
-        other = replace(case, changes=case.changes | {key: fewer})
-        found = other.check("replay", pruned, tmp_path)
+        fewer = replace(change, kept_idx=change.kept_idx[1:], weight=change.weight[:, 1:])
+        other = replace(case, changes={**case.changes, key: fewer})
+        found = other.check("replay", pruned)
         assert not found.passed
         assert found.difference == float("inf")
 
@@ -236,6 +246,49 @@ class TestChecks:
 
     def test_missing_file(self, tmp_path: Path) -> None:
         assert not check_structure(tmp_path / "nothing.onnx").passed
+
+
+class TestRewrite:
+    """All checks of a model that two passes made: its widths are cut, then tokens are left out."""
+
+    def write(self, case: Case, folder: Path) -> tuple[Rewrite, tuple[Model, ...]]:
+        trim, _ = plan_trim(case.graph, case.blocks)
+        assert trim is not None
+        assert trim.apart  # queries that share a product get one of their own
+        rewrite = plan_rewrite(case.changes, trim)
+        return rewrite, rewrite.write(case.graph, folder / "out.onnx")
+
+    def test_every_pass_is_checked_in_its_turn(self, case: Case, scaled: Case, tmp_path: Path) -> None:
+        for of_graph in (case, scaled):
+            rewrite, models = self.write(of_graph, tmp_path)
+            before = listing(tmp_path)
+            checks = check_rewrite(of_graph.graph, rewrite, models, of_graph.feeds)
+            assert [c.name for c in checks] == ["identity", "padding", "replay", "tokens", "batches"]
+            assert all(c.passed for c in checks), checks
+            assert all(c.difference is not None and c.tolerance is not None for c in checks)
+            assert listing(tmp_path) == before
+
+    def test_tokens_that_were_read_are_missed(self, case: Case, tmp_path: Path) -> None:
+        """The last pass is held against the model that it was run on, not against the dense one."""
+        rewrite, models = self.write(case, tmp_path)
+        (gather,) = [n for n in models[-1].proto.graph.node if n.op_type == "Gather" and "_read" in n.output[0]][:1]
+        stored = next(t for t in models[-1].proto.graph.initializer if t.name == gather.input[1])
+        put(stored, numpy_helper.to_array(stored) + 1)
+        write_model(models[-1].proto, models[-1].path, tmp_path)
+        spoilt = (models[0], load_model(models[-1].path))
+        checks = {c.name: c.passed for c in check_rewrite(case.graph, rewrite, spoilt, case.feeds)}
+        assert checks == {"identity": True, "padding": False, "replay": True, "tokens": False, "batches": True}
+
+    def test_one_that_onnx_runtime_can_not_run_has_failed(self, case: Case, tmp_path: Path) -> None:
+        """Checks of a pass raise as whatever runs a model does; here that is a check that failed."""
+        rewrite, models = self.write(case, tmp_path)
+        wrong = {name: pixels[:, :1] for name, pixels in case.feeds.items()}
+        with pytest.raises(ModelError):
+            rewrite.passes[-1].check(case.graph, models[0], models[1], wrong, "cpu")
+        checks = check_rewrite(case.graph, rewrite, models, wrong)
+        assert [c.name for c in checks] == ["identity", "padding", "replay", "tokens", "batches"]
+        assert not any(c.passed for c in checks)
+        assert all("ONNX Runtime failed" in c.detail for c in checks)
 
 
 def test_relative_difference() -> None:
@@ -250,13 +303,13 @@ def test_relative_difference() -> None:
 def test_error_names_the_check_and_the_destination() -> None:
     good = CheckResult("structure", True, None, None, "fine")
     bad = CheckResult("replay", False, 0.25, 1e-4, "5 products against NumPy, worst blocks.1.mlp")
-    require_passed([good], Path("out.onnx"))
+    require_passed([good], "pruned", "")
     expected = (
-        r"the pruned model failed its 'replay' check: 5 products .* worst blocks\.1\.mlp \(difference 0\.25, allowed "
-        r"0\.0001\)\. Nothing was written to out\.onnx\. .*please report it"
+        r"the thin model failed its 'replay' check: 5 products .* worst blocks\.1\.mlp \(difference 0\.25, allowed "
+        r"0\.0001\)\. Nothing was written to out\.onnx\."
     )
     with pytest.raises(CheckFailedError, match=expected):
-        require_passed([good, bad], Path("out.onnx"))
+        require_passed([good, bad], "thin", "Nothing was written to out.onnx.")
 
 
 @pytest.mark.parametrize(
@@ -272,12 +325,17 @@ def test_error_names_the_check_and_the_destination() -> None:
 def test_nothing_is_published_of_a_spoilt_file(
     tamper: Tamper, name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    written: list[Path] = []
+
     def write_spoilt(proto: onnx.ModelProto, path: Path, folder: Path) -> None:
-        tamper(proto)
+        if not written:  # what the checks write beside it is sound
+            tamper(proto)
+        written.append(path)
         write_model(proto, path, folder)
 
-    monkeypatch.setattr(prune_module, "write_model", write_spoilt)
-    with pytest.raises(CheckFailedError, match=f"failed its '{name}' check") as caught:
+    monkeypatch.setattr(passes, "write_model", write_spoilt)
+    expected = rf"failed its '{name}' check: .*\. Nothing was written to .*out\.onnx\. .*please report it"
+    with pytest.raises(CheckFailedError, match=expected) as caught:
         prune_model(fixture_path(OPERATOR), photos, tmp_path / "new" / "out.onnx", settings=paper())
     assert caught.value.exit_code == 1
     assert listing(tmp_path) == []

@@ -110,8 +110,20 @@ class TestModel:
         one_sentence(refuse(prune("convnet.onnx"), 2, r"convnet\.onnx: no transformer block found", capfd, folder))
 
     def test_nearest_miss_is_named(self, folder: Path, capfd: Run) -> None:
+        proto = onnx.load("vit.onnx")
+        for node in proto.graph.node:
+            if node.op_type == "Attention":
+                next(a for a in node.attribute if a.name == "softcap").f = 30.0
+            if node.op_type == "Gelu":
+                node.op_type = "Softmax"
+                del node.attribute[:]
+        onnx.save(proto, "capped.onnx")
+        sentence = r"Nearest miss \(qk\) at Attention '[^']+': expected no soft cap.*`corp-onnx inspect` lists the rest"
+        one_sentence(refuse(prune("capped.onnx"), 2, sentence, capfd, folder))
+
+    def test_other_kinds_that_could_be_pruned_are_named(self, folder: Path, capfd: Run) -> None:
         shutil.copy(fixture_path("timm_eva02_base_ts17_unfused"), "rope.onnx")
-        sentence = r"Nearest miss \(qk\) at \w+ '[^']+': q is changed by .*`corp-onnx inspect` lists the rest"
+        sentence = r"no MLP or query/key pair that can be pruned, but 1 value/output pair; name those with --units"
         one_sentence(refuse(prune("rope.onnx"), 2, sentence, capfd, folder))
 
     def test_external_weights_are_missing(self, folder: Path, capfd: Run) -> None:

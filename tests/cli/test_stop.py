@@ -22,16 +22,17 @@ ARGUMENTS = ["prune", "vit.onnx", "--calib", "photos", "--preset", "paper", "-o"
 DONE = ["photos", "vit.onnx"]
 
 PAUSED = """
-import sys, time
-from corp_onnx import cli, prune
-moment, arguments = sys.argv[1], sys.argv[2:]
-real = getattr(prune, moment)
+import importlib, sys, time
+from corp_onnx import cli
+(room, moment), arguments = sys.argv[1].split(":"), sys.argv[2:]
+module = importlib.import_module(f"corp_onnx.{room}")
+real = getattr(module, moment)
 def paused(*args, **kwargs):
     result = real(*args, **kwargs)
     print("here", flush=True)
     time.sleep(60)
     return result
-setattr(prune, moment, paused)
+setattr(module, moment, paused)
 sys.exit(cli.main(arguments))
 """
 """The command line, which waits where it has done one step."""
@@ -64,12 +65,12 @@ def paused_run(folder: Path, moment: str) -> Iterator[subprocess.Popen[str]]:
 @pytest.mark.parametrize(
     ("moment", "number"),
     [
-        ("collect_moments", signal.SIGINT),
-        ("write_model", signal.SIGINT),
-        ("write_text", signal.SIGINT),
-        ("load_model", signal.SIGTERM),
-        ("check_identity", signal.SIGTERM),
-        ("measure_model", signal.SIGTERM),
+        ("prune:collect_moments", signal.SIGINT),
+        ("rewrite.passes:write_model", signal.SIGINT),
+        ("prune:write_text", signal.SIGINT),
+        ("prune:load_model", signal.SIGTERM),
+        ("checks.verify:check_identity", signal.SIGTERM),
+        ("prune:measure_model", signal.SIGTERM),
     ],
 )
 def test_signal(moment: str, number: int, folder: Path) -> None:
@@ -84,7 +85,7 @@ def test_signal(moment: str, number: int, folder: Path) -> None:
 
 
 def test_kill_leaves_a_hidden_folder_that_the_next_run_removes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with paused_run(folder, "write_text") as run:
+    with paused_run(folder, "prune:write_text") as run:
         run.kill()
         run.communicate(timeout=60)
     assert run.returncode == -signal.SIGKILL

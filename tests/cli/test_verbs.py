@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from corp_onnx.images import open_images
 from corp_onnx.inspect import inspect_model
 from corp_onnx.prune import prune_model
 from corp_onnx.results import to_json
+from corp_onnx.settings import PAPER, Budget, Fractions, Method
 
 Run = pytest.CaptureFixture[str]
 PRUNE = ("prune", "vit.onnx", "--calib", "photos", "--preset", "paper")
@@ -65,10 +67,8 @@ class TestPrune:
         )
         assert main([*PRUNE, *options.split()]) == 0
         found = json.loads(capfd.readouterr().out)
-        assert found["settings"]["preset"] == "paper"
-        assert found["settings"]["cut"] == {
-            "mlp": 0.25, "attn": 0.75, "rank": "magnitude", "ridge": 0.01, "compensate": False,
-        }  # fmt: skip
+        method = replace(PAPER, widths=Fractions(0.25, 0.75), rank="magnitude", ridge=0.01, compensate=False)
+        assert found["settings"]["method"] == json.loads(json.dumps(asdict(method)))
         assert (found["settings"]["n_images"], found["settings"]["batch_size"], found["settings"]["seed"]) == (10, 3, 5)
         assert found["calibration"]["n_images"] + found["calibration"]["n_held_out"] == 10
         recipe = found["calibration"]["recipe"]
@@ -103,7 +103,8 @@ class TestPrune:
         """The default method on the same folder: under the budget, with its report."""
         assert main(["prune", "vit.onnx", "--calib", "photos", "--macs", "0.8", "--align", "2", "--json"]) == 0
         found = json.loads(capfd.readouterr().out)
-        assert found["settings"]["preset"] == "best"
+        method = Method(widths=Budget("macs", 0.8), align=2)
+        assert found["settings"]["method"] == json.loads(json.dumps(asdict(method)))
         assert found["pruned"]["macs"] <= 0.8 * found["dense"]["macs"]
         assert all(check["passed"] for check in found["checks"])
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
-from corp_onnx.search.best import BestSettings
-from corp_onnx.search.plan import Cut
 from samples import COMPUTED_SCALE, FIXED, FIXTURES, OPERATOR, TEXT, fixture_path, weights_of, write_photos
 
 from corp_onnx.blocks import find_blocks
-from corp_onnx.calibrate.collect import run_tapped
 from corp_onnx.errors import ModelError, OptionError
 from corp_onnx.gradients import EntropyGradient, collect_taylor, find_logits, find_stretch
 from corp_onnx.gradients.operators import RULES, WITHOUT_GRADIENT, apply_operator
@@ -28,7 +26,8 @@ from corp_onnx.run.noise import random_feeds
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.segments import open_segment
 from corp_onnx.run.sessions import open_tapped
-from corp_onnx.settings import PruneSettings
+from corp_onnx.settings import BEST, PAPER, Fractions, PruneSettings
+from corp_onnx.units import KINDS, list_units
 
 FEATURES = "hf_dinov2_ts17_sdpa"  # no logits
 SPELLINGS = (
@@ -107,16 +106,17 @@ def test_importance_against_onnx_runtime_alone(tmp_path: Path) -> None:
     """mean |x dL/dx| with dL/dx from central differences of ONNX Runtime's own answers, no PyTorch in the oracle."""
     pytest.importorskip("torch")
     graph, _ = read(fixture_path(OPERATOR))
-    unit = find_blocks(graph).mlps[-1]
+    unit = list_units(find_blocks(graph), ("mlp",))[-1]
+    hidden = unit.gradient_tensor
     images = open_images(write_photos(tmp_path / "photos", 3), Recipe(size=(8, 8)))
-    found = collect_taylor(graph, [unit], images, batch_size=2)[unit.key]
-    stretch = find_stretch(graph, [unit.hidden], graph.outputs[0])
-    arrays, _ = next(run_tapped(open_tapped(graph.model, stretch.fed), images, 8))
+    found = collect_taylor(graph, [unit], images, batch_size=2)[str(unit.key)]
+    stretch = find_stretch(graph, [hidden], graph.outputs[0])
+    arrays, _ = next(open_tapped(graph.model, stretch.fed).stream(images, 8))
     segment = open_segment(graph.model, graph.types, stretch.fed, [graph.outputs[0]])
-    x = arrays[unit.hidden]
+    x = arrays[hidden]
 
     def entropy(moved: np.ndarray) -> np.ndarray:
-        log_p = log_softmax(segment.run({**arrays, unit.hidden: moved}, {})[graph.outputs[0]].astype(np.float64))
+        log_p = log_softmax(segment.run({**arrays, hidden: moved}, {})[graph.outputs[0]].astype(np.float64))
         return -(np.exp(log_p) * log_p).sum(axis=1)
 
     step = 0.05
@@ -136,7 +136,8 @@ def test_importance_does_not_depend_on_batches(tmp_path: Path) -> None:
     found = []
     for batch_size in (5, 2):
         graph, _ = read(fixture_path(OPERATOR))
-        found.append(collect_taylor(graph, find_blocks(graph).mlps, images, batch_size=batch_size))
+        found.append(collect_taylor(graph, list_units(find_blocks(graph), KINDS), images, batch_size=batch_size))
+    assert found[0].keys() == {str(site.key) for site in find_blocks(graph).mlps}  # what else there is has no channels
     for key, importance in found[0].items():
         np.testing.assert_allclose(found[1][key], importance, rtol=1e-4)
 
@@ -157,18 +158,16 @@ def test_the_channels_of_least_importance_go(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", 6)
     graph, _ = read(fixture_path(OPERATOR))
     calibration, _ = split_holdout(open_images(photos, Recipe(size=(8, 8))), 0.125, 0)
-    importances = collect_taylor(graph, find_blocks(graph).mlps, calibration)
-    for settings in (
-        PruneSettings(preset="paper", cut=Cut(0.5, 0.0, rank="taylor")),
-        PruneSettings(cut=Cut(0.5, 0.0), best=BestSettings(rank="taylor", refit=False)),
-    ):
-        output = tmp_path / f"{settings.preset}.onnx"
+    importances = collect_taylor(graph, list_units(find_blocks(graph), ("mlp",)), calibration)
+    for name, method in (("paper", PAPER), ("best", replace(BEST, refit=False))):
+        output = tmp_path / f"{name}.onnx"
+        settings = PruneSettings(replace(method, rank="taylor", widths=Fractions(0.5, 0.0)))
         result = prune_model(fixture_path(OPERATOR), photos, output, settings=settings)
         assert "rank" in [stage.stage for stage in result.stages]
         pruned = weights_of(output)
         for unit in find_blocks(graph).mlps:
             up = unit.ups[0].linear.read_weight(graph)
-            kept_idx = np.sort(np.argsort(-importances[unit.key])[: unit.d_hidden // 2])
+            kept_idx = np.sort(np.argsort(-importances[str(unit.key)])[: unit.d_hidden // 2])
             assert any(np.array_equal(w, up[kept_idx]) or np.array_equal(w, up[kept_idx].T) for w in pruned.values())
 
 

@@ -11,10 +11,11 @@ import pytest
 from graphs import find_in, fixture_path, probed, run
 from onnx import TensorProto, helper, numpy_helper
 
-from corp_onnx.checks.verify import check_structure, relative_difference
+from corp_onnx.checks.verify import check_structure
 from corp_onnx.errors import CheckFailedError
 from corp_onnx.graph.write import write_model
 from corp_onnx.precision.fp16 import KEPT_OPS, LARGEST, convert_to_fp16, find_kept
+from corp_onnx.run.comparison import relative_difference
 from corp_onnx.run.noise import random_feeds
 
 TOLERANCE = 4e-3

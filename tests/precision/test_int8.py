@@ -12,7 +12,7 @@ import pytest
 from graphs import find_in, probed, run
 from onnx import TensorProto, helper, numpy_helper
 
-from corp_onnx.checks.verify import check_structure, relative_difference
+from corp_onnx.checks.verify import check_structure
 from corp_onnx.errors import CheckFailedError, ImageError, ModelError
 from corp_onnx.graph import Graph
 from corp_onnx.graph.write import write_model
@@ -20,6 +20,7 @@ from corp_onnx.precision.editable import drop_unread, sort_nodes
 from corp_onnx.precision.int8 import Feeds, Quantiser
 from corp_onnx.precision.products import FLATTENED_GEMM, TWO_ACTIVATIONS, list_products
 from corp_onnx.precision.trial import check_loading
+from corp_onnx.run.comparison import relative_difference
 from corp_onnx.run.noise import random_feeds
 
 TOLERANCE = 0.1

@@ -10,15 +10,15 @@ import pytest
 from graphs import difference, feeds_of, probed, run, save
 from samples import FIXED, OPERATOR, write_photos
 
-from corp_onnx.checks.verify import identity_changes
+from corp_onnx.blocks import SiteKey
 from corp_onnx.images import open_images
 from corp_onnx.images.recipe import find_recipe
 from corp_onnx.refit import refit_changes
 from corp_onnx.refit.stream import find_walk
 from corp_onnx.refit.token_weights import weigh_stops, weigh_tokens
-from corp_onnx.rewrite import AttentionChange, MlpChange, apply_changes
 from corp_onnx.run.segments import open_segment
 from corp_onnx.run.sessions import open_tapped
+from corp_onnx.units import MlpChange, apply_changes, unchanged
 
 LAYER_SCALE = "timm_deit3_ts17_fused"
 POST_NORM = "hf_bert_ts17_sdpa"
@@ -36,14 +36,14 @@ def photos(tmp_path):
     return open_for
 
 
-def cut_mlps(graph, blocks, rng) -> dict[str, MlpChange | AttentionChange]:
+def cut_mlps(graph, blocks, rng) -> dict[SiteKey, MlpChange]:
     """Half of every MLP, uncompensated."""
-    changes: dict[str, MlpChange | AttentionChange] = {}
+    changes: dict[SiteKey, MlpChange] = {}
     for unit in blocks.mlps:
         kept = np.sort(rng.permutation(unit.d_hidden)[: unit.d_hidden // 2])
         bias = unit.down.read_bias(graph)
         weight = unit.down.read_weight(graph).astype(np.float64)[:, kept]
-        changes[unit.key] = MlpChange(kept, weight, np.zeros(len(weight)) if bias is None else bias)
+        changes[unit.key] = MlpChange(unit, kept, weight, np.zeros(len(weight)) if bias is None else bias)
     return changes
 
 
@@ -51,7 +51,7 @@ class TestWalk:
     def test_stops_are_the_residual_additions_in_order(self) -> None:
         _, blocks = probed(OPERATOR)
         stops = find_walk(blocks).stops
-        assert [s.key for s in stops] == [f"blocks.{i}.{k}" for i in range(len(blocks.blocks)) for k in ("attn", "mlp")]
+        assert [s.key for s in stops] == [SiteKey(i, k) for i in range(len(blocks.blocks)) for k in ("attn", "mlp")]
         assert all(a.residual.stream == b.residual.skip for a, b in pairwise(stops))
 
     def test_addition_inside_an_operator_is_named(self) -> None:
@@ -81,12 +81,11 @@ class TestRefit:
     def test_whole_model_stays_what_it_is(self, name: str, photos, tmp_path) -> None:
         """Nothing pruned: the dense weights already meet the dense stream, so the refit may not move the answers."""
         graph, blocks = probed(name)
-        everything = {u.key: MlpChange(np.arange(1), np.ones((1, 1)), np.ones(1)) for u in blocks.mlps}
-        changes = identity_changes(graph, blocks, everything)
+        changes = {site.key: unchanged(site, graph) for site in blocks.mlps}
         walk = find_walk(blocks)
         refitted = refit_changes(graph, walk, changes, graph.model.proto, photos(graph), {})
         feeds = feeds_of(graph)
-        found = run(save(apply_changes(graph, blocks, refitted, {}), tmp_path, name, graph), feeds)
+        found = run(save(apply_changes(graph, refitted), tmp_path, name, graph), feeds)
         assert difference(found, run(graph.model, feeds)) < 1e-4
 
     @pytest.mark.parametrize("name", [OPERATOR, LAYER_SCALE])
@@ -94,10 +93,10 @@ class TestRefit:
         graph, blocks = probed(name)
         images, walk = photos(graph), find_walk(blocks)
         changes = cut_mlps(graph, blocks, np.random.default_rng(0))
-        proto = apply_changes(graph, blocks, changes, {})
+        proto = apply_changes(graph, changes)
         refitted = refit_changes(graph, walk, changes, proto, images, weigh_stops(graph, walk, images))
         assert set(refitted) == {s.key for s in walk.stops}
-        better = apply_changes(graph, blocks, refitted, {})
+        better = apply_changes(graph, refitted)
         feeds = {graph.inputs[0]: next(iter(images.batches(12))).pixels}
         last = walk.stops[-1].residual.stream
         dense, before, after = (

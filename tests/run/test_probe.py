@@ -79,8 +79,7 @@ def test_hidden_numbers() -> None:
     value = graph.value(slot.name)
     assert value is not None
     assert float(value.reshape(-1)[0]) == pytest.approx(unit.d_qk**-0.25)
-    assert unit.q is not None
-    targets = [graph.value(n.inputs[1]) for n in unit.q.path if n.op == "Reshape"]
+    targets = [graph.value(n.inputs[1]) for n in unit.operands["q"].path if n.op == "Reshape"]
     assert [t.tolist() for t in targets if t is not None] == [[2, 17, 3, unit.n_heads, unit.d_qk]]
 
 
@@ -188,7 +187,7 @@ class TestMacs:
         proto = helper.make_model(helper.make_graph([node], "one", [], [onnx.ValueInfoProto(name="y")]))
         known = dict(zip(names, shapes, strict=True)) | {"y": out.get(op, (2, 5, 7))}
         graph = replace(read_graph(Model(proto, Path("m.onnx"), "")), shapes=known, n_images=2)
-        assert count_macs(graph).by_node == {"y": expected}
+        assert graph.cost.by_node == {"y": expected}
 
 
 def test_type_of_what_compares_and_counts_behind_a_foreign_operator(tmp_path: Path) -> None:

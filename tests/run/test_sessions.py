@@ -192,7 +192,7 @@ class TestTaps:
     def test_products_of_a_fused_operator(self) -> None:
         """Trap 9: no tensor of the graph carries the projections inside com.microsoft.Attention."""
         graph, blocks = probed("hf_bert_ts17_eager_ortbert")
-        linear = blocks.attentions[0].v.linear  # type: ignore[union-attr]
+        linear = blocks.attentions[0].operands["v"].linear
         assert linear.output is None
         assert linear.bias is not None
         product = Product("mine", linear.input, linear.weight.name, linear.bias.name)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from corp_onnx.search.best import BestSettings, UnitChoice
-from corp_onnx.search.plan import Cut
 from samples import DEMO, write_photos
 
+from corp_onnx.blocks import SiteKey
 from corp_onnx.errors import OptionError
 from corp_onnx.metrics import Tally
 from corp_onnx.prune import prune_model
 from corp_onnx.search.amp import bisect_width, describe_widths, search_widths
-from corp_onnx.settings import Budget, PruneSettings
+from corp_onnx.settings import BEST, Budget, Method, PruneSettings, Threshold
+from corp_onnx.units import Choice
+from corp_onnx.units.mlp import MlpUnit
+from corp_onnx.units.qk import QkUnit
 
 WIDTHS = np.arange(8, 97, 8)
 
@@ -48,80 +51,89 @@ def test_a_loss_that_does_not_fall_still_gives_a_width_that_was_found_good() -> 
 
 
 @dataclass
-class FakeEvaluator:
+class FakeQuiz:
     """KL per image = rate * channels gone, read off the change that a fake rewrite hands over."""
 
-    rates: dict[str, float]
+    rates: dict[SiteKey, float]
     n_images: int = 4
 
-    def evaluate(self, proto: Any) -> Tally:
+    def ask(self, proto: Any) -> Tally:
         ((key, gone),) = proto
         return Tally(n_samples=4, kl_sum=4 * self.rates[key] * gone)
 
 
-@dataclass
-class FakePlan:
-    unit_key: str
-    solved: int
+class FakeProblem:
+    """Rewrites to the changes themselves, and remembers the progress."""
+
+    def __init__(self) -> None:
+        self.graph = None
+        self.done: list[tuple[str, int, int]] = []
+
+    def rewrite(self, changes: Any) -> Any:
+        return SimpleNamespace(make=lambda _graph: changes.items())
+
+    def progress(self, *step: Any) -> None:
+        self.done.append(step)
 
 
-def choice(key: str, kind: str, width: int) -> UnitChoice:
-    curve = np.linspace(1.0, 0.0, width + 1)
-    return UnitChoice(key, kind, width, curve, 1.0, 1.0, lambda w: FakePlan(key, width - w))  # type: ignore[arg-type]
+class FakeChoice(Choice):
+    """Of a real unit at a site that has a width and no graph; its solution is the number of channels gone."""
+
+    def trace_errors(self) -> np.ndarray:
+        return np.linspace(1.0, 0.0, self.width + 1)
+
+    def solve(self, width: int, before: Any = None) -> Any:  # noqa: ARG002
+        return SimpleNamespace(unit=self.unit, solved=self.width - width)
 
 
-@pytest.fixture
-def choices(monkeypatch: pytest.MonkeyPatch) -> tuple[UnitChoice, ...]:
-    monkeypatch.setattr(
-        "corp_onnx.search.amp.apply_changes", lambda _graph, _blocks, changes, _metadata: changes.items()
-    )
-    return choice("blocks.0.mlp", "mlp", 64), choice("blocks.1.mlp", "mlp", 48), choice("blocks.0.attn.qk", "qk", 16)
+MLPS, HEADS = (SiteKey(0, "mlp"), SiteKey(1, "mlp")), SiteKey(0, "attn")
+RATES = {MLPS[0]: 0.01, MLPS[1]: 0.1, HEADS: 0.05}
 
 
-def search(choices: tuple[UnitChoice, ...], rates: dict[str, float], settings: BestSettings) -> dict[str, int]:
-    done: list[tuple[str, int, int]] = []
-    evaluator: Any = FakeEvaluator(rates)
-    nothing: Any = None
-    widths = search_widths(nothing, nothing, choices, evaluator, settings, lambda *step: done.append(step))
-    assert done == [("probe", 1, 2), ("probe", 2, 2)]
-    return widths
+def choices(align: int) -> tuple[Choice, ...]:
+    method = Method(align=align)
+    mlps = [MlpUnit(SimpleNamespace(key=key, d_hidden=n)) for key, n in zip(MLPS, (64, 48), strict=True)]  # type: ignore[arg-type]
+    pair = QkUnit(SimpleNamespace(key=HEADS, d_qk=16))  # type: ignore[arg-type]
+    return tuple(FakeChoice(unit, method) for unit in (*mlps, pair))
 
 
-def test_every_mlp_gives_what_it_can_spare_and_attention_nothing(choices: tuple[UnitChoice, ...]) -> None:
-    rates = {"blocks.0.mlp": 0.01, "blocks.1.mlp": 0.1}
-    found = search(choices, rates, BestSettings(allocate="amp", amp_threshold=0.3, align=4))
-    assert found == {"blocks.0.mlp": 36, "blocks.1.mlp": 48, "blocks.0.attn.qk": 16}  # 30 may go, and 3
-    assert describe_widths(choices, found, 0.3, 4) == (
+def search(chosen: tuple[Choice, ...], threshold: float) -> dict[str, int]:
+    problem, quiz = FakeProblem(), FakeQuiz(RATES)
+    widths = search_widths(problem, chosen, quiz, Threshold(threshold))  # type: ignore[arg-type]
+    assert problem.done == [("probe", i, len(chosen)) for i in range(1, len(chosen) + 1)]
+    return {str(key): width for key, width in widths.items()}
+
+
+def test_every_unit_gives_what_it_can_spare() -> None:
+    chosen = choices(4)
+    found = search(chosen, 0.3)
+    assert found == {"blocks.0.mlp": 36, "blocks.1.mlp": 48, "blocks.0.attn.qk": 12}  # 30 may go, and 3, and 6
+    widths = {choice.key: found[str(choice.key)] for choice in chosen}
+    assert describe_widths(chosen[:2], widths, Threshold(0.3), 4) == (
         "84 of 112 hidden channels stay (75.0%); each MLP alone moves the answers by a KL of at most 0.3 on 4 "
         "calibration images."
     )
+    assert "each MLP or query/key pair alone moves" in describe_widths(chosen, widths, Threshold(0.3), 4)
 
 
-def test_a_threshold_that_no_mlp_meets_names_the_smallest_loss(choices: tuple[UnitChoice, ...]) -> None:
-    rates = {"blocks.0.mlp": 0.01, "blocks.1.mlp": 0.1}
+def test_a_threshold_that_no_mlp_meets_names_the_smallest_loss() -> None:
     with pytest.raises(OptionError, match=r"--amp-threshold 0.001: no MLP can lose a channel; .* 0.01\. Give a larger"):
-        search(choices, rates, BestSettings(allocate="amp", amp_threshold=0.001, align=1))
+        search(choices(1)[:2], 0.001)
 
 
-def test_settings_that_contradict_it() -> None:
-    amp = BestSettings(allocate="amp")
-    for other in ({"cut": Cut()}, {"budget": Budget("macs", 0.5)}, {"preset": "paper"}):
-        with pytest.raises(OptionError, match="--allocate amp takes widths from --amp-threshold alone"):
-            PruneSettings(best=amp, **other)  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="--amp-threshold is a KL in nats and must be above 0; found 0"):
-        BestSettings(amp_threshold=0.0)
-    with pytest.raises(OptionError, match="--allocate must be search, uniform or amp; found even"):
-        BestSettings(allocate="even")  # type: ignore[arg-type]
-    assert PruneSettings(best=amp).goal is None
-    assert not PruneSettings(best=amp).judges_by_agreement
+def test_a_threshold_is_a_loss_and_no_budget() -> None:
+    for kl in (0.0, -1.0, float("nan")):
+        with pytest.raises(OptionError, match=f"--amp-threshold is a KL in nats and must be above 0; found {kl:g}"):
+            Threshold(kl)
+    assert not Method(widths=Threshold()).judges_by_agreement
 
 
 def test_a_larger_threshold_gives_a_smaller_model(tmp_path: Path) -> None:
     calib = DEMO.parent / "calib"
     results = []
     for threshold in (0.003, 0.3):
-        best = BestSettings(allocate="amp", amp_threshold=threshold, refit=False)
-        settings = PruneSettings(best=best, n_images=24)
+        method = Method(units=("mlp",), widths=Threshold(threshold), refit=False)
+        settings = PruneSettings(method, n_images=24)
         results.append(prune_model(DEMO, calib, tmp_path / f"{threshold}.onnx", settings=settings))
     small, large = results
     assert large.pruned.macs < small.pruned.macs < small.dense.macs
@@ -135,7 +147,7 @@ def test_without_pytorch_taylor_says_what_to_install(tmp_path: Path, monkeypatch
     from corp_onnx.errors import MissingExtraError
 
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    settings = PruneSettings(best=replace(BestSettings(), rank="taylor"), budget=Budget("macs", 0.8))
+    settings = PruneSettings(replace(BEST, rank="taylor", widths=Budget("macs", 0.8)))
     with pytest.raises(MissingExtraError, match=r"pip install 'corp-onnx\[taylor\]'"):
         prune_model(DEMO, write_photos(tmp_path / "photos", 8), tmp_path / "out.onnx", settings=settings)
     assert not (tmp_path / "out.onnx").exists()

@@ -17,14 +17,14 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from corp_onnx.blocks import Attention, Blocks, Linear, Mlp, find_blocks
+from corp_onnx.blocks import Attention, Blocks, Linear, Mlp, QkPair, SiteKey, VoPair, find_blocks
 from corp_onnx.graph import Graph, Model, load_model
 from corp_onnx.graph.slots import Slot
 from corp_onnx.graph.write import write_model
-from corp_onnx.rewrite import AttentionChange, MlpChange, apply_changes
 from corp_onnx.run.noise import random_feeds
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session
+from corp_onnx.units import AttentionChange, MlpChange, apply_changes, list_units
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -33,7 +33,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 ROUNDING = {"float32": 2e-5, "float64": 1e-6, "float16": 2e-2, "bfloat16": 2e-2}
 """Accepted difference relative to the largest output: what reordering sums of that precision costs in two blocks."""
 
-Changes = dict[str, MlpChange | AttentionChange]
+Changes = dict[SiteKey, MlpChange | AttentionChange]
 
 
 def is_quantised(name: str) -> bool:
@@ -59,6 +59,11 @@ def fixture_path(name: str) -> Path:
 def probed(name: str) -> tuple[Graph, Blocks]:
     graph = probe_graph(load_model(fixture_path(name)))
     return graph, find_blocks(graph)
+
+
+def prunable_sites(blocks: Blocks, kind: str) -> tuple[Any, ...]:
+    """The sites whose unit of a kind can change width."""
+    return tuple(unit.site for unit in list_units(blocks, (kind,)))
 
 
 def find_in(proto: onnx.ModelProto, folder: Path) -> tuple[Graph, Blocks]:
@@ -104,6 +109,7 @@ def change_mlp_randomly(graph: Graph, unit: Mlp, rng: np.random.Generator) -> Ml
     bias = unit.down.read_bias(graph)
     start = np.zeros(unit.down.d_out) if bias is None else bias.astype(np.float64)
     return MlpChange(
+        unit,
         kept_idx,
         weight * rng.uniform(0.5, 1.5, weight.shape),
         start + 0.1 * rng.standard_normal(unit.down.d_out),
@@ -115,18 +121,17 @@ def change_attention_randomly(
 ) -> AttentionChange:
     """Random maps of every head that keep the size of what they map."""
     q_map = k_map = v_map = out_weight = out_bias = None
-    if qk and unit.qk_skip is None:
+    if qk and isinstance(unit.qk, QkPair):
         width = random_width(rng, unit.d_qk)
         q_map, k_map = (_random_map(rng, unit.n_heads, width, unit.d_qk) for _ in "qk")
-    if vo and unit.vo_skip is None:
-        assert unit.out is not None
+    if vo and isinstance(unit.vo, VoPair):
         width = random_width(rng, unit.d_v)
         v_map = _random_map(rng, unit.n_heads, width, unit.d_v)
-        linear = unit.out.linear
+        linear = unit.vo.out.linear
         out_weight = 0.3 * rng.standard_normal((linear.d_out, unit.n_heads * width))
         bias = linear.read_bias(graph)
         out_bias = None if bias is None else bias.astype(np.float64) + 0.1 * rng.standard_normal(linear.d_out)
-    return AttentionChange(q_map, k_map, v_map, out_weight, out_bias)
+    return AttentionChange(unit, q_map, k_map, v_map, out_weight, out_bias)
 
 
 def _random_map(rng: np.random.Generator, n_heads: int, width: int, d_head: int) -> np.ndarray:
@@ -142,7 +147,7 @@ def random_changes(
     if mlp:
         changes |= {u.key: change_mlp_randomly(graph, u, rng) for u in blocks.mlps}
     for unit in blocks.attentions:
-        if (qk and unit.qk_skip is None) or (vo and unit.vo_skip is None):
+        if (qk and isinstance(unit.qk, QkPair)) or (vo and isinstance(unit.vo, VoPair)):
             changes[unit.key] = change_attention_randomly(graph, unit, rng, qk=qk, vo=vo)
     return changes
 
@@ -203,16 +208,16 @@ class DenseOracle:
 
     def _attention(self, unit: Attention, change: Any) -> None:
         if change.q_map is not None:
-            assert unit.q is not None
+            query = unit.operands["q"]
             joint = change.k_map.swapaxes(1, 2) @ change.q_map  # [H, d, d]
-            weight, bias = self.weight(unit.q.linear), self.bias(unit.q.linear)
-            for head, idx in enumerate(unit.q.channel_idx):
+            weight, bias = self.weight(query.linear), self.bias(query.linear)
+            for head, idx in enumerate(query.channel_idx):
                 weight[idx] = joint[head] @ weight[idx]
                 if bias is not None:
                     bias[idx] = joint[head] @ bias[idx]
-            if unit.q.late_bias is not None:
-                heads = unit.q.read_late_bias(self.graph).astype(np.float64)
-                self.biases[unit.q.late_bias] = np.einsum("hrd,hd->hr", joint, heads).reshape(-1)
+            if query.late_bias is not None:
+                heads = query.read_late_bias(self.graph).astype(np.float64)
+                self.biases[query.late_bias] = np.einsum("hrd,hd->hr", joint, heads).reshape(-1)
         if change.v_map is not None:
             assert unit.out is not None
             weight = self.weight(unit.out.linear)
@@ -242,6 +247,6 @@ class DenseOracle:
 
 def prune_both(graph: Graph, blocks: Blocks, changes: Changes, folder: Path) -> tuple[Path, Path]:
     """(the pruned file, the oracle's file)."""
-    pruned = save(apply_changes(graph, blocks, changes, {}), folder, "pruned", graph)
+    pruned = save(apply_changes(graph, changes), folder, "pruned", graph)
     oracle = save(DenseOracle(graph).change(blocks, changes), folder, "oracle", graph)
     return pruned, oracle

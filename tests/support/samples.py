@@ -6,15 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from corp_onnx.search.plan import Cut
 from PIL import Image
 
-from corp_onnx.prune import PruneSettings
+from corp_onnx.settings import PAPER, Fractions, PruneSettings
 
 ROOT = Path(__file__).parent.parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -38,9 +38,9 @@ def expectation(name: str) -> dict[str, Any]:
 
 
 def paper(mlp: float = 0.5, attn: float = 0.5, **options: Any) -> PruneSettings:
-    """The paper's method; options of `Cut` go there, the others to the settings."""
-    of_cut = {name: options.pop(name) for name in ("rank", "ridge", "compensate") if name in options}
-    return PruneSettings(preset="paper", cut=Cut(mlp, attn, **of_cut), **options)
+    """The paper's method; options of `Method` go there, the others to the settings."""
+    of_method = {name: options.pop(name) for name in ("rank", "ridge", "compensate") if name in options}
+    return PruneSettings(replace(PAPER, widths=Fractions(mlp, attn), **of_method), **options)
 
 
 def write_photos(folder: Path, n: int, seed: int = 0) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from graphs import (
     difference,
     feeds_of,
     find_in,
-    fixture_path,
     probed,
     random_changes,
     run,
@@ -24,15 +22,15 @@ from graphs import (
 )
 from onnx import TensorProto, helper, numpy_helper
 
-from corp_onnx.checks.verify import check_replay
+from corp_onnx.errors import CheckFailedError
 from corp_onnx.graph.model import load_model
-from corp_onnx.inspect import describe_units
-from corp_onnx.rewrite import apply_changes
+from corp_onnx.rewrite import Rewrite, plan_rewrite
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_tapped
 from corp_onnx.tokens import trim as trim_module
 from corp_onnx.tokens.liveness import find_dead_tokens
-from corp_onnx.tokens.trim import TrimPlan, plan_trim, trim_file, trim_tokens
+from corp_onnx.tokens.trim import LeaveOutTokens, TrimPlan, plan_trim, trim_tokens
+from corp_onnx.units import KINDS, UnitKey, apply_changes, list_units
 
 NAMES = [n for n in ENTRIES if runs_here(n)]
 
@@ -62,16 +60,19 @@ class TestEveryExporter:
         plan, _ = plan_trim(graph, blocks)
         assert plan is not None
         changes, feeds = random_changes(graph, blocks, 0), feeds_of(graph)
-        whole = save(apply_changes(graph, blocks, changes, {}), tmp_path, "whole", graph)
-        path = save(apply_changes(graph, blocks, changes, {}, apart=plan.apart), tmp_path, "trimmed", graph)
-        trim = trim_file(path)
+        whole = save(apply_changes(graph, changes), tmp_path, "whole", graph)
+        rewrite = plan_rewrite(changes, plan)
+        apart, trimmed = rewrite.write(graph, tmp_path / "trimmed.onnx")
+        trim = find_dead_tokens(probe_graph(apart))
         assert trim is not None
         assert trim.token_idx == plan.trim.token_idx
-        onnx.checker.check_model(str(path))
-        trimmed = load_model(path)
+        assert trimmed.path == tmp_path / "trimmed.onnx"
+        onnx.checker.check_model(str(trimmed.path))
         found, expected = run(trimmed, feeds), run(load_model(whole), feeds)
         assert difference(found, expected) <= ROUNDING[graph.float_type]
-        assert check_replay(graph, blocks, changes, trimmed, feeds, apart=plan.apart).passed
+        cut, tokens = rewrite.passes
+        assert cut.check(graph, graph.model, trimmed, feeds, "cpu").passed
+        assert tokens.check(graph, apart, trimmed, feeds, "cpu").passed
 
     def test_cost_is_what_was_promised(self, name: str) -> None:
         graph, blocks = probed(name)
@@ -88,16 +89,18 @@ class TestEveryExporter:
         plan, _ = plan_trim(graph, blocks)
         assert plan is not None
         unit = blocks.attentions[-1]
-        before, after = ({u.key: u for u in describe_units(p.graph, p.blocks, p.cost)} for p in
-                         (TrimPlan(plan.trim, frozenset(), graph, blocks), plan))  # fmt: skip
+        before, after = (
+            {u.key: u.describe(p.graph, p.cost) for u in list_units(p.blocks, KINDS, skipped=True)}
+            for p in (TrimPlan(plan.trim, {}, graph, blocks), plan)
+        )
         assert before.keys() == after.keys()
         if plan.apart:
-            assert plan.apart == {unit.key}
-            assert unit.q is not None
-            assert unit.q.is_fused
-            n, d = plan.trim.n_tokens, unit.q.linear.d_in
+            assert plan.apart.keys() == {unit.key}
+            query, key = unit.operands["q"], UnitKey(unit.key, "qk")
+            assert query.is_fused
+            n, d = plan.trim.n_tokens, query.linear.d_in
             left_out = (n - len(plan.trim.token_idx)) * d * unit.n_heads * unit.d_qk
-            assert before[unit.qk_key].macs - after[unit.qk_key].macs == pytest.approx(left_out, abs=8)
+            assert before[key].macs - after[key].macs == pytest.approx(left_out, abs=8)
 
     def test_what_is_left_is_what_was_there(self, name: str) -> None:
         """Every tensor that became shorter holds the rows of the dense one."""
@@ -129,15 +132,12 @@ def test_attention_and_mlp_of_the_last_block_are_left_out() -> None:
 
 
 def test_external_weights_stay_beside(tmp_path: Path) -> None:
-    for file in fixture_path("timm_vit_ts17_external").parent.glob("timm_vit_ts17_external.onnx*"):
-        shutil.copy(file, tmp_path)
-    path = tmp_path / "timm_vit_ts17_external.onnx"
-    size = path.with_name(f"{path.name}.data").stat().st_size
-    graph = probe_graph(load_model(path))
-    expected = run(path, feeds_of(graph))
-    assert trim_file(path) is not None
-    assert difference(run(path, feeds_of(graph)), expected) <= ROUNDING["float32"]
-    assert path.with_name(f"{path.name}.data").stat().st_size <= size
+    graph, _ = probed("timm_vit_ts17_external")
+    data = graph.model.path.with_name(f"{graph.model.path.name}.data")
+    (trimmed,) = Rewrite((LeaveOutTokens(),)).write(graph, tmp_path / "trimmed.onnx")
+    assert difference(run(trimmed, feeds_of(graph)), run(graph.model, feeds_of(graph))) <= ROUNDING["float32"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["trimmed.onnx", "trimmed.onnx.data"]
+    assert (tmp_path / "trimmed.onnx.data").stat().st_size <= data.stat().st_size
 
 
 class TestReaders:
@@ -232,6 +232,38 @@ class TestReaders:
         feeds = feeds_of(graph)
         found = open_tapped(replace(graph.model, proto=trim_tokens(graph, trim)), []).run(feeds)
         np.testing.assert_array_equal(found["size"], [3, 5, 6])
+
+
+class TestPass:
+    def test_tokens_that_are_read_after_all(self, tmp_path: Path) -> None:
+        """The plan was made on the dense graph; a pruned one in which nothing is left to leave out is not written."""
+        graph, _ = probed("timm_beit_ts17_fused")
+        assert find_dead_tokens(graph) is None
+        expected = r"timm_beit_ts17_fused\.onnx: the tokens that no output of the dense model reads are read in the "
+        with pytest.raises(CheckFailedError, match=expected + r"pruned one\. Nothing was written\. .* use --no-trim"):
+            LeaveOutTokens().run(graph)
+        rewrite = Rewrite((LeaveOutTokens(),))
+        for make in (rewrite.make, lambda g: rewrite.write(g, tmp_path / "out.onnx")):
+            with pytest.raises(CheckFailedError, match="use --no-trim"):
+                make(graph)
+        assert not (tmp_path / "out.onnx").exists()
+
+    def test_however_little_it_saves(self, tmp_path: Path) -> None:
+        """Whether it is worth it was decided on the dense graph."""
+        large = [
+            helper.make_node("Constant", [], ["shape"], value_ints=[6, 9000]),
+            helper.make_node("ConstantOfShape", ["shape"], ["table"]),
+            helper.make_node("MatMul", ["r", "table"], ["wide"]),
+        ]
+        graph = TestReaders.make(large, ["cls", "wide"], tmp_path)
+        assert find_dead_tokens(graph) is None
+        trimmed = probe_graph(replace(graph.model, proto=LeaveOutTokens().run(graph)))
+        assert graph.cost.total - trimmed.cost.total == 4 * 36
+
+    def test_it_removes_nothing_that_an_answer_needs(self) -> None:
+        one = LeaveOutTokens()
+        assert one.whole(probed("timm_vit_ts17_fused")[0]) is one
+        assert one.padded() is None
 
 
 def test_a_graph_that_answers_otherwise_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

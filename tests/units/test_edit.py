@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from corp_onnx.rewrite.fullwidth import identity_changes
 from graphs import (
     ENTRIES,
     ROUNDING,
@@ -26,6 +25,7 @@ from graphs import (
     fixture_path,
     probed,
     prunable_names,
+    prunable_sites,
     prune_both,
     random_changes,
     run,
@@ -37,13 +37,13 @@ from onnx import numpy_helper
 from random_vits import BIASES, GELUS, MASKS, QKV, SCALES, WEIGHTS, Spelling, write_model
 
 from corp_onnx.blocks import Blocks
-from corp_onnx.checks.verify import check_replay, check_signature, check_structure
-from corp_onnx.graph import Graph, count_parameters, load_model, read_graph
-from corp_onnx.graph.cost import count_macs
+from corp_onnx.checks.verify import check_signature, check_structure
+from corp_onnx.graph import Graph, load_model, read_graph
 from corp_onnx.graph.proto import skeleton
-from corp_onnx.rewrite import AttentionChange, MlpChange, apply_changes
+from corp_onnx.rewrite.cut import CutWidths
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session
+from corp_onnx.units import AttentionChange, MlpChange, apply_changes
 
 NAMES = prunable_names()
 KINDS = {"qk": {"vo": False}, "qk+vo": {}}
@@ -74,7 +74,7 @@ def test_pruned_answers_as_the_dense_graph_with_the_maps_multiplied_out(name: st
     assert difference(found, expected) < allowed
     pruned = load_model(path)
     assert check_signature(graph.model, pruned).passed
-    assert check_replay(graph, blocks, changes, pruned, feeds).passed
+    assert CutWidths(changes).check(graph, graph.model, pruned, feeds, "cpu").passed
     if not graph.fixed_batch:
         single = session.run(None, {k: v[:1] for k, v in feeds.items()})
         assert (
@@ -89,12 +89,12 @@ def test_pruned_answers_as_the_dense_graph_with_the_maps_multiplied_out(name: st
 def test_nothing_removed_is_the_dense_model(name: str, tmp_path: Path) -> None:
     graph, blocks = probed(name)
     changes = random_changes(graph, blocks, 0)
-    proto = apply_changes(graph, blocks, identity_changes(graph, blocks, changes), {})
+    proto = apply_changes(graph, {key: change.whole(graph) for key, change in changes.items()})
     feeds = feeds_of(graph, 2)
     path = save(proto, tmp_path, "whole", graph)
     assert difference(run(path, feeds), run(graph.model, feeds)) < ROUNDING[graph.float_type]
     if ENTRIES[name]["options"]["alive"]:  # else blocks share tensors, of which a rewritten one gets its own
-        assert count_parameters(read_graph(load_model(path))) == count_parameters(graph)
+        assert read_graph(load_model(path)).n_parameters == graph.n_parameters
 
 
 def test_random_cuts_are_cuts() -> None:
@@ -147,7 +147,7 @@ def test_any_mixture_of_spellings(spelling: Spelling, seed: int, tmp_path: Path)
     graph, blocks = find_in(proto, tmp_path)
     n_blocks = spelling.n_blocks
     assert blocks.skipped == ()
-    assert len(blocks.mlps) == len(blocks.qk_pairs) == len(blocks.vo_pairs) == len(blocks.blocks) == n_blocks
+    assert {len(prunable_sites(blocks, kind)) for kind in ("mlp", "qk", "vo")} == {len(blocks.blocks)} == {n_blocks}
     assert [u.d_hidden for u in blocks.mlps] == [spelling.d_hidden] * n_blocks
     sizes = {(u.n_heads, u.d_qk, u.d_v) for u in blocks.attentions}
     assert sizes == {(spelling.n_heads, spelling.d_head, spelling.d_v)}
@@ -164,7 +164,7 @@ class TestKept:
     def prune(self, name: str, folder: Path, **kinds: bool) -> tuple[Graph, Blocks, Path]:
         graph, blocks = probed(name)
         changes = random_changes(graph, blocks, 5, **kinds)
-        return graph, blocks, save(apply_changes(graph, blocks, changes, {"note": "kept"}), folder, "pruned", graph)
+        return graph, blocks, save(apply_changes(graph, changes, {"note": "kept"}), folder, "pruned", graph)
 
     def test_the_source_is_not_touched(self, tmp_path: Path) -> None:
         name = "timm_vit_ts17_shared"
@@ -237,7 +237,7 @@ class TestPrecision:
     def test_weights_keep_their_type(self, name: str, kind: int, tmp_path: Path) -> None:
         graph, blocks = probed(name)
         changes = random_changes(graph, blocks, 4)
-        path = save(apply_changes(graph, blocks, changes, {}), tmp_path, "pruned", graph)
+        path = save(apply_changes(graph, changes), tmp_path, "pruned", graph)
         matrices = [t for t in onnx.load(path).graph.initializer if len(t.dims) == 2]
         dense = [t for t in graph.model.proto.graph.initializer if len(t.dims) == 2]
         assert len(matrices) == len(dense)
@@ -250,7 +250,7 @@ class TestPrecision:
         changes = {k: c for k, c in random_changes(graph, blocks, 4, qk=False, vo=False).items() if k == unit.key}
         change = changes[unit.key]
         assert isinstance(change, MlpChange)
-        pruned = apply_changes(graph, blocks, changes, {})
+        pruned = apply_changes(graph, changes)
         name = next(n for n in pruned.graph.node if n.output[0] == unit.down.node.output).input[1]
         stored = numpy_helper.to_array(next(t for t in pruned.graph.initializer if t.name == name)).astype(np.float64)
         assert np.abs(stored.T - change.weight).max() <= 2**-8 * np.abs(change.weight).max()
@@ -275,7 +275,7 @@ class TestExternalData:
 
     def test_dense_weights_are_not_read_to_rewrite_others(self) -> None:
         graph, blocks = probed("timm_vit_ts17_external")
-        proto = apply_changes(graph, blocks, random_changes(graph, blocks, 6, qk=False, vo=False), {})
+        proto = apply_changes(graph, random_changes(graph, blocks, 6, qk=False, vo=False))
         outside = [t for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
         assert outside
         assert all(not t.raw_data for t in outside)
@@ -296,7 +296,7 @@ def test_flattened_fused_projection_with_dynamic_tokens(tmp_path: Path) -> None:
     proto = write_model(Spelling(qkv="fused", gemm=True, n_tokens=4))
     dense, blocks = find_in(proto, tmp_path)
     changes = random_changes(dense, blocks, 1)
-    pruned = apply_changes(dense, blocks, changes, {})
+    pruned = apply_changes(dense, changes)
     targets = {n.input[1] for n in pruned.graph.node if n.op_type == "Reshape"}
     stored = {t.name: numpy_helper.to_array(t) for t in pruned.graph.initializer}
     assert all((stored[t] == -1).sum() <= 1 for t in targets if t in stored)
@@ -315,8 +315,8 @@ def test_bias_is_added_where_there_was_none(tmp_path: Path) -> None:
     path, oracle = prune_both(graph, blocks, {unit.key: change}, tmp_path)
     feeds = feeds_of(graph)
     assert difference(run(path, feeds), run(oracle, feeds)) < ROUNDING["float32"]
-    silent = MlpChange(change.kept_idx, change.weight, np.zeros_like(change.bias))
-    assert len(apply_changes(graph, blocks, {unit.key: silent}, {}).graph.node) == len(graph.nodes)
+    silent = replace(change, bias=np.zeros_like(change.bias))
+    assert len(apply_changes(graph, {unit.key: silent}).graph.node) == len(graph.nodes)
 
 
 def test_smaller_graph_costs_what_its_widths_say(tmp_path: Path) -> None:
@@ -332,11 +332,11 @@ def test_smaller_graph_costs_what_its_widths_say(tmp_path: Path) -> None:
     r, s, w = attention.q_map.shape[1], attention.v_map.shape[1], len(mlp.kept_idx)  # type: ignore[union-attr]
     h, n, d = spelling.n_heads, spelling.n_tokens, spelling.d_model
     macs = n * d * h * (2 * r + s) + h * n * n * (r + s) + n * h * s * d + 2 * n * d * w
-    assert count_macs(pruned).total == macs
+    assert pruned.cost.total == macs
     dense_macs = n * d * h * 18 + h * n * n * 12 + n * h * 6 * d + 2 * n * d * 12
-    assert count_macs(graph).total == dense_macs
+    assert graph.cost.total == dense_macs
     removed = (d + 1) * h * (6 - r) + d * h * (6 - r) + (d + 1) * h * (6 - s) + d * h * (6 - s) + (2 * d + 1) * (12 - w)
-    assert count_parameters(graph) - count_parameters(pruned) == removed
+    assert graph.n_parameters - pruned.n_parameters == removed
 
 
 def test_stale_shape_inference_passes_strictly(tmp_path: Path) -> None:
