@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from corp_onnx.blocks.core import CoreMatch, match_core
-from corp_onnx.blocks.found import UNPLACED, Attention, AttentionOutput, Operand, QkPair, Skip, VoPair
+from corp_onnx.blocks.found import UNPLACED, Attention, QkPair, Skip, VoPair
 from corp_onnx.blocks.fused import match_packed_attention
 from corp_onnx.blocks.layout import is_plain
 from corp_onnx.blocks.linear import Mismatch
 from corp_onnx.blocks.operand import Found, find_rest, match_operand
 from corp_onnx.blocks.output import match_output
+from corp_onnx.blocks.products import AttentionOutput, Operand
 from corp_onnx.blocks.readers import find_reader
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.slots import Slot

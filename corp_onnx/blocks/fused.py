@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from corp_onnx.blocks.found import UNPLACED, Attention, AttentionOutput, Linear, Operand, QkPair, Skip, VoPair
+from corp_onnx.blocks.found import UNPLACED, Attention, QkPair, Skip, VoPair
 from corp_onnx.blocks.linear import Mismatch, match_linear, residual_after
+from corp_onnx.blocks.products import AttentionOutput, Linear, Operand
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.slots import Slot
 

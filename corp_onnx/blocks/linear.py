@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from corp_onnx.blocks.found import Linear, Residual
+from corp_onnx.blocks.products import Linear, Residual
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.operators import NORMS, PASS_THROUGH, PRODUCTS, RESHAPES, SKIP_NORMS
 from corp_onnx.graph.slots import Slot

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from corp_onnx.blocks.found import UNPLACED, Linear, Mlp, UpProjection
+from corp_onnx.blocks.found import UNPLACED, Mlp
 from corp_onnx.blocks.linear import (
     Mismatch,
     is_channel_vector,
@@ -20,6 +20,7 @@ from corp_onnx.blocks.linear import (
     match_linear,
     residual_after,
 )
+from corp_onnx.blocks.products import Linear, UpProjection
 from corp_onnx.blocks.readers import find_reader
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.operators import CONVOLUTIONS, ELEMENTWISE, FIRST_IS_DATA, NONLINEAR, PRODUCTS, RESHAPES

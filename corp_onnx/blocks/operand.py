@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from corp_onnx.blocks.core import MAX_PATH, CoreMatch, computed_slot, view_operand
-from corp_onnx.blocks.found import Linear, Operand
 from corp_onnx.blocks.layout import (
     Boundary,
     Step,
@@ -25,6 +24,7 @@ from corp_onnx.blocks.layout import (
     width_spellings,
 )
 from corp_onnx.blocks.linear import Mismatch, is_channel_vector, is_product, match_linear
+from corp_onnx.blocks.products import Linear, Operand
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.operators import NORMS
 from corp_onnx.graph.slots import Slot

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from corp_onnx.blocks.core import MAX_PATH, CoreMatch, view_operand
-from corp_onnx.blocks.found import AttentionOutput
 from corp_onnx.blocks.layout import Step, Traced, is_plain, passes, trace_path, width_spellings
 from corp_onnx.blocks.linear import Mismatch, is_product, match_linear, residual_after
 from corp_onnx.blocks.operand import Found
+from corp_onnx.blocks.products import AttentionOutput
 from corp_onnx.blocks.readers import find_reader
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.slots import Slot

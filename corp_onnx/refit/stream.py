@@ -15,7 +15,7 @@ from corp_onnx.blocks import Blocks, Linear, Residual, SiteKey
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
 from corp_onnx.run.feeds import fixed_batch
-from corp_onnx.run.segments import Segment, open_segment
+from corp_onnx.run.segments import open_segment
 from corp_onnx.run.sessions import open_session
 from corp_onnx.units import Site
 
@@ -82,12 +82,13 @@ def run_prefix(graph: Graph, data: StreamData, tensor: str, provider: str) -> Ar
     return [prefix.run({}, feeds)[tensor] for feeds, _ in data.feeds]
 
 
-def advance_dense(graph: Graph, data: StreamData, stream: Arrays, before: str, after: str, provider: str) -> Arrays:
-    """The dense stream at `after` from where it is at `before`."""
-    return advance(open_segment(graph.model, graph.types, [before], [after], provider=provider), data, stream)
+def advance_model(
+    model: Model, graph: Graph, data: StreamData, stream: Arrays, before: str, after: str, provider: str
+) -> Arrays:
+    """A model's stream at `after` from where it is at `before`.
 
-
-def advance(segment: Segment, data: StreamData, stream: Arrays) -> Arrays:
-    """The stream at the end of a stretch from where it is at its begin."""
-    (before,), (after,) = segment.fed, segment.read
-    return [segment.run({before: h}, feeds)[after] for h, (feeds, _) in zip(stream, data.feeds, strict=True)]
+    Args:
+        model: the dense one or one rewritten from it, whose tensors have the types that `graph` knows.
+    """
+    stretch = open_segment(model, graph.types, [before], [after], provider=provider)
+    return [stretch.run({before: h}, feeds)[after] for h, (feeds, _) in zip(stream, data.feeds, strict=True)]

@@ -15,7 +15,7 @@ from corp_onnx.blocks import SiteKey
 from corp_onnx.graph import Graph
 from corp_onnx.images import Images
 from corp_onnx.metrics import Tally
-from corp_onnx.refit.stream import StreamWalk, advance_dense, read_data, run_prefix
+from corp_onnx.refit.stream import StreamWalk, advance_model, read_data, run_prefix
 from corp_onnx.run.segments import Segment, open_segment
 
 SENSITIVITY_IMAGES = 16
@@ -40,7 +40,7 @@ def weigh_stops(
     weights: dict[SiteKey, np.ndarray] = {}
     for stop in walk.stops:
         after = stop.residual.stream
-        stream = advance_dense(graph, data, stream, before, after, provider)
+        stream = advance_model(graph.model, graph, data, stream, before, after, provider)
         if stream[0].ndim == 3:
             tail = open_segment(graph.model, graph.types, [after], [graph.outputs[0]], provider=provider)
             weights[stop.key] = weigh_tokens(tail, stream, [f for f, _ in data.feeds], after)

@@ -29,7 +29,7 @@ from corp_onnx.images import Images
 from corp_onnx.moments.sums import CrossSum
 from corp_onnx.moments.values import CrossMoments, merge_moments
 from corp_onnx.refit.rows import RowFinder
-from corp_onnx.refit.stream import Arrays, Stop, StreamData, StreamWalk, advance, advance_dense, read_data, run_prefix
+from corp_onnx.refit.stream import Arrays, Stop, StreamData, StreamWalk, advance_model, read_data, run_prefix
 from corp_onnx.run.segments import Segment, open_segment
 from corp_onnx.solve.refit import choose_ridge, refit_linear
 from corp_onnx.units import Change, Changes, unchanged
@@ -70,13 +70,12 @@ def refit_changes(
     dense_stream = run_prefix(graph, data, before, provider)
     pruned_stream = list(dense_stream)
     for done, stop in enumerate(walk.stops, start=1):
-        dense_stream = advance_dense(graph, data, dense_stream, before, stop.residual.stream, provider)
+        dense_stream = advance_model(graph.model, graph, data, dense_stream, before, stop.residual.stream, provider)
         change = changes.get(stop.key) or unchanged(stop.site, graph)
         step = _open_step(graph, cut, stop, change, before, data, provider)
         batches = step.run(pruned_stream)
         if batches is None:
-            whole = open_segment(cut, graph.types, [before], [stop.residual.stream], provider=provider)
-            pruned_stream = advance(whole, data, pruned_stream)
+            pruned_stream = advance_model(cut, graph, data, pruned_stream, before, stop.residual.stream, provider)
         else:
             weight, bias = step.solve(batches, dense_stream, weights.get(stop.key), ridge)
             pruned_stream = step.advance(batches, weight, bias)

@@ -74,7 +74,7 @@ def print_inspection(found: Inspection) -> None:
     for skip in found.skipped:
         console.print(f"skipped {KIND_NAMES[skip.kind]} at {skip.node}: {skip.reason}", soft_wrap=True)
     prunable = [u for u in found.units if u.prunable]
-    by_kind = [f"{sum(u.kind == k for u in prunable)} {name}" for k, name in KIND_NAMES.items()]
+    by_kind = [f"{sum(u.kind == k for u in prunable)} {KINDS[k].title}" for k in KINDS if not KINDS[k].shares_site]
     share = sum(u.mac_share for u in prunable)
     console.print(
         f"{found.n_blocks} blocks; can be pruned: {', '.join(by_kind)}, {share:.1%} of the MACs", soft_wrap=True

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from drawn import draw, floats, node_of, sketch
 
-from corp_onnx.blocks.found import Linear, Operand
 from corp_onnx.blocks.linear import match_linear
+from corp_onnx.blocks.products import Linear, Operand
 from corp_onnx.graph import Graph
 from corp_onnx.graph.slots import Slot
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from drawn import draw, floats, node_of, sketch
 
-from corp_onnx.blocks.found import Linear, Residual
 from corp_onnx.blocks.linear import (
     MAX_TO_RESIDUAL,
     Mismatch,
@@ -19,6 +18,7 @@ from corp_onnx.blocks.linear import (
     match_linear,
     residual_after,
 )
+from corp_onnx.blocks.products import Linear, Residual
 from corp_onnx.graph import Graph
 from corp_onnx.run.noise import random_feeds
 from corp_onnx.run.sessions import open_tapped

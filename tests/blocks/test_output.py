@@ -9,10 +9,10 @@ import pytest
 from drawn import draw, floats, sketch
 
 from corp_onnx.blocks.core import MAX_PATH, CoreMatch, is_core, match_core
-from corp_onnx.blocks.found import AttentionOutput
 from corp_onnx.blocks.linear import Mismatch
 from corp_onnx.blocks.operand import Found, match_operand
 from corp_onnx.blocks.output import match_output
+from corp_onnx.blocks.products import AttentionOutput
 from corp_onnx.graph import Graph
 
 H, D = 2, 3

@@ -126,7 +126,7 @@ class TestUnits:
         expected = "no MLP that can be pruned, but 1 query/key pair, 1 value/output pair; name those with --units, or "
         graph, blocks = probed(fixture_path(SEPARATE))
         assert blocks.mlps
-        without = Blocks(tuple(replace(block, mlp=None) for block in blocks.blocks), ())
+        without = replace(blocks, blocks=tuple(replace(block, mlp=None) for block in blocks.blocks), skipped=())
         for widths in (Fractions(0.5, 0), BEST.widths):
             with pytest.raises(NothingToPruneError, match=expected):
                 choose_units(graph, without, Method(units=("mlp",), widths=widths))
@@ -135,4 +135,4 @@ class TestUnits:
         graph, _ = probed(fixture_path(SEPARATE))
         for method in (BEST, PAPER):
             with pytest.raises(NothingToPruneError, match="no transformer block found"):
-                choose_units(graph, Blocks((), ()), method)
+                choose_units(graph, replace(blocks, blocks=(), skipped=()), method)

@@ -51,13 +51,13 @@ def test_a_loss_that_does_not_fall_still_gives_a_width_that_was_found_good() -> 
 
 
 @dataclass
-class FakeQuiz:
+class FakeEvaluator:
     """KL per image = rate * channels gone, read off the change that a fake rewrite hands over."""
 
     rates: dict[SiteKey, float]
     n_images: int = 4
 
-    def ask(self, proto: Any) -> Tally:
+    def evaluate(self, proto: Any) -> Tally:
         ((key, gone),) = proto
         return Tally(n_samples=4, kl_sum=4 * self.rates[key] * gone)
 
@@ -98,8 +98,8 @@ def choices(align: int) -> tuple[Choice, ...]:
 
 
 def search(chosen: tuple[Choice, ...], threshold: float) -> dict[str, int]:
-    problem, quiz = FakeProblem(), FakeQuiz(RATES)
-    widths = search_widths(problem, chosen, quiz, Threshold(threshold))  # type: ignore[arg-type]
+    problem, evaluator = FakeProblem(), FakeEvaluator(RATES)
+    widths = search_widths(problem, chosen, evaluator, Threshold(threshold))  # type: ignore[arg-type]
     assert problem.done == [("probe", i, len(chosen)) for i in range(1, len(chosen) + 1)]
     return {str(key): width for key, width in widths.items()}
 
