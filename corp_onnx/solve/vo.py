@@ -33,7 +33,7 @@ class VoSolution:
     """
 
     v_map: Float[np.ndarray, "h r d"]
-    weight: Float[np.ndarray, "d_out k*r"]
+    weight: Float[np.ndarray, "d_out kr"]
     bias: Float[np.ndarray, "d_out"]
     condition_number: float = 1.0
     heads_idx: Int[np.ndarray, "k"] | None = None

@@ -24,6 +24,7 @@ from corp_onnx.blocks.linear import Mismatch
 from corp_onnx.blocks.readers import find_reader
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.cost import Cost
+from corp_onnx.graph.operators import ELEMENTWISE, PASS_THROUGH, SOFTMAXES
 from corp_onnx.graph.slots import Slot
 from corp_onnx.moments import ChannelMoments
 from corp_onnx.moments.sums import ChannelSum
@@ -40,7 +41,7 @@ from corp_onnx.units.qk import QkUnit
 from corp_onnx.units.taps import Taps
 from corp_onnx.units.vo import VoUnit, project_heads
 
-INSIDE = frozenset({"MatMul", "Mul", "Div", "Add", "Where", "IsNaN", "Softmax", "Cast", "Identity", "Dropout"})
+INSIDE = ELEMENTWISE | PASS_THROUGH | SOFTMAXES | {"MatMul"}
 """Operators between q k' and P v that treat every head alike."""
 
 
@@ -106,7 +107,7 @@ class HeadsUnit(Unit):
     kind = "heads"
     part = "attn"
     title = "heads"
-    noun = "attention with heads that can go"
+    noun = "head group"
     shares_site = True
 
     site: Attention

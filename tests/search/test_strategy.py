@@ -9,7 +9,7 @@ import pytest
 from graphs import probed
 from samples import DEMO, OPERATOR, write_photos
 
-from corp_onnx.blocks import Blocks, SiteKey, find_blocks
+from corp_onnx.blocks import SiteKey, find_blocks
 from corp_onnx.calibrate.collect import collect_moments
 from corp_onnx.checks.preflight import choose_units
 from corp_onnx.errors import OptionError
@@ -56,7 +56,7 @@ def loss(search: Search, solution) -> float:
 
 def test_depth_of_every_unit() -> None:
     """From 0 to 1 over the blocks; all the same where there is one block."""
-    assert set(find_depths(Blocks(probed(OPERATOR)[1].blocks[:1], ())).values()) == {0.5}
+    assert set(find_depths(replace(probed(OPERATOR)[1], blocks=probed(OPERATOR)[1].blocks[:1])).values()) == {0.5}
     found = find_depths(probed(OPERATOR)[1])
     assert found == {SiteKey(i, part): float(i) for i in (0, 1) for part in ("attn", "mlp")}
     units = [unit.key for unit in list_units(probed(OPERATOR)[1], KINDS)]
