@@ -74,7 +74,8 @@ def print_inspection(found: Inspection) -> None:
     for skip in found.skipped:
         console.print(f"skipped {KIND_NAMES[skip.kind]} at {skip.node}: {skip.reason}", soft_wrap=True)
     prunable = [u for u in found.units if u.prunable]
-    by_kind = [f"{sum(u.kind == k for u in prunable)} {KINDS[k].title}" for k in KINDS if not KINDS[k].shares_site]
+    listed = [kind for kind in KINDS.values() if not kind.shares_site]  # as in `describe_units`
+    by_kind = [f"{sum(u.kind == kind.kind for u in prunable)} {kind.title}" for kind in listed]
     share = sum(u.mac_share for u in prunable)
     console.print(
         f"{found.n_blocks} blocks; can be pruned: {', '.join(by_kind)}, {share:.1%} of the MACs", soft_wrap=True

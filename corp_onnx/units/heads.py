@@ -107,7 +107,7 @@ class HeadsUnit(Unit):
     kind = "heads"
     part = "attn"
     title = "heads"
-    noun = "attention with heads that can go"
+    noun = "head group"
     shares_site = True
 
     site: Attention

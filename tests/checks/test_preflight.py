@@ -123,10 +123,10 @@ class TestUnits:
 
     def test_no_unit_of_the_kind(self) -> None:
         """Another kind is there, and how many of it."""
-        expected = "no MLP that can be pruned, but 1 query/key pair, 1 value/output pair; name those with --units, or "
+        expected = "no MLP that can be pruned, but 1 head group, 1 query/key pair, 1 value/output pair; name those "
         graph, blocks = probed(fixture_path(SEPARATE))
         assert blocks.mlps
-        without = replace(blocks, blocks=tuple(replace(block, mlp=None) for block in blocks.blocks), skipped=())
+        without = replace(blocks, blocks=tuple(replace(block, mlp=None) for block in blocks.blocks))
         for widths in (Fractions(0.5, 0), BEST.widths):
             with pytest.raises(NothingToPruneError, match=expected):
                 choose_units(graph, without, Method(units=("mlp",), widths=widths))
@@ -135,4 +135,4 @@ class TestUnits:
         graph, _ = probed(fixture_path(SEPARATE))
         for method in (BEST, PAPER):
             with pytest.raises(NothingToPruneError, match="no transformer block found"):
-                choose_units(graph, replace(blocks, blocks=(), skipped=()), method)
+                choose_units(graph, Blocks(graph, (), ()), method)
