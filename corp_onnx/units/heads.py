@@ -4,16 +4,14 @@
     solve    ridge over the heads that stay, towards the output of all                                     solve/vo.py
     edit     rows of the projections, columns of the output projection, and the number of heads wherever it is spelled
 
-With the heads that stay of one width, fused attention kernels keep what they want. At width 0 the attention becomes the
-addition of its mean output. Queries, keys and values may become narrower besides: the units of a site are solved in
-turn, and what a head costs is shared by them.
+Heads stay of one width, as fused attention kernels want. At width 0 the attention becomes the addition of its mean.
+Queries, keys and values may become narrower besides: units of a site are solved in turn, and share what a head costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -27,19 +25,17 @@ from corp_onnx.graph.cost import Cost
 from corp_onnx.graph.operators import ELEMENTWISE, FLOAT_MATMULS, PASS_THROUGH, SOFTMAXES
 from corp_onnx.graph.slots import Slot
 from corp_onnx.moments import ChannelMoments
-from corp_onnx.moments.sums import ChannelSum
 from corp_onnx.results import UnitFacts
 from corp_onnx.settings import Method
 from corp_onnx.solve.ridge import solve_ridge
 from corp_onnx.solve.vo import compensate_vo
 from corp_onnx.units.attention import AttentionChange, count_tokens
-from corp_onnx.units.base import Change, Choice, Evidence, Site, Unit, UnitPlan, Values
+from corp_onnx.units.base import Change, Choice, Evidence, Site, UnitPlan
 from corp_onnx.units.edits import can_remove
 from corp_onnx.units.facts import describe_unit
 from corp_onnx.units.projections import HeadCounts
 from corp_onnx.units.qk import QkUnit
-from corp_onnx.units.taps import Taps
-from corp_onnx.units.vo import VoUnit, project_heads
+from corp_onnx.units.vo import VoUnit
 
 INSIDE = ELEMENTWISE | PASS_THROUGH | FLOAT_MATMULS | SOFTMAXES
 """Operators between q k' and P v that treat every head alike."""
@@ -50,14 +46,12 @@ def rank_heads(
 ) -> tuple[Int[np.ndarray, " h"], Float[np.ndarray, " h+1"]]:
     """(heads from the last to go to the first, mean squared output error with 0..h of them).
 
-    Optimal brain surgeon by groups: with H = (C + lambda I)^-1 the loss of head g is tr(W_g H_gg^-1 W_g'), and W and H
-    are downdated by it. n^2 d_out operations a head.
+    OBS by groups: with H = (C + lambda I)^-1 the loss of head g is tr(W_g H_gg^-1 W_g'); W and H are downdated by it.
     """
     inverse = solve_ridge(covariance, np.eye(len(covariance)), ridge).solution
     weight, left = weight.astype(np.float64), list(range(n_heads))
     columns = np.arange(len(covariance)).reshape(n_heads, -1)
-    gone: list[int] = []
-    errors = [0.0]
+    gone, errors = [], [0.0]
     while left:
         folded = [weight[:, columns[h]] @ np.linalg.inv(inverse[np.ix_(columns[h], columns[h])]) for h in left]
         losses = [max(float(np.vdot(f, weight[:, columns[h]])), 0.0) for f, h in zip(folded, left, strict=True)]
@@ -65,8 +59,7 @@ def rank_heads(
         idx = columns[left[place]]
         weight = weight - folded[place] @ inverse[idx]
         inverse = inverse - inverse[:, idx] @ np.linalg.solve(inverse[np.ix_(idx, idx)], inverse[idx])
-        gone.append(left.pop(place))
-        errors.append(errors[-1] + losses[place])
+        gone, errors = [*gone, left.pop(place)], [*errors, errors[-1] + losses[place]]
     return np.array(gone[::-1]), np.array(errors[::-1])
 
 
@@ -101,16 +94,14 @@ class HeadsChoice(Choice):
 
 
 @dataclass(frozen=True, eq=False)
-class HeadsUnit(Unit):
-    """The heads of one attention."""
+class HeadsUnit(VoUnit):
+    """The heads of one attention; it reads and answers what its values do."""
 
     kind = "heads"
-    part = "attn"
     title = "heads"
     noun = "head group"
     shares_site = True
 
-    site: Attention
     problem: Skip | None = None
     head_counts: HeadCounts = field(default_factory=dict)
 
@@ -121,8 +112,7 @@ class HeadsUnit(Unit):
         found = find_head_counts(graph, site)
         if isinstance(found, Skip):
             return cls(site, problem=found)
-        removable = site.last is not None and can_remove(graph, site.last, site.residual)
-        return cls(site, removable, head_counts=found)
+        return cls(site, site.last is not None and can_remove(graph, site.last, site.residual), head_counts=found)
 
     def change(self, kept: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> AttentionChange:
         """The change that keeps some heads."""
@@ -136,6 +126,10 @@ class HeadsUnit(Unit):
         return self.site.n_heads
 
     @property
+    def n_heads(self) -> None:
+        """Its width counts heads, and belongs to none."""
+
+    @property
     def skip(self) -> Skip | None:
         """Why heads can not go."""
         return self.problem
@@ -146,35 +140,17 @@ class HeadsUnit(Unit):
 
     def describe(self, graph: Graph, cost: Cost) -> UnitFacts:
         """What queries, keys, values and the output projection cost together."""
-        parts = (QkUnit(self.site).describe(graph, cost), VoUnit(self.site).describe(graph, cost))
+        parts = [kind(self.site).describe(graph, cost) for kind in (QkUnit, VoUnit)]
         n_parameters, macs = sum(p.n_parameters for p in parts), sum(p.macs for p in parts)
         return describe_unit(self, graph, cost, count_tokens(self.site), n_parameters, macs)
-
-    def tap(self, taps: Taps) -> None:
-        """What the output projection reads."""
-        VoUnit(self.site).tap(taps)
-
-    def start_sum(self) -> ChannelSum:
-        """Of the heads' outputs side by side, over all tokens."""
-        return VoUnit(self.site).start_sum()
-
-    def read(self, arrays: Mapping[str, np.ndarray], graph: Graph, n_real: int) -> Values:
-        """The heads' outputs side by side, [tokens, H * d]."""
-        return VoUnit(self.site).read(arrays, graph, n_real)
 
     def trace(self, evidence: Evidence, method: Method) -> HeadsChoice:
         """One order of all heads."""
         moments = evidence.moments[str(self.key)]
         assert isinstance(moments, ChannelMoments)
-        weight, bias = VoUnit(self.site).pair.out.linear.read_dense(evidence.graph)
+        weight, bias = self.pair.out.linear.read_dense(evidence.graph)
         order_idx, errors = rank_heads(weight, moments.covariance, self.width, method.ridge)
         return HeadsChoice(self, method, weight, bias, moments, order_idx, errors)
-
-    def respond(self, graph: Graph, change: Change | None) -> Callable[..., np.ndarray]:
-        """The output projection on the dense model's head outputs."""
-        known = AttentionChange(self.site) if change is None else change
-        assert isinstance(known, AttentionChange)
-        return partial(project_heads, known, *known.last_product(graph))
 
 
 class _StopError(Exception):
@@ -188,8 +164,7 @@ class _StopError(Exception):
 def find_head_counts(graph: Graph, site: Attention) -> HeadCounts | Skip:
     """Where the number of heads is spelled, or why whole heads can not go."""
     if not isinstance(site.qk, QkPair) or not isinstance(site.vo, VoPair):
-        pair = site.skips[0]
-        return Skip("heads", pair.position, pair.node, f"a head goes whole, and {pair.reason}", pair.depth)
+        return replace(site.skips[0], kind="heads", reason=f"a head goes whole, and {site.skips[0].reason}")
     try:
         if site.core == "com.microsoft.Attention":
             return _check_operator(graph, site.node)
@@ -203,8 +178,7 @@ def find_head_counts(graph: Graph, site: Attention) -> HeadCounts | Skip:
 
 def _check_operator(graph: Graph, node: Node) -> HeadCounts:
     """com.microsoft.Attention spells its heads as an attribute."""
-    biases = [graph.dims(name) for name in node.inputs[3:] if name]
-    if any(len(dims) == 4 and dims[1] > 1 for dims in biases):
+    if any(len(graph.dims(name)) == 4 and graph.dims(name)[1] > 1 for name in node.inputs[3:] if name):
         raise _StopError(node, "every head has a bias of its own")
     return {}
 
@@ -237,7 +211,7 @@ def _find_path(graph: Graph, operand: Operand) -> _Way:
     heads = np.zeros(operand.linear.d_out, dtype=np.int64)
     heads[operand.channel_idx] = np.arange(operand.n_heads)[:, None]
     way = _read_way(graph, _trace(graph, source, steps), behind, heads, operand.n_heads, operand.d_head)
-    return _Way(way.tensors, way.counts, operand.path)
+    return replace(way, nodes=operand.path)
 
 
 def _trace(graph: Graph, source: str, steps: list[Step]) -> Traced:
@@ -249,8 +223,7 @@ def _trace(graph: Graph, source: str, steps: list[Step]) -> Traced:
 
 def _name_steps(path: Sequence[Node], last: str) -> list[Step]:
     """The nodes of a path with the tensor of each that the path goes on with."""
-    following = [*(node.inputs for node in path[1:]), (last,)]
-    named = zip(path, following, strict=False)
+    named = zip(path, [*(node.inputs for node in path[1:]), (last,)], strict=False)
     return [Step(node, next(name for name in node.outputs if name in read)) for node, read in named]
 
 
@@ -296,11 +269,10 @@ def _find_inner(graph: Graph, site: Attention, pair: VoPair) -> _Way:
     path = _nodes_back(graph, pair.out.linear.input, product)
     steps = _name_steps(path, pair.out.linear.input)
     heads = np.broadcast_to(np.arange(dims[1])[:, None, None], dims).reshape(-1)  # of [B, H, N, d]
-    # every number of the product is its own column here
-    traced = Traced(_trace(graph, product.output, steps).arrays, heads.size)
+    traced = Traced(_trace(graph, product.output, steps).arrays, heads.size)  # every number is a column of its own
     way = _read_way(graph, traced, steps, heads, site.n_heads, site.d_v)
     inner = [(name, 1) for node in between for name in node.outputs if len(graph.dims(name)) == 4]
-    return _Way([*inner, *way.tensors], way.counts, [*between, *path])
+    return replace(way, tensors=[*inner, *way.tensors], nodes=[*between, *path])
 
 
 def _nodes_between(graph: Graph, first: Node, last: Node) -> list[Node]:

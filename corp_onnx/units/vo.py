@@ -38,7 +38,7 @@ class VoChoice(Choice):
 
     def trace_errors(self) -> Float[np.ndarray, " full+1"]:
         """Mean squared output error per token after the refit over all heads."""
-        return trace_value_curve(self.weight, self.moments, self.unit.n_heads, self.method.ridge)
+        return trace_value_curve(self.weight, self.moments, self.unit.site.n_heads, self.method.ridge)
 
     def solve(self, width: int, before: Change | None = None) -> UnitPlan:
         """The map of every head and the output projection that goes with it, over the heads that stay."""
@@ -70,7 +70,7 @@ class VoUnit(Unit):
         return self.site.d_v
 
     @property
-    def n_heads(self) -> int:
+    def n_heads(self) -> int | None:
         """Heads."""
         return self.site.n_heads
 
@@ -116,7 +116,7 @@ class VoUnit(Unit):
         pair = self.pair
         return (read_tokens(arrays[pair.out.linear.input], graph, n_real, token_major=pair.v.token_major),)
 
-    def trace(self, evidence: Evidence, method: Method) -> VoChoice:
+    def trace(self, evidence: Evidence, method: Method) -> Choice:
         """One SVD a head."""
         moments = evidence.moments[str(self.key)]
         assert isinstance(moments, ChannelMoments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -282,13 +283,24 @@ class TestRewrite:
     def test_one_that_onnx_runtime_can_not_run_has_failed(self, case: Case, tmp_path: Path) -> None:
         """Checks of a pass raise as whatever runs a model does; here that is a check that failed."""
         rewrite, models = self.write(case, tmp_path)
-        wrong = {name: pixels[:, :1] for name, pixels in case.feeds.items()}
+        proto = onnx.ModelProto()
+        proto.CopyFrom(models[-1].proto)
+        weight = max(proto.graph.initializer, key=lambda t: len(t.raw_data))
+        short = numpy_helper.to_array(weight)[:-1]
+        weight.CopyFrom(numpy_helper.from_array(short, weight.name))
+        broken = [*models[:-1], replace(models[-1], proto=proto)]
         with pytest.raises(ModelError):
-            rewrite.passes[-1].check(case.graph, models[0], models[1], wrong, "cpu")
-        checks = check_rewrite(case.graph, rewrite, models, wrong)
-        assert [c.name for c in checks] == ["identity", "padding", "replay", "tokens", "batches"]
-        assert not any(c.passed for c in checks)
-        assert all("ONNX Runtime failed" in c.detail for c in checks)
+            rewrite.passes[-1].check(case.graph, broken[0], broken[1], case.feeds, "cpu")
+        checks = {c.name: c for c in check_rewrite(case.graph, rewrite, broken, case.feeds)}
+        assert list(checks) == ["identity", "padding", "replay", "tokens", "batches"]
+        assert {name for name, check in checks.items() if check.passed} == {"identity"}
+        assert all("ONNX Runtime" in check.detail for name, check in checks.items() if name != "identity")
+
+    def test_a_batch_that_the_dense_model_fails_on_is_no_failed_check(self, case: Case, tmp_path: Path) -> None:
+        rewrite, models = self.write(case, tmp_path)
+        wrong = {name: pixels[:, :1] for name, pixels in case.feeds.items()}
+        with pytest.raises(ModelError, match=re.escape(f"{case.graph.model.path}: ONNX Runtime failed")):
+            check_rewrite(case.graph, rewrite, models, wrong)
 
 
 def test_relative_difference() -> None:
