@@ -21,7 +21,7 @@ from corp_onnx.images import ImageSet, open_images, split_holdout
 from corp_onnx.images.recipe import find_recipe
 from corp_onnx.rewrite import plan_rewrite
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.search.evaluator import Quiz, prepare_quiz
+from corp_onnx.search.evaluator import Evaluator, prepare_evaluator
 from corp_onnx.search.problem import Problem, Solution
 from corp_onnx.search.search import Search
 from corp_onnx.settings import BEST
@@ -46,7 +46,7 @@ class Study:
     graph: Graph
     trim: TrimPlan | None
     images: ImageSet
-    judge: Quiz
+    judge: Evaluator
     labels: Int[np.ndarray, " n"]
 
     def draw(self, seed: int, n_images: int | None = None) -> Problem:
@@ -65,7 +65,7 @@ class Study:
     def measure(self, problem: Problem, solution: Solution) -> Row:
         """Cost and answers of the model that `corp-onnx prune` would write."""
         proto = plan_rewrite(solution.changes, problem.trim).make(problem.graph)
-        tally = self.judge.ask(proto, self.labels)
+        tally = self.judge.evaluate(proto, self.labels)
         assert tally.n_top1 is not None
         assert tally.agreement is not None
         assert tally.kl is not None
@@ -94,7 +94,7 @@ def open_study(args: argparse.Namespace) -> Study:
     """The model and the images that a command names; the dense answers are taken here."""
     graph, images = open_dense(args)
     val = open_images(args.val, images.recipe, labels=args.labels or "folders")
-    judge = prepare_quiz(graph.model, val, batch_size=16)
+    judge = prepare_evaluator(graph.model, val, batch_size=16)
     labels = np.concatenate([b.labels for b in val.batches(64) if b.labels is not None])
     trim, _ = plan_trim(graph, find_blocks(graph))
     return Study(graph, trim, images, judge, labels)

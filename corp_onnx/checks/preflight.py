@@ -135,6 +135,11 @@ def _choose_cut(graph: Graph, blocks: Blocks, kinds: Sequence[str], cut: Fractio
     if not any(given.values()):
         raise OptionError(f"{spelled} together remove nothing; give one of them a fraction above 0.")
     wanted = [name for name in kinds if given.get(KINDS[name].fraction)]
+    if not wanted:
+        raise OptionError(
+            f"{spelled} cut none of --units {','.join(kinds)}; name the kinds there that they cut, or give a budget in "
+            "their place."
+        )
     units = list_units(blocks, wanted)
     if not units:
         raise _nothing(graph, blocks, [KINDS[name].noun for name in wanted])
