@@ -86,7 +86,9 @@ class AttentionChange(Change):
                 set_bias(surgeon, out.linear, self.out_bias)
         values = next((part for part in self.parts if part.name == "v" and part.changes), None)
         if values is not None and out is not None:
-            respell(surgeon, values, out.spellings, self.head_counts)
+            on_ways = {node for operand in site.operands.values() for node in operand.path}
+            behind = {node: axes for node, axes in self.head_counts.items() if node not in on_ways}
+            respell(surgeon, values, out.spellings, behind)
 
     def join(self, other: AttentionChange) -> AttentionChange:
         """Every field from the later one, where it says something."""

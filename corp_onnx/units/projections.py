@@ -22,14 +22,14 @@ from corp_onnx.units.parts import Part, changed_products, joint_bias, joint_weig
 
 
 def respell(surgeon: Surgeon, part: Part, spellings: Iterable[WidthSpelling], head_counts: HeadCounts) -> None:
-    """Let the targets on an operand's way spell its new width and number of heads."""
+    """Let targets spell the new width of an operand, and its number of heads; a target is spelled once, for both."""
     old, new = part.operand.n_heads, part.n_heads
     sizes: dict[Node, dict[int, int]] = {}
     for spelling in spellings:
         n_folded = spelling.n_folded // old * new if spelling.n_folded % old == 0 and new < old else spelling.n_folded
         sizes.setdefault(spelling.node, {})[spelling.axis] = n_folded * part.width
     for node, axes in head_counts.items():
-        if part.heads_idx is not None and (node in sizes or node in part.operand.path):
+        if part.heads_idx is not None:
             sizes.setdefault(node, {}).update(dict.fromkeys(axes, new))
     for node, entries in sizes.items():
         surgeon.respell(node, entries)
@@ -89,7 +89,8 @@ def change_projections(
     for part in parts:
         if part.changes:
             _set_late_bias(surgeon, part)
-            respell(surgeon, part, part.operand.spellings, head_counts)
+            on_way = {node: axes for node, axes in head_counts.items() if node in part.operand.path}
+            respell(surgeon, part, part.operand.spellings, on_way)
     if _wants_plain_keys(surgeon.graph, site):
         for part in parts:
             if part.name in ("k", "v") and not part.operand.is_fused:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graphs import ENTRIES, FIXTURES, feeds_of, find_in, probed, prunable_sites, runs_here
+from graphs import ENTRIES, FIXTURES, feeds_of, find_in, images_of, probed, prunable_sites, runs_here
 from onnx import numpy_helper
 from random_vits import Spelling, write_model
 
@@ -16,7 +16,6 @@ from corp_onnx.blocks import Blocks
 from corp_onnx.calibrate.collect import collect_moments, tap_units
 from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph import Graph
-from corp_onnx.images.arrays import ArraySet
 from corp_onnx.moments.values import ChannelMoments, LogitMoments
 from corp_onnx.run.sessions import Tapped, open_tapped
 from corp_onnx.units import KINDS, Unit, list_units
@@ -25,20 +24,6 @@ from corp_onnx.units.qk import QkUnit
 from corp_onnx.units.taps import Taps, read_operand, read_tokens
 
 RUN = [n for n in ENTRIES if runs_here(n) and ENTRIES[n]["expect"]["n_blocks"]]
-
-
-def images_of(graph: Graph, n_images: int, seed: int = 0) -> ArraySet:
-    """Samples for every input of a model, all different."""
-    rng = np.random.default_rng(seed)
-    feeds = feeds_of(graph, n_images)
-    arrays: dict[str, np.ndarray] = {}
-    for name, array in feeds.items():
-        shape = (n_images, *array.shape[1:])
-        is_ids = array.dtype.kind in "iu"
-        arrays[name] = rng.integers(0, 2, shape) if is_ids else rng.standard_normal(shape).astype(np.float32)
-        if is_ids and name == "attention_mask":
-            arrays[name] = np.ones(shape, np.int64)
-    return ArraySet(Path("made up"), arrays, np.arange(n_images))
 
 
 def all_units(blocks: Blocks) -> tuple[Unit, ...]:

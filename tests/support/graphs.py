@@ -21,6 +21,7 @@ from corp_onnx.blocks import Attention, Blocks, Linear, Mlp, QkPair, SiteKey, Vo
 from corp_onnx.graph import Graph, Model, load_model
 from corp_onnx.graph.slots import Slot
 from corp_onnx.graph.write import write_model
+from corp_onnx.images.arrays import ArraySet
 from corp_onnx.run.noise import random_feeds
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session
@@ -76,6 +77,20 @@ def find_in(proto: onnx.ModelProto, folder: Path) -> tuple[Graph, Blocks]:
 
 def feeds_of(graph: Graph, n_images: int = 3) -> dict[str, np.ndarray]:
     return random_feeds(graph.model, n_images)
+
+
+def images_of(graph: Graph, n_images: int, seed: int = 0) -> ArraySet:
+    """Samples for every input of a model, all different."""
+    rng = np.random.default_rng(seed)
+    feeds = feeds_of(graph, n_images)
+    arrays: dict[str, np.ndarray] = {}
+    for name, array in feeds.items():
+        shape = (n_images, *array.shape[1:])
+        is_ids = array.dtype.kind in "iu"
+        arrays[name] = rng.integers(0, 2, shape) if is_ids else rng.standard_normal(shape).astype(np.float32)
+        if is_ids and name == "attention_mask":
+            arrays[name] = np.ones(shape, np.int64)
+    return ArraySet(Path("made up"), arrays, np.arange(n_images))
 
 
 def run(path: Path | Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
