@@ -18,9 +18,9 @@ from corp_onnx.graph.cost import Cost
 from corp_onnx.graph.surgeon import Surgeon
 from corp_onnx.units.base import Change
 from corp_onnx.units.edits import remove_branch, set_bias, set_weight
+from corp_onnx.units.expected import Expected
 from corp_onnx.units.facts import projection_cost
 from corp_onnx.units.parts import Part, changed_products, joint_bias, joint_weight
-from corp_onnx.units.products import Expected
 from corp_onnx.units.projections import HeadCounts, change_projections, pin_scale, respell
 
 

@@ -31,7 +31,7 @@ from corp_onnx.moments import Moments
 from corp_onnx.results import UnitFacts
 from corp_onnx.settings import Fractions, Method
 from corp_onnx.solve.allocate import aligned_widths
-from corp_onnx.units.products import Expected
+from corp_onnx.units.expected import Expected
 from corp_onnx.units.taps import Taps
 
 if TYPE_CHECKING:

@@ -38,8 +38,8 @@ from corp_onnx.solve.select import (
 )
 from corp_onnx.units.base import Change, Choice, Evidence, Site, Unit, UnitPlan, Values
 from corp_onnx.units.edits import can_remove, remove_branch, set_bias, set_weight, shape_like
+from corp_onnx.units.expected import Expected
 from corp_onnx.units.facts import describe_unit
-from corp_onnx.units.products import Expected
 from corp_onnx.units.taps import Taps, read_tokens
 
 
