@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from corp_onnx.blocks import Blocks, find_blocks
-from corp_onnx.graph import Graph, Model, batch_kind, file_size, load_model
+from corp_onnx.graph import Graph, batch_kind, load_model
+from corp_onnx.graph.model import describe_file
 from corp_onnx.results import DeadTokens, Inspection, ModelFacts, SkipFacts, UnitFacts
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.tokens.liveness import find_dead_tokens
@@ -27,16 +29,12 @@ def inspect_model(path: Path | str) -> Inspection:
 
 def describe_model(graph: Graph) -> ModelFacts:
     """The facts of a probed model."""
-    model: Model = graph.model
-    proto = model.proto
+    model, proto = graph.model, graph.model.proto
     return ModelFacts(
-        path=str(model.path),
-        sha256=model.sha256,
-        n_bytes=file_size(model),
+        **asdict(describe_file(model, graph.float_type)),
         n_parameters=graph.n_parameters,
         macs=graph.cost.total,
         opset=model.opset,
-        precision=graph.float_type,
         batch=batch_kind(model),
         producer=f"{proto.producer_name} {proto.producer_version}".strip(),
     )

@@ -25,16 +25,22 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """A model as it lies on disk. `batch` None is dynamic; `macs` are multiply-accumulates of one image."""
+class FileFacts:
+    """A model as it lies on disk: `n_bytes` with external weights, `precision` of most weights (int8 if quantised)."""
 
     path: str
     sha256: str
     n_bytes: int
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts(FileFacts):
+    """What is in it. `batch` None is dynamic; `macs` are multiply-accumulates of one image."""
+
     n_parameters: int
     macs: int
     opset: int
-    precision: str
     batch: int | None
     producer: str
 

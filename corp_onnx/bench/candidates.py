@@ -11,30 +11,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from corp_onnx.results import FileFacts
+
 ENGINE_SUFFIXES = (".plan", ".engine", ".trt")
 ENGINE = "engine"
 """The provider of a TensorRT engine: itself."""
 
 
 @dataclass(frozen=True, slots=True)
-class BenchModel:
-    """A model file that is timed.
+class BenchModel(FileFacts):
+    """A model file that is timed; the precision of an engine is what its description says.
 
     Attributes:
-        path: the file.
-        sha256: of the file alone.
-        n_bytes: on disk, with external weights.
-        precision: float32, float16, ..., int8 (quantised), or what an engine's description says.
         macs: multiply-accumulates of one image; None where it is not known (engines).
         batch: the fixed number of images at a time, or None.
         inputs: of every input, its axes behind the batch.
         is_engine: whether it is a TensorRT engine, and not an ONNX file.
     """
 
-    path: str
-    sha256: str
-    n_bytes: int
-    precision: str
     macs: int | None
     batch: int | None
     inputs: tuple[tuple[int, ...], ...]

@@ -5,7 +5,7 @@ Enters the path of a file, quantised or not; leaves a subject of candidates.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import onnx.inliner
 
 from corp_onnx.bench.candidates import BenchModel, Candidate
 from corp_onnx.errors import OptionError
-from corp_onnx.graph.model import Model, batch_kind, file_size, hash_file, load_model
+from corp_onnx.graph.model import Model, batch_kind, describe_file, hash_file, load_model
 from corp_onnx.graph.operators import INT4, QUANTISED
 from corp_onnx.run.device import DEVICES, bind_device
 from corp_onnx.run.noise import random_feeds
@@ -42,10 +42,7 @@ def read_onnx(path: Path) -> OnnxSubject:
     if ops:
         precision = "int4" if ops & INT4 else "int8"
     facts = BenchModel(
-        path=str(path),
-        sha256=model.sha256,
-        n_bytes=file_size(model),
-        precision=precision,
+        **asdict(describe_file(model, precision)),
         macs=graph.cost.total or None,
         batch=batch_kind(model),
         inputs=tuple(tuple(shape[1:]) for shape in shapes),

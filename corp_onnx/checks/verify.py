@@ -161,5 +161,6 @@ def require_passed(checks: Sequence[CheckResult], what: str, advice: str) -> Non
         CheckFailedError: names the check.
     """
     for check in (c for c in checks if not c.passed):
-        measured = f" (difference {check.difference:.2g}, allowed {check.tolerance:.2g})" if check.tolerance else ""
+        known = check.difference is not None and check.tolerance is not None
+        measured = f" (difference {check.difference:.2g}, allowed {check.tolerance:.2g})" if known else ""
         raise CheckFailedError(f"the {what} model failed its '{check.name}' check: {check.detail}{measured}. {advice}")

@@ -16,6 +16,7 @@ from onnx import TensorProto, external_data_helper
 
 from corp_onnx.errors import ModelError
 from corp_onnx.graph.operators import QUANTISED
+from corp_onnx.results import FileFacts
 
 MAX_PROTO_BYTES = 2**31 - 2**20
 """A protobuf message stops at 2 GiB; a mebibyte is left for the nodes."""
@@ -160,6 +161,11 @@ def batch_kind(model: Model) -> int | None:
 def file_size(model: Model) -> int:
     """Bytes on disk of the file and of the external files it names."""
     return sum(path.stat().st_size for path in list_files(model))
+
+
+def describe_file(model: Model, precision: str) -> FileFacts:
+    """A model's file, as every result says it."""
+    return FileFacts(str(model.path), model.sha256, file_size(model), precision)
 
 
 def list_files(model: Model) -> tuple[Path, ...]:

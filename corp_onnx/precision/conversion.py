@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from corp_onnx.errors import OptionError
-from corp_onnx.results import CheckResult, Environment, StageTime
+from corp_onnx.results import CheckResult, Environment, FileFacts, StageTime
 from corp_onnx.run.comparison import Comparison
 from corp_onnx.settings import Preprocessing
 
@@ -52,16 +52,6 @@ class ConvertSettings:
                 f"expected --keep-float 0 or more, --limit 2 or more and --batch 1 or more; found {self.keep_float}, "
                 f"{self.limit} and {self.batch_size}."
             )
-
-
-@dataclass(frozen=True, slots=True)
-class FileFacts:
-    """A model file. `precision` is that of most weights, or `int8`."""
-
-    path: str
-    sha256: str
-    n_bytes: int
-    precision: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ fails leaves nothing at the destination. The conversion itself is ONNX Runtime's
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from corp_onnx.calibrate.data import change_recipe, describe_skipped
 from corp_onnx.checks.preflight import protect_model
 from corp_onnx.checks.verify import check_structure, require_passed
 from corp_onnx.errors import ModelError, OptionError
-from corp_onnx.graph import Graph, file_size, input_dims, load_model
-from corp_onnx.graph.model import Model, hash_file
+from corp_onnx.graph import Graph, input_dims, load_model
+from corp_onnx.graph.model import Model, describe_file, hash_file
 from corp_onnx.graph.write import write_model
 from corp_onnx.images import Images, ImageSet, open_images, split_holdout
 from corp_onnx.images.recipe import METADATA_KEY
@@ -142,7 +142,7 @@ def _report(
 ) -> ConvertResult:  # fmt: skip
     source, half, products = graph.model, made.half, made.products
     return ConvertResult(
-        source=FileFacts(str(source.path), source.sha256, file_size(source), graph.float_type),
+        source=describe_file(source, graph.float_type),
         converted=written,
         settings=asdict(settings),
         n_products=len(products),
@@ -325,7 +325,7 @@ def _require_passed(checks: list[CheckResult], output: Path) -> None:
 def _describe(path: Path, output: Path, settings: ConvertSettings) -> FileFacts:
     written = _open_converted(path)
     precision = "float16" if settings.target == "fp16" else "int8"
-    return FileFacts(str(output), written.sha256, file_size(written), precision)
+    return replace(describe_file(written, precision), path=str(output))
 
 
 def _warn(made: _Converted, data: _Data) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Widths for every unit under one budget: error curves and a budget in, an `Allocation` out.
 
-    minimise  sum_u kappa_u err_u(w_u)    so that    sum_u cost_u(w_u) <= budget,    w_u among the widths allowed for u
+    minimise  sum_u s_u err_u(w_u)    so that    sum_u cost_u(w_u) <= budget,    w_u among the widths allowed for u
 
 The search relaxes the budget: for a price lambda on cost every unit picks the width of least loss + lambda * cost on
 its own; bisection finds the lowest price that the budget allows, and what budget is left over buys single steps, best
@@ -27,27 +27,27 @@ N_BISECTIONS = 100
 class UnitCurve:
     """What each allowed width of one unit costs and loses.
 
-    `width` ascends; `error[i]` and `cost[i]` belong to `width[i]`; `kappa` turns the error into loss (a probe's KL over
-    its error; 1 if the errors are losses already). `tied_keys` are further units that take the same width.
+    `width` ascends; `error[i]` and `cost[i]` belong to `width[i]`; `sensitivity` (s) turns the error into loss: a
+    probe's KL over its error, 1 if the errors are losses already. `tied_keys` are further units of the same width.
     """
 
     key: Hashable
     width: Int[np.ndarray, "m"]
     error: Float[np.ndarray, "m"]
     cost: Float[np.ndarray, "m"]
-    kappa: int | float = 1.0
+    sensitivity: int | float = 1.0
     tied_keys: tuple[Hashable, ...] = ()
 
     def __post_init__(self) -> None:
         if not (0 < self.width.size == self.error.size == self.cost.size) or np.any(np.diff(self.width) <= 0):
             raise ValueError(f"expected ascending widths with an error and a cost each for {self.key}")
-        if not (np.isfinite(self.loss).all() and np.isfinite(self.cost).all() and self.kappa >= 0):
-            raise ValueError(f"expected finite errors and costs and a kappa of zero or more for {self.key}")
+        if not (np.isfinite(self.loss).all() and np.isfinite(self.cost).all() and self.sensitivity >= 0):
+            raise ValueError(f"expected finite errors and costs and a sensitivity of zero or more for {self.key}")
 
     @property
     def loss(self) -> Float[np.ndarray, "m"]:
-        """kappa * error."""
-        return self.kappa * self.error
+        """sensitivity * error."""
+        return self.sensitivity * self.error
 
 
 @dataclass(frozen=True, slots=True, eq=False)

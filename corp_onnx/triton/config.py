@@ -1,6 +1,6 @@
 """A model's config.pbtxt: what Triton must know to serve it.
 
-Enters an `Interface` and `TritonSettings`; leaves a message of Triton's own protobuf schema, which tritonclient carries
+Enters a `Signature` and `TritonSettings`; leaves a message of Triton's own protobuf schema, which tritonclient carries
 (extra `triton`), and its text. An unknown field, a wrong type or enumerator can not be written that way.
 
 Triton counts the batch apart: with max_batch_size N > 0 the first axis of every tensor is the batch and `dims` leave it
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from corp_onnx.errors import MissingExtraError, ModelError, OptionError
 from corp_onnx.images.recipe import METADATA_KEY
-from corp_onnx.triton.signature import Interface, TensorSpec
+from corp_onnx.triton.signature import Signature, TensorSpec
 
 LABELS_FILE = "labels.txt"
 DEFAULT_MAX_BATCH = 8
@@ -102,7 +102,7 @@ def import_schema() -> Any:
     return model_config_pb2
 
 
-def make_config(name: str, found: Interface, labels: Sequence[str], settings: TritonSettings, path: Path) -> Any:
+def make_config(name: str, found: Signature, labels: Sequence[str], settings: TritonSettings, path: Path) -> Any:
     """The ModelConfig of a model.
 
     Args:
@@ -167,7 +167,7 @@ def parse_config(text: str) -> Any:
         raise ModelError(f"config.pbtxt is not a configuration that Triton reads ({error}).") from error
 
 
-def _max_batch(found: Interface, settings: TritonSettings, path: Path) -> int:
+def _max_batch(found: Signature, settings: TritonSettings, path: Path) -> int:
     if found.is_batched:
         largest = found.max_batch
         if largest is not None and (settings.max_batch or 0) > largest:
@@ -202,7 +202,7 @@ def _dims(shape: Sequence[int | None]) -> list[int]:
     return [axis or -1 for axis in shape] or [1]
 
 
-def _labelled_output(found: Interface, labels: Sequence[str], path: Path) -> int:
+def _labelled_output(found: Signature, labels: Sequence[str], path: Path) -> int:
     """The first output whose last axis counts the labels."""
     for i, tensor in enumerate(found.outputs):
         if tensor.shape and tensor.shape[-1] == len(labels):
@@ -211,7 +211,7 @@ def _labelled_output(found: Interface, labels: Sequence[str], path: Path) -> int
     raise OptionError(f"{path}: there are {len(labels)} class names, and no output has as many classes ({shapes}).")
 
 
-def _add_accelerator(config: Any, found: Interface, settings: TritonSettings, max_batch: int) -> None:
+def _add_accelerator(config: Any, found: Signature, settings: TritonSettings, max_batch: int) -> None:
     """ONNX Runtime's TensorRT provider; with the range of shapes, or an engine is built anew for every new batch."""
     accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
     accelerator.parameters["precision_mode"] = str(settings.accelerator).upper()
@@ -224,7 +224,7 @@ def _add_accelerator(config: Any, found: Interface, settings: TritonSettings, ma
             accelerator.parameters[f"trt_profile_{bound}_shapes"] = ",".join(shapes)
 
 
-def _add_warmup(config: Any, pb: Any, found: Interface, max_batch: int) -> None:
+def _add_warmup(config: Any, pb: Any, found: Signature, max_batch: int) -> None:
     """Zeros, of the smallest and the largest batch: the first requests do not pay for memory and kernels."""
     if found.sizes is None:
         return

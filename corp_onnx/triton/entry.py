@@ -24,7 +24,7 @@ from corp_onnx.triton.config import (
     make_config,
     parse_config,
 )  # fmt: skip
-from corp_onnx.triton.signature import Interface, read_engine_interface, read_interface
+from corp_onnx.triton.signature import Signature, read_engine_signature, read_signature
 
 CONFIG_FILE = "config.pbtxt"
 
@@ -104,7 +104,7 @@ def new_entry(name: str, files: tuple[Path, ...], root: Path, settings: TritonSe
     for path in files:
         _require_suffix(path, settings.backend)
     is_engine = settings.backend == "tensorrt"
-    found = [read_engine_interface(path, settings.like) if is_engine else read_interface(path) for path in files]
+    found = [read_engine_signature(path, settings.like) if is_engine else read_signature(path) for path in files]
     first = _agree(found, files)
     labels, warnings = first.labels, []
     if settings.labels is not None:
@@ -119,19 +119,19 @@ def new_entry(name: str, files: tuple[Path, ...], root: Path, settings: TritonSe
     return Entry(name, settings.backend, config, labels, _number(files, beside, 1), True, tuple(warnings))
 
 
-def _agree(found: Sequence[Interface], files: Sequence[Path]) -> Interface:
-    """The interface that all versions have; a recipe or labels that only one carries are those of the others too."""
+def _agree(found: Sequence[Signature], files: Sequence[Path]) -> Signature:
+    """The signature that all versions have; a recipe or labels that only one carries are those of the others too."""
     recipe = next((f.recipe for f in found if f.carries_recipe), found[0].recipe)
     labels = next((f.labels for f in found if f.labels), ())
     for other, path in zip(found, files, strict=True):
-        _require_equal("takes or gives", _signature(found[0]), _signature(other), path)
+        _require_equal("takes or gives", _spell_signature(found[0]), _spell_signature(other), path)
         _require_equal("prepares photographs by", recipe, other.recipe if other.carries_recipe else recipe, path)
         _require_equal("names classes as", labels, other.labels or labels, path)
     bounds = [f.max_batch for f in found if f.max_batch is not None]
     return replace(found[0], recipe=recipe, labels=labels, max_batch=min(bounds, default=None))
 
 
-def _signature(found: Interface) -> str:
+def _spell_signature(found: Signature) -> str:
     inputs, outputs = (
         ", ".join(f"{t.name} {t.dtype} [{', '.join('?' if a is None else str(a) for a in t.shape)}]" for t in tensors)
         for tensors in (found.inputs, found.outputs)
@@ -188,7 +188,7 @@ def _number(files: Sequence[Path], beside: Sequence[tuple[str, ...]], first: int
 
 def _read_alike(path: Path, config: Any, labels: tuple[str, ...]) -> tuple[str, ...]:
     """The files beside a model that takes and gives what a configuration says."""
-    found = read_interface(path)
+    found = read_signature(path)
     same = TritonSettings(max_batch=config.max_batch_size or None if found.is_batched else None)
     new = make_config(config.name, found, (), same, path)
     _require_equal("takes or gives", _served_signature(config), _served_signature(new), path)
@@ -199,7 +199,7 @@ def _read_alike(path: Path, config: Any, labels: tuple[str, ...]) -> tuple[str, 
     return _beside(found, path)
 
 
-def _beside(found: Interface, path: Path) -> tuple[str, ...]:
+def _beside(found: Signature, path: Path) -> tuple[str, ...]:
     """The files with its weights, which keep their names because the model refers to them by these."""
     if {*MODEL_FILES.values(), MODEL_PROGRAM} & set(found.beside):
         raise ModelError(f"{path}: its weights lie in a file called as Triton calls the model; save it with another.")

@@ -1,6 +1,6 @@
 """What a server must know of a model: its tensors, how photographs are prepared for it, the names of its classes.
 
-Enters the path of an ONNX file or of an engine; leaves an `Interface`. ONNX Runtime is asked and not the file, because
+Enters the path of an ONNX file or of an engine; leaves a `Signature`. ONNX Runtime is asked and not the file, because
 Triton asks it too: what the graph does not declare is inferred there, and a file that does not load is refused here and
 not by the server. Quantised models are as welcome as others. An engine says nothing where there is no GPU: the
 description is read that `corp-onnx engine` wrote beside it, or the ONNX file that it was built from.
@@ -41,7 +41,7 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Interface:
+class Signature:
     """What a model takes and gives.
 
     Attributes:
@@ -71,7 +71,7 @@ class Interface:
         return all(t.shape and t.shape[0] is None for t in (*self.inputs, *self.outputs))
 
 
-def read_interface(path: Path) -> Interface:
+def read_signature(path: Path) -> Signature:
     """Open a model with ONNX Runtime, and run it once on zeros.
 
     Raises:
@@ -91,11 +91,11 @@ def read_interface(path: Path) -> Interface:
             raise ModelError(f"{path}: {error}") from error
         recipe = None  # token ids, features: nothing that photographs go into
     labels, beside = _read_labels(metadata, path), _name_external_files(proto, path)
-    found = Interface(inputs, outputs, None, recipe, METADATA_KEY in metadata, labels, beside=beside)
+    found = Signature(inputs, outputs, None, recipe, METADATA_KEY in metadata, labels, beside=beside)
     return replace(found, sizes=_find_sizes(session, found))
 
 
-def read_engine_interface(path: Path, like: Path | None) -> Interface:
+def read_engine_signature(path: Path, like: Path | None) -> Signature:
     """What an engine takes and gives, by its description or by the ONNX file that it was built from.
 
     Recipe and labels are those of that file; the description knows where it was, and what it was.
@@ -111,7 +111,7 @@ def read_engine_interface(path: Path, like: Path | None) -> Interface:
                 f"{path}: {described.name}, which `corp-onnx engine` writes beside an engine, is not there; give the "
                 "ONNX file that it was built from with --like."
             )
-        return replace(read_interface(like), beside=())
+        return replace(read_signature(like), beside=())
     try:
         stored = json.loads(described.read_text(encoding="utf-8"))
         found = _read_description(stored)
@@ -122,18 +122,18 @@ def read_engine_interface(path: Path, like: Path | None) -> Interface:
     model = like or (source if is_there else None)
     if model is None:
         return found
-    origin = read_interface(model)
+    origin = read_signature(model)
     if {t.name for t in (*origin.inputs, *origin.outputs)} != {t.name for t in (*found.inputs, *found.outputs)}:
         raise ModelError(f"{path}: was not built from {model}, whose tensors have other names; give another --like.")
     return replace(found, recipe=origin.recipe, carries_recipe=origin.carries_recipe, labels=origin.labels)
 
 
-def _read_description(stored: dict[str, Any]) -> Interface:
+def _read_description(stored: dict[str, Any]) -> Signature:
     inputs, outputs = (
         tuple(TensorSpec(t["name"], t["dtype"], tuple(t["shape"])) for t in stored[side])
         for side in ("inputs", "outputs")
     )
-    found = Interface(inputs, outputs, None, None, False, ())
+    found = Signature(inputs, outputs, None, None, False, ())
     best = [tuple(t["optimum"] or t["shape"]) for t in stored["inputs"]]
     if not found.is_batched:
         return replace(found, sizes=tuple(best))
@@ -183,7 +183,7 @@ def _read_labels(metadata: dict[str, str], path: Path) -> tuple[str, ...]:
     return tuple(" ".join(label.split()) for label in labels)  # one a line in the labels file
 
 
-def _find_sizes(session: Session, found: Interface) -> tuple[tuple[int, ...], ...] | None:
+def _find_sizes(session: Session, found: Signature) -> tuple[tuple[int, ...], ...] | None:
     """Sizes of one sample that the model runs on: its own, and where it has none the likely ones."""
     shapes = [t.shape[1:] if found.is_batched else t.shape for t in found.inputs]
     failure: InputError | None = None
@@ -207,7 +207,7 @@ def _fill(shape: Sequence[int | None], rank: int, image: int, tokens: int) -> tu
     return tuple(axis or tokens for axis in shape)
 
 
-def _run_zeros(session: Session, found: Interface, sizes: Sequence[tuple[int, ...]]) -> None:
+def _run_zeros(session: Session, found: Signature, sizes: Sequence[tuple[int, ...]]) -> None:
     batch = (1,) if found.is_batched else ()
     feeds = {t.name: np.zeros((*batch, *size), t.dtype) for t, size in zip(found.inputs, sizes, strict=True)}
     try:

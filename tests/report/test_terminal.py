@@ -34,7 +34,7 @@ from corp_onnx.results import (
     UnitResult,
 )
 
-DENSE = ModelFacts("dense.onnx", "0" * 64, 4_000_000, 1_000_000, 2_000_000_000, 17, "float32", None, "pytorch 2.13.0")
+DENSE = ModelFacts("dense.onnx", "0" * 64, 4_000_000, "float32", 1_000_000, 2_000_000_000, 17, None, "pytorch 2.13.0")
 PRUNED = replace(DENSE, path="small.onnx", n_bytes=2_500_000, n_parameters=600_000, macs=1_000_000_000)
 MLP = UnitFacts("blocks.0.mlp", "mlp", 0, 48, None, 17, "MatMul+gelu+MatMul", 4_800, 81_600, 0.4, 0.25, True)
 QK = UnitFacts("blocks.0.attn.qk", "qk", 0, 10, 2, 17, "fused qkv", 840, 34_000, 0.1, 0.125, True)

@@ -21,14 +21,14 @@ def make_curves(seed: int, n_units: int = 4, n_widths: int = 4, convex: bool = T
         step = rng.uniform(0.01, 1, size=n_widths)
         step = np.sort(step) if convex else step
         error = step.cumsum()[::-1] - step[0]
-        curves.append(UnitCurve(f"unit {u}", width, error, width * rng.uniform(1, 5), kappa=rng.uniform(0.5, 2)))
+        curves.append(UnitCurve(f"unit {u}", width, error, width * rng.uniform(1, 5), sensitivity=rng.uniform(0.5, 2)))
     return curves
 
 
 def brute_force(curves: list[UnitCurve], budget: float) -> float:
     combinations = itertools.product(*(range(curve.width.size) for curve in curves))
     fitting = (c for c in combinations if sum(curve.cost[i] for curve, i in zip(curves, c, strict=True)) <= budget)
-    return min(sum(curve.kappa * curve.error[i] for curve, i in zip(curves, c, strict=True)) for c in fitting)
+    return min(sum(curve.sensitivity * curve.error[i] for curve, i in zip(curves, c, strict=True)) for c in fitting)
 
 
 def budgets(curves: list[UnitCurve], share: float) -> float:
@@ -104,14 +104,14 @@ def test_a_cost_that_does_not_grow_with_width_is_used():
 
 def test_a_unit_that_loses_nothing_is_pruned_for_one_that_does():
     width, cost = np.array([8, 16]), np.array([8.0, 16.0])
-    silent = UnitCurve("silent", width, np.array([5.0, 0.0]), cost, kappa=0.0)
+    silent = UnitCurve("silent", width, np.array([5.0, 0.0]), cost, sensitivity=0.0)
     loud = UnitCurve("loud", width, np.array([1.0, 0.0]), cost)
     allocation = allocate_widths([silent, loud], 24.0)
     assert (allocation["silent"], allocation["loud"]) == (8, 16)
 
 
 def test_tied_units_take_one_width():
-    qk = UnitCurve("qk", np.array([8, 16, 24]), np.array([4.0, 1.0, 0.0]), np.array([1.0, 2.0, 3.0]), kappa=2.0)
+    qk = UnitCurve("qk", np.array([8, 16, 24]), np.array([4.0, 1.0, 0.0]), np.array([1.0, 2.0, 3.0]), sensitivity=2.0)
     vo = UnitCurve("vo", np.array([16, 24, 32]), np.array([3.0, 1.0, 0.0]), np.array([20.0, 30.0, 40.0]))
     tied = tie_curves(qk, vo)
     assert tied.width.tolist() == [16, 24]
@@ -129,7 +129,7 @@ def test_tied_units_take_one_width():
 @given(seed=st.integers(0, 9999), scale=st.floats(1e-6, 1e12))
 def test_the_unit_of_cost_does_not_matter(seed, scale):
     curves = make_curves(seed)
-    scaled = [UnitCurve(c.key, c.width, c.error, c.cost * scale, c.kappa) for c in curves]
+    scaled = [UnitCurve(c.key, c.width, c.error, c.cost * scale, c.sensitivity) for c in curves]
     budget = budgets(curves, 0.4)
     assert allocate_widths(curves, budget).widths == allocate_widths(scaled, budget * scale).widths
 
@@ -155,12 +155,12 @@ def test_an_alignment_below_one_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("width", "error", "kappa"),
+    ("width", "error", "sensitivity"),
     [([8, 8], [1, 0], 1.0), ([8], [1, 0], 1.0), ([8, 16], [np.nan, 0], 1.0), ([8, 16], [1, 0], -1)],
 )
-def test_a_curve_that_makes_no_sense_is_refused(width, error, kappa):
+def test_a_curve_that_makes_no_sense_is_refused(width, error, sensitivity):
     with pytest.raises((ValueError, TypeError), match=r"for odd|Type-check error"):
-        UnitCurve("odd", np.array(width), np.array(error, dtype=np.float64), np.ones(len(width)), kappa)
+        UnitCurve("odd", np.array(width), np.array(error, dtype=np.float64), np.ones(len(width)), sensitivity)
 
 
 def test_of_equal_losses_the_wider_stays_while_the_budget_allows():
