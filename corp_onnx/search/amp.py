@@ -75,7 +75,7 @@ def describe_widths(
     """What the search found, in one sentence for the report."""
     kept, whole = sum(widths[c.key] for c in choices), sum(c.width for c in choices)
     return (
-        f"{kept} of {whole} hidden channels stay ({kept / whole:.1%}); each {_name(choices)} alone moves the answers "
+        f"{kept} of {whole} channels stay ({kept / whole:.1%}); each {_name(choices)} alone moves the answers "
         f"by a KL of at most {threshold.kl:g} on {n_images} calibration images."
     )
 
