@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from corp_onnx._version import __version__
-from corp_onnx.blocks import Blocks, find_blocks
+from corp_onnx.blocks import find_blocks
 from corp_onnx.calibrate.collect import collect_moments
 from corp_onnx.calibrate.data import describe_data, open_calibration, warn_of_data
 from corp_onnx.checks.measure import measure_model, measure_units
-from corp_onnx.checks.preflight import choose_units, protect_model, require_finite_weights
+from corp_onnx.checks.preflight import choose_units, protect_model, require_finite_weights, wanted_kinds
 from corp_onnx.checks.verify import check_file, check_rewrite, require_passed
 from corp_onnx.gradients import collect_taylor
 from corp_onnx.graph import Graph, Model, load_model
@@ -43,7 +43,7 @@ from corp_onnx.search.problem import Problem
 from corp_onnx.search.strategy import follow_method
 from corp_onnx.settings import PruneSettings
 from corp_onnx.staging import check_destination, staged_files, write_text
-from corp_onnx.tokens.trim import plan_trim
+from corp_onnx.tokens.trim import find_left_out, plan_trim
 from corp_onnx.units import Unit, UnitPlan, list_units
 
 PRUNE_KEY = "corp_onnx.prune"
@@ -138,7 +138,7 @@ def prune_model(
             counting = _counting(progress, "measure units", held_out.n_images)
             errors = measure_units(graph, solution.plans, held_out, **running, progress=counting)
             counting = _counting(progress, "measure model", held_out.n_images)
-            left_out = trim.trim if trim else None
+            left_out = find_left_out(models[-2]) if trim else None
             measured = measure_model(graph, blocks, pruned, held_out, trim=left_out, **running, progress=counting)
             facts = describe_model(probe_graph(pruned))
         result = PruneResult(
@@ -147,9 +147,9 @@ def prune_model(
             settings=asdict(settings),
             calibration=describe_data(Path(calib), calibration, held_out, moments, settings),
             units=tuple(_unit_result(plan, errors[plan.key]) for plan in solution.plans),
-            n_units_found=_count_found(blocks, units),
+            n_units_found=len(list_units(blocks, wanted_kinds(method), skipped=True)),
             left_whole=_left_whole(units, solution.plans),
-            skipped=describe_skips(blocks),
+            skipped=describe_skips(blocks, wanted_kinds(method)),
             held_out=measured,
             checks=tuple(checks),
             notes=(*solution.notes, *([trim_note] if trim_note else [])),
@@ -171,14 +171,10 @@ def _require_passed(checks: Sequence[CheckResult], output: Path) -> None:
     require_passed(checks, "pruned", advice)
 
 
-def _count_found(blocks: Blocks, units: Sequence[Unit]) -> int:
-    """Recognised units of the kinds that were to be pruned, whether they can be or not."""
-    return len(list_units(blocks, {unit.kind for unit in units}, skipped=True))
-
-
 def _left_whole(units: Sequence[Unit], plans: Sequence[UnitPlan]) -> tuple[str, ...]:
     narrower = {plan.key for plan in plans if plan.width < plan.unit.width}
-    return tuple(str(unit.key) for unit in units if unit.key not in narrower)
+    gone = {plan.unit.site.key for plan in plans if plan.solved.removes}
+    return tuple(str(u.key) for u in units if u.key not in narrower and u.site.key not in gone)
 
 
 def _counting(progress: Progress | None, stage: str, total: int) -> Callable[[int], None] | None:

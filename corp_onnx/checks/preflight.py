@@ -95,6 +95,14 @@ def _stored_name(graph: Graph, name: str) -> str:
     return _stored_name(graph, node.inputs[0]) if node is not None and node.inputs else name
 
 
+def wanted_kinds(method: Method) -> tuple[str, ...]:
+    """The kinds of units that a method asks for; under fractions those that one is given for."""
+    if not isinstance(method.widths, Fractions):
+        return method.units
+    given = {f.name for f in fields(method.widths) if getattr(method.widths, f.name)}
+    return tuple(name for name in method.units if KINDS[name].fraction in given)
+
+
 def choose_units(graph: Graph, blocks: Blocks, method: Method) -> tuple[Unit, ...]:
     """The units that a method makes narrower.
 
@@ -107,7 +115,7 @@ def choose_units(graph: Graph, blocks: Blocks, method: Method) -> tuple[Unit, ..
         found = f"found {', '.join(unknown)}" if unknown else "found none"
         raise OptionError(f"--units takes one or more of {', '.join(KINDS)}; {found}.")
     if isinstance(method.widths, Fractions):
-        return _choose_cut(graph, blocks, method.units, method.widths)
+        return _choose_cut(graph, blocks, method, method.widths)
     units = list_units(blocks, method.units)
     if not units:
         raise _nothing(graph, blocks, [KINDS[name].noun for name in method.units])
@@ -120,7 +128,7 @@ def _nothing(graph: Graph, blocks: Blocks, wanted: Sequence[str]) -> NothingToPr
         return NothingToPruneError(explain_nothing(graph, blocks))
     return NothingToPruneError(
         f"{graph.model.path}: no {' or '.join(wanted)} that can be pruned, but {_counted(others)}; name those with "
-        "--units, or give their fraction, and see `corp-onnx inspect` for the reasons."
+        "--units, and see `corp-onnx inspect` for the reasons."
     )
 
 
@@ -128,17 +136,17 @@ def _counted(nouns: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {noun}{'s' if n > 1 else ''}" for noun, n in nouns.items())
 
 
-def _choose_cut(graph: Graph, blocks: Blocks, kinds: Sequence[str], cut: Fractions) -> tuple[Unit, ...]:
+def _choose_cut(graph: Graph, blocks: Blocks, method: Method, cut: Fractions) -> tuple[Unit, ...]:
     """The units that fractions make narrower; those of a kind with fraction 0 are left alone."""
     given = {f.name: getattr(cut, f.name) for f in fields(cut)}
     spelled = " and ".join(f"--{name} {value:g}" for name, value in given.items())
     if not any(given.values()):
         raise OptionError(f"{spelled} together remove nothing; give one of them a fraction above 0.")
-    wanted = [name for name in kinds if given.get(KINDS[name].fraction)]
+    wanted = wanted_kinds(method)
     if not wanted:
         raise OptionError(
-            f"{spelled} cut none of --units {','.join(kinds)}; name the kinds there that they cut, or give a budget in "
-            "their place."
+            f"{spelled} cut none of --units {','.join(method.units)}; name the kinds there that they cut, or give a "
+            "budget in their place."
         )
     units = list_units(blocks, wanted)
     if not units:

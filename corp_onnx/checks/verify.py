@@ -55,7 +55,7 @@ def check_rewrite(
         check_identity(graph, rewrite, models[-1], feeds, provider),
         check_padding(graph, rewrite, models[-1], feeds, provider),
     ]
-    for one, before in zip(rewrite.passes, [graph.model, *models], strict=False):
+    for one, before in zip(rewrite.passes, [graph.model, *models[:-1]], strict=True):
         checks.append(_as_check(one.name)(one.check)(graph, before, models[-1], feeds, provider))
     if batch_kind(models[-1]) is None:
         checks.append(check_batches(models[-1], feeds, graph.float_type, provider))

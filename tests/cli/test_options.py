@@ -241,7 +241,6 @@ class TestSettings:
             ("--ridge 0.01", {"ridge": 0.01}),
             ("--no-compensation", {"compensate": False}),
             ("--align 1", {"align": 1}),
-            ("--equal-heads", {"equal_heads": True}),
             ("--no-refit", {"refit": False}),
             ("--refit", {"refit": True}),
             ("--no-weigh-tokens", {"weigh_tokens": False}),
@@ -255,6 +254,21 @@ class TestSettings:
     ) -> None:
         found = settings_of("--preset", preset, *arguments.split())
         assert found == PruneSettings(replace(METHODS[preset], **fields))
+
+    @pytest.mark.parametrize(
+        ("option", "field", "others"),
+        [
+            ("--equal-heads", "equal_heads", (Fractions(0.5), Budget("macs", 0.5, "uniform"), Threshold())),
+            ("--remove", "remove", (Fractions(0.5), Budget("macs", 0.5, "uniform"))),
+        ],
+    )
+    def test_what_only_a_search_for_widths_can_heed(
+        self, option: str, field: str, others: tuple[Any, ...], settings_of: Any
+    ) -> None:
+        assert settings_of(option) == PruneSettings(replace(BEST, **{field: True}))
+        for widths in others:
+            with pytest.raises(OptionError, match=f"^{option} goes with .*widths"):
+                replace(BEST, widths=widths, **{field: True})
 
     def test_the_run(self, settings_of: Any) -> None:
         found = settings_of(*["--images", "9", "--batch", "2", "--seed", "4", "--provider", "cuda"])
