@@ -8,7 +8,7 @@ import onnx
 from onnx import external_data_helper
 
 from corp_onnx.errors import OutputError
-from corp_onnx.graph.model import MAX_PROTO_BYTES
+from corp_onnx.graph.model import outgrows_protobuf
 
 
 def write_model(proto: onnx.ModelProto, path: Path, source_folder: Path) -> None:
@@ -21,9 +21,8 @@ def write_model(proto: onnx.ModelProto, path: Path, source_folder: Path) -> None
         OutputError: the disk is full or the folder not writable.
     """
     external = any(external_data_helper.uses_external_data(t) for t in proto.graph.initializer)
-    inline_bytes = sum(len(t.raw_data) for t in proto.graph.initializer)
     try:
-        if not external and inline_bytes < MAX_PROTO_BYTES:
+        if not external and not outgrows_protobuf(proto):
             path.write_bytes(proto.SerializeToString())
             return
         external_data_helper.load_external_data_for_model(proto, str(source_folder))

@@ -25,7 +25,8 @@ import onnx
 from onnx import TensorProto
 
 from corp_onnx.errors import CheckFailedError, CorpOnnxError
-from corp_onnx.graph import MAX_PROTO_BYTES, Graph
+from corp_onnx.graph import Graph
+from corp_onnx.graph.model import outgrows_protobuf
 from corp_onnx.graph.write import write_model
 from corp_onnx.precision.editable import copy_editable, drop_unread, refresh_value_info, store_constants
 from corp_onnx.precision.products import PRODUCT_OPS, Product
@@ -63,7 +64,7 @@ class Quantiser:
         _declare_floats(proto, products)
         proto.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")  # spares a warning
         self._source = folder / "float32.onnx"
-        self._large = sum(len(t.raw_data) for t in proto.graph.initializer) >= MAX_PROTO_BYTES
+        self._large = outgrows_protobuf(proto)
         write_model(proto, self._source, graph.model.folder)
         self._ranges = folder / "ranges.json"
 

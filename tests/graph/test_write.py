@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from samples import listing
 
 from corp_onnx.errors import OutputError
-from corp_onnx.graph import write
+from corp_onnx.graph import model
 from corp_onnx.graph.write import write_model
 
 
@@ -50,7 +50,7 @@ class TestWriting:
             np.testing.assert_array_equal(weights[tensor.name], numpy_helper.to_array(tensor))
 
     def test_model_that_outgrows_protobuf(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(write, "MAX_PROTO_BYTES", 1000)
+        monkeypatch.setattr(model, "MAX_PROTO_BYTES", 1000)
         write_model(make_model(), tmp_path / "m.onnx", tmp_path)
         assert listing(tmp_path) == ["m.onnx", "m.onnx.data"]
         assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1
