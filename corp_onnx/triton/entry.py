@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from corp_onnx.bench.candidates import ENGINE_SUFFIXES
@@ -27,6 +27,12 @@ from corp_onnx.triton.config import (
 from corp_onnx.triton.signature import Signature, read_engine_signature, read_signature
 
 CONFIG_FILE = "config.pbtxt"
+
+OWN_NAMES = frozenset({*MODEL_FILES.values(), MODEL_PROGRAM, "__pycache__"})
+"""What stands in the folder of a version, in lower case; the server itself writes the last one."""
+
+PROGRAM_SUFFIXES = (".py", ".pyc", ".so", ".pyd", ".dll")
+"""What Python imports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +206,18 @@ def _read_alike(path: Path, config: Any, labels: tuple[str, ...]) -> tuple[str, 
 
 
 def _beside(found: Signature, path: Path) -> tuple[str, ...]:
-    """The files with its weights, which keep their names because the model refers to them by these."""
-    if {*MODEL_FILES.values(), MODEL_PROGRAM} & set(found.beside):
-        raise ModelError(f"{path}: its weights lie in a file called as Triton calls the model; save it with another.")
+    """The files with its weights, which keep their names because the model refers to them by these.
+
+    None may get the place of a file of ours, on a file system that ignores case neither, nor be one that the Python of
+    the server would import from there: a weight is a number and never a program.
+    """
+    for name in found.beside:
+        first, *_ = parts = PurePosixPath(name.replace("\\", "/").casefold()).parts
+        if first in OWN_NAMES or parts[-1].endswith(PROGRAM_SUFFIXES):
+            raise ModelError(
+                f"{path}: its weights lie in '{name}', which a server would take for the model or for a program; save "
+                "it again with another name for them."
+            )
     return found.beside
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import external_data_helper
 
 from corp_onnx.errors import InputError, ModelError, OptionError
+from corp_onnx.graph.external import list_locations
 from corp_onnx.graph.model import hash_file
-from corp_onnx.graph.proto import has_bfloat16, node_graphs
+from corp_onnx.graph.proto import has_bfloat16
 from corp_onnx.images.labels import LABELS_KEY
 from corp_onnx.images.recipe import METADATA_KEY, Recipe, find_recipe
 from corp_onnx.run.feeds import ELEMENT_TYPES
@@ -150,20 +150,11 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 def _name_external_files(proto: onnx.ModelProto, path: Path) -> tuple[str, ...]:
     """Files beside the model; they are there, because ONNX Runtime has loaded it."""
-    stored = [t for t in _tensors(proto.graph) if external_data_helper.uses_external_data(t)]
-    names = sorted({external_data_helper.ExternalDataInfo(t).location for t in stored})
+    names = list_locations(proto)
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ModelError(f"{path}: its weights lie in '{name}', outside of its folder; save them beside the model.")
-    return tuple(names)
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        yield from (a.t for a in node.attribute if a.HasField("t"))
-        for inner in node_graphs(node):
-            yield from _tensors(inner)
+    return names
 
 
 def _read_spec(value: Any, path: Path) -> TensorSpec:

@@ -79,6 +79,19 @@ def set_metadata(source: Path, target: Path, **entries: str) -> Path:
     return target
 
 
+def name_weights(path: Path, *locations: str) -> Path:
+    """A model whose weights lie in one file that its tensors call by these names in turns."""
+    (path.parent / locations[0]).parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(onnx.load(VIT), path, save_as_external_data=True, location="stored", size_threshold=100)
+    (path.parent / "stored").rename(path.parent / locations[0])
+    proto = onnx.load(path, load_external_data=False)
+    for i, tensor in enumerate(proto.graph.initializer):
+        for entry in tensor.external_data:
+            entry.value = locations[i % len(locations)] if entry.key == "location" else entry.value
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
 def describe_engine(plan: Path, source: Path, *, maximum: int | None = None) -> Path:
     """An engine that is none, and what `corp-onnx engine` would write beside it."""
     plan.write_bytes(b"an engine")
@@ -270,21 +283,35 @@ class TestFiles:
         write_triton_repository([tmp_path / "m.onnx"], tmp_path / "r")
         assert listing(tmp_path / "r" / "m" / "1") == ["model.onnx", "weights", "weights/all"]
 
-    @pytest.mark.parametrize("location", ["model.onnx", "../all"])
-    def test_weights_that_can_not_be_copied(self, location: str, tmp_path: Path) -> None:
-        (tmp_path / "in").mkdir()
-        onnx.save(
-            onnx.load(VIT), tmp_path / "in" / "m.onnx", save_as_external_data=True, location="all", size_threshold=100
-        )
-        (tmp_path / "in" / "all").rename(tmp_path / "in" / location)
-        proto = onnx.load(tmp_path / "in" / "m.onnx", load_external_data=False)
-        for tensor in proto.graph.initializer:
-            for entry in tensor.external_data:
-                entry.value = location if entry.key == "location" else entry.value
-        (tmp_path / "in" / "m.onnx").write_bytes(proto.SerializeToString())
-        with pytest.raises(ModelError, match=r"m\.onnx: "):
-            write_triton_repository([tmp_path / "in" / "m.onnx"], tmp_path / "r")
+    @pytest.mark.parametrize("backend", ["onnxruntime", "python"])
+    @pytest.mark.parametrize(
+        ("location", "sentence"),
+        [
+            ("model.onnx", "a server would take for the model or for a program; save it again with another name"),
+            ("./model.onnx", "its weights lie in 'model.onnx', which a server would take"),
+            ("./model.py", "its weights lie in 'model.py', which a server would take"),
+            ("deep//model.py", "its weights lie in 'deep/model.py', which a server would take"),
+            ("Model.PY", "its weights lie in 'Model.PY', which a server would take"),
+            ("model.plan/all", "its weights lie in 'model.plan/all', which a server would take"),
+            ("numpy.py", "its weights lie in 'numpy.py', which a server would take"),
+            ("__pycache__/model.bin", "its weights lie in '__pycache__/model.bin', which a server would take"),
+            ("deep/json.cpython-311.pyc", "which a server would take"),
+            ("../all", ""),  # refused by ONNX Runtime, or by us
+        ],
+    )
+    def test_weights_that_can_not_be_copied(self, location: str, sentence: str, backend: str, tmp_path: Path) -> None:
+        """Nothing of a model's own gets the place of a file of ours, or one that the server's Python would import."""
+        path = name_weights(tmp_path / "in" / "m.onnx", location)
+        with pytest.raises(ModelError, match=rf"m\.onnx: .*{re.escape(sentence)}"):
+            write_triton_repository([path], tmp_path / "r", settings=TritonSettings(backend=backend))
         assert not (tmp_path / "r").exists()
+
+    def test_one_file_of_weights_in_two_spellings(self, tmp_path: Path) -> None:
+        path = name_weights(tmp_path / "in" / "m.onnx", ".//all", "all")
+        result = write_triton_repository([path], tmp_path / "r")
+        assert listing(tmp_path / "r" / "m" / "1") == ["all", "model.onnx"]
+        sizes = sum(file.stat().st_size for file in (tmp_path / "r" / "m" / "1").iterdir())
+        assert result.models[0].versions[0].n_bytes == sizes
 
     def test_a_pair_has_the_names_of_its_files(self, tmp_path: Path) -> None:
         odd = shutil.copy(VIT, tmp_path / ".größe 1:2.pruned.onnx")
