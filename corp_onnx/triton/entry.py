@@ -120,6 +120,11 @@ def new_entry(name: str, files: tuple[Path, ...], root: Path, settings: TritonSe
         labels = ()
     if first.sizes is None:
         warnings.append(f"{name}: no warm-up, because it ran on no size that was tried for its dynamic axes.")
+    if not first.joins:
+        warnings.append(
+            f"{name}: requests are not joined, because several samples together do not give a row of every output for "
+            "each, or fail."
+        )
     config = make_config(name, first, labels, settings, files[0])
     beside = [_beside(one, path) for one, path in zip(found, files, strict=True)]
     return Entry(name, settings.backend, config, labels, _number(files, beside, 1), True, tuple(warnings))
@@ -142,7 +147,7 @@ def _spell_signature(found: Signature) -> str:
         ", ".join(f"{t.name} {t.dtype} [{', '.join('?' if a is None else str(a) for a in t.shape)}]" for t in tensors)
         for tensors in (found.inputs, found.outputs)
     )
-    return f"{inputs} -> {outputs}"
+    return f"{inputs} -> {outputs}{'' if found.joins else ', one request at a time'}"
 
 
 def _require_equal(what: str, first: object, other: object, path: Path) -> None:

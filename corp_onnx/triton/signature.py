@@ -30,6 +30,9 @@ from corp_onnx.run.noise import IMAGE_SIZES, TOKEN_COUNTS, describe_feeds
 from corp_onnx.run.sessions import Session, open_session
 from corp_onnx.tensorrt.engine import description_path
 
+PROBED_SAMPLES = 3
+"""More than one, and no number that an axis of two views or two heads would have by chance."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -54,6 +57,7 @@ class Signature:
         labels: class names by index, empty where the file has none.
         max_batch: the most samples that it takes at once, None where it knows no bound.
         beside: names of the files that hold its weights, relative to its folder.
+        joins: whether several samples together give a row of every output for each; a file may say so and not do it.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -64,10 +68,16 @@ class Signature:
     labels: tuple[str, ...]
     max_batch: int | None = None
     beside: tuple[str, ...] = ()
+    joins: bool = True
 
     @property
     def is_batched(self) -> bool:
-        """Whether the first axis of every tensor is dynamic: the number of samples."""
+        """Whether the first axis of every tensor is the number of samples, and dynamic."""
+        return self.joins and self.says_batched
+
+    @property
+    def says_batched(self) -> bool:
+        """Whether the first axis of every tensor is dynamic."""
         return all(t.shape and t.shape[0] is None for t in (*self.inputs, *self.outputs))
 
 
@@ -92,7 +102,10 @@ def read_signature(path: Path) -> Signature:
         recipe = None  # token ids, features: nothing that photographs go into
     labels, beside = _read_labels(metadata, path), _name_external_files(proto, path)
     found = Signature(inputs, outputs, None, recipe, METADATA_KEY in metadata, labels, beside=beside)
-    return replace(found, sizes=_find_sizes(session, found))
+    found = replace(found, sizes=_find_sizes(session, found))
+    if found.sizes is None or not found.is_batched or _gives_rows(session, found, found.sizes):
+        return found
+    return replace(found, joins=False, sizes=tuple((1, *size) for size in found.sizes))
 
 
 def read_engine_signature(path: Path, like: Path | None) -> Signature:
@@ -198,10 +211,19 @@ def _fill(shape: Sequence[int | None], rank: int, image: int, tokens: int) -> tu
     return tuple(axis or tokens for axis in shape)
 
 
-def _run_zeros(session: Session, found: Signature, sizes: Sequence[tuple[int, ...]]) -> None:
-    batch = (1,) if found.is_batched else ()
+def _gives_rows(session: Session, found: Signature, sizes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether a batch of zeros gives as many rows of every output; one that is refused can not be joined either."""
+    try:
+        results = _run_zeros(session, found, sizes, PROBED_SAMPLES)
+    except ModelError:
+        return False
+    return all(result.ndim > 0 and len(result) == PROBED_SAMPLES for result in results)
+
+
+def _run_zeros(session: Session, found: Signature, sizes: Sequence[tuple[int, ...]], n: int = 1) -> list[np.ndarray]:
+    batch = (n,) if found.is_batched else ()
     feeds = {t.name: np.zeros((*batch, *size), t.dtype) for t, size in zip(found.inputs, sizes, strict=True)}
     try:
-        session.run(None, feeds)
+        return session.run(None, feeds)
     except ModelError as error:
         raise ModelError(f"{error} It was fed zeros: {describe_feeds(feeds)}.") from error
