@@ -13,11 +13,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
 from corp_onnx.blocks import Blocks, explain_nothing
 from corp_onnx.errors import NonFiniteError, NothingToPruneError, OptionError, OutputError
 from corp_onnx.graph import FLOAT_TYPES, Graph, Model
+from corp_onnx.graph.external import read_tensor
 from corp_onnx.graph.model import list_files
 from corp_onnx.search.strategy import kept_width
 from corp_onnx.settings import Fractions, Method
@@ -72,7 +73,7 @@ def require_finite_weights(graph: Graph, blocks: Blocks) -> None:
     slots = [slot for linear in linears for slot in (linear.weight, linear.bias) if slot is not None]
     strict = {_stored_name(graph, slot.name) for slot in slots}
     for name, tensor in _stored_floats(graph):
-        values = numpy_helper.to_array(tensor, str(graph.model.folder))
+        values = read_tensor(tensor, graph.model.folder)
         n_bad = int(np.isnan(values).sum()) + (int(np.isinf(values).sum()) if name in strict else 0)
         if n_bad:
             raise NonFiniteError(

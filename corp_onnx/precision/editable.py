@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx
-from onnx import external_data_helper, numpy_helper
+from onnx import numpy_helper
 
 from corp_onnx.graph import Graph
+from corp_onnx.graph.external import load_tensors
 from corp_onnx.graph.proto import has_bfloat16, names_in_use, node_graphs, skeleton, to_float32
 
 STORED_SUFFIX = ".stored"
@@ -29,7 +30,7 @@ def copy_editable(graph: Graph) -> onnx.ModelProto:
     else:
         proto = onnx.ModelProto()
         proto.CopyFrom(model.proto)
-    external_data_helper.load_external_data_for_model(proto, str(model.folder))
+    load_tensors(proto, model.folder)
     _name_nodes(proto)
     return proto
 
