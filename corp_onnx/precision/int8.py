@@ -14,6 +14,8 @@ normalisations, softmax and GELU never see 8 bits; ONNX Runtime joins what the q
 from __future__ import annotations
 
 import logging
+import secrets
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
@@ -76,10 +78,9 @@ class Quantiser:
         """
         chosen = set(positions)
         names = [name for position, name in self._names.items() if position in chosen]
-        path = self._folder / "int8.onnx"
-        for old in self._folder.glob(f"{path.name}*"):  # onnx appends to a file of weights that is there
-            old.unlink()
-        with _quiet():
+        # a name of its own: onnx appends to a file of weights that is there, and looks in the working directory for it
+        path = self._folder / f"int8-{secrets.token_hex(8)}.onnx"
+        with _quiet(), _temporary_files_in(self._folder):
             try:
                 if self._calibration is None:
                     self._run_dynamic(names, path)
@@ -94,6 +95,8 @@ class Quantiser:
                     "it was; --fp16 may do instead."
                 ) from error
         proto = onnx.load(str(path))
+        for made in self._folder.glob(f"{path.name}*"):
+            made.unlink()
         del proto.metadata_props[:]
         proto.metadata_props.extend(self._metadata)
         refresh_value_info(proto)
@@ -169,3 +172,16 @@ def _quiet() -> Iterator[None]:
     finally:
         runtime.set_default_logger_severity(DEFAULT_SEVERITY)
         logging.disable(before)
+
+
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """What the quantisers put into the system's temporary folder goes into ours: a killed run's is removed by the next.
+
+    The place is a global of Python's; whoever else asks for a temporary file meanwhile gets it there too.
+    """
+    before, tempfile.tempdir = tempfile.tempdir, str(folder.absolute())
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
