@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -44,12 +44,20 @@ def check_destination(destination: Path, *, force: bool = False, option: str = "
 
 
 @contextmanager
-def staged_files(destinations: Mapping[str, Path], *, force: bool = False) -> Iterator[tuple[Path, ...]]:
+def staged_files(
+    destinations: Mapping[str, Path],
+    *,
+    force: bool = False,
+    outdated: Sequence[Path] = (),
+    before: Callable[[], None] | None = None,
+) -> Iterator[tuple[Path, ...]]:
     """A path to write each file to; when the block ends, they and what was written beside them get their places.
 
     Args:
         destinations: the files to be, by the option that names each; the first is the main one and appears last.
         force: whether files that exist may be replaced.
+        outdated: files that belong to one that is replaced, and go with it unless they are written anew.
+        before: called when everything is complete and nothing has its place; what it raises ends the run.
 
     Raises:
         OutputError: see `check_destination`; or a folder can not be written, or a file appeared meanwhile.
@@ -67,7 +75,10 @@ def staged_files(destinations: Mapping[str, Path], *, force: bool = False) -> It
             if parent not in stages:
                 _make_stage(parent, option, made, stages, locks)
         yield tuple(stages[d.absolute().parent] / d.name for d in destinations.values())
-        _publish({stage: parent for parent, stage in stages.items()}, next(iter(destinations.values())), force)
+        if before is not None:
+            before()
+        main = next(iter(destinations.values()))
+        _publish({stage: parent for parent, stage in stages.items()}, main, force, outdated)
         made.clear()
     finally:
         _clean_up(stages.values(), locks, made)
@@ -198,8 +209,11 @@ def _remove_orphans(parent: Path) -> None:
                 os.close(lock)
 
 
-def _publish(stages: Mapping[Path, Path], main: Path, force: bool) -> None:
-    """Rename every staged file to its place, `main` last because it names the others; all of them or none."""
+def _publish(stages: Mapping[Path, Path], main: Path, force: bool, outdated: Sequence[Path]) -> None:
+    """Rename every staged file to its place, `main` last because it names the others; all of them or none.
+
+    What is outdated goes when `main` does not name it any more.
+    """
     files = [(file, parent / file.name) for stage, parent in stages.items() for file in stage.iterdir()]
     files = [(file, target) for file, target in files if file.is_file()]
     new: list[Path] = []
@@ -213,6 +227,11 @@ def _publish(stages: Mapping[Path, Path], main: Path, force: bool) -> None:
             else:
                 old += _link_aside(target, file.with_name(f"{i}.old"))
             file.replace(target)
+        written = {target for _, target in files}
+        for target in (path.absolute() for path in outdated):
+            if target not in written and target.is_file():
+                old += _link_aside(target, next(iter(stages)) / f"{target.name}.old")
+                target.unlink()
     except BaseException as error:
         for target in new:
             target.unlink(missing_ok=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import onnx
 from onnx import external_data_helper
 
-from corp_onnx.errors import OutputError
-from corp_onnx.graph.external import iterate_tensors, load_tensors
-from corp_onnx.graph.model import MAX_PROTO_BYTES
+from corp_onnx.errors import ModelError, OutputError
+from corp_onnx.graph.external import iterate_tensors, list_locations, load_tensors
+from corp_onnx.graph.model import MAX_PROTO_BYTES, parse_file
 
 SMALLEST_BYTES = 991
 """Weights from this size on go beside, as onnx has it: 1024 less the 33 of a Python object, which it counts as well."""
@@ -18,6 +19,16 @@ SMALLEST_BYTES = 991
 def data_path(path: Path) -> Path:
     """The file beside a model that holds its weights, where there is one."""
     return path.with_name(f"{path.name}.data")
+
+
+def outdated_data(path: Path) -> tuple[Path, ...]:
+    """The file of weights that goes when the model at a path is replaced: called as ours are, and named by it."""
+    data = data_path(path)
+    if not data.is_file():
+        return ()
+    with suppress(ModelError):  # what is there is no model, so the file is somebody else's
+        return (data,) if data.name in list_locations(parse_file(path)) else ()
+    return ()
 
 
 def write_model(proto: onnx.ModelProto, path: Path, source_folder: Path) -> None:

@@ -16,12 +16,12 @@ import numpy as np
 import onnx
 
 from corp_onnx.calibrate.data import change_recipe, describe_skipped
-from corp_onnx.checks.preflight import protect_model
+from corp_onnx.checks.preflight import protect_model, watch_source
 from corp_onnx.checks.verify import check_structure, require_passed
 from corp_onnx.errors import ModelError, OptionError
 from corp_onnx.graph import Graph, input_dims, load_model
 from corp_onnx.graph.model import Model, describe_file, hash_file
-from corp_onnx.graph.write import write_model
+from corp_onnx.graph.write import outdated_data, write_model
 from corp_onnx.images import Images, ImageSet, open_images, split_holdout
 from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.precision.conversion import (
@@ -111,12 +111,14 @@ def convert_model(
     clock = StageClock()
     with clock.stage("load"):
         loaded = load_model(model)
+        unchanged = watch_source(loaded)
         protect_model(loaded, {"-o": output}, output)
         check_destination(output, force=force)
         graph = probe_graph(loaded)
         _require_float(graph, settings)
         data = _open_data(loaded, settings, calib, images)
-    with staged_files({"-o": output}, force=force) as (path,):
+    places = staged_files({"-o": output}, force=force, outdated=outdated_data(output), before=unchanged)
+    with places as (path,):
         with clock.stage("convert"):
             work = path.parent / "work"
             work.mkdir()
