@@ -25,6 +25,7 @@ from corp_onnx.checks.preflight import choose_units, protect_model, require_fini
 from corp_onnx.checks.verify import check_file, check_rewrite, require_passed
 from corp_onnx.gradients import collect_taylor
 from corp_onnx.graph import Graph, Model, load_model
+from corp_onnx.graph.model import require_file
 from corp_onnx.graph.write import outdated_data
 from corp_onnx.images import Images, ImageSet
 from corp_onnx.images.recipe import METADATA_KEY
@@ -43,7 +44,7 @@ from corp_onnx.run.sessions import open_session, resolve_provider
 from corp_onnx.search.problem import Problem
 from corp_onnx.search.strategy import follow_method
 from corp_onnx.settings import PruneSettings
-from corp_onnx.staging import check_destination, staged_files, write_text
+from corp_onnx.staging import check_destination, refuse_folder, staged_files, write_text
 from corp_onnx.tokens.trim import plan_trim
 from corp_onnx.units import Unit, UnitPlan, list_units
 
@@ -93,7 +94,10 @@ def prune_model(
     """
     settings = settings or PruneSettings()
     method = settings.method
-    model, output = Path(model), Path(output) if output is not None else default_output(Path(model))
+    model = Path(model)
+    require_file(model)
+    output = Path(output) if output is not None else default_output(model)
+    refuse_folder(output)
     report = Path(report) if report is not None else default_report(output)
     destinations = {"-o": output, "--report": report}
     clock = StageClock()

@@ -26,14 +26,23 @@ MARK = ".corp-onnx-partial-"
 """Begin of the name of every folder of unfinished files."""
 
 
+def refuse_folder(destination: Path) -> None:
+    """Refuse a folder before other names are made of its: `.` and `/` have none.
+
+    Raises:
+        OutputError: a folder is there.
+    """
+    if destination.is_dir():
+        raise OutputError(f"{destination}: is a folder; give the name of a file.")
+
+
 def check_destination(destination: Path, *, force: bool = False, option: str = "-o") -> None:
     """Refuse a place where no file can appear; `option` is what a person would change.
 
     Raises:
         OutputError: a folder, a device, or (without `force`) a file is there, or a file stands where a folder must be.
     """
-    if destination.is_dir():
-        raise OutputError(f"{destination}: is a folder; give the name of a file.")
+    refuse_folder(destination)
     if destination.exists() and not destination.is_file():
         raise OutputError(f"{destination}: is not a regular file; give another {option}.")
     if os.path.lexists(destination) and not force:

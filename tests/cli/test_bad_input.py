@@ -71,9 +71,14 @@ class TestModel:
             sentence = r"nothing\.onnx: no such file\. Give the path of an \.onnx file"
             one_sentence(refuse(arguments, 2, sentence, capfd, folder))
 
-    def test_folder(self, folder: Path, capfd: Run) -> None:
-        for arguments in self.every_verb("photos"):
-            one_sentence(refuse(arguments, 2, r"photos: is a folder\. Give the path", capfd, folder))
+    @pytest.mark.parametrize("name", ["photos", ".", "..", "/", ""])
+    def test_folder(self, name: str, folder: Path, capfd: Run) -> None:
+        """Also those without a name that others could be made of."""
+        shown = re.escape(name or ".")
+        verbs = [["convert", name, "--fp16"], ["engine", name], ["bench", name], ["triton", name, "-o", "repo"]]
+        alone = ["prune", name, "--calib", "photos", "--preset", "paper"]  # the output's name is the model's
+        for arguments in [*self.every_verb(name), *verbs, alone]:
+            one_sentence(refuse(arguments, 2, rf"corp-onnx: {shown}: is a folder\. Give the path", capfd, folder))
 
     @pytest.mark.parametrize("content", [b"\x00\x01\x02 not a model \xff\xfe" * 20, b"just a text file\n" * 9])
     def test_not_onnx(self, content: bytes, folder: Path, capfd: Run) -> None:
@@ -355,6 +360,11 @@ class TestOutput:
         sentence = r"out\.onnx: is a folder; give the name of a file"
         for force in ([], ["--force"]):
             one_sentence(refuse(prune("vit.onnx", "-o", "out.onnx", *force), 2, sentence, capfd, folder))
+        for name in (".", "..", "/"):
+            sentence = rf"corp-onnx: {re.escape(name)}: is a folder; give the name of a file"
+            for arguments in (prune("vit.onnx", "-o", name), ["convert", "vit.onnx", "--fp16", "-o", name],
+                              ["engine", "vit.onnx", "-o", name], prune("vit.onnx", "--report", name)):  # fmt: skip
+                one_sentence(refuse([*arguments, "--force"], 2, sentence, capfd, folder))
 
     def test_file_where_a_folder_must_be(self, folder: Path, capfd: Run) -> None:
         sentence = r"photos/000\.png is not a folder; give another -o"
