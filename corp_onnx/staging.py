@@ -25,6 +25,9 @@ except ImportError:  # Windows: orphans stay
 MARK = ".corp-onnx-partial-"
 """Begin of the name of every folder of unfinished files."""
 
+OPEN_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+"""What is called like one and is a pipe would never open, and what is a link is not ours."""
+
 
 def refuse_folder(destination: Path) -> None:
     """Refuse a folder before other names are made of its: `.` and `/` have none.
@@ -196,7 +199,7 @@ def _make_stage(parent: Path, option: str, made: list[Path], stages: dict[Path, 
 
 def _lock(stage: Path) -> int:
     """An open descriptor of a folder that holds its lock, where the system has any."""
-    lock = os.open(stage, os.O_RDONLY)
+    lock = os.open(stage, OPEN_FOLDER)
     if fcntl is not None:
         with suppress(OSError):  # a file system without locks: nobody removes orphans there
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -210,7 +213,7 @@ def _remove_orphans(parent: Path) -> None:
     """Folders whose owner is gone."""
     for folder in parent.glob(f"{MARK}*") if fcntl is not None else []:
         with suppress(OSError):  # in use, or gone meanwhile
-            lock = os.open(folder, os.O_RDONLY)
+            lock = os.open(folder, OPEN_FOLDER)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[union-attr]
                 shutil.rmtree(folder, ignore_errors=True)
