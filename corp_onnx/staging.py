@@ -29,6 +29,15 @@ OPEN_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOL
 """What is called like one and is a pipe would never open, and what is a link is not ours."""
 
 
+def is_text(path: Path) -> bool:
+    """Whether a path is text in UTF-8; on Linux it may be any bytes."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def refuse_folder(destination: Path) -> None:
     """Refuse a folder before other names are made of its: `.` and `/` have none.
 
@@ -46,6 +55,11 @@ def check_destination(destination: Path, *, force: bool = False, option: str = "
         OutputError: a folder, a device, or (without `force`) a file is there, or a file stands where a folder must be.
     """
     refuse_folder(destination)
+    if not is_text(destination.absolute()):
+        raise OutputError(
+            f"{destination}: its absolute path is not UTF-8, and onnx and ONNX Runtime open no such path; give another "
+            f"{option}."
+        )
     if destination.exists() and not destination.is_file():
         raise OutputError(f"{destination}: is not a regular file; give another {option}.")
     if os.path.lexists(destination) and not force:
@@ -252,6 +266,11 @@ def _publish(stages: Mapping[Path, Path], main: Path, force: bool, outdated: Seq
         if isinstance(error, OSError):
             raise OutputError(f"{main}: could not be written ({error.strerror or error}).") from error
         raise
+
+
+def visible_folder(path: Path) -> Path:
+    """The folder that a person knows: of a file in a hidden one, that which will hold it."""
+    return next((above.parent for above in path.parents if above.name.startswith(MARK)), path.parent)
 
 
 def _link_aside(target: Path, kept: Path) -> list[tuple[Path, Path]]:

@@ -24,6 +24,7 @@ from corp_onnx.graph.model import Model, describe_file, hash_file, require_file
 from corp_onnx.graph.write import outdated_data, write_model
 from corp_onnx.images import Images, ImageSet, open_images, split_holdout
 from corp_onnx.images.recipe import METADATA_KEY
+from corp_onnx.images.variety import describe_monotony
 from corp_onnx.precision.conversion import (
     ConvertResult,
     ConvertSettings,
@@ -338,6 +339,8 @@ def _warn(made: _Converted, data: _Data) -> tuple[str, ...]:
     for images in {id(i): i for i in (data.calibration, data.judging) if i is not None}.values():
         if images.skipped and not found:
             found.append(describe_skipped(images.skipped))
+    if data.calibration is not None and (monotony := describe_monotony(data.calibration)):
+        found.append(monotony)
     if made.half and made.half.n_clipped:
         lie, are = ("number lies", "is") if made.half.n_clipped == 1 else ("numbers lie", "are")
         found.append(

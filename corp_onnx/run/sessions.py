@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from corp_onnx.errors import ImageError, MissingExtraError, ModelError, OptionError
-from corp_onnx.graph.links import LinkedModel, load_model
+from corp_onnx.graph.links import LinkedModel, load_model, require_readable_name
 from corp_onnx.graph.model import MAX_PROTO_BYTES, Model, require_file
 from corp_onnx.graph.proto import has_bfloat16, to_float32, without_weights
 from corp_onnx.images import Images
@@ -129,6 +129,7 @@ def open_session(
     """
     path = model.path if isinstance(model, Model) else Path(model)
     require_file(path)
+    require_readable_name(path)
     try:
         session = _start(str(path), _options(threads, config), provider, str(path))
         if not any("bfloat16" in value.type for value in session.native.get_inputs()):
