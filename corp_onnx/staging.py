@@ -182,12 +182,20 @@ def _publish_folders(places: Mapping[Path, Path], aside: Path, made: list[Path],
         raise
 
 
-def _clean_up(stages: Iterable[Path], locks: Sequence[int], made: Sequence[Path]) -> None:
-    """Remove the hidden folders and the empty folders that were made for them."""
+def _clean_up(stages: Iterable[Path], locks: list[int], made: Sequence[Path]) -> None:
+    """Remove the hidden folders and the empty ones that were made for them; again where a signal comes between."""
+    try:
+        _remove(stages, locks, made)
+    except BaseException:
+        _remove(stages, locks, made)
+        raise
+
+
+def _remove(stages: Iterable[Path], locks: list[int], made: Sequence[Path]) -> None:
     for stage in stages:
         shutil.rmtree(stage, ignore_errors=True)
-    for lock in locks:
-        os.close(lock)
+    while locks:
+        os.close(locks.pop())
     for folder in reversed(made):
         with suppress(OSError):  # not empty any more: somebody else uses it
             folder.rmdir()
