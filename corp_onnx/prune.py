@@ -21,10 +21,12 @@ from corp_onnx.blocks import find_blocks
 from corp_onnx.calibrate.collect import collect_moments
 from corp_onnx.calibrate.data import describe_data, open_calibration, warn_of_data
 from corp_onnx.checks.measure import measure_model, measure_units
-from corp_onnx.checks.preflight import choose_units, protect_model, require_finite_weights, wanted_kinds
+from corp_onnx.checks.preflight import choose_units, protect_model, require_finite_weights, wanted_kinds, watch_source
 from corp_onnx.checks.verify import check_file, check_rewrite, require_passed
 from corp_onnx.gradients import collect_taylor
 from corp_onnx.graph import Graph, Model, load_model
+from corp_onnx.graph.model import require_file
+from corp_onnx.graph.write import outdated_data
 from corp_onnx.images import Images, ImageSet
 from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.inspect import describe_model, describe_skips
@@ -42,7 +44,7 @@ from corp_onnx.run.sessions import open_session, resolve_provider
 from corp_onnx.search.problem import Problem
 from corp_onnx.search.strategy import follow_method
 from corp_onnx.settings import PruneSettings
-from corp_onnx.staging import check_destination, staged_files, write_text
+from corp_onnx.staging import check_destination, refuse_folder, staged_files, write_text
 from corp_onnx.tokens.trim import find_left_out, plan_trim
 from corp_onnx.units import Unit, UnitPlan, list_units
 
@@ -92,13 +94,17 @@ def prune_model(
     """
     settings = settings or PruneSettings()
     method = settings.method
-    model, output = Path(model), Path(output) if output is not None else default_output(Path(model))
+    model = Path(model)
+    require_file(model)
+    output = Path(output) if output is not None else default_output(model)
+    refuse_folder(output)
     report = Path(report) if report is not None else default_report(output)
     destinations = {"-o": output, "--report": report}
     clock = StageClock()
     with clock.stage("load"):
         resolve_provider(settings.provider)
         loaded = load_model(model)
+        unchanged = watch_source(loaded)
         protect_model(loaded, destinations, output)
         for option, destination in destinations.items():
             check_destination(destination, force=force, option=option)
@@ -110,7 +116,8 @@ def prune_model(
     with clock.stage("open images"):
         calibration, held_out = open_calibration(graph.model, Path(calib), settings)
     running = {"batch_size": settings.batch_size, "provider": settings.provider}
-    with staged_files(destinations, force=force) as (path, report_path):
+    places = staged_files(destinations, force=force, outdated=outdated_data(output), before=unchanged)
+    with places as (path, report_path):
         importances: dict[str, np.ndarray] = {}
         if method.rank == "taylor":
             with clock.stage("rank"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,6 +25,28 @@ except ImportError:  # Windows: orphans stay
 MARK = ".corp-onnx-partial-"
 """Begin of the name of every folder of unfinished files."""
 
+OPEN_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+"""What is called like one and is a pipe would never open, and what is a link is not ours."""
+
+
+def is_text(path: Path) -> bool:
+    """Whether a path is text in UTF-8; on Linux it may be any bytes."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def refuse_folder(destination: Path) -> None:
+    """Refuse a folder before other names are made of its: `.` and `/` have none.
+
+    Raises:
+        OutputError: a folder is there.
+    """
+    if destination.is_dir():
+        raise OutputError(f"{destination}: is a folder; give the name of a file.")
+
 
 def check_destination(destination: Path, *, force: bool = False, option: str = "-o") -> None:
     """Refuse a place where no file can appear; `option` is what a person would change.
@@ -32,8 +54,12 @@ def check_destination(destination: Path, *, force: bool = False, option: str = "
     Raises:
         OutputError: a folder, a device, or (without `force`) a file is there, or a file stands where a folder must be.
     """
-    if destination.is_dir():
-        raise OutputError(f"{destination}: is a folder; give the name of a file.")
+    refuse_folder(destination)
+    if not is_text(destination.absolute()):
+        raise OutputError(
+            f"{destination}: its absolute path is not UTF-8, and onnx and ONNX Runtime open no such path; give another "
+            f"{option}."
+        )
     if destination.exists() and not destination.is_file():
         raise OutputError(f"{destination}: is not a regular file; give another {option}.")
     if os.path.lexists(destination) and not force:
@@ -44,12 +70,20 @@ def check_destination(destination: Path, *, force: bool = False, option: str = "
 
 
 @contextmanager
-def staged_files(destinations: Mapping[str, Path], *, force: bool = False) -> Iterator[tuple[Path, ...]]:
+def staged_files(
+    destinations: Mapping[str, Path],
+    *,
+    force: bool = False,
+    outdated: Sequence[Path] = (),
+    before: Callable[[], None] | None = None,
+) -> Iterator[tuple[Path, ...]]:
     """A path to write each file to; when the block ends, they and what was written beside them get their places.
 
     Args:
         destinations: the files to be, by the option that names each; the first is the main one and appears last.
         force: whether files that exist may be replaced.
+        outdated: files that belong to one that is replaced, and go with it unless they are written anew.
+        before: called when everything is complete and nothing has its place; what it raises ends the run.
 
     Raises:
         OutputError: see `check_destination`; or a folder can not be written, or a file appeared meanwhile.
@@ -67,7 +101,10 @@ def staged_files(destinations: Mapping[str, Path], *, force: bool = False) -> It
             if parent not in stages:
                 _make_stage(parent, option, made, stages, locks)
         yield tuple(stages[d.absolute().parent] / d.name for d in destinations.values())
-        _publish({stage: parent for parent, stage in stages.items()}, next(iter(destinations.values())), force)
+        if before is not None:
+            before()
+        main = next(iter(destinations.values()))
+        _publish({stage: parent for parent, stage in stages.items()}, main, force, outdated)
         made.clear()
     finally:
         _clean_up(stages.values(), locks, made)
@@ -145,12 +182,20 @@ def _publish_folders(places: Mapping[Path, Path], aside: Path, made: list[Path],
         raise
 
 
-def _clean_up(stages: Iterable[Path], locks: Sequence[int], made: Sequence[Path]) -> None:
-    """Remove the hidden folders and the empty folders that were made for them."""
+def _clean_up(stages: Iterable[Path], locks: list[int], made: Sequence[Path]) -> None:
+    """Remove the hidden folders and the empty ones that were made for them; again where a signal comes between."""
+    try:
+        _remove(stages, locks, made)
+    except BaseException:
+        _remove(stages, locks, made)
+        raise
+
+
+def _remove(stages: Iterable[Path], locks: list[int], made: Sequence[Path]) -> None:
     for stage in stages:
         shutil.rmtree(stage, ignore_errors=True)
-    for lock in locks:
-        os.close(lock)
+    while locks:
+        os.close(locks.pop())
     for folder in reversed(made):
         with suppress(OSError):  # not empty any more: somebody else uses it
             folder.rmdir()
@@ -176,7 +221,7 @@ def _make_stage(parent: Path, option: str, made: list[Path], stages: dict[Path, 
 
 def _lock(stage: Path) -> int:
     """An open descriptor of a folder that holds its lock, where the system has any."""
-    lock = os.open(stage, os.O_RDONLY)
+    lock = os.open(stage, OPEN_FOLDER)
     if fcntl is not None:
         with suppress(OSError):  # a file system without locks: nobody removes orphans there
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -190,7 +235,7 @@ def _remove_orphans(parent: Path) -> None:
     """Folders whose owner is gone."""
     for folder in parent.glob(f"{MARK}*") if fcntl is not None else []:
         with suppress(OSError):  # in use, or gone meanwhile
-            lock = os.open(folder, os.O_RDONLY)
+            lock = os.open(folder, OPEN_FOLDER)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[union-attr]
                 shutil.rmtree(folder, ignore_errors=True)
@@ -198,8 +243,11 @@ def _remove_orphans(parent: Path) -> None:
                 os.close(lock)
 
 
-def _publish(stages: Mapping[Path, Path], main: Path, force: bool) -> None:
-    """Rename every staged file to its place, `main` last because it names the others; all of them or none."""
+def _publish(stages: Mapping[Path, Path], main: Path, force: bool, outdated: Sequence[Path]) -> None:
+    """Rename every staged file to its place, `main` last because it names the others; all of them or none.
+
+    What is outdated goes when `main` does not name it any more.
+    """
     files = [(file, parent / file.name) for stage, parent in stages.items() for file in stage.iterdir()]
     files = [(file, target) for file, target in files if file.is_file()]
     new: list[Path] = []
@@ -213,6 +261,11 @@ def _publish(stages: Mapping[Path, Path], main: Path, force: bool) -> None:
             else:
                 old += _link_aside(target, file.with_name(f"{i}.old"))
             file.replace(target)
+        written = {target for _, target in files}
+        for target in (path.absolute() for path in outdated):
+            if target not in written and target.is_file():
+                old += _link_aside(target, next(iter(stages)) / f"{target.name}.old")
+                target.unlink()
     except BaseException as error:
         for target in new:
             target.unlink(missing_ok=True)
@@ -221,6 +274,11 @@ def _publish(stages: Mapping[Path, Path], main: Path, force: bool) -> None:
         if isinstance(error, OSError):
             raise OutputError(f"{main}: could not be written ({error.strerror or error}).") from error
         raise
+
+
+def visible_folder(path: Path) -> Path:
+    """The folder that a person knows: of a file in a hidden one, that which will hold it."""
+    return next((above.parent for above in path.parents if above.name.startswith(MARK)), path.parent)
 
 
 def _link_aside(target: Path, kept: Path) -> list[tuple[Path, Path]]:

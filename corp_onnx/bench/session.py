@@ -14,7 +14,8 @@ import onnx.inliner
 
 from corp_onnx.bench.candidates import BenchModel, Candidate
 from corp_onnx.errors import OptionError
-from corp_onnx.graph.model import Model, batch_kind, describe_file, hash_file, load_model
+from corp_onnx.graph.links import load_model
+from corp_onnx.graph.model import Model, batch_kind, describe_file, hash_file
 from corp_onnx.graph.operators import INT4, QUANTISED
 from corp_onnx.run.device import DEVICES, bind_device
 from corp_onnx.run.noise import random_feeds

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
 from corp_onnx.blocks import Blocks, explain_nothing
-from corp_onnx.errors import NonFiniteError, NothingToPruneError, OptionError, OutputError
+from corp_onnx.errors import ModelError, NonFiniteError, NothingToPruneError, OptionError, OutputError
 from corp_onnx.graph import FLOAT_TYPES, Graph, Model
-from corp_onnx.graph.model import list_files
+from corp_onnx.graph.external import read_tensor
+from corp_onnx.graph.links import require_readable_name
+from corp_onnx.graph.model import hash_file, list_files
+from corp_onnx.graph.write import data_path
 from corp_onnx.search.strategy import kept_width
 from corp_onnx.settings import Fractions, Method
 from corp_onnx.units import KINDS, Unit, list_units
@@ -40,24 +44,49 @@ def protect_model(model: Model, destinations: Mapping[str, Path], output: Path) 
     if output.suffix.lower() != SUFFIX:
         raise OutputError(f"{output}: the new model needs a name that ends in {SUFFIX}; give another -o.")
     protect_source(model, destinations)
-    data = output.with_name(f"{output.name}.data")
+    data = data_path(output)
     if os.path.realpath(data) in map(os.path.realpath, list_files(model)):
         raise OutputError(f"{data}: holds the weights of the model and would be replaced; give another -o.")
 
 
 def protect_source(model: Model, destinations: Mapping[str, Path]) -> None:
-    """Refuse destinations that are the model or its external data.
+    """Refuse destinations that are the model or its external data, and a model that ONNX Runtime can not open by name.
 
     Args:
         destinations: every file to be written, by the option that names it.
 
     Raises:
         OutputError: says which option to change.
+        ModelError: the model's path is no text.
     """
+    require_readable_name(model.path)
     own = {os.path.realpath(path) for path in list_files(model)}
     for option, path in destinations.items():
         if os.path.realpath(path) in own:
             raise OutputError(f"{path}: is the model itself; give another {option}.")
+
+
+def watch_source(model: Model) -> Callable[[], None]:
+    """A function that raises `ModelError` where the files of a model are others than now, or their content is.
+
+    The file is compared by its hash, that of weights, which may be large, by its size, date and place on the disk.
+    """
+    seen = {path: _identify(path) for path in list_files(model)[1:]}
+
+    def require_unchanged() -> None:
+        with suppress(OSError):
+            if hash_file(model.path) == model.sha256 and all(_identify(p) == known for p, known in seen.items()):
+                return
+        raise ModelError(
+            f"{model.path}: was replaced or changed while the run read it, so nothing was written; run it again."
+        )
+
+    return require_unchanged
+
+
+def _identify(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def require_finite_weights(graph: Graph, blocks: Blocks) -> None:
@@ -72,7 +101,7 @@ def require_finite_weights(graph: Graph, blocks: Blocks) -> None:
     slots = [slot for linear in linears for slot in (linear.weight, linear.bias) if slot is not None]
     strict = {_stored_name(graph, slot.name) for slot in slots}
     for name, tensor in _stored_floats(graph):
-        values = numpy_helper.to_array(tensor, str(graph.model.folder))
+        values = read_tensor(tensor, graph.model.folder)
         n_bad = int(np.isnan(values).sum()) + (int(np.isinf(values).sum()) if name in strict else 0)
         if n_bad:
             raise NonFiniteError(

@@ -1,6 +1,7 @@
 """An ONNX file as a graph by data flow: loaded, probed, run."""
 
 from corp_onnx.graph.dataflow import Graph, Node, evaluate_node, read_graph
+from corp_onnx.graph.links import load_model
 from corp_onnx.graph.model import (
     FLOAT_TYPES,
     MAX_PROTO_BYTES,
@@ -8,7 +9,6 @@ from corp_onnx.graph.model import (
     batch_kind,
     file_size,
     input_dims,
-    load_model,
 )
 
 __all__ = [

@@ -19,6 +19,7 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from corp_onnx.graph.cost import Cost, sum_macs
+from corp_onnx.graph.external import read_tensor
 from corp_onnx.graph.model import FLOAT_TYPES, Model, batch_kind
 from corp_onnx.graph.operators import FOLDABLE
 from corp_onnx.graph.proto import SMALL_ELEMENTS, node_graphs
@@ -96,7 +97,7 @@ class Graph:
 
     def _fold(self, name: str) -> np.ndarray | None:
         if name in self.initializers:
-            return numpy_helper.to_array(self.initializers[name], str(self.model.folder))
+            return read_tensor(self.initializers[name], self.model.folder)
         node = self.producers[name]
         feeds = {i: self.constant(i) for i in node.inputs if i}
         return evaluate_node(node, feeds, self.model.opset)[node.outputs.index(name)]

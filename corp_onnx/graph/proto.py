@@ -15,6 +15,8 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, external_data_helper, numpy_helper
 
+from corp_onnx.graph.external import read_tensor
+
 SMALL_ELEMENTS = 4096
 """Initializers up to this size stay inside a skeleton: shapes, scales and split sizes are all smaller."""
 
@@ -122,4 +124,4 @@ def to_float32(proto: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
 
 
 def _widen(tensor: TensorProto, folder: Path) -> TensorProto:
-    return numpy_helper.from_array(numpy_helper.to_array(tensor, str(folder)).astype(np.float32), tensor.name)
+    return numpy_helper.from_array(read_tensor(tensor, folder).astype(np.float32), tensor.name)

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import onnx
 from onnx import external_data_helper
 
-from corp_onnx.errors import OutputError
-from corp_onnx.graph.model import outgrows_protobuf
+from corp_onnx.errors import ModelError, OutputError
+from corp_onnx.graph.external import iterate_tensors, list_locations, load_tensors
+from corp_onnx.graph.model import outgrows_protobuf, parse_file
+from corp_onnx.staging import visible_folder
+
+SMALLEST_BYTES = 991
+"""Weights from this size on go beside, as onnx has it: 1024 less the 33 of a Python object, which it counts as well."""
+
+
+def data_path(path: Path) -> Path:
+    """The file beside a model that holds its weights, where there is one."""
+    return path.with_name(f"{path.name}.data")
+
+
+def outdated_data(path: Path) -> tuple[Path, ...]:
+    """The file of weights that goes when the model at a path is replaced: called as ours are, and named by it."""
+    data = data_path(path)
+    if not data.is_file():
+        return ()
+    with suppress(ModelError):  # what is there is no model, so the file is somebody else's
+        return (data,) if data.name in list_locations(parse_file(path)) else ()
+    return ()
 
 
 def write_model(proto: onnx.ModelProto, path: Path, source_folder: Path) -> None:
@@ -18,22 +39,29 @@ def write_model(proto: onnx.ModelProto, path: Path, source_folder: Path) -> None
         source_folder: where external weights that are still references are read from.
 
     Raises:
+        ModelError: those can not be read.
         OutputError: the disk is full or the folder not writable.
     """
-    external = any(external_data_helper.uses_external_data(t) for t in proto.graph.initializer)
+    external = any(external_data_helper.uses_external_data(t) for t in iterate_tensors(proto))
+    if external:
+        load_tensors(proto, source_folder)
     try:
-        if not external and not outgrows_protobuf(proto):
-            path.write_bytes(proto.SerializeToString())
-            return
-        external_data_helper.load_external_data_for_model(proto, str(source_folder))
-        data = path.with_name(f"{path.name}.data")
-        data.unlink(missing_ok=True)  # onnx appends to it
-        onnx.save_model(
-            proto, str(path), save_as_external_data=True, all_tensors_to_one_file=True,
-            location=f"{path.name}.data", size_threshold=1024, convert_attribute=False,
-        )  # fmt: skip
-        if data.exists():  # not where every tensor is small
-            data.chmod(path.stat().st_mode)  # onnx makes it private to its owner
+        if external or outgrows_protobuf(proto):
+            _move_beside(proto, data_path(path))
+        path.write_bytes(proto.SerializeToString())
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OutputError(f"{path.name}: could not be written to {path.parent.parent} ({reason}).") from error
+        raise OutputError(f"{path.name}: could not be written to {visible_folder(path)} ({reason}).") from error
+
+
+def _move_beside(proto: onnx.ModelProto, data: Path) -> None:
+    """Write the large weights one behind the other; onnx itself would look for the file in the working directory."""
+    large = [t for t in proto.graph.initializer if len(t.raw_data) >= SMALLEST_BYTES]
+    if not large:
+        data.unlink(missing_ok=True)
+        return
+    with data.open("wb") as stream:
+        for tensor in large:
+            offset = stream.tell()
+            external_data_helper.set_external_data(tensor, data.name, offset, stream.write(tensor.raw_data))
+            tensor.ClearField("raw_data")

@@ -13,7 +13,11 @@ normalisations, softmax and GELU never see 8 bits; ONNX Runtime joins what the q
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import secrets
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
@@ -24,7 +28,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from corp_onnx.errors import CheckFailedError, CorpOnnxError
+from corp_onnx.errors import CheckFailedError, CorpOnnxError, OutputError
 from corp_onnx.graph import Graph
 from corp_onnx.graph.model import outgrows_protobuf
 from corp_onnx.graph.write import write_model
@@ -32,6 +36,7 @@ from corp_onnx.precision.editable import copy_editable, drop_unread, refresh_val
 from corp_onnx.precision.products import PRODUCT_OPS, Product
 from corp_onnx.run.runtime import first_sentence, import_runtime
 from corp_onnx.run.sessions import QUIET, open_session
+from corp_onnx.staging import visible_folder
 
 GEMM_SUFFIX = "_MatMul"
 """Of the name of the MatMul that the dynamic quantiser makes of a Gemm before it looks at names."""
@@ -67,20 +72,21 @@ class Quantiser:
         self._large = outgrows_protobuf(proto)
         write_model(proto, self._source, graph.model.folder)
         self._ranges = folder / "ranges.json"
+        self._place = visible_folder(self._source)
 
     def quantise(self, positions: Iterable[int]) -> onnx.ModelProto:
         """The model with the products at these node positions as integers, its weights inside.
 
         Raises:
             ModelError: the model itself fails on a batch to calibrate on.
+            OutputError: the disk is full.
             CheckFailedError: ONNX Runtime's quantiser fails on this graph.
         """
         chosen = set(positions)
         names = [name for position, name in self._names.items() if position in chosen]
-        path = self._folder / "int8.onnx"
-        for old in self._folder.glob(f"{path.name}*"):  # onnx appends to a file of weights that is there
-            old.unlink()
-        with _quiet():
+        # a name of its own: onnx appends to a file of weights that is there, and looks in the working directory for it
+        path = self._folder / f"int8-{secrets.token_hex(8)}.onnx"
+        with _quiet(), _temporary_files_in(self._folder):
             try:
                 if self._calibration is None:
                     self._run_dynamic(names, path)
@@ -89,16 +95,30 @@ class Quantiser:
             except CorpOnnxError:
                 raise  # of the batches that it was handed
             except Exception as error:  # the quantisers raise whatever they meet
+                self._require_space(error)
                 self._require_runs()
                 raise CheckFailedError(
                     f"ONNX Runtime's quantiser fails on this model ({first_sentence(error)}). The model itself is as "
                     "it was; --fp16 may do instead."
                 ) from error
         proto = onnx.load(str(path))
+        for made in self._folder.glob(f"{path.name}*"):
+            made.unlink()
         del proto.metadata_props[:]
         proto.metadata_props.extend(self._metadata)
         refresh_value_info(proto)
         return proto
+
+    def _require_space(self, error: BaseException | None) -> None:
+        """Raise where a file could not be written, of which the quantiser speaks as of anything else."""
+        while error is not None:
+            if isinstance(error, OSError) or os.strerror(errno.ENOSPC) in str(error):
+                reason = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
+                raise OutputError(
+                    f"{self._place}: ONNX Runtime's quantiser could not write its files there ({reason}); free some "
+                    "space, or give another -o."
+                ) from error
+            error = error.__cause__ or error.__context__
 
     def _require_runs(self) -> None:
         """Raise where the model itself fails on the batches, for which the quantiser is not to blame."""
@@ -170,3 +190,16 @@ def _quiet() -> Iterator[None]:
     finally:
         runtime.set_default_logger_severity(DEFAULT_SEVERITY)
         logging.disable(before)
+
+
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """What the quantisers put into the system's temporary folder goes into ours: a killed run's is removed by the next.
+
+    The place is a global of Python's; whoever else asks for a temporary file meanwhile gets it there too.
+    """
+    before, tempfile.tempdir = tempfile.tempdir, str(folder.absolute())
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before

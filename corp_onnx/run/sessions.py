@@ -16,7 +16,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from corp_onnx.errors import ImageError, MissingExtraError, ModelError, OptionError
-from corp_onnx.graph.model import MAX_PROTO_BYTES, Model, load_model, require_file
+from corp_onnx.graph.links import LinkedModel, load_model, require_readable_name
+from corp_onnx.graph.model import MAX_PROTO_BYTES, Model, require_file
 from corp_onnx.graph.proto import has_bfloat16, to_float32, without_weights
 from corp_onnx.images import Images
 from corp_onnx.images.batch import Batch
@@ -128,22 +129,25 @@ def open_session(
     """
     path = model.path if isinstance(model, Model) else Path(model)
     require_file(path)
+    require_readable_name(path)
     try:
         session = _start(str(path), _options(threads, config), provider, str(path))
         if not any("bfloat16" in value.type for value in session.native.get_inputs()):
             return session
     except ModelError:
-        if not _is_bfloat16(path):
+        if not _needs_loading(path):
             raise
     loaded = load_model(path)
     return start_session(loaded.proto, loaded, provider, threads, config)
 
 
-def _is_bfloat16(path: Path) -> bool:
+def _needs_loading(path: Path) -> bool:
+    """Whether ONNX Runtime fails on a file that it can run from memory: bfloat16, or weights behind a link."""
     try:
-        return has_bfloat16(load_model(path).proto)
+        loaded = load_model(path)
     except ModelError:
         return False
+    return isinstance(loaded, LinkedModel) or has_bfloat16(loaded.proto)
 
 
 def _options(threads: int | None, config: Mapping[str, str] | None = None) -> Any:

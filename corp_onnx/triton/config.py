@@ -176,6 +176,11 @@ def _max_batch(found: Signature, settings: TritonSettings, path: Path) -> int:
                 "give less, or build it with a larger --max."
             )
         return settings.max_batch or largest or DEFAULT_MAX_BATCH
+    if settings.max_batch is not None and found.says_batched:
+        raise OptionError(
+            f"{path}: Triton joins requests only where several samples give a row of every output for each, and this "
+            "model does not do so, or fails; leave --max-batch out, or export it with a dynamic batch."
+        )
     if settings.max_batch is not None:
         tensor = next(t for t in (*found.inputs, *found.outputs) if not t.shape or t.shape[0] is not None)
         raise OptionError(

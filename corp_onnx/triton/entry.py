@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from corp_onnx.bench.candidates import ENGINE_SUFFIXES
 from corp_onnx.errors import InputError, ModelError, OptionError, OutputError
 from corp_onnx.images.recipe import METADATA_KEY, Recipe
+from corp_onnx.images.regular import read_text
 from corp_onnx.triton.config import (
     LABELS_FILE,
     MODEL_FILES,
@@ -27,6 +28,12 @@ from corp_onnx.triton.config import (
 from corp_onnx.triton.signature import Signature, read_engine_signature, read_signature
 
 CONFIG_FILE = "config.pbtxt"
+
+OWN_NAMES = frozenset({*MODEL_FILES.values(), MODEL_PROGRAM, "__pycache__"})
+"""What stands in the folder of a version, in lower case; the server itself writes the last one."""
+
+PROGRAM_SUFFIXES = (".py", ".pyc", ".so", ".pyd", ".dll")
+"""What Python imports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +121,11 @@ def new_entry(name: str, files: tuple[Path, ...], root: Path, settings: TritonSe
         labels = ()
     if first.sizes is None:
         warnings.append(f"{name}: no warm-up, because it ran on no size that was tried for its dynamic axes.")
+    if not first.joins:
+        warnings.append(
+            f"{name}: requests are not joined, because several samples together do not give a row of every output for "
+            "each, or fail."
+        )
     config = make_config(name, first, labels, settings, files[0])
     beside = [_beside(one, path) for one, path in zip(found, files, strict=True)]
     return Entry(name, settings.backend, config, labels, _number(files, beside, 1), True, tuple(warnings))
@@ -136,7 +148,7 @@ def _spell_signature(found: Signature) -> str:
         ", ".join(f"{t.name} {t.dtype} [{', '.join('?' if a is None else str(a) for a in t.shape)}]" for t in tensors)
         for tensors in (found.inputs, found.outputs)
     )
-    return f"{inputs} -> {outputs}"
+    return f"{inputs} -> {outputs}{'' if found.joins else ', one request at a time'}"
 
 
 def _require_equal(what: str, first: object, other: object, path: Path) -> None:
@@ -160,7 +172,7 @@ def extend_entry(name: str, files: tuple[Path, ...], root: Path) -> Entry:
     """
     folder = root / name
     try:
-        config = parse_config((folder / CONFIG_FILE).read_text(encoding="utf-8", errors="replace"))
+        config = parse_config(_read_config(folder / CONFIG_FILE))
         stored = folder / LABELS_FILE
         labels = _read_labels(stored) if stored.exists() else ()
         numbers = [int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdecimal()]
@@ -182,6 +194,13 @@ def extend_entry(name: str, files: tuple[Path, ...], root: Path) -> Entry:
     return Entry(name, backend, config, labels, _number(files, beside, max(numbers, default=0) + 1), False, ())
 
 
+def _read_config(path: Path) -> str:
+    try:
+        return read_text(path)
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path.name} is not a configuration that Triton reads ({error.reason}).") from error
+
+
 def _number(files: Sequence[Path], beside: Sequence[tuple[str, ...]], first: int) -> tuple[Version, ...]:
     return tuple(Version(first + i, *pair) for i, pair in enumerate(zip(files, beside, strict=True)))
 
@@ -200,9 +219,18 @@ def _read_alike(path: Path, config: Any, labels: tuple[str, ...]) -> tuple[str, 
 
 
 def _beside(found: Signature, path: Path) -> tuple[str, ...]:
-    """The files with its weights, which keep their names because the model refers to them by these."""
-    if {*MODEL_FILES.values(), MODEL_PROGRAM} & set(found.beside):
-        raise ModelError(f"{path}: its weights lie in a file called as Triton calls the model; save it with another.")
+    """The files with its weights, which keep their names because the model refers to them by these.
+
+    None may get the place of a file of ours, on a file system that ignores case neither, nor be one that the Python of
+    the server would import from there: a weight is a number and never a program.
+    """
+    for name in found.beside:
+        first, *_ = parts = PurePosixPath(name.replace("\\", "/").casefold()).parts
+        if first in OWN_NAMES or parts[-1].endswith(PROGRAM_SUFFIXES):
+            raise ModelError(
+                f"{path}: its weights lie in '{name}', which a server would take for the model or for a program; save "
+                "it again with another name for them."
+            )
     return found.beside
 
 
@@ -230,7 +258,7 @@ def _require_suffix(path: Path, backend: str) -> None:
 def _read_labels(path: Path) -> tuple[str, ...]:
     """Class names, one a line, by index; not sorted, unlike those of `--labels` elsewhere, which count folders."""
     try:
-        labels = tuple(path.read_text(encoding="utf-8-sig").splitlines())
+        labels = tuple(read_text(path).splitlines())
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise InputError(f"{path}: the labels file can not be read ({reason}).") from error

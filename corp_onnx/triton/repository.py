@@ -20,6 +20,7 @@ from importlib import resources
 from pathlib import Path
 
 from corp_onnx.errors import OptionError, OutputError
+from corp_onnx.graph.external import find_beside
 from corp_onnx.graph.model import hash_file
 from corp_onnx.images.recipe import METADATA_KEY, Recipe
 from corp_onnx.staging import staged_folders, write_text
@@ -153,7 +154,7 @@ def _write_version(version: Version, folder: Path, backend: str) -> None:
         folder.mkdir(exist_ok=True)
         for name, target in ((path.name, folder / MODEL_FILES[backend]), *((n, folder / n) for n in version.beside)):
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path.parent / name, target)
+            shutil.copyfile(find_beside(path, name), target)
         if backend == "python":
             target = folder / MODEL_PROGRAM
             target.write_bytes(resources.files("corp_onnx.triton").joinpath("model.py").read_bytes())
@@ -184,5 +185,5 @@ def _report(entry: Entry, root: Path) -> ServedModel:
 
 def _describe(version: Version) -> ServedVersion:
     path = version.path
-    n_bytes = sum((path.parent / name).stat().st_size for name in (path.name, *version.beside))
+    n_bytes = sum(find_beside(path, name).stat().st_size for name in (path.name, *version.beside))
     return ServedVersion(version.number, str(path), hash_file(path), n_bytes)

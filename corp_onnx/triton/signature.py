@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,17 +18,21 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import external_data_helper
 
 from corp_onnx.errors import InputError, ModelError, OptionError
+from corp_onnx.graph.external import list_locations
 from corp_onnx.graph.model import hash_file
-from corp_onnx.graph.proto import has_bfloat16, node_graphs
+from corp_onnx.graph.proto import has_bfloat16
 from corp_onnx.images.labels import LABELS_KEY
 from corp_onnx.images.recipe import METADATA_KEY, Recipe, find_recipe
+from corp_onnx.images.regular import read_text
 from corp_onnx.run.feeds import ELEMENT_TYPES
 from corp_onnx.run.noise import IMAGE_SIZES, TOKEN_COUNTS, describe_feeds
 from corp_onnx.run.sessions import Session, open_session
 from corp_onnx.tensorrt.engine import description_path
+
+PROBED_SAMPLES = 3
+"""More than one, and no number that an axis of two views or two heads would have by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class Signature:
         labels: class names by index, empty where the file has none.
         max_batch: the most samples that it takes at once, None where it knows no bound.
         beside: names of the files that hold its weights, relative to its folder.
+        joins: whether several samples together give a row of every output for each; a file may say so and not do it.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -64,10 +69,16 @@ class Signature:
     labels: tuple[str, ...]
     max_batch: int | None = None
     beside: tuple[str, ...] = ()
+    joins: bool = True
 
     @property
     def is_batched(self) -> bool:
-        """Whether the first axis of every tensor is dynamic: the number of samples."""
+        """Whether the first axis of every tensor is the number of samples, and dynamic."""
+        return self.joins and self.says_batched
+
+    @property
+    def says_batched(self) -> bool:
+        """Whether the first axis of every tensor is dynamic."""
         return all(t.shape and t.shape[0] is None for t in (*self.inputs, *self.outputs))
 
 
@@ -92,7 +103,10 @@ def read_signature(path: Path) -> Signature:
         recipe = None  # token ids, features: nothing that photographs go into
     labels, beside = _read_labels(metadata, path), _name_external_files(proto, path)
     found = Signature(inputs, outputs, None, recipe, METADATA_KEY in metadata, labels, beside=beside)
-    return replace(found, sizes=_find_sizes(session, found))
+    found = replace(found, sizes=_find_sizes(session, found))
+    if found.sizes is None or not found.is_batched or _gives_rows(session, found, found.sizes):
+        return found
+    return replace(found, joins=False, sizes=tuple((1, *size) for size in found.sizes))
 
 
 def read_engine_signature(path: Path, like: Path | None) -> Signature:
@@ -113,7 +127,7 @@ def read_engine_signature(path: Path, like: Path | None) -> Signature:
             )
         return replace(read_signature(like), beside=())
     try:
-        stored = json.loads(described.read_text(encoding="utf-8"))
+        stored = json.loads(read_text(described))
         found = _read_description(stored)
         source = Path(stored["source"])
         is_there = source.is_file() and hash_file(source) == stored["source_sha256"]
@@ -150,20 +164,11 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 def _name_external_files(proto: onnx.ModelProto, path: Path) -> tuple[str, ...]:
     """Files beside the model; they are there, because ONNX Runtime has loaded it."""
-    stored = [t for t in _tensors(proto.graph) if external_data_helper.uses_external_data(t)]
-    names = sorted({external_data_helper.ExternalDataInfo(t).location for t in stored})
+    names = list_locations(proto)
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ModelError(f"{path}: its weights lie in '{name}', outside of its folder; save them beside the model.")
-    return tuple(names)
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        yield from (a.t for a in node.attribute if a.HasField("t"))
-        for inner in node_graphs(node):
-            yield from _tensors(inner)
+    return names
 
 
 def _read_spec(value: Any, path: Path) -> TensorSpec:
@@ -207,10 +212,19 @@ def _fill(shape: Sequence[int | None], rank: int, image: int, tokens: int) -> tu
     return tuple(axis or tokens for axis in shape)
 
 
-def _run_zeros(session: Session, found: Signature, sizes: Sequence[tuple[int, ...]]) -> None:
-    batch = (1,) if found.is_batched else ()
+def _gives_rows(session: Session, found: Signature, sizes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether a batch of zeros gives as many rows of every output; one that is refused can not be joined either."""
+    try:
+        results = _run_zeros(session, found, sizes, PROBED_SAMPLES)
+    except ModelError:
+        return False
+    return all(result.ndim > 0 and len(result) == PROBED_SAMPLES for result in results)
+
+
+def _run_zeros(session: Session, found: Signature, sizes: Sequence[tuple[int, ...]], n: int = 1) -> list[np.ndarray]:
+    batch = (n,) if found.is_batched else ()
     feeds = {t.name: np.zeros((*batch, *size), t.dtype) for t, size in zip(found.inputs, sizes, strict=True)}
     try:
-        session.run(None, feeds)
+        return session.run(None, feeds)
     except ModelError as error:
         raise ModelError(f"{error} It was fed zeros: {describe_feeds(feeds)}.") from error

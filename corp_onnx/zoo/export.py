@@ -30,7 +30,7 @@ import onnx
 from corp_onnx.checks.verify import check_structure, require_passed
 from corp_onnx.errors import InputError, MissingExtraError, ModelError, OptionError
 from corp_onnx.graph.model import MAX_PROTO_BYTES, Model, file_size, load_model
-from corp_onnx.graph.write import write_model
+from corp_onnx.graph.write import outdated_data, write_model
 from corp_onnx.images.labels import LABELS_KEY
 from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.results import CheckResult, Environment, StageClock, StageTime, describe_environment
@@ -139,7 +139,7 @@ def export_model(
     import_runtime()
     check_name(timm, name)
     clock = StageClock()
-    with staged_files({"-o": output}, force=force) as (path,):
+    with staged_files({"-o": output}, force=force, outdated=outdated_data(output)) as (path,):
         with _stage(clock, "build", say):
             model = build_model(torch, timm, name, checkpoint=settings.checkpoint, pretrained=settings.pretrained)
             n_parameters = sum(p.numel() for p in model.module.parameters())

@@ -59,3 +59,34 @@ class TestWriting:
     def test_full_disk(self, tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=r"could not be written to .*No space left on device"):
             write_model(make_model(), Path("/dev/full"), tmp_path)
+
+    def test_file_of_that_name_in_the_working_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """onnx looks for the name there, wherever it writes to, and refuses."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(model, "MAX_PROTO_BYTES", 1000)
+        (tmp_path / "new").mkdir()
+        (tmp_path / "m.onnx.data").write_text("theirs")
+        for _ in range(2):  # and what an earlier run left in the same folder
+            write_model(make_model(), tmp_path / "new" / "m.onnx", tmp_path)
+            onnx.checker.check_model(tmp_path / "new" / "m.onnx")
+        assert (tmp_path / "m.onnx.data").read_text() == "theirs"
+        stored = (tmp_path / "new" / "m.onnx.data").read_bytes()
+        assert stored == make_model().graph.initializer[0].raw_data
+
+    def test_same_bytes_as_onnx_writes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(model, "MAX_PROTO_BYTES", 1000)
+        for name in ("onnx", "ours"):
+            (tmp_path / name).mkdir()
+        onnx.save_model(
+            make_model(), tmp_path / "onnx" / "m.onnx", save_as_external_data=True, location="m.onnx.data",
+            size_threshold=1024,
+        )  # fmt: skip
+        write_model(make_model(), tmp_path / "ours" / "m.onnx", tmp_path)
+        for name in ("m.onnx", "m.onnx.data"):
+            assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "onnx" / name).read_bytes()
+
+    def test_small_weights_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(model, "MAX_PROTO_BYTES", 100)
+        write_model(make_model(8), tmp_path / "m.onnx", tmp_path)
+        assert listing(tmp_path) == ["m.onnx"]

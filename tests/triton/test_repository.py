@@ -79,6 +79,34 @@ def set_metadata(source: Path, target: Path, **entries: str) -> Path:
     return target
 
 
+def name_weights(path: Path, *locations: str) -> Path:
+    """A model whose weights lie in one file that its tensors call by these names in turns."""
+    (path.parent / locations[0]).parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(onnx.load(VIT), path, save_as_external_data=True, location="stored", size_threshold=100)
+    (path.parent / "stored").rename(path.parent / locations[0])
+    proto = onnx.load(path, load_external_data=False)
+    for i, tensor in enumerate(proto.graph.initializer):
+        for entry in tensor.external_data:
+            entry.value = locations[i % len(locations)] if entry.key == "location" else entry.value
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def write_views(path: Path, rows: int) -> Path:
+    """x [n, 8] -> y: `rows` of them for every sample, all axes dynamic; 0 takes one sample only."""
+    value, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
+    shape = {0: [1, 8], 1: [-1, 8], 4: [-1, 2]}[rows]
+    nodes = [
+        node("Size", ["x"], ["size"]), node("Mul", ["size", "zero"], ["nothing"]),  # so that nobody infers the shape
+        node("Add", ["shape", "nothing"], ["computed"]), node("Reshape", ["x", "computed"], ["y"]),
+    ]  # fmt: skip
+    stored = [onnx.numpy_helper.from_array(np.array(v), name) for name, v in (("shape", shape), ("zero", 0))]
+    inputs, outputs = [value("x", onnx.TensorProto.FLOAT, ["n", 8])], [value("y", onnx.TensorProto.FLOAT, ["m", "k"])]
+    graph = onnx.helper.make_graph(nodes, "views", inputs, outputs, stored)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
 def describe_engine(plan: Path, source: Path, *, maximum: int | None = None) -> Path:
     """An engine that is none, and what `corp-onnx engine` would write beside it."""
     plan.write_bytes(b"an engine")
@@ -155,6 +183,22 @@ class TestConfig:
         assert tensors(config) == [("x", FP32, [2]), ("y", FP32, [1])]
         assert config.output[0].HasField("reshape")
         assert not config.input[0].HasField("reshape")
+
+    @pytest.mark.parametrize("rows", [4, 0])
+    def test_a_batch_that_is_none_is_not_joined(self, rows: int, tmp_path: Path) -> None:
+        """The first axes are dynamic, and every image gives four rows; or more than one image are refused."""
+        path = write_views(tmp_path / "views.onnx", rows)
+        result = write_triton_repository([path], tmp_path / "r")
+        (sentence,) = result.warnings
+        assert sentence.startswith("views: requests are not joined, because several samples together do not give a row")
+        config = read_config(tmp_path / "r", "views")
+        assert config.max_batch_size == 0
+        assert tensors(config)[0] == ("x", FP32, [-1, 8])
+        assert [list(w.inputs["x"].dims) for w in config.model_warmup] == [[1, 8]]
+        with pytest.raises(OptionError, match=r"views\.onnx: Triton joins requests only where several samples give"):
+            write_triton_repository([path], tmp_path / "other", settings=TritonSettings(max_batch=4))
+        with pytest.raises(ModelError, match="takes or gives something else than the other versions"):
+            write_triton_repository([write_views(tmp_path / "one.onnx", 1), path], tmp_path / "other", name="m")
 
     def test_options(self, tmp_path: Path) -> None:
         config = make_config(VIT, tmp_path, max_batch=32, device="gpu", instances=3)
@@ -270,21 +314,35 @@ class TestFiles:
         write_triton_repository([tmp_path / "m.onnx"], tmp_path / "r")
         assert listing(tmp_path / "r" / "m" / "1") == ["model.onnx", "weights", "weights/all"]
 
-    @pytest.mark.parametrize("location", ["model.onnx", "../all"])
-    def test_weights_that_can_not_be_copied(self, location: str, tmp_path: Path) -> None:
-        (tmp_path / "in").mkdir()
-        onnx.save(
-            onnx.load(VIT), tmp_path / "in" / "m.onnx", save_as_external_data=True, location="all", size_threshold=100
-        )
-        (tmp_path / "in" / "all").rename(tmp_path / "in" / location)
-        proto = onnx.load(tmp_path / "in" / "m.onnx", load_external_data=False)
-        for tensor in proto.graph.initializer:
-            for entry in tensor.external_data:
-                entry.value = location if entry.key == "location" else entry.value
-        (tmp_path / "in" / "m.onnx").write_bytes(proto.SerializeToString())
-        with pytest.raises(ModelError, match=r"m\.onnx: "):
-            write_triton_repository([tmp_path / "in" / "m.onnx"], tmp_path / "r")
+    @pytest.mark.parametrize("backend", ["onnxruntime", "python"])
+    @pytest.mark.parametrize(
+        ("location", "sentence"),
+        [
+            ("model.onnx", "a server would take for the model or for a program; save it again with another name"),
+            ("./model.onnx", "its weights lie in 'model.onnx', which a server would take"),
+            ("./model.py", "its weights lie in 'model.py', which a server would take"),
+            ("deep//model.py", "its weights lie in 'deep/model.py', which a server would take"),
+            ("Model.PY", "its weights lie in 'Model.PY', which a server would take"),
+            ("model.plan/all", "its weights lie in 'model.plan/all', which a server would take"),
+            ("numpy.py", "its weights lie in 'numpy.py', which a server would take"),
+            ("__pycache__/model.bin", "its weights lie in '__pycache__/model.bin', which a server would take"),
+            ("deep/json.cpython-311.pyc", "which a server would take"),
+            ("../all", ""),  # refused by ONNX Runtime, or by us
+        ],
+    )
+    def test_weights_that_can_not_be_copied(self, location: str, sentence: str, backend: str, tmp_path: Path) -> None:
+        """Nothing of a model's own gets the place of a file of ours, or one that the server's Python would import."""
+        path = name_weights(tmp_path / "in" / "m.onnx", location)
+        with pytest.raises(ModelError, match=rf"m\.onnx: .*{re.escape(sentence)}"):
+            write_triton_repository([path], tmp_path / "r", settings=TritonSettings(backend=backend))
         assert not (tmp_path / "r").exists()
+
+    def test_one_file_of_weights_in_two_spellings(self, tmp_path: Path) -> None:
+        path = name_weights(tmp_path / "in" / "m.onnx", ".//all", "all")
+        result = write_triton_repository([path], tmp_path / "r")
+        assert listing(tmp_path / "r" / "m" / "1") == ["all", "model.onnx"]
+        sizes = sum(file.stat().st_size for file in (tmp_path / "r" / "m" / "1").iterdir())
+        assert result.models[0].versions[0].n_bytes == sizes
 
     def test_a_pair_has_the_names_of_its_files(self, tmp_path: Path) -> None:
         odd = shutil.copy(VIT, tmp_path / ".größe 1:2.pruned.onnx")
@@ -604,7 +662,7 @@ STAND_IN = SimpleNamespace(
     Tensor=Tensor,
     TritonError=str,
     InferenceResponse=lambda output_tensors=(), error=None: SimpleNamespace(tensors=output_tensors, error=error),
-    get_input_tensor_by_name=lambda request, name: Tensor(name, request[name]),
+    get_input_tensor_by_name=lambda request, name: Tensor(name, request[name]) if name in request else None,
 )
 """For triton_python_backend_utils, which exists in a server only."""
 
@@ -654,6 +712,62 @@ class TestModelPy:
         assert first.error is None
         assert second.error.startswith("ONNX Runtime failed: ")
         np.testing.assert_array_equal(first.tensors[0].array, third.tensors[0].array)
+
+    @pytest.mark.parametrize(
+        ("arrays", "sentence"),
+        [
+            ({}, r"input 'x' is missing; the model takes 'x' float32 \["),
+            ({"x": np.zeros((1, 3, 8, 9), np.float32)}, r"input 'x' is float32 \[1, 3, 8, 9\]; the model takes"),
+            ({"x": np.zeros((1, 3, 8, 8))}, r"input 'x' is float64 \[1, 3, 8, 8\]; the model takes 'x' float32"),
+            ({"x": np.zeros((3, 8, 8), np.float32)}, r"input 'x' is float32 \[3, 8, 8\]"),
+            ({"x": np.zeros((0, 3, 8, 8), np.float32)}, r"input 'x' is float32 \[0, 3, 8, 8\]"),
+            ({"x": None}, r"input 'x' is object \[\]"),
+        ],
+    )
+    def test_a_wrong_request_has_no_part_in_the_batch(
+        self, arrays: dict[str, Any], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, runs = self.start(OPERATOR, tmp_path, monkeypatch)
+        good = [np.full((n, 3, 8, 8), n, np.float32) for n in (2, 1)]
+        first, wrong, last = model.execute([Request(x=good[0]), Request(arrays), Request(x=good[1])])
+        assert runs == [3], "the good ones are joined"
+        assert re.match(sentence, wrong.error), wrong.error
+        for response, x in ((first, good[0]), (last, good[1])):
+            assert response.error is None
+            np.testing.assert_allclose(response.tensors[0].array, model.session.run(None, {"x": x})[0], atol=1e-6)
+
+    def test_inputs_of_different_numbers_of_samples(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Joined, the surplus of one request would be taken for the next one's."""
+        model, runs = self.start(TEXT, tmp_path, monkeypatch)
+        odd = {
+            n: np.ones((1 + i, 5), np.int64) for i, n in enumerate(("input_ids", "attention_mask", "token_type_ids"))
+        }
+        (response,) = model.execute([Request(odd)])
+        assert response.error.startswith("the inputs are of different numbers of samples ('input_ids' 1, 'attention_")
+        assert runs == []
+
+    def test_only_what_is_alike_is_joined(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Texts of 5 and of 7 tokens; each gets its own answer, in the order of the requests."""
+        model, runs = self.start(TEXT, tmp_path, monkeypatch)
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        requests = [Request({name: np.full((1, n), 1, np.int64) for name in names}) for n in (5, 7, 5, 7)]
+        requests[2]["input_ids"] += 3
+        responses = model.execute(requests)
+        assert runs == [2, 2]
+        for request, response in zip(requests, responses, strict=True):
+            np.testing.assert_allclose(
+                response.tensors[0].array, model.session.run(None, dict(request))[0], rtol=1e-5, atol=1e-6
+            )
+
+    def test_rows_that_nobody_can_assign(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Several rows for an image: joined, and cut by requests, the first got one row and the second all others."""
+        model, runs = self.start(OPERATOR, tmp_path, monkeypatch)
+        once = model.session.run
+        model.session.run = lambda names, feeds: [np.repeat(result, 4, axis=0) for result in once(names, feeds)]
+        requests = [Request(x=np.full((n, 3, 8, 8), n, np.float32)) for n in (1, 2)]
+        responses = model.execute(requests)
+        assert runs == [3, 1, 2]
+        assert [response.tensors[0].array.shape for response in responses] == [(4, 10), (8, 10)]
 
     def test_fixed_batch_runs_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         model, runs = self.start(FIXED, tmp_path, monkeypatch)

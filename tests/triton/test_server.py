@@ -231,6 +231,35 @@ class TestMalformedRequests:
                 np.testing.assert_allclose(answer, run_here(fixture_path(TEXT), **good), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_hostile_requests_beside_good_ones(protocol: str, server: Server) -> None:
+    """They wait while the model stands still and so meet in one batch; every good one is answered, and right."""
+    ids = 10**6
+    kinds = [make_text(1, 5), make_text(1, 5) | {"input_ids": np.full((1, 5), ids)}, make_text(2, 9), make_text(1, 7)]
+    kinds.append(make_text(1, 7) | {"attention_mask": np.ones((1, 6), np.int64)})
+    good = [True, False, True, True, False]
+    expected = [run_here(fixture_path(TEXT), **k) if ok else None for k, ok in zip(kinds, good, strict=True)]
+
+    def send(i: int) -> np.ndarray | str:
+        with connect(server, protocol) as client:
+            try:
+                return client.infer("text", make_inputs(protocol, kinds[i])).as_numpy("logits")
+            except InferenceServerException as error:
+                return str(error)
+
+    order = np.random.default_rng(0).integers(0, len(kinds), 3 * N_REQUESTS)
+    with ThreadPoolExecutor(len(order)) as pool:
+        with halted(server, "text"):
+            sent = [pool.submit(send, int(i)) for i in order]
+            wait_until(lambda: count_waiting(server, "text") >= MAX_BATCH, "the requests", server)
+        found = [answer.result(timeout=60) for answer in sent]
+    for i, answer in zip(order, found, strict=True):
+        if good[i]:
+            np.testing.assert_allclose(answer, expected[i], rtol=1e-4, atol=1e-5)
+        else:
+            assert isinstance(answer, str), "a wrong request was answered"
+
+
 class TestExamples:
     @pytest.mark.parametrize("protocol", PROTOCOLS)
     def test_client(self, protocol: str, server: Server, pruned: Path) -> None:
