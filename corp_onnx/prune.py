@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from corp_onnx._version import __version__
-from corp_onnx.blocks import find_blocks
+from corp_onnx.blocks import Blocks, find_blocks
 from corp_onnx.calibrate.collect import collect_moments
 from corp_onnx.calibrate.data import describe_data, open_calibration, warn_of_data
 from corp_onnx.checks.measure import measure_model, measure_units
@@ -45,7 +45,7 @@ from corp_onnx.search.problem import Problem
 from corp_onnx.search.strategy import follow_method
 from corp_onnx.settings import PruneSettings
 from corp_onnx.staging import check_destination, refuse_folder, staged_files, write_text
-from corp_onnx.tokens.trim import find_left_out, plan_trim
+from corp_onnx.tokens.trim import TrimPlan, find_left_out, plan_trim
 from corp_onnx.units import Unit, UnitPlan, list_units
 
 PRUNE_KEY = "corp_onnx.prune"
@@ -118,19 +118,8 @@ def prune_model(
     running = {"batch_size": settings.batch_size, "provider": settings.provider}
     places = staged_files(destinations, force=force, outdated=outdated_data(output), before=unchanged)
     with places as (path, report_path):
-        importances: dict[str, np.ndarray] = {}
-        if method.rank == "taylor":
-            with clock.stage("rank"):
-                counting = _counting(progress, "rank", calibration.n_images)
-                importances = collect_taylor(graph, units, calibration, **running, progress=counting)
-        with clock.stage("calibrate"):
-            counting = _counting(progress, "calibrate", calibration.n_images)
-            moments = collect_moments(graph, units, calibration, **running, progress=counting)
+        problem = _pose_problem(graph, blocks, units, trim, calibration, held_out, settings, progress, clock)
         with clock.stage("solve"):
-            problem = Problem(
-                graph, blocks, units, method, moments, calibration, held_out, **running, seed=settings.seed,
-                progress=progress, importances=importances, trim=trim,
-            )  # fmt: skip
             solution = follow_method(problem)
         with clock.stage("rewrite"):
             rewrite = plan_rewrite(solution.changes, trim, _metadata(graph.model, calibration, settings))
@@ -152,7 +141,7 @@ def prune_model(
             dense=describe_model(graph),
             pruned=replace(facts, path=str(output)),
             settings=asdict(settings),
-            calibration=describe_data(Path(calib), calibration, held_out, moments, settings),
+            calibration=describe_data(Path(calib), calibration, held_out, problem.moments, settings),
             units=tuple(_unit_result(plan, errors[plan.key]) for plan in solution.plans),
             n_units_found=len(list_units(blocks, wanted_kinds(method), skipped=True)),
             left_whole=_left_whole(units, solution.plans),
@@ -160,7 +149,7 @@ def prune_model(
             held_out=measured,
             checks=tuple(checks),
             notes=(*solution.notes, *([trim_note] if trim_note else [])),
-            warnings=warn_of_data(units, moments, calibration),
+            warnings=warn_of_data(units, problem.moments, calibration),
             stages=tuple(clock.stages),
             peak_memory_bytes=_peak_memory(),
             environment=describe_environment(settings.provider),
@@ -168,6 +157,26 @@ def prune_model(
         )
         write_text(to_json(result) + "\n", report_path, report)
     return result
+
+
+def _pose_problem(
+    graph: Graph, blocks: Blocks, units: tuple[Unit, ...], trim: TrimPlan | None, calibration: Images, held_out: Images,
+    settings: PruneSettings, progress: Progress | None, clock: StageClock,
+) -> Problem:  # fmt: skip
+    """Calibrate, and what the search will look at."""
+    running = {"batch_size": settings.batch_size, "provider": settings.provider}
+    importances: dict[str, np.ndarray] = {}
+    if settings.method.rank == "taylor":
+        with clock.stage("rank"):
+            counting = _counting(progress, "rank", calibration.n_images)
+            importances = collect_taylor(graph, units, calibration, **running, progress=counting)
+    with clock.stage("calibrate"):
+        counting = _counting(progress, "calibrate", calibration.n_images)
+        moments = collect_moments(graph, units, calibration, **running, progress=counting)
+    return Problem(
+        graph, blocks, units, settings.method, moments, calibration, held_out, **running, seed=settings.seed,
+        progress=progress, importances=importances, trim=trim,
+    )  # fmt: skip
 
 
 def _require_passed(checks: Sequence[CheckResult], output: Path) -> None:
