@@ -1,0 +1,84 @@
+"""Models that ONNX Runtime runs although they are written wrongly: pruned all the same, from the file to the file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from samples import fixture_path, write_photos
+
+from corp_onnx.cli import main
+
+NAME = "timm_vit_ts17_unfused"
+LONG = 10_000
+MAX_SECONDS = 120
+"""It takes 15 on two cores; what is quadratic in nodes takes many minutes."""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("data") / "photos", 8)
+
+
+def prune(proto: onnx.ModelProto, photos: Path, folder: Path) -> onnx.ModelProto:
+    onnx.save(proto, folder / "m.onnx")
+    output = folder / "out.onnx"
+    arguments = ["prune", str(folder / "m.onnx"), "--calib", str(photos), "--preset", "paper", "-o", str(output)]
+    assert main(arguments) == 0
+    return onnx.load(output)
+
+
+def lengthen_axis(proto: onnx.ModelProto) -> None:
+    proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 77
+
+
+def add_axis(proto: onnx.ModelProto) -> None:
+    proto.graph.output[0].type.tensor_type.shape.dim.add(dim_value=3)
+
+
+def forget_type(proto: onnx.ModelProto) -> None:
+    proto.graph.output[0].ClearField("type")
+
+
+def reverse_nodes(proto: onnx.ModelProto) -> None:
+    nodes = list(proto.graph.node)[::-1]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+
+
+def make_sparse(proto: onnx.ModelProto) -> None:
+    tensor = next(t for t in proto.graph.initializer if len(t.dims) == 2 and t.data_type == TensorProto.FLOAT)
+    values = numpy_helper.to_array(tensor).ravel()
+    sparse = proto.graph.sparse_initializer.add(dims=tensor.dims)
+    sparse.values.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    sparse.indices.CopyFrom(numpy_helper.from_array(np.arange(values.size), "places"))
+    proto.graph.initializer.remove(tensor)
+
+
+@pytest.mark.parametrize("change", [lengthen_axis, add_axis, forget_type, reverse_nodes, make_sparse])
+def test_pruned_all_the_same(change: Callable[[onnx.ModelProto], None], photos: Path, tmp_path: Path) -> None:
+    proto = onnx.load(fixture_path(NAME))
+    change(proto)
+    output = list(proto.graph.output)
+    pruned = prune(proto, photos, tmp_path)
+    assert list(pruned.graph.output) == output
+    assert pruned.ByteSize() < fixture_path(NAME).stat().st_size
+
+
+def test_ten_thousand_nodes(photos: Path, tmp_path: Path) -> None:
+    proto = onnx.load(fixture_path(NAME))
+    (image,) = proto.graph.input
+    for node in proto.graph.node:
+        node.input[:] = [f"r{LONG}" if name == image.name else name for name in node.input]
+    names = [image.name, *(f"r{i}" for i in range(1, LONG + 1))]
+    nodes = [helper.make_node("Relu", [names[i]], [names[i + 1]]) for i in range(LONG)] + list(proto.graph.node)
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    start = time.monotonic()
+    assert len(prune(proto, photos, tmp_path).graph.node) > LONG
+    assert time.monotonic() - start < MAX_SECONDS
