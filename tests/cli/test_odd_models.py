@@ -82,3 +82,31 @@ def test_ten_thousand_nodes(photos: Path, tmp_path: Path) -> None:
     start = time.monotonic()
     assert len(prune(proto, photos, tmp_path).graph.node) > LONG
     assert time.monotonic() - start < MAX_SECONDS
+
+
+def test_names_that_a_terminal_would_obey(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Producer, nodes, tensors, outputs: in tables, notes, warnings, and in the sentence of an error."""
+    path = tmp_path / "m.onnx"
+    proto = onnx.load(fixture_path(NAME))
+    proto.producer_name = "\x1b[2Jproducer\x07"
+    for node in proto.graph.node:
+        node.name = f"\x1b]0;{node.name}\x07\ncorp-onnx: fine."
+        for names in (node.input, node.output):
+            names[:] = [f"\x1b[31m{name}" if name and name != proto.graph.input[0].name else name for name in names]
+    for value in (*proto.graph.initializer, *proto.graph.output, *proto.graph.value_info):
+        value.name = f"\x1b[31m{value.name}"
+    softmax = next(n for n in proto.graph.node if n.op_type == "Softmax")
+    softmax.attribute[0].i = 1  # no attention any more, so it is named as skipped
+    onnx.save(proto, path)
+    arguments = ["--calib", str(photos), "--preset", "paper", "-o", str(tmp_path / "out.onnx")]
+    assert main(["inspect", str(path)]) == 0
+    assert main(["prune", str(path), *arguments]) == 0
+    assert main(["evaluate", str(path), "--images", str(photos)]) == 0
+    proto.graph.initializer[0].data_type = 99
+    onnx.save(proto, path)
+    assert main(["inspect", str(path)]) == 2
+    out, err = capfd.readouterr()
+    assert "skipped" in out
+    assert "31m" in err
+    assert not set("\x1b\x07") & {*out, *err}
+    assert not [line for line in (out + err).splitlines() if line.startswith("corp-onnx: fine")]
