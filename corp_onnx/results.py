@@ -245,6 +245,23 @@ def to_json(value: Any) -> str:
     return json.dumps({"schema": SCHEMA, **_plain(dataclasses.asdict(value))}, indent=2, allow_nan=False)
 
 
+def read_json(text: str) -> Any:
+    """What JSON of somebody else's says, as that in a model's metadata.
+
+    Raises:
+        ValueError: it is not JSON, has more brackets in brackets than can be read, or half a character (a lone
+            surrogate, which no file can be written with).
+    """
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("too many brackets in brackets") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("half a character, a lone surrogate") from error
+    return value
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}

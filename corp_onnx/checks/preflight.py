@@ -120,8 +120,9 @@ def _stored_floats(graph: Graph) -> Iterator[tuple[str, TensorProto]]:
 
 def _stored_name(graph: Graph, name: str) -> str:
     """The stored tensor behind the Transpose, Cast or Identity that an exporter left in between."""
-    node = graph.producers.get(name)
-    return _stored_name(graph, node.inputs[0]) if node is not None and node.inputs else name
+    while (node := graph.producers.get(name)) is not None and node.inputs:
+        name = node.inputs[0]
+    return name
 
 
 def wanted_kinds(method: Method) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ P = ParamSpec("P")
 
 def check_file(dense: Model, pruned: Model, path: Path) -> list[CheckResult]:
     """What a file must be before it is worth running."""
-    return [check_structure(path), check_signature(dense, pruned)]
+    return [check_structure(path, dense), check_signature(dense, pruned)]
 
 
 def check_rewrite(
@@ -62,16 +62,33 @@ def check_rewrite(
     return checks
 
 
-def check_structure(path: Path) -> CheckResult:
-    """The onnx checker, strict shape inference, and whether ONNX Runtime loads the file."""
+def check_structure(path: Path, dense: Model | None = None) -> CheckResult:
+    """The onnx checker, strict shape inference, and whether ONNX Runtime loads the file.
+
+    Args:
+        dense: what the file was made from. Of one that ONNX Runtime runs although the checker or the inference refuses
+            it, as one that declares its outputs wrongly, no more than ONNX Runtime can be asked.
+    """
+    complaint = _complain(path)
+    if complaint is None or (dense is not None and _complain(dense.path) is not None):
+        detail = "onnx checker, shape inference and ONNX Runtime load" if complaint is None else "ONNX Runtime loads it"
+        try:
+            open_session(path)
+        except ModelError as error:
+            return CheckResult("structure", False, None, None, str(error).rstrip("."))
+        return CheckResult("structure", True, None, None, detail)
+    return CheckResult("structure", False, None, None, complaint)
+
+
+def _complain(path: Path) -> str | None:
+    """What the onnx checker or strict shape inference have against a file."""
     try:
         onnx.checker.check_model(str(path))
         proto = onnx.load(str(path), load_external_data=False)
         onnx.shape_inference.infer_shapes(skeleton(proto), strict_mode=not _has_foreign_ops(proto))
-        open_session(path)
-    except Exception as error:  # checker, inference and ONNX Runtime each have their own classes
-        return CheckResult("structure", False, None, None, first_sentence(error))
-    return CheckResult("structure", True, None, None, "onnx checker, shape inference and ONNX Runtime load")
+    except Exception as error:  # checker and inference each have their own classes
+        return first_sentence(error)
+    return None
 
 
 def _has_foreign_ops(proto: onnx.ModelProto) -> bool:

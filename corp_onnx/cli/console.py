@@ -22,6 +22,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from corp_onnx.errors import clean_text
 from corp_onnx.settings import Preprocessing
 
 PLAIN_SECONDS = 10.0
@@ -86,7 +87,7 @@ def show_progress() -> Iterator[Callable[[str, int, int], None]]:
 def warn(sentences: Sequence[str]) -> None:
     """Warnings, one line each."""
     for sentence in sentences:
-        click.echo(f"warning: {sentence}", err=True)
+        click.echo(f"warning: {clean_text(sentence)}", err=True)
 
 
 def parse_numbers(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:

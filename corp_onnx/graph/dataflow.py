@@ -11,18 +11,20 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
+from corp_onnx.errors import ModelError
 from corp_onnx.graph.cost import Cost, sum_macs
 from corp_onnx.graph.external import read_tensor
 from corp_onnx.graph.model import FLOAT_TYPES, Model, batch_kind
 from corp_onnx.graph.operators import FOLDABLE
-from corp_onnx.graph.proto import SMALL_ELEMENTS, node_graphs
+from corp_onnx.graph.proto import SMALL_ELEMENTS, captured_names
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -62,16 +64,26 @@ class Graph:
     values: dict[str, np.ndarray] = field(default_factory=dict)
     types: dict[str, int] = field(default_factory=dict)
     n_images: int = 1
-    _folded: dict[str, np.ndarray | None] = field(default_factory=dict)
+    _folded: dict[str, np.ndarray] = field(default_factory=dict)
     _constant: dict[str, bool] = field(default_factory=dict)
 
     def is_constant(self, name: str) -> bool:
         """Whether a tensor is stored in the file, possibly behind Identity, Cast, Transpose and their like."""
-        if name not in self._constant:
-            self._constant[name] = self._find_constant(name)
+        todo = [name]  # a stack of our own: a chain may be longer than Python's
+        while todo:
+            found = self._find_constant(todo[-1])
+            waiting = [] if isinstance(found, bool) else [i for i in found if i not in self._constant]
+            if waiting:
+                todo += waiting
+            else:
+                known = found if isinstance(found, bool) else all(self._constant[i] for i in found)
+                self._constant[todo.pop()] = known
         return self._constant[name]
 
-    def _find_constant(self, name: str) -> bool:
+    def _find_constant(self, name: str) -> bool | list[str]:
+        """Whether a tensor is constant, or the tensors that decide it."""
+        if name in self._constant:
+            return self._constant[name]
         if name in self.inputs:
             return False
         if name in self.initializers:
@@ -81,8 +93,8 @@ class Graph:
             return False
         if node.op == "Constant":
             return True
-        foldable = node.op in FOLDABLE and any(node.inputs)
-        return foldable and all(not i or self.is_constant(i) for i in node.inputs)
+        sources = [i for i in node.inputs if i]
+        return sources if node.op in FOLDABLE and sources else False
 
     def constant(self, name: str) -> np.ndarray | None:
         """The value of a stored tensor, folded through what lies between; None when it is not one."""
@@ -90,17 +102,46 @@ class Graph:
             return self._folded[name]
         if not name or not self.is_constant(name):
             return None
-        value = self._fold(name)
-        if value is not None and value.size <= SMALL_ELEMENTS:
-            self._folded[name] = value
-        return value
+        return self._fold(name)
 
-    def _fold(self, name: str) -> np.ndarray | None:
-        if name in self.initializers:
-            return read_tensor(self.initializers[name], self.model.folder)
-        node = self.producers[name]
-        feeds = {i: self.constant(i) for i in node.inputs if i}
-        return evaluate_node(node, feeds, self.model.opset)[node.outputs.index(name)]
+    def _fold(self, name: str) -> np.ndarray:
+        makers = self._list_makers(name)
+        last = {i: node for node in makers for i in node.inputs}  # reader; what none reads any more is let go
+        values: dict[str, np.ndarray] = {}
+        for node in makers:
+            feeds = {i: values[i] if i in values else self._read(i) for i in node.inputs if i}
+            try:
+                outputs = evaluate_node(node, feeds, self.model.opset, self.model.folder)
+            except ModelError:
+                raise
+            except Exception as error:  # the reference implementation raises whatever a node makes it meet
+                what = f"{node} of stored numbers can not be computed ({error})"
+                raise ModelError(f"{self.model.path}: {what}.") from error
+            made = {k: v for k, v in zip(node.outputs, outputs, strict=False) if k}
+            self._folded.update({k: v for k, v in made.items() if v.size <= SMALL_ELEMENTS})
+            values |= {k: v for k, v in made.items() if k in last or k == name}
+            for i in [i for i in feeds if last[i] is node]:
+                values.pop(i, None)
+        return values[name] if makers else self._read(name)
+
+    def _list_makers(self, name: str) -> list[Node]:
+        """The nodes that a constant is folded through, in their order."""
+        found: dict[int, Node] = {}
+        todo = [name]
+        while todo:
+            tensor = todo.pop()
+            if tensor in self.initializers or tensor in self._folded:
+                continue
+            node = self.producers[tensor]
+            if node.position not in found:
+                found[node.position] = node
+                todo += filter(None, node.inputs)
+        return [found[position] for position in sorted(found)]
+
+    def _read(self, name: str) -> np.ndarray:
+        """A stored tensor, or one that is folded already."""
+        known = self._folded.get(name)
+        return read_tensor(self.initializers[name], self.model.folder) if known is None else known
 
     def stored(self, name: str) -> np.ndarray:
         """The value of a tensor that is known to be stored."""
@@ -131,7 +172,7 @@ class Graph:
 
     def captured(self, node: Node) -> set[str]:
         """Tensors that the subgraphs of a node read from around it."""
-        return _captured(node.proto)
+        return captured_names(node.proto)
 
     def users(self, name: str) -> tuple[tuple[Node, int], ...]:
         """(node, input index) of everything that reads a tensor."""
@@ -169,7 +210,7 @@ def read_graph(model: Model) -> Graph:
         for idx, name in enumerate(node.inputs):
             if name:
                 consumers[name].append((node, idx))
-        for outer in _captured(node.proto):
+        for outer in captured_names(node.proto):
             consumers[outer].append((node, -1))
     return Graph(
         model=model,
@@ -196,28 +237,21 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[Node]:
         )
 
 
-def _captured(node: onnx.NodeProto) -> set[str]:
-    """Names that the subgraphs of an If, Loop or Scan read from around them."""
-    names: set[str] = set()
-    for graph in node_graphs(node):
-        inner = {o for n in graph.node for o in n.output} | {i.name for i in (*graph.initializer, *graph.input)}
-        reads = {i for n in graph.node for i in n.input} | {o.name for o in graph.output}
-        reads |= {c for n in graph.node for c in _captured(n)}
-        names |= reads - inner - {""}
-    return names
+def evaluate_node(node: Node, feeds: dict[str, Any], opset: int, folder: Path | None = None) -> list[np.ndarray]:
+    """The outputs of one node of the default domain, by the ONNX reference implementation.
 
-
-def evaluate_node(node: Node, feeds: dict[str, Any], opset: int) -> list[np.ndarray]:
-    """The outputs of one node of the default domain, by the ONNX reference implementation."""
+    Args:
+        folder: where external data of a Constant lies.
+    """
     if node.op == "Constant":
-        return [_constant_value(node)]
+        return [_constant_value(node, folder or Path())]
     return ReferenceEvaluator(node.proto, opsets={"": opset}).run(None, feeds)  # type: ignore[return-value]
 
 
-def _constant_value(node: Node) -> np.ndarray:
+def _constant_value(node: Node, folder: Path) -> np.ndarray:
     name, value = next(iter(node.attrs.items()))
     if isinstance(value, TensorProto):
-        return numpy_helper.to_array(value)
+        return read_tensor(value, folder)
     return np.asarray(value, dtype=np.float32 if "float" in name else np.int64 if "int" in name else None)
 
 

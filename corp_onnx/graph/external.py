@@ -7,14 +7,18 @@ files are read here, with bounds of our own. A name is compared in its normal fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import onnx
-from onnx import external_data_helper, numpy_helper
+from onnx import TensorProto, external_data_helper, numpy_helper
 
 from corp_onnx.errors import ModelError
+
+PACKED = frozenset({TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1})
+"""Element types of four bits, two to a byte."""
 
 
 def iterate_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -58,17 +62,17 @@ def read_tensor(tensor: onnx.TensorProto, folder: Path) -> np.ndarray:
         folder: where names of external data start from.
 
     Raises:
-        ModelError: see `read_bytes`; or there are not as many bytes as numbers.
+        ModelError: see `read_bytes`; or there are not as many bytes as numbers, or of no type of numbers.
     """
-    if not external_data_helper.uses_external_data(tensor):
-        return numpy_helper.to_array(tensor)
-    inside = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-    inside.raw_data = read_bytes(tensor, folder)
+    inside, where = tensor, folder
+    if external_data_helper.uses_external_data(tensor):
+        inside = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        inside.raw_data, where = read_bytes(tensor, folder), folder / read_location(tensor)
     try:
         return numpy_helper.to_array(inside)
-    except (ValueError, TypeError) as error:
-        found = f"{len(inside.raw_data)} bytes for {list(tensor.dims)} numbers"
-        raise ModelError(f"{folder / read_location(tensor)}: weight '{tensor.name}' has {found}.") from error
+    except (ValueError, TypeError, KeyError) as error:
+        found = f"{len(inside.raw_data)} bytes for {list(tensor.dims)} numbers of type {tensor.data_type}"
+        raise ModelError(f"{where}: weight '{tensor.name}' has {found}.") from error
 
 
 def load_tensors(proto: onnx.ModelProto, folder: Path) -> None:
@@ -88,26 +92,64 @@ def read_bytes(tensor: onnx.TensorProto, folder: Path) -> bytes:
     """The bytes of a tensor that lie outside.
 
     Raises:
-        ModelError: the file can not be read, or ends before them.
+        ModelError: see `locate_bytes`; or the file became shorter meanwhile.
+    """
+    file, offset, length = locate_bytes(tensor, folder)
+    try:
+        with file.open("rb") as stream:
+            stream.seek(offset)
+            found = stream.read(length)
+    except OSError as error:
+        raise _unreadable(file, tensor, error.strerror) from error
+    if len(found) < length:
+        raise _unreadable(file, tensor, "it became shorter meanwhile")
+    return found
+
+
+def locate_bytes(tensor: onnx.TensorProto, folder: Path) -> tuple[Path, int, int]:
+    """(file, first byte, number of bytes) of a tensor that lies outside; without a length, what its shape needs.
+
+    Raises:
+        ModelError: no such file, or it ends before them.
     """
     file = folder / read_location(tensor)
     entries = {entry.key: entry.value for entry in tensor.external_data}
+    if not is_file(file):  # a pipe would never end
+        raise ModelError(f"{file}: no regular file is there, and weight '{tensor.name}' is stored in it.")
     try:
-        if not file.is_file():  # a pipe would never end
-            raise ModelError(f"{file}: no regular file is there, and weight '{tensor.name}' is stored in it.")
         size, offset = file.stat().st_size, int(entries.get("offset", 0))
-        length = int(entries.get("length", max(size - offset, 0)))
-        if min(offset, length) < 0 or offset + length > size:
-            raise ModelError(
-                f"{file}: has {size} bytes, and weight '{tensor.name}' is said to be {length} from {offset} on; copy "
-                "the file again."
-            )
-        with file.open("rb") as stream:
-            stream.seek(offset)
-            return stream.read(length)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "its place is no number"
-        raise ModelError(f"{file}: weight '{tensor.name}' can not be read ({reason}).") from error
+        length = int(entries["length"]) if "length" in entries else _count_bytes(tensor)
+    except OSError as error:
+        raise _unreadable(file, tensor, error.strerror) from error
+    except KeyError as error:
+        raise _unreadable(file, tensor, f"its type {tensor.data_type} is not known") from error
+    except ValueError as error:
+        raise _unreadable(file, tensor, "its place is no number") from error
+    if min(offset, length) < 0 or offset + length > size:
+        raise ModelError(
+            f"{file}: has {size} bytes, and weight '{tensor.name}' is said to be {length} from {offset} on; copy "
+            "the file again."
+        )
+    return file, offset, length
+
+
+def is_file(path: Path) -> bool:
+    """Whether a regular file is there; not where no file can have that name."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _count_bytes(tensor: onnx.TensorProto) -> int:
+    bits = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
+    if tensor.data_type in PACKED:
+        bits = 4
+    return (math.prod(tensor.dims) * bits + 7) // 8
+
+
+def _unreadable(file: Path, tensor: onnx.TensorProto, reason: str | None) -> ModelError:
+    return ModelError(f"{file}: weight '{tensor.name}' can not be read ({reason}).")
 
 
 def find_beside(path: Path, name: str) -> Path:

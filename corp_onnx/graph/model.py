@@ -10,16 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper
 
 from corp_onnx.errors import ModelError
+from corp_onnx.graph.external import is_file, iterate_tensors, list_locations, locate_bytes, read_location
+from corp_onnx.graph.intake import settle_message
 from corp_onnx.graph.operators import QUANTISED
+from corp_onnx.graph.proto import find_broken_text
 from corp_onnx.results import FileFacts
 
 MAX_PROTO_BYTES = 2**31 - 2**20
 """A protobuf message stops at 2 GiB; a mebibyte is left for the nodes."""
+
+MAX_QUOTED = 80
+"""Characters of a name or text of a file that an error quotes."""
 
 FLOAT_TYPES = {
     TensorProto.FLOAT: "float32",
@@ -27,8 +32,6 @@ FLOAT_TYPES = {
     TensorProto.BFLOAT16: "bfloat16",
     TensorProto.DOUBLE: "float64",
 }
-MIN_IR_OVERRIDABLE = 4
-"""Intermediate representation from which on an initializer need not be an input as well."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,20 +62,16 @@ def load_model(path: Path | str) -> Model:
     """Parse an ONNX file.
 
     Returns:
-        The model; weights in external files are left where they are. Local functions are inlined, and an input that
-        is only there to override a stored weight is left out: a weight that can change from outside has no width.
+        The model, in the form that `intake` describes; weights in external files are left where they are.
 
     Raises:
-        ModelError: the file is missing, is not ONNX, is quantised, or misses its external data.
+        ModelError: the file is missing, is not ONNX, is quantised, misses its external data, or see `intake`.
     """
     path = Path(path)
     proto = parse_file(path)
     _refuse_quantised(proto, path)
     _require_external_data(proto, path)
-    if proto.functions:
-        proto = onnx.inliner.inline_local_functions(proto)
-    _drop_overridable(proto)
-    return Model(proto=proto, path=path, sha256=hash_file(path))
+    return Model(proto=settle_message(proto, path), path=path, sha256=hash_file(path))
 
 
 def outgrows_protobuf(proto: onnx.ModelProto) -> bool:
@@ -103,6 +102,10 @@ def parse_file(path: Path) -> onnx.ModelProto:
         proto = onnx.load(str(path), format="protobuf", load_external_data=False)  # whatever its name ends in
     except (DecodeError, ValueError, OSError, RuntimeError) as error:
         raise ModelError(f"{path}: not a readable ONNX file ({str(error).splitlines()[0]}).") from error
+    broken = find_broken_text(proto)
+    if broken is not None:
+        found = repr(broken[:MAX_QUOTED])
+        raise ModelError(f"{path}: a name or text in it is not UTF-8 ({found}). Export the model again.")
     if not proto.graph.node:
         raise ModelError(f"{path}: parsed, but it has no graph with nodes; is it really an ONNX file?")
     return proto
@@ -118,24 +121,16 @@ def _refuse_quantised(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def _require_external_data(proto: onnx.ModelProto, path: Path) -> None:
-    for tensor in proto.graph.initializer:
-        if external_data_helper.uses_external_data(tensor):
-            info = external_data_helper.ExternalDataInfo(tensor)
-            if not (path.parent / info.location).is_file():
-                raise ModelError(
-                    f"{path}: weight '{tensor.name}' is stored in '{info.location}', which is not beside the model. "
-                    f"Copy that file to {path.parent.absolute()}."
-                )
-
-
-def _drop_overridable(proto: onnx.ModelProto) -> None:
-    """Leave out the inputs that repeat an initializer, as old exporters write them."""
-    stored = {t.name for t in proto.graph.initializer}
-    real = [i for i in proto.graph.input if i.name not in stored]
-    if len(real) < len(proto.graph.input):
-        del proto.graph.input[:]
-        proto.graph.input.extend(real)
-        proto.ir_version = max(proto.ir_version, MIN_IR_OVERRIDABLE)
+    for tensor in iterate_tensors(proto):
+        if not external_data_helper.uses_external_data(tensor):
+            continue
+        location = read_location(tensor)
+        if not is_file(path.parent / location):
+            raise ModelError(
+                f"{path}: weight '{tensor.name}' is stored in '{location[:MAX_QUOTED]}', which is not beside the "
+                f"model. Copy that file to {path.parent.absolute()}."
+            )
+        locate_bytes(tensor, path.parent)
 
 
 def hash_file(path: Path) -> str:
@@ -175,6 +170,4 @@ def describe_file(model: Model, precision: str) -> FileFacts:
 
 def list_files(model: Model) -> tuple[Path, ...]:
     """The file of a model and the external files that it names."""
-    tensors = [t for t in model.proto.graph.initializer if external_data_helper.uses_external_data(t)]
-    beside = {external_data_helper.ExternalDataInfo(t).location for t in tensors}
-    return (model.path, *(model.folder / name for name in sorted(beside)))
+    return (model.path, *(model.folder / name for name in list_locations(model.proto)))

@@ -13,12 +13,16 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import Message
 from onnx import AttributeProto, TensorProto, external_data_helper, numpy_helper
 
 from corp_onnx.graph.external import read_tensor
 
 SMALL_ELEMENTS = 4096
 """Initializers up to this size stay inside a skeleton: shapes, scales and split sizes are all smaller."""
+
+INFERENCE_ERRORS = (onnx.shape_inference.InferenceError, RuntimeError, ValueError)
+"""What onnx's shape inference raises for a message that it can not follow; ONNX Runtime may run it all the same."""
 
 TYPE_ATTRIBUTES = frozenset({"to", "dtype", "stash_type", "softmax_precision", "output_datatype"})
 """Integer attributes that name an element type."""
@@ -44,6 +48,14 @@ def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     light = onnx.ModelProto()
     _copy_fields(proto, light, leave_out="graph")
     _copy_fields(proto.graph, light.graph, leave_out="initializer")
+    return light
+
+
+def without_graph(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """What a model says besides its graph: versions, operator sets, metadata."""
+    light = onnx.ModelProto()
+    _copy_fields(proto, light, leave_out="graph")
+    light.graph.name = proto.graph.name
     return light
 
 
@@ -74,6 +86,33 @@ def node_graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """The graphs inside an If, Loop or Scan."""
     by_type = {AttributeProto.GRAPH: lambda a: [a.g], AttributeProto.GRAPHS: lambda a: list(a.graphs)}
     return [g for a in node.attribute if a.type in by_type for g in by_type[a.type](a)]
+
+
+def captured_names(node: onnx.NodeProto) -> set[str]:
+    """Names that the subgraphs of an If, Loop or Scan read from around them."""
+    names: set[str] = set()
+    for graph in node_graphs(node):
+        inner = {o for n in graph.node for o in n.output} | {i.name for i in (*graph.initializer, *graph.input)}
+        reads = {i for n in graph.node for i in n.input} | {o.name for o in graph.output}
+        reads |= {c for n in graph.node for c in captured_names(n)}
+        names |= reads - inner - {""}
+    return names
+
+
+def find_broken_text(message: Message) -> bytes | None:
+    """A string of a message that is not UTF-8; None where there is none. protobuf gives it as bytes, or raises."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            texts = [value] if isinstance(value, (str, bytes)) else value
+            broken = next((text for text in texts if isinstance(text, bytes)), None)
+        elif field.type == field.TYPE_MESSAGE:
+            inner = [value] if isinstance(value, Message) else value
+            broken = next((text for one in inner if (text := find_broken_text(one)) is not None), None)
+        else:
+            continue
+        if broken is not None:
+            return broken
+    return None
 
 
 def _subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

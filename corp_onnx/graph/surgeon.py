@@ -6,7 +6,9 @@ touched come from it; every other node, the inputs, outputs, opsets and metadata
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from corp_onnx.graph import Graph, Node
-from corp_onnx.graph.proto import names_in_use, node_graphs, skeleton, without_weights
+from corp_onnx.graph.proto import INFERENCE_ERRORS, names_in_use, node_graphs, skeleton, without_weights
 from corp_onnx.graph.slots import Parting, Slot, WidthSpelling
 
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -36,7 +38,7 @@ class Surgeon:
         self._nodes = list(self._gs.nodes)  # by position in the original
         self._names = names_in_use(graph.model.proto)
         self._touched: set[int] = set()
-        self._last_inserted: dict[int, gs.Node] = {}
+        self._inserted: dict[int, list[gs.Node]] = defaultdict(list)  # by the node that they stand behind
         self._stored: dict[str, TensorProto] = {}
         self._tensors = self._gs.tensors()
 
@@ -99,10 +101,7 @@ class Surgeon:
         """A new node right behind one of the original."""
         node = gs.Node(op, self.fresh_name(f"corp_onnx/{op}/{outputs[0].name}"), attrs, inputs, outputs)
         self._touched.add(id(node))
-        place = self._last_inserted.get(after.position, self._nodes[after.position])
-        anchor = next(i for i, n in enumerate(self._gs.nodes) if n is place)  # its == compares contents
-        self._gs.nodes.insert(anchor + 1, node)
-        self._last_inserted[after.position] = node
+        self._inserted[after.position].append(node)
 
     def set_width(self, spelling: WidthSpelling, width: int) -> None:
         """Let a Reshape's target spell a new size of something: a head, hidden channels, tokens."""
@@ -186,6 +185,8 @@ class Surgeon:
             metadata: properties to add to those of the file.
         """
         source = self.graph.model.proto
+        placed = [n for at, node in enumerate(self._nodes) for n in (node, *self._inserted.get(at, ()))]
+        self._gs.nodes[:] = placed
         self._gs.cleanup(remove_unused_graph_inputs=False)
         exported = gs.export_onnx(self._gs, do_type_check=False)
         original = {id(n): proto for n, proto in zip(self._nodes, source.graph.node, strict=True)}
@@ -201,8 +202,9 @@ class Surgeon:
         had_shapes = bool(source.graph.value_info)
         del result.graph.value_info[:]
         if had_shapes:
-            inferred = onnx.shape_inference.infer_shapes(skeleton(result))
-            result.graph.value_info.extend(inferred.graph.value_info)
+            with suppress(*INFERENCE_ERRORS):  # they are a courtesy to readers, and a file goes without as well
+                inferred = onnx.shape_inference.infer_shapes(skeleton(result))
+                result.graph.value_info.extend(inferred.graph.value_info)
         for key, value in metadata.items():
             _set_property(result, key, value)
         return result

@@ -8,7 +8,6 @@ first axis counts samples. An array called `labels` in an .npz, [n] integers, is
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,9 @@ from corp_onnx.images.batch import PIXELS, Batch, Skipped, check_batch_size
 LABELS = "labels"
 NPY_START = b"\x93NUMPY"
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")  # with and without members
+MAX_REASON = 160
+"""Characters of a reason."""
+
 HASH_ROWS = 64
 """Samples hashed at a time, so that a large .npy is never in memory as a whole."""
 
@@ -100,9 +102,10 @@ def open_arrays(path: Path) -> ArraySet:
         ImageError: the file can not be read, holds Python objects or no numbers, or its arrays differ in length.
     """
     try:
-        arrays = _read_arrays(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ImageError(f"{path}: NumPy can not read it ({str(error).rstrip('.')}).") from error
+        with np.errstate(over="ignore"):  # a header may name more numbers than can be counted
+            arrays = _read_arrays(path)
+    except Exception as error:  # NumPy, its parser of headers and zipfile raise whatever a spoilt file makes them meet
+        raise ImageError(f"{path}: NumPy can not read it ({_reason(error)}).") from error
     labels = arrays.pop(LABELS, None)
     _check_arrays(path, arrays, labels)
     n_samples = len(next(iter(arrays.values())))
@@ -118,14 +121,24 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             return {name: np.asarray(stored[name]) for name in stored.files}
 
 
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, in one line; some of NumPy's texts quote its header."""
+    if isinstance(error, MemoryError) and not str(error):  # so says Python's parser of brackets in brackets
+        return "its header is too deep to parse, or there is no memory left"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    text = " ".join(str(error).split())
+    return text[:MAX_REASON].rstrip(". ") or type(error).__name__
+
+
 def _check_arrays(path: Path, arrays: Mapping[str, np.ndarray], labels: np.ndarray | None) -> None:
     if not arrays:
         raise ImageError(f"{path}: no array in it; expected one for each input of the model.")
     for name, array in arrays.items():
         if array.ndim < 1 or array.dtype.kind not in "fiub":
+            found = f"{str(array.dtype)[:MAX_REASON]} of shape {list(array.shape)}"
             raise ImageError(
-                f"{path}: array '{name}' is {array.dtype} of shape {list(array.shape)}; expected numbers [n, ...], "
-                "preprocessed as the model takes them."
+                f"{path}: array '{name}' is {found}; expected numbers [n, ...], preprocessed as the model takes them."
             )
     if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
         raise ImageError(f"{path}: 'labels' is {labels.dtype} of shape {list(labels.shape)}; expected integers [n].")

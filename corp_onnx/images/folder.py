@@ -119,7 +119,7 @@ class ImageSet:
         """sha256 over the name and content of every file in `names`, damaged ones included."""
         digest = hashlib.sha256()
         for name in self.names:
-            digest.update(f"{name}\0".encode())
+            digest.update(f"{name}\0".encode(errors="surrogatepass"))  # a name need not be UTF-8
             digest.update(_hash_file(self.root / name))
         return digest.hexdigest()
 

@@ -26,6 +26,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from corp_onnx.errors import ModelError, OptionError
+from corp_onnx.results import read_json
 
 METADATA_KEY = "corp_onnx.preprocessing"
 """Where an ONNX file keeps its recipe."""
@@ -85,13 +86,13 @@ class Recipe:
             ModelError: not JSON, of another schema, or with keys or values that make no recipe.
         """
         try:
-            stored = json.loads(text)
+            stored = read_json(text)
             if not isinstance(stored, dict) or stored.get("schema") != SCHEMA:
                 raise OptionError(f"expected an object with schema {SCHEMA}")
             values: dict[str, Any] = {f.name: stored[f.name] for f in fields(cls)}
             values |= {k: tuple(values[k]) for k in ("size", "mean", "std")}
             return cls(**values)
-        except (ValueError, TypeError, KeyError, OptionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, OptionError) as error:
             raise ModelError(
                 f"the preprocessing recipe in the model's metadata ({METADATA_KEY}) can not be read: {_reason(error)}. "
                 f"Found {text[:80]!r}; remove the entry or give the recipe by options."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from corp_onnx.errors import clean_text
 from corp_onnx.precision.conversion import ConvertResult
 
 
@@ -19,7 +20,7 @@ def describe_conversion(result: ConvertResult) -> str:
         f"checks passed: {', '.join(c.name for c in result.checks)}; {sum(s.seconds for s in result.stages):.0f} s",
         f"converted -> {after.path}",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(clean_text, lines))
 
 
 def _describe_integers(result: ConvertResult) -> str:

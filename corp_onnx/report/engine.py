@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from corp_onnx.errors import clean_text
 from corp_onnx.tensorrt.engine import EngineResult, EngineTensor
 
 
@@ -17,7 +18,7 @@ def describe_engine(result: EngineResult) -> str:
         times = ", ".join(f"{t.name} {1e3 * t.median:.3f} ms" for t in result.measured.times)
         lines.append(f"trtexec, median at the shape it chose: {times}; {result.measured.throughput:.1f} batches/s")
     lines.append(f"description: {result.description}")
-    return "\n".join(lines)
+    return "\n".join(map(clean_text, lines))
 
 
 def _describe_input(tensor: EngineTensor) -> str:

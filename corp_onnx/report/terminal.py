@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from corp_onnx.errors import clean_text
 from corp_onnx.evaluate import Evaluation, Score
 from corp_onnx.results import HeldOut, Inspection, ModelFacts, PruneResult, UnitFacts, UnitResult
 from corp_onnx.units import KINDS
@@ -26,11 +28,23 @@ SPACING = 3
 """Between two columns of a table."""
 
 
+class _CleanConsole(Console):
+    """What it prints holds names of models, so it goes through `clean_text`; so do the cells of a `_CleanTable`."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(clean_text(o) if isinstance(o, str) else o for o in objects), **options)
+
+
+class _CleanTable(Table):
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*(clean_text(c) if isinstance(c, str) else c for c in cells), **options)
+
+
 def open_console() -> Console:
     """On stdout, as wide as the terminal, or wide enough where there is none."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH
     # no markup: a path may hold brackets; without a height rich takes every dumb terminal for 80 columns wide
-    return Console(file=sys.stdout, width=width, height=HEIGHT, highlight=False, markup=False, emoji=False)
+    return _CleanConsole(file=sys.stdout, width=width, height=HEIGHT, highlight=False, markup=False, emoji=False)
 
 
 def print_table(console: Console, table: Table) -> None:
@@ -47,9 +61,9 @@ def print_table(console: Console, table: Table) -> None:
 
 def make_table(*columns: str, left: int = 1) -> Table:
     """A table whose first `left` columns are text and the rest numbers."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = _CleanTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for idx, column in enumerate(columns):
-        table.add_column(column, justify="left" if idx < left else "right", no_wrap=idx >= left)
+        table.add_column(clean_text(column), justify="left" if idx < left else "right", no_wrap=idx >= left)
     return table
 
 

@@ -17,7 +17,7 @@ from corp_onnx.errors import ModelError
 from corp_onnx.graph.dataflow import Graph, read_graph
 from corp_onnx.graph.model import FLOAT_TYPES, Model, batch_kind
 from corp_onnx.graph.operators import OUTPUT_TYPES
-from corp_onnx.graph.proto import skeleton
+from corp_onnx.graph.proto import INFERENCE_ERRORS, skeleton
 from corp_onnx.run.noise import describe_feeds, run_possible
 from corp_onnx.run.sessions import Session, open_extended
 
@@ -39,7 +39,7 @@ def probe_graph(model: Model) -> Graph:
         ModelError: ONNX Runtime can not load or run the model.
     """
     graph = read_graph(model)
-    types = _element_types(graph)
+    types = _complete_types(graph, _infer_types(graph))
     names = [out for node in graph.nodes for out in node.outputs if out]
     shape_nodes = [helper.make_node("Shape", [n], [SHAPE_PREFIX + n]) for n in names]
     integers = [n for n in names if types.get(n) in INTEGER_TYPES]
@@ -64,14 +64,35 @@ def _run(session: Session, outputs: list[str], feeds: dict[str, np.ndarray]) -> 
         raise ModelError(f"{error} It was fed noise: {describe_feeds(feeds)}.") from error
 
 
-def _element_types(graph: Graph) -> dict[str, int]:
-    """Element type of every tensor, from a skeleton without the weights.
+def _infer_types(graph: Graph) -> dict[str, int]:
+    """Element types as onnx infers them from a skeleton without the weights; where it can not, ONNX Runtime's."""
+    light = skeleton(graph.model.proto)
+    # what a file says of a tensor goes stale; it is believed behind operators that onnx does not know
+    foreign = {o for n in graph.nodes if not onnx.defs.has(n.op, n.domain) for o in n.outputs}
+    believed = [value for value in light.graph.value_info if value.name in foreign]
+    del light.graph.value_info[:]
+    light.graph.value_info.extend(believed)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(light).graph
+    except INFERENCE_ERRORS:
+        return _ask_types(graph)
+    return {v.name: v.type.tensor_type.elem_type for v in [*inferred.value_info, *inferred.input, *inferred.output]}
+
+
+def _ask_types(graph: Graph) -> dict[str, int]:
+    """Element types as ONNX Runtime infers them: it says those of outputs, so every tensor becomes one."""
+    outer = {*graph.outputs, *graph.inputs}
+    inner = [out for node in graph.nodes for out in node.outputs if out and out not in outer]
+    session = open_extended(graph.model, [], [onnx.ValueInfoProto(name=name) for name in inner])
+    return session.types
+
+
+def _complete_types(graph: Graph, known_types: dict[str, int]) -> dict[str, int]:
+    """Element type of every tensor.
 
     ONNX knows no types behind operators of other domains; those hand on the type of their first floating-point input.
     """
-    inferred = onnx.shape_inference.infer_shapes(skeleton(graph.model.proto)).graph
-    types = {v.name: v.type.tensor_type.elem_type for v in [*inferred.value_info, *inferred.input, *inferred.output]}
-    types = {name: kind for name, kind in types.items() if kind != TensorProto.UNDEFINED}
+    types = {name: kind for name, kind in known_types.items() if kind != TensorProto.UNDEFINED}
     types |= {name: tensor.data_type for name, tensor in graph.initializers.items()}
     for node in graph.nodes:
         known = [types[name] for name in node.inputs[1 if node.op == "Where" else 0 :] if name in types]

@@ -6,6 +6,7 @@ extra, because its CPU and GPU wheels own the same import.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -25,18 +26,32 @@ MAX_SENTENCE = 300
 """Characters of ONNX Runtime's message that an error quotes."""
 
 
+NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+"""Read when onnxruntime is imported. Without it 1.32 keeps a database and a device id in the home folder, writes to the
+temporary one and looks for a server."""
+
+
 def import_runtime() -> Any:
-    """The onnxruntime module.
+    """The onnxruntime module, its telemetry off: nothing here uses the network.
 
     Raises:
-        MissingExtraError: neither onnxruntime nor onnxruntime-gpu is installed.
+        MissingExtraError: neither onnxruntime nor onnxruntime-gpu is installed, or it can not be loaded.
     """
+    os.environ[NO_TELEMETRY] = "1"  # children that start ONNX Runtime have it, too
     try:
         import onnxruntime
-    except ImportError as error:
+    except (ImportError, OSError, SystemError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
+            raise MissingExtraError(
+                "ONNX Runtime is not installed: pip install 'corp-onnx[cpu]', or 'corp-onnx[gpu]' on a machine with "
+                "CUDA."
+            ) from error
         raise MissingExtraError(
-            "ONNX Runtime is not installed: pip install 'corp-onnx[cpu]', or 'corp-onnx[gpu]' on a machine with CUDA."
+            f"ONNX Runtime is installed and can not be loaded ({first_sentence(error)}): free some memory, or install "
+            "it again."
         ) from error
+    if hasattr(onnxruntime, "disable_telemetry_events"):  # for who imported it before us
+        onnxruntime.disable_telemetry_events()
     return onnxruntime
 
 

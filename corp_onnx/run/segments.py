@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from corp_onnx.graph import Graph, Model, read_graph
-from corp_onnx.graph.proto import feed_dtype, without_weights
+from corp_onnx.graph import Model
+from corp_onnx.graph.proto import captured_names, feed_dtype, without_graph
 from corp_onnx.run.sessions import TAP_PREFIX, Session, start_session
 
 
@@ -54,14 +54,12 @@ def open_segment(
     Args:
         types: ONNX element type of every tensor, `Graph.types`.
     """
-    graph = read_graph(model)
+    graph = model.proto.graph
     needed, sources = _reach_back(graph, set(fed), read)
-    light = without_weights(model.proto)
-    nodes = [model.proto.graph.node[n.position] for n in graph.nodes if n.position in needed]
-    used = {name for node in nodes for name in node.input} | set(read)
-    del light.graph.node[:], light.graph.output[:], light.graph.value_info[:]
-    inputs = [i for i in model.proto.graph.input if i.name in sources]
-    del light.graph.input[:]
+    light = without_graph(model.proto)  # a walk opens one for every block, so nothing else of the graph is copied
+    nodes = [graph.node[position] for position in sorted(needed)]
+    used = {name for node in nodes for name in (*node.input, *captured_names(node))} | set(read)
+    inputs = [i for i in graph.input if i.name in sources]
     light.graph.input.extend(inputs)
     light.graph.input.extend(helper.make_tensor_value_info(name, types[name], None) for name in fed)
     light.graph.node.extend(nodes)
@@ -69,26 +67,28 @@ def open_segment(
         helper.make_node("Cast", [name], [TAP_PREFIX + name], to=onnx.TensorProto.FLOAT) for name in read
     )
     light.graph.output.extend(onnx.ValueInfoProto(name=TAP_PREFIX + name) for name in read)
-    light.graph.initializer.extend(t for t in model.proto.graph.initializer if t.name in used)
+    light.graph.initializer.extend(t for t in graph.initializer if t.name in used)
     session = start_session(light, model, provider)
     dtypes = {name: feed_dtype(types[name]) for name in fed}
     return Segment(session, tuple(fed), tuple(i.name for i in inputs), tuple(read), dtypes)
 
 
-def _reach_back(graph: Graph, fed: set[str], read: Sequence[str]) -> tuple[set[int], set[str]]:
+def _reach_back(graph: onnx.GraphProto, fed: set[str], read: Sequence[str]) -> tuple[set[int], set[str]]:
     """(positions of the nodes, graph inputs) that the tensors read depend on, stopping at the tensors fed."""
+    makers = {name: position for position, node in enumerate(graph.node) for name in node.output if name}
+    inputs = {i.name for i in graph.input}
     needed: set[int] = set()
     sources: set[str] = set()
     todo = [name for name in read if name not in fed]
     while todo:
         name = todo.pop()
-        node = graph.producers.get(name)
-        if node is None:
-            if name in graph.inputs:
+        if name not in makers:
+            if name in inputs:
                 sources.add(name)
             continue
-        if node.position in needed:
+        if makers[name] in needed:
             continue
-        needed.add(node.position)
-        todo += [i for i in (*node.inputs, *graph.captured(node)) if i and i not in fed]
+        needed.add(makers[name])
+        node = graph.node[makers[name]]
+        todo += [i for i in (*node.input, *captured_names(node)) if i and i not in fed]
     return needed, sources

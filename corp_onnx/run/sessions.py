@@ -21,7 +21,7 @@ from corp_onnx.graph.model import MAX_PROTO_BYTES, Model, require_file
 from corp_onnx.graph.proto import has_bfloat16, to_float32, without_weights
 from corp_onnx.images import Images
 from corp_onnx.images.batch import Batch
-from corp_onnx.run.feeds import ModelInput, bind_feeds, fixed_batch, list_inputs, split_feeds
+from corp_onnx.run.feeds import ELEMENT_TYPES, ModelInput, bind_feeds, fixed_batch, list_inputs, split_feeds
 from corp_onnx.run.runtime import explain_failure, first_sentence, import_runtime, resolve_provider
 
 TAP_PREFIX = "corp_onnx.tap/"
@@ -59,6 +59,13 @@ class Session:
     def outputs(self) -> tuple[str, ...]:
         """The names of the outputs, in the model's order."""
         return tuple(value.name for value in self.native.get_outputs())
+
+    @property
+    def types(self) -> dict[str, int]:
+        """ONNX's element type of every input and output that is a tensor of numbers."""
+        declared = [*self.native.get_inputs(), *self.native.get_outputs()]
+        names = {v.name: ELEMENT_TYPES[v.type] for v in declared if v.type in ELEMENT_TYPES}
+        return {name: helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for name, kind in names.items()}
 
     @property
     def provider(self) -> str:

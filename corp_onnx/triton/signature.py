@@ -19,13 +19,14 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from corp_onnx.errors import InputError, ModelError, OptionError
+from corp_onnx.errors import InputError, ModelError, OptionError, clean_text
 from corp_onnx.graph.external import list_locations
 from corp_onnx.graph.model import hash_file
 from corp_onnx.graph.proto import has_bfloat16
 from corp_onnx.images.labels import LABELS_KEY
 from corp_onnx.images.recipe import METADATA_KEY, Recipe, find_recipe
 from corp_onnx.images.regular import read_text
+from corp_onnx.results import read_json
 from corp_onnx.run.feeds import ELEMENT_TYPES
 from corp_onnx.run.noise import IMAGE_SIZES, TOKEN_COUNTS, describe_feeds
 from corp_onnx.run.sessions import Session, open_session
@@ -180,12 +181,12 @@ def _read_spec(value: Any, path: Path) -> TensorSpec:
 
 def _read_labels(metadata: dict[str, str], path: Path) -> tuple[str, ...]:
     try:
-        labels = json.loads(metadata.get(LABELS_KEY, "[]"))
+        labels = read_json(metadata.get(LABELS_KEY, "[]"))
     except ValueError:
         labels = None
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise ModelError(f"{path}: {LABELS_KEY} in its metadata is no JSON list of names; remove the entry.")
-    return tuple(" ".join(label.split()) for label in labels)  # one a line in the labels file
+    return tuple(" ".join(clean_text(label).split()) for label in labels)  # one a line in the labels file
 
 
 def _find_sizes(session: Session, found: Signature) -> tuple[tuple[int, ...], ...] | None:

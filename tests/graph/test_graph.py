@@ -286,3 +286,27 @@ def test_producers_and_users_are_the_edges(name: str) -> None:
     edges = {(i, n.output) for n in graph.nodes for i in n.inputs if i}
     assert edges == {(t, n.output) for t, users in graph.consumers.items() for n, idx in users if idx >= 0}
     assert all(graph.nodes[n.position] is n and graph.producers[n.output] is n for n in graph.nodes)
+
+
+@pytest.mark.parametrize("op", ["Identity", "Transpose"])
+def test_chain_longer_than_the_stack(op: str, tmp_path: Path) -> None:
+    """10,000 nodes between a weight and its product: each is asked for, the last one first."""
+    n = 10_000
+    names = ["w", *(f"w{i}" for i in range(1, n + 1))]
+    chain = [helper.make_node(op, [names[i]], [names[i + 1]]) for i in range(n)]
+    weight = np.arange(16, dtype=np.float32).reshape(4, 4)
+    nodes = [*chain, product(names[-1])]
+    graph = read_graph(load_model(save(make_model(nodes, stored={"w": weight}), tmp_path)))
+    assert graph.is_constant(names[-1])
+    assert not graph.is_constant("y")
+    np.testing.assert_array_equal(graph.stored(names[-1]), weight)
+    for name in names[::-1][::100]:  # none is folded from the start again
+        assert graph.stored(name).shape == (4, 4)
+
+
+def test_constant_that_can_not_be_computed(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Reshape", ["w", "target"], ["r"]), product("r")]
+    stored = {"w": WEIGHT, "target": np.array([5, 5])}
+    graph = read_graph(load_model(save(make_model(nodes, stored=stored), tmp_path)))
+    with pytest.raises(ModelError, match=r"model\.onnx: Reshape 'r' of stored numbers can not be computed \(.*\)\.$"):
+        graph.constant("r")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,69 @@ def test_arrays_of_other_lengths_types_and_contents(tmp_path):
     whole = (tmp_path / "a.npz").read_bytes()
     (tmp_path / "a.npz").write_bytes(whole[:50])
     with pytest.raises(ImageError, match="NumPy can not read it"):
+        open_images(tmp_path / "a.npz")
+
+
+HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': %s, }"
+
+
+def spell_npy(header: str) -> bytes:
+    """A .npy file of 48 bytes of data with this header, whatever it says."""
+    text = header.encode("latin-1") + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(48)
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+@pytest.mark.parametrize(
+    ("header", "sentence"),
+    [
+        (HEADER % "(-4, 3)", "negative dimensions are not allowed"),
+        (HEADER % "(True, 3)", "an integer is required"),
+        (HEADER % "(False,)", "an integer is required"),
+        (HEADER % f"(4, {2**70})", "Python int too large"),
+        (HEADER % "None", "shape is not valid: None"),
+        (HEADER % ("-" * 9000 + "1"), "its header is too deep to parse, or there is no memory left"),
+        (HEADER % ("(" * 4000 + ")" * 4000), "Cannot parse header"),
+        (HEADER % ("(" * 30_000), "Header info length .* is large"),
+        ("{[]: 1}", "unhashable type"),
+        (HEADER.replace("<f4", ",") % "(4, 3)", "invalid syntax"),
+        (HEADER.replace("<f4", "|O") % "(4, 3)", "object|Object"),
+    ],
+)
+def test_headers_that_are_none(kind, header, sentence, tmp_path):
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(spell_npy(header))
+    if kind == "npz":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", spell_npy(header))
+    with pytest.raises(ImageError, match=rf"a\.{kind}: NumPy can not read it \(.*({sentence})") as caught:
+        open_images(path)
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        ({"flag": 1}, "is encrypted, password required"),
+        ({"flag": 1 << 5}, "compressed patched data"),
+        ({"flag": 1 << 6}, "strong encryption"),
+        ({"method": 9}, "compression method is not supported"),
+        ({"method": 99}, "compression method is not supported"),
+        ({"method": 14}, "Corrupt|Bad CRC|Invalid"),
+        ({"version": 99}, "zip file version 9.9"),
+    ],
+)
+def test_archives_that_zipfile_does_not_open(spoil, sentence, tmp_path):
+    """Bytes of the archive's own fields: at 6 and 8 of the member's header, 8 and 10 of its entry in the directory."""
+    np.savez(tmp_path / "a.npz", x=np.zeros((4, 3), np.float32))
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    for field, value in spoil.items():
+        place = {"version": 4, "flag": 6, "method": 8}[field]
+        data[place] = data[entry + place + 2] = value
+    (tmp_path / "a.npz").write_bytes(data)
+    with pytest.raises(ImageError, match=rf"a\.npz: NumPy can not read it \(.*({sentence})"):
         open_images(tmp_path / "a.npz")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import time
 import warnings
 
@@ -199,3 +202,21 @@ def test_data_hash_follows_content_names_and_choice(tmp_path):
     assert renamed != first
     photo(20, 20, seed=99).save(tmp_path / "001.png")
     assert read_set(tmp_path).data_hash() != renamed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_not_utf8(tmp_path):
+    """Images in class folders: read, hashed and labelled as any other; the hash still tells two names apart."""
+    (name,) = write_photos(tmp_path / "plain", 1)
+    found = []
+    for odd in (b"\xff\xfe", b"\xfe\xff"):
+        root = tmp_path / f"root{len(found)}"
+        folder = root / os.fsdecode(b"z" + odd)
+        folder.mkdir(parents=True)
+        shutil.copytree(tmp_path / "plain", root / "a")
+        shutil.copy(tmp_path / "plain" / name, folder / os.fsdecode(odd + b".png"))
+        images = open_images(root, labels="folders")
+        (batch,) = images.batches(9)
+        assert batch.labels.tolist() == [0, 1]
+        found.append(images.data_hash())
+    assert found[0] != found[1]

@@ -104,6 +104,11 @@ def test_recipe_survives_json():
         ('{"schema": 1}', "'size' is missing"),
         (Recipe().to_json().replace("0.485", "NaN"), "mean must be 3 finite numbers"),
         (Recipe().to_json().replace("[224, 224]", "224"), "not iterable"),
+        (Recipe().to_json().replace("0.485", "1" + "0" * 400), "int too large to convert to float"),
+        (Recipe().to_json().replace("0.485", "1" + "0" * 5000), "Exceeds the limit"),
+        (Recipe().to_json().replace("bicubic", r"\ud800"), "half a character, a lone surrogate"),
+        ("[" * 100_000, "too many brackets in brackets"),
+        ('{"a":' * 100_000, "too many brackets in brackets"),
     ],
 )
 def test_a_broken_recipe_in_a_model_is_a_model_error(text, match):

@@ -254,3 +254,14 @@ class TestPaper:
         assert printed()[1].startswith(f"{path} ")
         print_pruning(pruning(pruned=replace(PRUNED, path=path)))
         assert printed()[-2].endswith(f"-> {path}")
+
+
+def test_what_a_terminal_would_obey_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    console, table = open_console(), make_table("unit\x1b[1m", "width")
+    table.add_row("\x1b[2Jfirst\r", "7")
+    console.print("a name:\x1b]0;title\x07\nsecond", soft_wrap=True)
+    print_table(console, table)
+    out = capsys.readouterr().out
+    assert "a name:]0;title second\n" in out
+    assert "[2Jfirst" in out
+    assert not set("\x1b\x07\r") & set(out)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from samples import fixture_path
 
 from corp_onnx.errors import MissingExtraError, OptionError
 from corp_onnx.run import runtime
@@ -18,6 +23,51 @@ def test_no_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingExtraError, match=expected) as caught:
         import_runtime()
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("libonnxruntime.so: failed to map segment from shared object: Cannot allocate memory"),
+        ModuleNotFoundError("No module named 'numpy._core'", name="numpy._core"),
+        SystemError("initialization of onnxruntime_pybind11_state raised unreported exception"),
+    ],
+)
+def test_onnxruntime_that_can_not_be_loaded(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is installed, so to install it is no advice: memory ran out, or half of it is missing."""
+
+    class Broken:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "onnxruntime":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    expected = rf"ONNX Runtime is installed and can not be loaded \({re.escape(str(error))}\): free some memory, or"
+    with pytest.raises(MissingExtraError, match=expected):
+        import_runtime()
+
+
+def test_telemetry_is_off(tmp_path: Path) -> None:
+    """ONNX Runtime 1.32 would keep a database and a device id at home, and a file where temporary ones lie."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "tmp").mkdir()
+    places = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "ORT_"))}
+    program = "import os, sys; from corp_onnx.cli import main; sys.exit(main(sys.argv[1:]))"
+    model = str(fixture_path("timm_vit_dynamo23_fused"))
+    done = subprocess.run([sys.executable, "-c", program, "inspect", model], env=clean | places, check=False)
+    assert done.returncode == 0
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_telemetry_is_off_for_who_imported_it_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    fake = SimpleNamespace(disable_telemetry_events=lambda: calls.append("off"))
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    assert import_runtime() is fake
+    assert (calls, os.environ["ORT_DISABLE_TELEMETRY"]) == (["off"], "1")
 
 
 def test_provider_that_is_not_there() -> None:

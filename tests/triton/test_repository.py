@@ -149,6 +149,13 @@ class TestConfig:
         assert (tmp_path / "m" / "1" / "model.onnx").read_bytes() == DEMO.read_bytes()
         assert (tmp_path / "m" / "labels.txt").read_text() == "".join(f"{digit}\n" for digit in range(10))
 
+    def test_labels_are_cleaned(self, tmp_path: Path) -> None:
+        """One a line, and nothing that a terminal obeys."""
+        labels = ["\x1b[31mred\x07", "two\nlines", *"23456789"]
+        path = set_metadata(DEMO, tmp_path / "m.onnx", **{LABELS_KEY.replace(".", "__"): json.dumps(labels)})
+        make_config(path, tmp_path / "r")
+        assert (tmp_path / "r" / "m" / "labels.txt").read_text().splitlines() == ["[31mred", "two lines", *"23456789"]
+
     @pytest.mark.parametrize("backend", ["onnxruntime", "python"])
     @pytest.mark.parametrize(
         ("fixture", "max_batch", "expected"),
@@ -546,8 +553,9 @@ class TestRefused:
             write_triton_repository([tmp_path / "m.ort"], tmp_path / "r")
 
     @pytest.mark.parametrize("key", [METADATA_KEY, LABELS_KEY])
-    def test_damaged_metadata(self, key: str, tmp_path: Path) -> None:
-        odd = set_metadata(VIT, tmp_path / "m.onnx", **{key.replace(".", "__"): "{"})
+    @pytest.mark.parametrize("text", ["{", "[" * 100_000, r'["\ud800"]'])
+    def test_damaged_metadata(self, key: str, text: str, tmp_path: Path) -> None:
+        odd = set_metadata(VIT, tmp_path / "m.onnx", **{key.replace(".", "__"): text})
         with pytest.raises(ModelError, match=rf"m\.onnx: .*{re.escape(key)}"):
             write_triton_repository([odd], tmp_path / "r")
 
