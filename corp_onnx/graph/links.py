@@ -21,7 +21,6 @@ from corp_onnx.errors import ModelError
 from corp_onnx.graph.external import find_beside, iterate_tensors, list_locations, read_location
 from corp_onnx.graph.model import Model
 from corp_onnx.graph.model import load_model as load_plain
-from corp_onnx.graph.order import sort_graph
 from corp_onnx.staging import is_text
 
 
@@ -38,14 +37,13 @@ class LinkedModel(Model):
 
 
 def load_model(path: Path | str) -> Model:
-    """As `model.load_model`, with its nodes in order and weights behind links named by where they lie.
+    """As `model.load_model`, with weights behind links named by where they lie.
 
     Raises:
-        ModelError: as there; its nodes form a circle; or a link leads weights out of its folders.
+        ModelError: as there; or a link leads weights out of its folders.
     """
     path = Path(path)
     loaded = _load(path)
-    _sort(loaded)
     names = list_locations(loaded.proto)
     places = {name: _require_inside(path, name) for name in names}
     if all(place == Path(os.path.normpath(path.parent.resolve() / name)) for name, place in places.items()):
@@ -66,14 +64,6 @@ def require_readable_name(path: Path) -> None:
     """
     if not is_text(path):
         raise ModelError(f"{path}: is not UTF-8, and onnx and ONNX Runtime open no such path; rename it.")
-
-
-def _sort(loaded: Model) -> None:
-    """Nodes in order; nobody else has seen the message yet."""
-    try:
-        sort_graph(loaded.proto.graph)
-    except ModelError as error:
-        raise ModelError(f"{loaded.path}: {error}") from error
 
 
 def _load(path: Path) -> Model:
