@@ -5,8 +5,8 @@
     python tools/run_fuzz.py --list                 # every way by its name
     python tools/run_fuzz.py --case close_cycle --seed 7 --fixture hf_vit_ts14_eager --verb prune
 
-A name and a seed are a case. Every run is a process of its own in a folder of its own, with 60 seconds and 6 GiB. Faults
-are printed with the command that repeats them, and kept in out/fuzz/. `fuzz/__init__.py` lists what is where.
+A name and a seed are a case. Every run is a process of its own in a folder of its own, with 60 seconds and 6 GiB.
+Faults are printed with the command that repeats them, and kept in out/fuzz/. `fuzz/__init__.py` lists what is where.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def try_cases(cases: Iterable[Case], seconds: float, out: Path, *, verbose: bool
             continue
         findings.append(finding)
         if finding.verdict == FAULT and not finding.known:
-            print(f"FAULT  {finding.reason}\n       {case.command}\n       kept in {_shown(finding.folder)}", flush=True)
+            print(
+                f"FAULT  {finding.reason}\n       {case.command}\n       kept in {_shown(finding.folder)}", flush=True
+            )
         elif verbose:
             said = finding.run.err.strip()[:300] if finding.run else ""
             print(f"{finding.verdict}: {finding.reason or said}", flush=True)

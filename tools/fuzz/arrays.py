@@ -39,12 +39,14 @@ def _save(work: Path, rng: Rng, array: np.ndarray, **options: bool) -> Command:
 
 def odd_header(work: Path, rng: Rng) -> Command:
     """A header that is none: of no shape, too deep, a program."""
+    twelve = ("-12", "True", str(2**62), "1.5", "0")
+    shapes = ("(" + "1," * 40 + ")", "12", "()")
+    types = ("<f3", "|O", "[('a', '<f4')]")
     headers = (
-        "", "{", "{}", "None", HEADER.replace("12", "-12"), HEADER.replace("12", "True"), HEADER.replace("12", str(2**62)),
-        HEADER.replace("(12, 3, 8, 8)", "(" + "1," * 40 + ")"), HEADER.replace("<f4", "<f3"), HEADER.replace("<f4", "|O"),
-        HEADER.replace("'<f4'", "[('a', '<f4')]"), HEADER.replace("12", "1.5"), HEADER.replace("(12, 3, 8, 8)", "12"),
-        "(" * 3_000 + ")" * 3_000, "-" * 5_000 + "1", "__import__('os').system('touch done')", HEADER.replace("False", "7"),
-        HEADER.replace("(12, 3, 8, 8)", "()"), HEADER.replace("12", "0"), "{'descr': '<f4'}", "\x00" * 100,
+        "", "{", "{}", "None", "{'descr': '<f4'}", "\x00" * 100, HEADER.replace("False", "7"), "-" * 5_000 + "1",
+        "(" * 3_000 + ")" * 3_000, "__import__('os').system('touch done')",
+        *(HEADER.replace("12", one) for one in twelve), *(HEADER.replace("(12, 3, 8, 8)", one) for one in shapes),
+        *(HEADER.replace("'<f4'" if one.startswith("[") else "<f4", one) for one in types),
     )  # fmt: skip
     version = pick(rng, [(1, 0), (2, 0), (3, 0), (9, 9)])
     return _meet(work, rng, _npy(pick(rng, headers), _pixels(rng).tobytes(), version))
@@ -103,11 +105,13 @@ def odd_order(work: Path, rng: Rng) -> Command:
 def odd_archive(work: Path, rng: Rng) -> Command:
     """An archive with missing, doubled, odd or too many arrays."""
     pixels = _pixels(rng)
+    labels = (
+        np.zeros(12), np.full(12, -1), np.full(12, 2**62), np.zeros(5, int), np.zeros((12, 2), int),
+        np.array(["a"] * 12),
+    )  # fmt: skip
     contents = (
         {}, {"wrong": pixels}, {"x": pixels, "more": pixels}, {"../x": pixels}, {"\x1b[31m": pixels},
-        {"x": pixels, "labels": np.zeros(12)}, {"x": pixels, "labels": np.full(12, -1)},
-        {"x": pixels, "labels": np.full(12, 2**62)}, {"x": pixels, "labels": np.zeros(5, int)},
-        {"x": pixels, "labels": np.zeros((12, 2), int)}, {"x": pixels, "labels": np.array(["a"] * 12)}, {"labels": np.zeros(12, int)},
+        {"labels": np.zeros(12, int)}, *({"x": pixels, "labels": one} for one in labels),
     )  # fmt: skip
     np.savez(work / "odd.npz", **pick(rng, contents))
     return meet_photos(rng, "odd.npz")

@@ -71,8 +71,10 @@ def flipped_photo(work: Path, rng: Rng) -> Command:
 
 def odd_mode(work: Path, rng: Rng) -> Command:
     """Grey, palette, CMYK, alpha, 16 bit, floats."""
-    modes = [("1", "PNG"), ("L", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("P", "GIF"), ("RGBA", "PNG"), ("CMYK", "JPEG"),
-             ("CMYK", "TIFF"), ("I", "TIFF"), ("F", "TIFF"), ("LAB", "TIFF"), ("YCbCr", "JPEG"), ("I;16", "PNG")]  # fmt: skip
+    modes = [
+        ("1", "PNG"), ("L", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("P", "GIF"), ("RGBA", "PNG"), ("CMYK", "JPEG"),
+        ("CMYK", "TIFF"), ("I", "TIFF"), ("F", "TIFF"), ("LAB", "TIFF"), ("YCbCr", "JPEG"), ("I;16", "PNG"),
+    ]  # fmt: skip
     mode, kind = pick(rng, modes)
     if mode == "I;16":
         image = Image.fromarray(rng.integers(0, 65536, (12, 16)).astype(np.uint16))
@@ -133,8 +135,10 @@ def odd_profile(work: Path, rng: Rng) -> Command:
 
 def no_photo(work: Path, rng: Rng) -> Command:
     """A text, a page, a program, an archive with the name of a photograph."""
-    texts = [b"", b"text", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", b"<svg xmlns='x'/>", b"PK\x03\x04",
-             b"#!/bin/sh\ntouch done\n", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBP", bytes(5_000)]  # fmt: skip
+    texts = [
+        b"", b"text", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", b"<svg xmlns='x'/>", b"PK\x03\x04",
+        b"#!/bin/sh\ntouch done\n", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBP", bytes(5_000),
+    ]  # fmt: skip
     return _put(work, rng, "odd.jpg", pick(rng, texts))
 
 

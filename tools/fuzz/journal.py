@@ -32,7 +32,9 @@ def summarise(findings: Iterable[Finding]) -> str:
     findings = list(findings)
     counts = Counter(one.verdict for one in findings)
     known = sum(1 for one in findings if one.known)
-    lines = [f"{len(findings)} cases: " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in (DONE, REFUSED, FAULT))]
+    lines = [
+        f"{len(findings)} cases: " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in (DONE, REFUSED, FAULT))
+    ]
     if known:
         lines[0] += f" ({known} of them known)"
     by_reason: dict[tuple[int, str], list[Finding]] = {}

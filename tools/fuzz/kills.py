@@ -1,8 +1,8 @@
 """A verb stopped at a moment of chance: the destination is the old file or the new one, and the next run cleans up.
 
-    calm run -> what the new files are, and how long it takes
-    run over old files with --force, stopped
-    run again, not stopped -> done, and nothing hidden is left
+calm run -> what the new files are, and how long it takes
+run over old files with --force, stopped
+run again, not stopped -> done, and nothing hidden is left
 """
 
 from __future__ import annotations

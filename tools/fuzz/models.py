@@ -21,6 +21,9 @@ SMALL = (
 )  # fmt: skip
 """Fixtures that cases are made from: the Attention operator, a fixed batch, old operators, tokens for images."""
 
+PHOTO_FIXTURE = SMALL[0]
+"""Takes photographs, and is the fastest: scenes use it."""
+
 
 def _named(*tables: tuple[Callable, ...]) -> dict[str, Callable]:
     return {spoiler.__name__: spoiler for table in tables for spoiler in table}

@@ -15,8 +15,8 @@ RECIPE, LABELS = "corp_onnx.preprocessing", "corp_onnx.labels"
 
 ODD_NAMES = (
     "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "a\nb", "a\rb", "a\tb", "a\x00b", "\x08\x08", "\x9b31m", "\u202etxt",
-    "../../etc/passwd", "/abs/olute", "C:\\x", "[red]markup[/red]", "[/]", "{0}", "%s%n", "a b", "ü", "日本", "😀", ".", "-x",
-    "x" * 10_000, "corp_onnx.shape/x",
+    "../../etc/passwd", "/abs/olute", "C:\\x", "[red]markup[/red]", "[/]", "{0}", "%s%n", "a b", "ü", "日本", "😀",
+    ".", "-x", "x" * 10_000, "corp_onnx.shape/x",
 )  # fmt: skip
 
 

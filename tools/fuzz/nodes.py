@@ -167,7 +167,9 @@ def replace_attribute(model: Model, rng: Rng) -> None:
 
 def extreme_attribute(model: Model, rng: Rng) -> None:
     """An integer at the end of its range: an axis, a size, a type."""
-    node = pick_node(model, rng, lambda n: any(a.type in (AttributeProto.INT, AttributeProto.INTS) for a in n.attribute))
+    node = pick_node(
+        model, rng, lambda n: any(a.type in (AttributeProto.INT, AttributeProto.INTS) for a in n.attribute)
+    )
     kinds = (AttributeProto.INT, AttributeProto.INTS)
     attribute = pick(rng, [a for a in node.attribute if a.type in kinds])
     now = {attribute.i} if attribute.type == AttributeProto.INT else set(attribute.ints)

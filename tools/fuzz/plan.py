@@ -13,7 +13,7 @@ from fuzz import arrays, images, kills, oracle, places, texts
 from fuzz.draw import DoesNotApplyError
 from fuzz.journal import keep_fault
 from fuzz.known import find_point
-from fuzz.models import SMALL, SPOILERS, copy_model, seed_of, spoil_model, write_arrays
+from fuzz.models import PHOTO_FIXTURE, SMALL, SPOILERS, copy_model, seed_of, spoil_model, write_arrays
 from fuzz.runner import ROOT, SECONDS, make_scratch, run_command
 from fuzz.values import DONE, FAULT, Case, Command, Finding
 from fuzz.verbs import VERBS, list_needed
@@ -31,9 +31,6 @@ KILL, STARVE, CALM = "kill", "starve", "calm"
 
 NAMES = (*SPOILERS, *SCENES, KILL, STARVE, CALM)
 
-PHOTO = SMALL[0]
-"""The fixture that scenes use: it takes photographs, and is the fastest."""
-
 TOLERANCE = {"prune": "2e-4", "paper": "2e-4", "triton": "0", "python": "0"}
 """Of the oracle, by verb; other verbs change the numbers, and only names and shapes are compared."""
 
@@ -43,7 +40,7 @@ def complete_case(case: Case) -> Case:
     rng = seed_of(f"{case.name} where", case.seed)
     fixture, verb = SMALL[int(rng.integers(len(SMALL)))], list(VERBS)[int(rng.integers(len(VERBS)))]
     if case.name in SCENES:
-        return replace(case, fixture=case.fixture or PHOTO, verb="")
+        return replace(case, fixture=case.fixture or PHOTO_FIXTURE, verb="")
     return replace(case, fixture=case.fixture or fixture, verb=case.verb or verb)
 
 
@@ -56,7 +53,8 @@ def try_case(case: Case, folder: Path) -> Finding | None:
         except DoesNotApplyError:
             return None
         if finding.verdict == FAULT:
-            finding = replace(finding, known=find_point(finding.reason), folder=keep_fault(finding, scratch, folder))
+            point = find_point(f"{case.name}: {finding.reason}")
+            finding = replace(finding, known=point, folder=keep_fault(finding, scratch, folder))
     return finding
 
 
@@ -99,7 +97,7 @@ def ask_oracle(command: Command, verb: str, scratch: Path) -> str:
     if reason or verb not in ("prune", "paper"):
         return reason
     whole = work / "whole.onnx"
-    again = [str(word) for word in command.arguments] + ["--force"]
+    again = [{"p.onnx": "again.onnx"}.get(str(word), str(word)) for word in command.arguments]
     done = _program("fuzz.whole", str(whole), *again, cwd=work)
     if done.returncode != 0:
         return f"the same prune again ends with {done.returncode}"
@@ -118,7 +116,14 @@ def _program(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedPro
     environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=SECONDS, errors="replace", check=False
+        command,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        errors="replace",
+        check=False,
     )
 
 

@@ -86,7 +86,9 @@ def twice(data: bytes, rng: Rng) -> bytes:
 def as_text(data: bytes, rng: Rng) -> bytes:
     """A file that went through a conversion of line ends, or that is a page with an error."""
     page = b"<!DOCTYPE html><html><body>404: not found</body></html>"
-    return pick(rng, [data.replace(b"\n", b"\r\n") + b"\r\n", page, b"version https://git-lfs.github.com/spec/v1\n", b""])
+    return pick(
+        rng, [data.replace(b"\n", b"\r\n") + b"\r\n", page, b"version https://git-lfs.github.com/spec/v1\n", b""]
+    )
 
 
 def bad_tensor_name(data: bytes, rng: Rng) -> bytes:

@@ -25,6 +25,9 @@ SECONDS = 60
 MEMORY = 6 << 30
 """Bytes of address space; ONNX Runtime alone reserves some hundred megabytes."""
 
+GRACE = 2.0
+"""Seconds in which a child notices that its parent is gone."""
+
 MAX_OUTPUT = 200_000
 """Characters of a stream that are kept."""
 
@@ -93,16 +96,26 @@ def _wait(process: subprocess.Popen[bytes], command: Command) -> int | None:
 
 
 def _end_session(session: int) -> tuple[str, ...]:
-    """End what a command left running; their command lines. Processes of its session only."""
-    found: list[str] = []
+    """End what a command left running, of its session only; the command lines. A child has a moment to end itself."""
+    end = time.monotonic() + GRACE
+    while (found := _list_session(session)) and time.monotonic() < end:
+        time.sleep(0.05)
+    for number in found:
+        with suppress(OSError):
+            os.kill(number, signal.SIGKILL)
+    return tuple(found.values())
+
+
+def _list_session(session: int) -> dict[int, str]:
+    """Process numbers and command lines of a session."""
+    found: dict[int, str] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError, IndexError):
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
             if int(fields[3]) == session and fields[0] != "Z":
-                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
-                found.append(words.decode("utf-8", "replace").strip())
-                os.kill(int(entry.name), signal.SIGKILL)
-    return tuple(found)
+                words = (entry / "cmdline").read_bytes().decode("utf-8", "replace")
+                found[int(entry.name)] = " ".join(words.replace("\0", " ").split())
+    return found
 
 
 def list_places(folder: Path) -> dict[str, str]:
@@ -118,7 +131,7 @@ def list_places(folder: Path) -> dict[str, str]:
 def _describe(path: Path) -> str:
     mode = path.lstat().st_mode
     if stat.S_ISLNK(mode):
-        return f"link to {os.readlink(path)}"
+        return f"link to {path.readlink()}"
     if stat.S_ISREG(mode):
         return hashlib.sha256(path.read_bytes()).hexdigest()
     return "folder" if stat.S_ISDIR(mode) else "special"

@@ -26,13 +26,12 @@ def _meet_labels(work: Path, rng: Rng) -> Command:
 
 def odd_labels_file(work: Path, rng: Rng) -> Command:
     """Class names that are too few, too many, no text, or obeyed by a terminal."""
+    third = (b"\xed\xa0\x80", b"\x1b[31mred", b"\x9b31m", b"a\x00b", b"../x", '"\u2028\u202e'.encode())
     contents = (
         b"", b"\n\n", CLASSES, CLASSES.replace(b"\n", b"\r\n"), CLASSES[:-1], b"\xef\xbb\xbf" + CLASSES, CLASSES * 2,
-        CLASSES + b"class 10\n", b"one\n", b"\xff\xfe" * 50, CLASSES.replace(b"class 3", b"\xed\xa0\x80"),
-        CLASSES.replace(b"class 3", b"\x1b[31mred"), CLASSES.replace(b"class 3", b"\x9b31m"), bytes(10_000),
-        CLASSES.replace(b"class 3", b"a\x00b"), b"x" * 5_000_000, b"a\n" * 500_000, CLASSES.replace(b"class 3", b"../x"),
-        CLASSES.replace(b"class 3", '"\u2028\u202e'.encode()), CLASSES.decode().encode("utf-16"),
-        b"".join(b"%d\n" % i for i in range(300_000)),
+        CLASSES + b"class 10\n", b"one\n", b"\xff\xfe" * 50, bytes(10_000), b"x" * 5_000_000, b"a\n" * 500_000,
+        CLASSES.decode().encode("utf-16"), b"".join(b"%d\n" % i for i in range(300_000)),
+        *(CLASSES.replace(b"class 3", one) for one in third),
     )  # fmt: skip
     (work / "labels.txt").write_bytes(pick(rng, contents))
     return _meet_labels(work, rng)
@@ -62,14 +61,18 @@ def odd_class_folders(work: Path, rng: Rng) -> Command:
 def odd_option(work: Path, rng: Rng) -> Command:
     """A number that is none, or out of every range."""
     del work
-    numbers = ("nan", "inf", "-inf", "-1", "0", "1e-320", "1e308", "2", str(2**63), str(2**70), "", "x", "0x10", "1_0", "٣")
+    numbers = (
+        "", "nan", "inf", "-inf", "-1", "0", "1e-320", "1e308", "2", str(2**63), str(2**70), "x", "0x10", "1_0", "٣",
+    )  # fmt: skip
     prune = ("prune", "m.onnx", "--calib", "photos", "-o", "p.onnx")
     evaluate = ("evaluate", "m.onnx", "--images", "photos", "--reference", "m.onnx")
     many = ("bench", "m.onnx", "--provider", "cpu", "--repeats", "1", "--warmup", "1")
     of_prune = ("--macs", "--params", "--min-agreement", "--mlp", "--attn", "--ridge", "--align", "--seed", "--batch",
                 "--images", "--crop-pct", "--resize", "--mean", "--std", "--amp-threshold")  # fmt: skip
     options = [(prune, option, PRUNED) for option in of_prune]
-    options += [(evaluate, option, ()) for option in ("--limit", "--seed", "--batch", "--resize", "--crop-pct", "--std")]
+    options += [
+        (evaluate, option, ()) for option in ("--limit", "--seed", "--batch", "--resize", "--crop-pct", "--std")
+    ]
     options += [(many, option, ()) for option in ("--batch", "--threads", "--seconds", "--seed")]
     triton = ("triton", "m.onnx", "-o", "repository")
     options += [(triton, option, ("repository",)) for option in ("--max-batch", "--instances")]
@@ -83,7 +86,8 @@ def odd_model_name(work: Path, rng: Rng) -> Command:
     """A sound model with an odd name."""
     names = (
         b"\xff\xfe.onnx", b"a\nb.onnx", b"\x1b[31m.onnx", b"[red].onnx", b"./-o.onnx", b"x" * 249 + b".onnx", b" .onnx",
-        b"noend", b".onnx", "\u202e\u65e5\u672c.onnx".encode(), b"\xed\xa0\x80.onnx", b"a b.onnx", b"'\"$(x).onnx", b"%s.onnx",
+        b"noend", b".onnx", "\u202e\u65e5\u672c.onnx".encode(), b"\xed\xa0\x80.onnx", b"a b.onnx", b"'\"$(x).onnx",
+        b"%s.onnx",
         b"m.onnx.onnx", b"con.ONNX",
     )  # fmt: skip
     name = pick(rng, names)
@@ -101,8 +105,10 @@ def odd_model_name(work: Path, rng: Rng) -> Command:
 def odd_output_name(work: Path, rng: Rng) -> Command:
     """A new file or model with an odd name."""
     del work
-    names = (b"\xff\xfe.onnx", b"a\nb.onnx", b"\x1b[31m.onnx", b"[red].onnx", b"x" * 249 + b".onnx", b"x" * 300 + b".onnx",
-             b"p.txt", b"p", b"", b".", b"..", b"/", b" .onnx", b"\xed\xa0\x80.onnx", b"a/b/c.onnx", b".onnx")  # fmt: skip
+    names = (
+        b"\xff\xfe.onnx", b"a\nb.onnx", b"\x1b[31m.onnx", b"[red].onnx", b"x" * 249 + b".onnx", b"x" * 300 + b".onnx",
+        b"p.txt", b"p", b"", b".", b"..", b"/", b" .onnx", b"\xed\xa0\x80.onnx", b"a/b/c.onnx", b".onnx",
+    )  # fmt: skip
     name = pick(rng, names)
     shown = name.decode("utf-8", "backslashreplace")
     stem = shown.removesuffix(".onnx")

@@ -1,4 +1,4 @@
-"""The command lines that a model meets, and the files that each may leave. The model is m.onnx, its arrays calib.npz."""
+"""The command lines that a model meets, and what each may leave; the model is m.onnx, its arrays are calib.npz."""
 
 from __future__ import annotations
 

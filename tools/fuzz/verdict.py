@@ -1,8 +1,8 @@
 """Done, refused, or a fault: the only three things that a run may be.
 
-    refused   exit code 1 or 2, one line of ours on stderr, no file came, went or changed
-    done      exit code 0, what was asked for is there and nothing else; the oracle then looks at it
-    fault     everything else
+refused   exit code 1 or 2, one line of ours on stderr, no file came, went or changed
+done      exit code 0, what was asked for is there and nothing else; the oracle then looks at it
+fault     everything else
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _judge_refusal(run: Run) -> str:
     lines = [line for line in run.err.splitlines() if not line.startswith(BESIDE) and not PROGRESS.match(line)]
     of_click = bool(lines) and lines[0].startswith("Usage: ") and lines[-1].startswith("Error: ")
     if not of_click and (len(lines) != 1 or not lines[0].startswith(OURS)):
-        return f"exit code {run.code} with {len(lines)} lines on stderr: {' / '.join(lines)[:120]!r}"
+        return f"exit code {run.code} with {len(lines)} lines on stderr: {_quote(lines)}"
     changes = changed_places(run)
     return f"refused, and {changes[0]}" if changes else ""
 
@@ -89,7 +89,14 @@ def _judge_done(run: Run, outputs: Sequence[str], needed: Sequence[str]) -> str:
     if missing:
         return f"done, and there is no {missing[0]}"
     strange = [line for line in run.err.splitlines() if not line.startswith(BESIDE) and not PROGRESS.match(line)]
-    return f"done, and stderr says {strange[0][:120]!r}" if strange else ""
+    return f"done, and stderr says {_quote(strange)}" if strange else ""
+
+
+def _quote(lines: Sequence[str]) -> str:
+    """A warning of Python without the path it comes from, else the first line that is not ours."""
+    text = next((line for line in lines if not line.startswith(OURS)), "".join(lines[:1]))
+    found = re.search(r"\b[A-Z]\w+Warning: .*", text)
+    return repr((found.group() if found else text)[:100])
 
 
 def changed_places(run: Run) -> list[str]:
