@@ -142,6 +142,7 @@ class TestVerdict:
         ({"code": 2, "err": "corp-onnx: a\x9bb.\n"}, r"control character '\x9b' on stderr"),
         ({"code": 1, "err": "corp-onnx: it failed its 'padding' check. This is a fault of corp-onnx.\n"},
          "blames itself for its check padding"),
+        ({"code": 2, "err": "corp-onnx: ONNX Runtime is not installed: do.\n"}, "says that ONNX Runtime is not"),
         ({"code": 1}, "exit code 1 with 0 lines on stderr: ''"),
         ({"code": 2, "err": REFUSAL + "more\n"}, "exit code 2 with 2 lines on stderr"),
         ({"code": 2, "err": "no prefix\n"}, "exit code 2 with 1 lines on stderr: 'no prefix'"),

@@ -20,6 +20,9 @@ KNOWN: tuple[tuple[int, str], ...] = (
     (17, "odd_leftover: hangs"),
     (17, "odd_labels_place: "),
     (18, "control character"),
+    (26, "starve: hangs"),
+    (15, "starve: "),
+    (16, "kill: SIGINT: exit code"),
     (16, "leaves a process running"),
     (22, "exit code 120"),
     (23, "blames itself for its check structure"),
@@ -34,6 +37,7 @@ KNOWN: tuple[tuple[int, str], ...] = (
     that it is our fault
 24  an unknown key of external data: onnx warns on stderr, with a path and a line of the package
 25  convert --int8 static on activations that overflow: NumPy's warnings on stderr
+26  convert --int8 in about 250 MB of address space: waits for ever
 """
 
 KNOWN_PLACES: tuple[tuple[int, str], ...] = ((19, "home/.cache"), (19, "tmp/.ses"), (21, "work/0."))

@@ -29,6 +29,9 @@ SCENES = {
 KILL, STARVE, CALM = "kill", "starve", "calm"
 """Cases of a verb and a seed: stopped, short of memory, and as it should be."""
 
+STARVED = (150 << 20, 600 << 20)
+"""Bytes of address space of a case that is short of it: from too little for Python's libraries to just enough."""
+
 NAMES = (*SPOILERS, *SCENES, KILL, STARVE, CALM)
 
 TOLERANCE = {"prune": "2e-4", "paper": "2e-4", "triton": "0", "python": "0"}
@@ -70,7 +73,7 @@ def _attack(case: Case, scratch: Path) -> Finding:
         reason, run = kills.stop_verb(VERBS[case.verb], scratch, rng)
         return Finding(case, FAULT if reason else DONE, reason, run)
     if case.name == STARVE:
-        return _run(case, replace(VERBS[case.verb], memory=int(rng.integers(300 << 20, 1_600 << 20))), scratch)
+        return _run(case, replace(VERBS[case.verb], memory=int(rng.integers(*STARVED))), scratch)
     if case.name == CALM:
         return _run(case, VERBS[case.verb], scratch)
     images.write_photos(work / "photos")

@@ -22,6 +22,9 @@ PROGRESS = re.compile(r"^[\w :/.,-]+: \d+/\d+ \w+, ")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """What a terminal obeys: a model's text must not reach it."""
 
+NOT_INSTALLED = "ONNX Runtime is not installed"
+"""It is, wherever this program runs: the reason is another one."""
+
 BLAMES_ITSELF = "This is a fault of corp-onnx"
 
 
@@ -56,6 +59,8 @@ def _find_fault(run: Run) -> str:
         found = CONTROL.search(text)
         if found:
             return f"control character {found.group()!r} on {name}"
+    if NOT_INSTALLED in run.err:
+        return f"says that {NOT_INSTALLED}"
     if BLAMES_ITSELF in run.err:
         check = re.search(r"failed its '(\w+)' check", run.err)
         return f"blames itself{f' for its check {check.group(1)}' if check else ''}"
