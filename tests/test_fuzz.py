@@ -256,3 +256,14 @@ def test_the_short_list_is_fixed() -> None:
     assert list_short() == list_short()
     assert {case.name for case in list_short()} <= set(NAMES)
     assert all(case.fixture for case in list_short())
+
+
+def test_the_page_counts_the_ways() -> None:
+    """docs/reliability.md, in the order of its table."""
+    from fuzz import arrays, images, models, places, texts
+
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    counts = [len(models.IN_PLACE), len(models.BESIDE), len(models.BYTES)]
+    counts += [len(room.SCENES) for room in (images, arrays, texts, places)]
+    rows = [line.split(" | ") for line in page.splitlines() if line.endswith(".py` |")]
+    assert [int(row[1]) for row in rows if row[1].isdigit()] == counts
