@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint format test-slow test-taylor test-triton test-web test-gpu clean
+.PHONY: install demo test lint format test-slow test-taylor test-triton test-web test-gpu fuzz fuzz-short clean
 
 install: .venv/.installed
 
@@ -69,6 +69,17 @@ test-web: .venv/.installed-test
 
 test-gpu: .venv/.installed-test
 	$(BIN)/pytest -m gpu
+
+# An attack with spoilt models, odd inputs, bad places and kills (docs/reliability.md): `make fuzz MINUTES=60 SEED=3`.
+MINUTES ?= 5
+SEED ?= 0
+
+fuzz: .venv/.installed-test
+	$(BIN)/python tools/run_fuzz.py --minutes $(MINUTES) --seed $(SEED)
+
+# The fixed list of it that CI runs, under a minute.
+fuzz-short: .venv/.installed-test
+	$(BIN)/python tools/run_fuzz.py --short
 
 clean:
 	rm -rf .venv .venv-torch .venv-triton build dist *.egg-info

@@ -1,0 +1,147 @@
+"""The cases: how one is tried, a short fixed list, and all of them in an order of chance, without end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from fuzz import arrays, images, kills, oracle, places, texts
+from fuzz.draw import DoesNotApplyError
+from fuzz.journal import keep_fault
+from fuzz.known import find_point
+from fuzz.models import PHOTO_FIXTURE, SMALL, SPOILERS, copy_model, seed_of, spoil_model, write_arrays
+from fuzz.runner import ROOT, SECONDS, make_scratch, run_command
+from fuzz.values import DONE, FAULT, Case, Command, Finding
+from fuzz.verbs import VERBS, list_needed
+from fuzz.verdict import judge
+
+SCENES = {
+    scene.__name__: scene
+    for scene in (*images.SCENES, *arrays.SCENES, *texts.SCENES, *places.SCENES)
+    if scene.__name__ not in SPOILERS
+}
+"""All scenes by name."""
+
+KILL, STARVE, CALM = "kill", "starve", "calm"
+"""Cases of a verb and a seed: stopped, short of memory, and as it should be."""
+
+STARVED = (150 << 20, 600 << 20)
+"""Bytes of address space of a case that is short of it: from too little for Python's libraries to just enough."""
+
+NAMES = (*SPOILERS, *SCENES, KILL, STARVE, CALM)
+
+TOLERANCE = {"prune": "2e-4", "paper": "2e-4", "triton": "0", "python": "0"}
+"""Of the oracle, by verb; other verbs change the numbers, and only names and shapes are compared."""
+
+
+def complete_case(case: Case) -> Case:
+    """With the fixture and verb that its seed draws, where none are given."""
+    rng = seed_of(f"{case.name} where", case.seed)
+    fixture, verb = SMALL[int(rng.integers(len(SMALL)))], list(VERBS)[int(rng.integers(len(VERBS)))]
+    if case.name in SCENES:
+        return replace(case, fixture=case.fixture or PHOTO_FIXTURE, verb="")
+    return replace(case, fixture=case.fixture or fixture, verb=case.verb or verb)
+
+
+def try_case(case: Case, folder: Path) -> Finding | None:
+    """Try one case; what a fault left is moved below `folder`. None where the fixture has nothing to spoil."""
+    with tempfile.TemporaryDirectory(prefix="corp-onnx-fuzz-") as temporary:
+        scratch = make_scratch(Path(temporary) / "case")
+        try:
+            finding = _attack(case, scratch)
+        except DoesNotApplyError:
+            return None
+        if finding.verdict == FAULT:
+            point = find_point(f"{case.name}: {finding.reason}")
+            finding = replace(finding, known=point, folder=keep_fault(finding, scratch, folder))
+    return finding
+
+
+def _attack(case: Case, scratch: Path) -> Finding:
+    work = scratch / "work"
+    rng = seed_of(case.name, case.seed)
+    write_arrays(case.fixture, work / "calib.npz")
+    if case.name in SPOILERS:
+        spoil_model(case.name, case.fixture, case.seed, work / "m.onnx")
+        return _run(case, VERBS[case.verb], scratch)
+    copy_model(case.fixture, work / "m.onnx")
+    if case.name == KILL:
+        reason, run = kills.stop_verb(VERBS[case.verb], scratch, rng)
+        return Finding(case, FAULT if reason else DONE, reason, run)
+    if case.name == STARVE:
+        return _run(case, replace(VERBS[case.verb], memory=int(rng.integers(*STARVED))), scratch)
+    if case.name == CALM:
+        return _run(case, VERBS[case.verb], scratch)
+    images.write_photos(work / "photos")
+    return _run(case, SCENES[case.name](work, rng), scratch)
+
+
+def _run(case: Case, command: Command, scratch: Path) -> Finding:
+    run = run_command(command, scratch)
+    verdict, reason = judge(run, command.outputs, list_needed(command) if case.verb else ())
+    if verdict == DONE and case.verb:
+        reason = ask_oracle(command, case.verb, scratch)
+        verdict = FAULT if reason else DONE
+    return Finding(case, verdict, reason, run)
+
+
+def ask_oracle(command: Command, verb: str, scratch: Path) -> str:
+    """What plain ONNX Runtime says against a result that was accepted; empty where nothing."""
+    work = scratch / "work"
+    written = {"triton": work / "repository/m/1/model.onnx", "python": work / "repository/m/1/model.onnx"}
+    result = written.get(verb, work / "p.onnx")
+    if not command.outputs:
+        return ""
+    reason = _compare(work / "m.onnx", result, TOLERANCE.get(verb, "shapes") if verb in written else "shapes")
+    if reason or verb not in ("prune", "paper"):
+        return reason
+    whole = work / "whole.onnx"
+    again = [{"p.onnx": "again.onnx"}.get(str(word), str(word)) for word in command.arguments]
+    done = _program("fuzz.whole", str(whole), *again, cwd=work)
+    if done.returncode != 0:
+        return f"the same prune again ends with {done.returncode}"
+    return _compare(work / "m.onnx", whole, TOLERANCE[verb])
+
+
+def _compare(source: Path, result: Path, tolerance: str) -> str:
+    done = _program("fuzz.oracle", str(source), str(result), tolerance, cwd=source.parent)
+    if done.returncode in (oracle.SAME, oracle.UNKNOWN):
+        return ""
+    return f"oracle: {done.stdout.strip() or f'ends with {done.returncode}'}"
+
+
+def _program(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{ROOT / 'tools'}:{ROOT}"
+    environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        errors="replace",
+        check=False,
+    )
+
+
+def list_endless(seed: int, only: str = "") -> Iterator[Case]:
+    """Every name in turn, in an order of chance, again and again; `only` is the begin of the names wanted."""
+    names = [name for name in NAMES if name.startswith(only)]
+    turn = 0
+    while True:
+        order = seed_of("order", seed + turn).permutation(len(names))
+        for i in order:
+            yield complete_case(Case(names[int(i)], seed * 1_000_000 + turn, ""))
+        turn += 1
+
+
+def list_short() -> list[Case]:
+    """A fixed list that takes well under a minute: some of every kind, and one kill of each sort of verb."""
+    names = ["calm", *SPOILERS[::8], *list(SCENES)[::4], KILL]
+    return [complete_case(Case(name, 0, "")) for name in names]
