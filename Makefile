@@ -77,7 +77,7 @@ SEED ?= 0
 fuzz: .venv/.installed-test
 	$(BIN)/python tools/run_fuzz.py --minutes $(MINUTES) --seed $(SEED)
 
-# The fixed list of it that CI runs, under a minute.
+# A fixed list of it, a minute or two.
 fuzz-short: .venv/.installed-test
 	$(BIN)/python tools/run_fuzz.py --short
 

@@ -7,23 +7,8 @@ run. Empty once they are mended: what is here hides every other fault of the sam
 from __future__ import annotations
 
 KNOWN: tuple[tuple[int, str], ...] = (
-    (7, "images/folder.py data_hash UnicodeEncodeError"),
-    (9, "run/probe.py _element_types onnx"),
-    (10, "precision/editable.py copy_editable onnx"),
-    (14, "graph/model.py load_model"),
-    (14, "UnicodeDecodeError"),
-    (14, "graph/model.py _require_external_data"),
-    (14, "run/probe.py probe_graph TypeError"),
-    (13, "images/arrays.py"),
-    (14, "add_chain: hangs"),
-    (14, "triton/signature.py _read_spec"),
-    (17, "odd_leftover: hangs"),
-    (17, "odd_labels_place: "),
-    (18, "control character"),
     (26, "starve: hangs"),
     (15, "starve: "),
-    (16, "kill: SIGINT: exit code"),
-    (16, "leaves a process running"),
     (22, "exit code 120"),
     (23, "blames itself for its check structure"),
     (24, "UserWarning: Ignoring unknown external data key"),
@@ -31,7 +16,6 @@ KNOWN: tuple[tuple[int, str], ...] = (
 )
 """(point, text); points above 20 are not in the issue, this program found them.
 
-21  a pruned model that leaves out tokens: the model between its two passes is published beside it, as 0.NAME.onnx
 22  a result on stdout that does not fit (/dev/full): Python ends with 120, without a sentence
 23  metadata that holds a key twice, an output without a type: the checker refuses what was written, and the text says
     that it is our fault
@@ -40,7 +24,7 @@ KNOWN: tuple[tuple[int, str], ...] = (
 26  convert --int8 in about 250 MB of address space: waits for ever
 """
 
-KNOWN_PLACES: tuple[tuple[int, str], ...] = ((19, "home/.cache"), (19, "tmp/.ses"), (21, "work/0."))
+KNOWN_PLACES: tuple[tuple[int, str], ...] = ()
 """(point, begin of a path in the scratch folder): what stays there until it is mended, and is not looked at."""
 
 
