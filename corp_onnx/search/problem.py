@@ -98,7 +98,8 @@ def solve_widths(choices: tuple[Choice, ...], widths: Mapping[UnitKey, int]) -> 
     """The solution of every unit that does not stay whole; those of one site see each other in turn."""
     plans: list[UnitPlan] = []
     for choice in choices:
-        before: Change | None = gather_changes(plans).get(choice.unit.site.key)
+        site = choice.unit.site.key
+        before: Change | None = gather_changes(plan for plan in plans if plan.unit.site.key == site).get(site)
         if widths[choice.key] < choice.width and not (before is not None and before.removes):
             plans.append(choice.solve(widths[choice.key], before))
     return tuple(plans)

@@ -105,10 +105,11 @@ class Allowance:
 
 def allow_cost(problem: Problem, choices: Sequence[Choice], kind: CostKind, kept: float) -> Allowance:
     """The allowance of a budget: what is left out besides widths is paid for already."""
-    dense, whole, spent = problem.graph.cost.total, problem.cost.total, problem.macs
     if kind == "params":
         dense = whole = problem.graph.n_parameters
         spent = problem.parameters
+    else:
+        dense, whole, spent = problem.graph.cost.total, problem.cost.total, problem.macs
     slopes = {choice.key: spent[choice.key] / choice.width for choice in choices}
     shared = {choice.key.site for choice in choices if choice.unit.shares_site}
     members: dict[object, list[Choice]] = {}
