@@ -97,6 +97,13 @@ class Surgeon:
         """Let one input of one node read another tensor."""
         self.at(slot.node).inputs[slot.idx] = tensor
 
+    def add_input(self, node: Node, idx: int, tensor: Any) -> None:
+        """Let a node read a tensor at an optional input that it does not have yet."""
+        inputs = self.at(node).inputs
+        while len(inputs) <= idx:
+            inputs.append(gs.Variable.empty())
+        inputs[idx] = tensor
+
     def insert(self, op: str, inputs: list[Any], outputs: list[Any], after: Node, **attrs: object) -> None:
         """A new node right behind one of the original."""
         node = gs.Node(op, self.fresh_name(f"corp_onnx/{op}/{outputs[0].name}"), attrs, inputs, outputs)

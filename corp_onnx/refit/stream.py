@@ -7,16 +7,18 @@ every addition would cost its depth squared.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from corp_onnx.blocks import Blocks, Linear, Residual, SiteKey
 from corp_onnx.graph import Graph, Model
+from corp_onnx.graph.proto import feed_dtype
 from corp_onnx.images import Images
 from corp_onnx.run.feeds import fixed_batch
 from corp_onnx.run.segments import open_segment
-from corp_onnx.run.sessions import open_session
+from corp_onnx.run.sessions import open_session, open_tapped
 from corp_onnx.units import Site
 
 Arrays = list[np.ndarray]
@@ -52,10 +54,15 @@ class StreamWalk:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamData:
-    """Batches of the model's own inputs with the number of real images in each."""
+    """Batches of the model's own inputs with the number of real images in each.
+
+    Attributes:
+        given: inner tensors that stretches take from the feeds as well: which tokens merge with which.
+    """
 
     feeds: tuple[tuple[dict[str, np.ndarray], int], ...]
     n_batch: int | None
+    given: tuple[str, ...] = ()
 
 
 def find_walk(blocks: Blocks) -> StreamWalk:
@@ -70,15 +77,30 @@ def find_walk(blocks: Blocks) -> StreamWalk:
     return StreamWalk(tuple(stops))
 
 
-def read_data(model: Model, images: Images, batch_size: int, provider: str) -> StreamData:
-    """All images as feeds of the model, in its own batch where that is fixed."""
-    session = open_session(model, provider=provider)
-    return StreamData(tuple(session.stream(images, batch_size)), fixed_batch(session.inputs))
+def read_data(
+    graph: Graph, images: Images, batch_size: int, provider: str, given: Sequence[str] = ()
+) -> StreamData:
+    """All images as feeds of the model, in its own batch where that is fixed.
+
+    Args:
+        given: integer tensors of the graph that are to be the same wherever a stretch of it, or of one rewritten from
+            it, is run: they are computed here, once.
+    """
+    session = open_session(graph.model, provider=provider)
+    feeds = tuple(session.stream(images, batch_size))
+    if given:
+        tapped = open_tapped(graph.model, given, provider=provider)
+        feeds = tuple((batch | _read_integers(tapped.run(batch), graph, given), n) for batch, n in feeds)
+    return StreamData(feeds, fixed_batch(session.inputs), tuple(given))
+
+
+def _read_integers(arrays: Mapping[str, np.ndarray], graph: Graph, names: Sequence[str]) -> dict[str, np.ndarray]:
+    return {name: arrays[name].astype(feed_dtype(graph.types[name])) for name in names}
 
 
 def run_prefix(graph: Graph, data: StreamData, tensor: str, provider: str) -> Arrays:
     """The first stream of the walk: what the embedding gives."""
-    prefix = open_segment(graph.model, graph.types, [], [tensor], provider=provider)
+    prefix = open_segment(graph.model, graph.types, [], [tensor], given=data.given, provider=provider)
     return [prefix.run({}, feeds)[tensor] for feeds, _ in data.feeds]
 
 
@@ -90,5 +112,5 @@ def advance_model(
     Args:
         model: the dense one or one rewritten from it, whose tensors have the types that `graph` knows.
     """
-    stretch = open_segment(model, graph.types, [before], [after], provider=provider)
+    stretch = open_segment(model, graph.types, [before], [after], given=data.given, provider=provider)
     return [stretch.run({before: h}, feeds)[after] for h, (feeds, _) in zip(stream, data.feeds, strict=True)]

@@ -27,14 +27,23 @@ MAX_TOKEN_WEIGHT = 100.0
 
 
 def weigh_stops(
-    graph: Graph, walk: StreamWalk, images: Images, *, batch_size: int = 8, provider: str = "cpu"
+    graph: Graph,
+    walk: StreamWalk,
+    images: Images,
+    *,
+    given: Sequence[str] = (),
+    batch_size: int = 8,
+    provider: str = "cpu",
 ) -> dict[SiteKey, Float[np.ndarray, " n_tokens"]]:
     """Weights of the token positions at every stop, from a few images through the dense model (see `weigh_tokens`).
+
+    Args:
+        given: as for `read_data`.
 
     A stop whose stream is not [images, tokens, d_model] gets none.
     """
     few = images.select(np.arange(min(SENSITIVITY_IMAGES, images.n_images)))
-    data = read_data(graph.model, few, batch_size, provider)
+    data = read_data(graph, few, batch_size, provider, given)
     before = walk.stops[0].residual.skip or ""
     stream = run_prefix(graph, data, before, provider)
     weights: dict[SiteKey, np.ndarray] = {}
@@ -42,7 +51,9 @@ def weigh_stops(
         after = stop.residual.stream
         stream = advance_model(graph.model, graph, data, stream, before, after, provider)
         if stream[0].ndim == 3:
-            tail = open_segment(graph.model, graph.types, [after], [graph.outputs[0]], provider=provider)
+            tail = open_segment(
+                graph.model, graph.types, [after], [graph.outputs[0]], given=given, provider=provider
+            )
             weights[stop.key] = weigh_tokens(tail, stream, [f for f, _ in data.feeds], after)
         before = after
     return weights

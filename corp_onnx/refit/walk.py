@@ -16,7 +16,7 @@ number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -46,6 +46,7 @@ def refit_changes(
     images: Images,
     weights: Mapping[SiteKey, np.ndarray],
     *,
+    given: Sequence[str] = (),
     ridge: float | None = None,
     batch_size: int = 8,
     provider: str = "cpu",
@@ -60,10 +61,12 @@ def refit_changes(
         pruned: the model rewritten with `changes`.
         images: the calibration images.
         weights: of the token positions by stop, from `weigh_stops`; a stop without weighs all tokens alike.
+        given: integer tensors that both streams take from the dense model: where tokens merge, rows of the two only
+            correspond when the same ones do.
         ridge: lambda relative to the mean diagonal of the regressor's covariance; None chooses it for every stop by
             cross-validation over the images.
     """
-    data = read_data(graph.model, images, batch_size, provider)
+    data = read_data(graph, images, batch_size, provider, given)
     cut = Model(pruned, graph.model.path, graph.model.sha256)
     refitted = dict(changes)
     before = walk.stops[0].residual.skip or ""
@@ -92,8 +95,11 @@ def _open_step(
     residual, skip, product = stop.residual, stop.residual.skip or "", stop.linear.output or ""
     prior, _ = change.last_product(graph)
     wanted = [*([stop.regressor] if prior.shape[1] else []), *([skip] if skip != before else [])]
-    segment = open_segment(cut, graph.types, [before], wanted, provider=provider) if wanted else None
-    behind = open_segment(graph.model, graph.types, [product, skip], [residual.stream], provider=provider)
+    given = data.given
+    segment = open_segment(cut, graph.types, [before], wanted, given=given, provider=provider) if wanted else None
+    behind = open_segment(
+        graph.model, graph.types, [product, skip], [residual.stream], given=given, provider=provider
+    )
     value = np.ones(1) if residual.scale is None else graph.constant(residual.scale.name)
     assert value is not None
     scale = value.reshape(-1).astype(np.float32)

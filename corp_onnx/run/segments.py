@@ -47,19 +47,27 @@ class Segment:
 
 
 def open_segment(
-    model: Model, types: Mapping[str, int], fed: Sequence[str], read: Sequence[str], *, provider: str = "cpu"
+    model: Model,
+    types: Mapping[str, int],
+    fed: Sequence[str],
+    read: Sequence[str],
+    *,
+    given: Sequence[str] = (),
+    provider: str = "cpu",
 ) -> Segment:
     """The stretch of a model from the tensors `fed` (none: from its inputs) to the tensors `read`.
 
     Args:
         types: ONNX element type of every tensor, `Graph.types`.
+        given: inner tensors that are taken from the feeds, like the graph's own inputs, instead of being computed.
     """
     graph = model.proto.graph
-    needed, sources = _reach_back(graph, set(fed), read)
+    needed, sources = _reach_back(graph, set(fed), read, set(given))
     light = without_graph(model.proto)  # a walk opens one for every block, so nothing else of the graph is copied
     nodes = [graph.node[position] for position in sorted(needed)]
     used = {name for node in nodes for name in (*node.input, *captured_names(node))} | set(read)
     inputs = [i for i in graph.input if i.name in sources]
+    inputs += [helper.make_tensor_value_info(name, types[name], None) for name in given if name in sources]
     light.graph.input.extend(inputs)
     light.graph.input.extend(helper.make_tensor_value_info(name, types[name], None) for name in fed)
     light.graph.node.extend(nodes)
@@ -73,10 +81,12 @@ def open_segment(
     return Segment(session, tuple(fed), tuple(i.name for i in inputs), tuple(read), dtypes)
 
 
-def _reach_back(graph: onnx.GraphProto, fed: set[str], read: Sequence[str]) -> tuple[set[int], set[str]]:
-    """(positions of the nodes, graph inputs) that the tensors read depend on, stopping at the tensors fed."""
-    makers = {name: position for position, node in enumerate(graph.node) for name in node.output if name}
-    inputs = {i.name for i in graph.input}
+def _reach_back(
+    graph: onnx.GraphProto, fed: set[str], read: Sequence[str], given: set[str]
+) -> tuple[set[int], set[str]]:
+    """(positions of the nodes, inputs or tensors given) that the tensors read depend on, stopping at those fed."""
+    makers = {name: position for position, node in enumerate(graph.node) for name in node.output if name and name not in given}
+    inputs = {i.name for i in graph.input} | given
     needed: set[int] = set()
     sources: set[str] = set()
     todo = [name for name in read if name not in fed]
