@@ -20,7 +20,7 @@ from corp_onnx._version import __version__
 from corp_onnx.blocks import Blocks, find_blocks
 from corp_onnx.calibrate.collect import collect_moments
 from corp_onnx.calibrate.data import describe_data, open_calibration, warn_of_data
-from corp_onnx.checks.measure import measure_model, measure_units
+from corp_onnx.checks.measure import check_expected, measure_model, measure_units
 from corp_onnx.checks.preflight import choose_units, protect_model, require_finite_weights, wanted_kinds, watch_source
 from corp_onnx.checks.verify import check_file, check_rewrite, require_passed
 from corp_onnx.gradients import collect_taylor
@@ -32,6 +32,7 @@ from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.inspect import describe_model, describe_skips
 from corp_onnx.results import (
     CheckResult,
+    MergeResult,
     PruneResult,
     StageClock,
     UnitResult,
@@ -45,6 +46,8 @@ from corp_onnx.search.problem import Problem
 from corp_onnx.search.strategy import follow_method
 from corp_onnx.settings import PruneSettings
 from corp_onnx.staging import check_destination, refuse_folder, staged_files, write_text
+from corp_onnx.tokens.merge import MergeSites, MergeStep, TokenMetric, find_merge_sites
+from corp_onnx.tokens.metric import METRIC_IMAGES, learn_metrics
 from corp_onnx.tokens.trim import TrimPlan, find_left_out, plan_trim
 from corp_onnx.units import Unit, UnitPlan, list_units
 
@@ -113,16 +116,18 @@ def prune_model(
         units = choose_units(graph, blocks, method)
         require_finite_weights(graph, blocks)
         trim, trim_note = plan_trim(graph, blocks) if method.trim else (None, "")
+        sites = find_merge_sites(graph, blocks) if method.merges else None
     with clock.stage("open images"):
         calibration, held_out = open_calibration(graph.model, Path(calib), settings)
     running = {"batch_size": settings.batch_size, "provider": settings.provider}
     places = staged_files(destinations, force=force, outdated=outdated_data(output), before=unchanged)
     with places as (path, report_path):
-        problem = _pose_problem(graph, blocks, units, trim, calibration, held_out, settings, progress, clock)
+        problem = _pose_problem(graph, blocks, units, trim, sites, calibration, held_out, settings, progress, clock)
         with clock.stage("solve"):
             solution = follow_method(problem)
         with clock.stage("rewrite"):
-            rewrite = plan_rewrite(solution.changes, trim, _metadata(graph.model, calibration, settings))
+            origin = _metadata(graph.model, calibration, settings)
+            rewrite = plan_rewrite(solution.changes, trim, origin, solution.merges)
             models = rewrite.write(graph, path)
             pruned = models[-1]
         with clock.stage("verify"):
@@ -135,7 +140,13 @@ def prune_model(
             errors = measure_units(graph, solution.plans, held_out, **running, progress=counting)
             counting = _counting(progress, "measure model", held_out.n_images)
             left_out = find_left_out(models[-2]) if trim else None
-            measured = measure_model(graph, blocks, pruned, held_out, trim=left_out, **running, progress=counting)
+            n_special = sites.flow.n_special if sites is not None and sites.flow is not None else 0
+            measured = measure_model(
+                graph, blocks, pruned, held_out, trim=left_out, n_special=n_special, **running, progress=counting
+            )
+            surprise = check_expected(measured, solution.expected_loss)
+            checks += [surprise] if surprise else []
+            _require_passed(checks, output)
             facts = describe_model(probe_graph(pruned))
         result = PruneResult(
             dense=describe_model(graph),
@@ -146,9 +157,10 @@ def prune_model(
             n_units_found=len(list_units(blocks, wanted_kinds(method), skipped=True)),
             left_whole=_left_whole(units, solution.plans),
             skipped=describe_skips(blocks, wanted_kinds(method)),
+            merges=describe_merges(solution.merges, graph),
             held_out=measured,
             checks=tuple(checks),
-            notes=(*solution.notes, *([trim_note] if trim_note else [])),
+            notes=(*solution.notes, *([trim_note] if trim_note else []), *_note_merges(sites)),
             warnings=warn_of_data(units, problem.moments, calibration),
             stages=tuple(clock.stages),
             peak_memory_bytes=_peak_memory(),
@@ -160,8 +172,8 @@ def prune_model(
 
 
 def _pose_problem(
-    graph: Graph, blocks: Blocks, units: tuple[Unit, ...], trim: TrimPlan | None, calibration: Images, held_out: Images,
-    settings: PruneSettings, progress: Progress | None, clock: StageClock,
+    graph: Graph, blocks: Blocks, units: tuple[Unit, ...], trim: TrimPlan | None, sites: MergeSites | None,
+    calibration: Images, held_out: Images, settings: PruneSettings, progress: Progress | None, clock: StageClock,
 ) -> Problem:  # fmt: skip
     """Calibrate, and what the search will look at."""
     running = {"batch_size": settings.batch_size, "provider": settings.provider}
@@ -173,9 +185,15 @@ def _pose_problem(
     with clock.stage("calibrate"):
         counting = _counting(progress, "calibrate", calibration.n_images)
         moments = collect_moments(graph, units, calibration, **running, progress=counting)
+    metrics: dict[int, TokenMetric] = {}
+    if sites is not None and sites.sites:
+        with clock.stage("compare tokens"):
+            counting = _counting(progress, "compare tokens", min(METRIC_IMAGES, calibration.n_images))
+            kind = settings.method.merge_metric
+            metrics = learn_metrics(graph, blocks, sites, calibration, kind, **running, progress=counting)
     return Problem(
         graph, blocks, units, settings.method, moments, calibration, held_out, **running, seed=settings.seed,
-        progress=progress, importances=importances, trim=trim,
+        progress=progress, importances=importances, trim=trim, sites=sites, metrics=metrics,
     )  # fmt: skip
 
 
@@ -191,6 +209,26 @@ def _left_whole(units: Sequence[Unit], plans: Sequence[UnitPlan]) -> tuple[str, 
     narrower = {plan.key for plan in plans if plan.width < plan.unit.width}
     gone = {plan.unit.site.key for plan in plans if plan.solved.removes}
     return tuple(str(u.key) for u in units if u.key not in narrower and u.site.key not in gone)
+
+
+def describe_merges(steps: Sequence[MergeStep], graph: Graph) -> tuple[MergeResult, ...]:
+    """How many tokens are left behind every block that merges some."""
+    found: list[MergeResult] = []
+    for step in steps:
+        before = found[-1].tokens_after if found else graph.dims(step.site.stream)[1]
+        found.append(MergeResult(step.site.block, before, before - step.n_merged))
+    return tuple(found)
+
+
+def _note_merges(sites: MergeSites | None) -> list[str]:
+    """Why tokens do not merge in some blocks, a sentence for every reason."""
+    reasons: dict[str, list[int]] = {}
+    for block, reason in sites.skipped if sites is not None else ():
+        reasons.setdefault(reason, []).append(block)
+    return [
+        f"tokens do not merge in block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}: {reason}."
+        for reason, blocks in reasons.items()
+    ]
 
 
 def _counting(progress: Progress | None, stage: str, total: int) -> Callable[[int], None] | None:

@@ -117,6 +117,15 @@ class UnitResult:
 
 
 @dataclass(frozen=True, slots=True)
+class MergeResult:
+    """Tokens that merge behind the attention of one block: how many there are of an image before and behind it."""
+
+    block: int
+    tokens_before: int
+    tokens_after: int
+
+
+@dataclass(frozen=True, slots=True)
 class CheckResult:
     """One check: what was compared, the largest relative difference found, and the tolerance."""
 
@@ -131,7 +140,8 @@ class CheckResult:
 class HeldOut:
     """Pruned against dense on the held-back calibration images; no labels.
 
-    `stream_error` is |h' - h| / |h| of the residual stream after each block, over all tokens that are still computed.
+    `stream_error` is |h' - h| / |h| of the residual stream after each block, over all tokens that are still computed;
+    where tokens have merged, over those that never do (class tokens), or of the mean of all.
     """
 
     n_images: int
@@ -206,6 +216,7 @@ class PruneResult:
     n_units_found: int
     left_whole: tuple[str, ...]
     skipped: tuple[SkipFacts, ...]
+    merges: tuple[MergeResult, ...]
     held_out: HeldOut
     checks: tuple[CheckResult, ...]
     notes: tuple[str, ...]

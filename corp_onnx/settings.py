@@ -28,6 +28,8 @@ answers, which is too little for a default."""
 
 Rank = Literal["obs", "energy", "magnitude", "weighted", "taylor"]
 QkSolver = Literal["low-rank", "sylvester"]
+MergeRule = Literal["search", "constant", "none"]
+TokenMetricKind = Literal["learnt", "keys"]
 
 
 def option(
@@ -136,6 +138,12 @@ class Method:
         weigh_tokens: in the refit, count token positions by how much the answers depend on them (token_weights.py).
         favour_late: where a refit follows, an error of an early unit counts less in the search for widths, since every
             later unit mends part of it (search/widths.py); no effect without a refit.
+        merge: how many similar tokens merge in which block (tokens/merge.py): `search`ed together with the widths, the
+            same number in every block (`constant`), or `none`. Only under a budget of MACs or agreement whose widths
+            are searched: parameters are the same with fewer tokens.
+        merge_blocks: the blocks that tokens may merge in; none named are all.
+        merge_metric: how tokens are compared: what `learnt` directions and importance say, or ToMe's mean of the
+            `keys`.
         trim: leave out what the last block computes for tokens that no output reads (tokens/); no effect on answers.
 
     Raises:
@@ -168,6 +176,15 @@ class Method:
         "Before a refit, let errors of early blocks count less in the search for widths: later blocks mend part of "
         "them.",
     )
+    merge: MergeRule = option(
+        "search",
+        "Merge similar tokens, behind the attention of some blocks: searched together with the widths, the same number "
+        "in every block, or none.",
+    )
+    merge_blocks: tuple[int, ...] = option((), "Blocks that tokens may merge in, counted from 0.", metavar="B,...")
+    merge_metric: TokenMetricKind = option(
+        "learnt", "How tokens are compared: by learnt directions and importance, or ToMe's mean of the keys."
+    )
     trim: bool = option(True, "Leave out what the last block computes for tokens that no output reads.")
 
     def __post_init__(self) -> None:
@@ -179,6 +196,10 @@ class Method:
             raise OptionError(f"--ridge must be a number above 0; found {self.ridge:g}.")
         if self.align < 1:
             raise OptionError(f"--align must be 1 or more; found {self.align}.")
+        if self.merge not in get_args(MergeRule):
+            raise OptionError(f"--merge must be {_listed(get_args(MergeRule))}; found {self.merge}.")
+        if self.merge_metric not in get_args(TokenMetricKind):
+            raise OptionError(f"--merge-metric must be {_listed(get_args(TokenMetricKind))}; found {self.merge_metric}.")
         searched = isinstance(self.widths, Budget) and self.widths.allocate == "search"
         if self.equal_heads and not searched:
             raise OptionError("--equal-heads goes with widths that are searched under a budget; leave it out.")
@@ -193,6 +214,13 @@ class Method:
         return self.refit and self.compensate
 
     @property
+    def merges(self) -> bool:
+        """Whether tokens may merge."""
+        rule = self.widths
+        searched = isinstance(rule, Budget) and rule.allocate == "search" and rule.kind != "params"
+        return self.merge != "none" and searched
+
+    @property
     def judges_by_agreement(self) -> bool:
         """Whether the held-back images decide the size of the model."""
         return isinstance(self.widths, Budget) and self.widths.kind == "agreement"
@@ -201,7 +229,9 @@ class Method:
 BEST = Method()
 """Docs: docs/method.md."""
 
-PAPER = Method(units=("mlp", "qk"), rank="energy", qk="sylvester", widths=Fractions(0.5, 0.5), refit=False, trim=False)
+PAPER = Method(
+    units=("mlp", "qk"), rank="energy", qk="sylvester", widths=Fractions(0.5, 0.5), refit=False, merge="none", trim=False
+)
 """arXiv 2602.05243 as it stands."""
 
 METHODS = {"best": BEST, "paper": PAPER}

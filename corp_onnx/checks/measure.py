@@ -17,7 +17,7 @@ from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
 from corp_onnx.metrics import Tally
-from corp_onnx.results import HeldOut
+from corp_onnx.results import CheckResult, HeldOut
 from corp_onnx.run.sessions import open_tapped
 from corp_onnx.tokens.liveness import TokenTrim
 from corp_onnx.units import UnitKey, UnitPlan
@@ -87,6 +87,7 @@ def measure_model(
     images: Images,
     *,
     trim: TokenTrim | None = None,
+    n_special: int = 0,
     batch_size: int = 8,
     provider: str = "cpu",
     progress: Progress | None = None,
@@ -95,6 +96,7 @@ def measure_model(
 
     Args:
         trim: the tokens that the pruned file does not compute, from `find_left_out`; the others are compared.
+        n_special: leading tokens that never merge; where others have, these are compared, or the mean of all.
 
     Raises:
         NonFiniteError: an output of either model holds NaN or Inf.
@@ -110,7 +112,8 @@ def measure_model(
         tally.add(cut[first][:n_real].astype(np.float64), None, dense[first][:n_real].astype(np.float64))
         for row, name in zip(errors, streams, strict=True):
             whole = dense[name] if trim is None else trim.select(name, dense[name])
-            reference, found = (read_tokens(a, graph, n_real).astype(np.float64) for a in (whole, cut[name]))
+            pair = _match_tokens(whole, cut[name], n_special)
+            reference, found = (read_tokens(a, graph, n_real).astype(np.float64) for a in pair)
             row += np.square(found - reference).sum(), np.square(reference).sum()
         if progress:
             progress(n_real)
@@ -122,6 +125,36 @@ def measure_model(
         logit_error=tally.relative_error(),
         stream_error=tuple(float(np.sqrt(e / r)) if r else 0.0 for e, r in errors),
     )
+
+
+def _match_tokens(dense: np.ndarray, cut: np.ndarray, n_special: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both streams of the tokens that correspond: all, or behind a merge the special ones, or their mean."""
+    if dense.shape == cut.shape:
+        return dense, cut
+    if n_special:
+        return dense[:, :n_special], cut[:, :n_special]
+    return dense.mean(axis=1, keepdims=True), cut.mean(axis=1, keepdims=True)
+
+
+def check_expected(held: HeldOut, expected: float | None) -> CheckResult | None:
+    """Whether the answers moved about as far as the search foresaw; None where it foresaw nothing.
+
+    Args:
+        expected: loss of the one-shot solution on the same images; the refit that follows is to lower it.
+    """
+    if expected is None:
+        return None
+    loss = held.kl if held.kl is not None else (held.logit_error or 0.0) ** 2
+    allowed = MAX_SURPRISE * expected + SLACK
+    detail = f"loss on held-back images behind the refit, {loss:.3g}, against {expected:.3g} before it"
+    return CheckResult("refit", bool(loss <= allowed), loss, allowed, detail)
+
+
+MAX_SURPRISE = 3.0
+"""Times the loss of the one-shot solution; a refit whose rows do not correspond gives ten to a hundred times."""
+
+SLACK = 0.05
+"""Added to that, in nats: below it the two differ by which images were held back."""
 
 
 def _require_finite(model: Model, name: str, array: np.ndarray) -> None:

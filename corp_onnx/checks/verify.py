@@ -6,8 +6,9 @@
     padding     the pruned file answers as the same solution does at full width, padded with zeros
     batches     a dynamic batch runs at 1 and at N
 
-and every pass's own (`Pass.check`): `replay`, on a real batch every product gives what NumPy computes from the solved
-weights; `tokens`, the answers are the same with and without the tokens that were left out.
+Where a graph chooses (which tokens merge), rounding may turn a choice between equals: what is compared then takes the
+same choices, and the pass's own check holds them against NumPy. And every pass's own (`Pass.check`): `replay`, on a real batch every product gives what NumPy computes from the solved
+weights; `merge`, what merges and what comes of it; `tokens`, the answers are the same with and without the tokens that were left out.
 
 A check is a value; `require_passed` turns a failed one into an error.
 """
@@ -23,6 +24,7 @@ from typing import ParamSpec
 
 import numpy as np
 import onnx
+from onnx import TensorProto
 
 from corp_onnx.errors import CheckFailedError, ModelError
 from corp_onnx.graph import Graph, Model, batch_kind
@@ -30,6 +32,7 @@ from corp_onnx.graph.proto import skeleton
 from corp_onnx.results import CheckResult
 from corp_onnx.rewrite import Rewrite
 from corp_onnx.run.comparison import compare_answers, compare_arrays, run_whole
+from corp_onnx.run.segments import open_segment
 from corp_onnx.run.sessions import first_sentence, open_session, open_tapped
 
 P = ParamSpec("P")
@@ -58,7 +61,7 @@ def check_rewrite(
     for one, before in zip(rewrite.passes, [graph.model, *models[:-1]], strict=True):
         checks.append(_as_check(one.name)(one.check)(graph, before, models[-1], feeds, provider))
     if batch_kind(models[-1]) is None:
-        checks.append(check_batches(models[-1], feeds, graph.float_type, provider))
+        checks.append(check_batches(models[-1], feeds, graph.float_type, provider, rewrite.choices))
     return checks
 
 
@@ -120,15 +123,29 @@ def _as_check(name: str) -> Callable[[Callable[P, CheckResult]], Callable[P, Che
 
 @_as_check("batches")
 def check_batches(
-    pruned: Model, feeds: Mapping[str, np.ndarray], precision: str = "float32", provider: str = "cpu"
+    pruned: Model,
+    feeds: Mapping[str, np.ndarray],
+    precision: str = "float32",
+    provider: str = "cpu",
+    choices: Sequence[str] = (),
 ) -> CheckResult:
-    """A dynamic batch at 1 and at N, at least 2: the first row must not depend on its neighbours."""
-    session = open_tapped(pruned, [], provider=provider)
+    """A dynamic batch at 1 and at N, at least 2: the first row must not depend on its neighbours.
+
+    Args:
+        choices: integer tensors that rounding may turn: alone, the row takes those that it has among others.
+    """
     single = {k: v[:1] for k, v in feeds.items()}
     whole = feeds if len(next(iter(feeds.values()))) > 1 else {k: _double(v) for k, v in feeds.items()}
-    n_rows, first = len(next(iter(whole.values()))), session.outputs[0]
-    found = session.run(single)[first].astype(np.float64)
-    expected = session.run(whole)[first][:1].astype(np.float64)
+    n_rows, first = len(next(iter(whole.values()))), [pruned.proto.graph.output[0].name]
+    taps = open_tapped(pruned, choices, provider=provider).run(whole)
+    expected = taps[first[0]][:1].astype(np.float64)
+    if choices:
+        types = dict.fromkeys(choices, int(TensorProto.INT64))
+        alone = open_segment(pruned, types, [], first, given=choices, provider=provider)
+        row = {**single, **{name: taps[name][:1].astype(np.int64) for name in choices}}
+        found = alone.run({}, row)[first[0]].astype(np.float64)
+    else:
+        found = open_tapped(pruned, [], provider=provider).run(single)[first[0]].astype(np.float64)
     return compare_arrays("batches", found, expected, precision, f"batch of 1 against batch of {n_rows}")
 
 
@@ -157,7 +174,9 @@ def check_padding(
     """
     detail = "answers of the pruned file against the same solution padded with zeros to full width"
     with _written(graph, rewrite.padded(), pruned) as padded:
-        return compare_answers("padding", pruned, padded, feeds, graph.float_type, detail, provider)
+        return compare_answers(
+            "padding", pruned, padded, feeds, graph.float_type, detail, provider, rewrite.choices
+        )
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
+from corp_onnx.errors import OptionError
+
 
 class GroupedOption(click.Option):
     """An option under a heading of the help page."""
@@ -92,7 +94,7 @@ def _option(
     if f.metadata["metavar"]:
         details["metavar"] = f.metadata["metavar"]
     if get_origin(kind) is tuple:
-        details["callback"] = _split_names
+        details["callback"] = _split_numbers if get_args(kind)[0] is int else _split_names
     return grouped(group, f"--{flag}", f.name, **details)
 
 
@@ -118,8 +120,17 @@ def _describe_default(f: dataclasses.Field[Any], defaults: Mapping[str, Any]) ->
 def _spell(f: dataclasses.Field[Any], value: Any) -> str:
     if isinstance(value, bool):
         return ("" if value else "no-") + (f.metadata["flag"] or f.name.replace("_", "-"))
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    return (",".join(map(str, value)) or "all") if isinstance(value, tuple) else str(value)
 
 
 def _split_names(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     return None if value is None else tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+def _split_numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    names = _split_names(context, parameter, value)
+    if names is None:
+        return None
+    if not names or not all(name.isdecimal() for name in names):
+        raise OptionError(f"{parameter.opts[0]} takes whole numbers separated by commas; found '{value}'.")
+    return tuple(int(name) for name in names)

@@ -59,6 +59,7 @@ FILES, SIZE, METHOD, RUN = "Files", "Size of the result", "Method", "Run"
 @grouped(METHOD, "--preset", type=click.Choice(list(METHODS)), default="best", show_default=True,
          help="best: the smallest error for a budget. paper: the method of arXiv 2602.05243.")  # fmt: skip
 @settings_options(Method, "given", METHOD, METHODS, {"units": KINDS})
+@grouped(METHOD, "--no-merge", is_flag=True, help="The same as --merge none.")
 @settings_options(PruneSettings, "run", RUN)
 @preprocessing_options
 def prune(
@@ -73,6 +74,7 @@ def prune(
     amp_threshold: float,
     mlp: float | None,
     attn: float | None,
+    no_merge: bool,
     given: Mapping[str, Any],
     run: Mapping[str, Any],
     preprocessing: Preprocessing,
@@ -89,7 +91,13 @@ def prune(
     widths = _read_widths(preset, mlp, attn, {k: v for k, v in budgets.items() if v is not None}, allocate,
                           amp_threshold)  # fmt: skip
     alone = {"units": ("mlp",)} if isinstance(widths, Threshold) else {}  # AMP prunes nothing else
-    method = replace(METHODS[preset], **{**alone, **given, "widths": widths})
+    merge = _read_merge(no_merge, given)
+    method = replace(METHODS[preset], **{**alone, **given, **merge, "widths": widths})
+    if {"merge", "merge_blocks", "merge_metric"} & set(given) and method.merge != "none" and not method.merges:
+        raise OptionError(
+            "tokens merge under a budget of MACs or agreement whose widths are searched: give --macs or "
+            "--min-agreement, or leave out --merge, --merge-blocks and --merge-metric."
+        )
     settings = PruneSettings(method, **run, preprocessing=preprocessing)
     if method.judges_by_agreement and budgets["agreement"] is None:
         click.echo(
@@ -104,6 +112,13 @@ def prune(
         click.echo(to_json(result))
     else:
         print_pruning(result)
+
+
+def _read_merge(no_merge: bool, given: Mapping[str, Any]) -> dict[str, str]:
+    """What --no-merge says."""
+    if no_merge and {"merge", "merge_blocks", "merge_metric"} & set(given):
+        raise OptionError("--no-merge leaves nothing to merge: leave out --merge, --merge-blocks and --merge-metric.")
+    return {"merge": "none"} if no_merge else {}
 
 
 def _read_widths(

@@ -43,6 +43,11 @@ class Pass(ABC):
         """The pass at full width, zeros where something was removed; None where it removes nothing that answers see."""
         return None
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The integer tensors of its result that say what the graph chose, where rounding may turn a choice."""
+        return ()
+
     @abstractmethod
     def check(
         self, graph: Graph, before: Model, after: Model, feeds: Mapping[str, np.ndarray], provider: str

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from corp_onnx.errors import clean_text
 from corp_onnx.evaluate import Evaluation, Score
-from corp_onnx.results import HeldOut, Inspection, ModelFacts, PruneResult, UnitFacts, UnitResult
+from corp_onnx.results import HeldOut, Inspection, MergeResult, ModelFacts, PruneResult, UnitFacts, UnitResult
 from corp_onnx.units import KINDS
 
 KIND_NAMES = {name: kind.title for name, kind in KINDS.items()}
@@ -132,6 +132,8 @@ def print_pruning(result: PruneResult) -> None:
     if result.units:
         print_table(console, table)
     print_table(console, _sizes(result.dense, result.pruned))
+    if result.merges:
+        console.print(_describe_merges(result.merges), soft_wrap=True)
     for skip in result.skipped:
         console.print(f"skipped {KIND_NAMES[skip.kind]} at {skip.node}: {skip.reason}", soft_wrap=True)
     for note in result.notes:
@@ -144,6 +146,11 @@ def print_pruning(result: PruneResult) -> None:
     whole = f" (left whole: {', '.join(result.left_whole)})" if result.left_whole else ""
     console.print(f"pruned {n_pruned} of {result.n_units_found} units{whole} -> {result.pruned.path}", soft_wrap=True)
     console.print(f"report: {result.report_path}", soft_wrap=True)
+
+
+def _describe_merges(merges: Sequence[MergeResult]) -> str:
+    steps = ", ".join(f"{m.tokens_before} -> {m.tokens_after} in block {m.block}" for m in merges)
+    return f"similar tokens merge behind the attention: {steps}."
 
 
 def _describe_answers(held: HeldOut) -> str:

@@ -1,12 +1,13 @@
 """The passes in their order, and the one entry point that runs them: prune, verification, probes and tools alike.
 
 cut widths              units of other widths                 rewrite/cut.py
+merge tokens            similar ones become one               tokens/merge.py
 leave out tokens        what no output reads                  tokens/trim.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from corp_onnx.graph.passes import Pass
 from corp_onnx.graph.write import write_model
 from corp_onnx.rewrite.cut import CutWidths
 from corp_onnx.run.probe import probe_graph
+from corp_onnx.tokens.merge import MergeStep, MergeTokens
 from corp_onnx.tokens.trim import LeaveOutTokens, TrimPlan
 from corp_onnx.units import Change, Changes
 
@@ -59,21 +61,33 @@ class Rewrite:
         """The same surgery with nothing removed."""
         return Rewrite(tuple(one.whole(graph) for one in self.passes))
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The integer tensors that say what the new model chooses (`Pass.choices`)."""
+        return tuple(name for one in self.passes for name in one.choices)
+
     def padded(self) -> Rewrite:
         """The same solution at full width, zeros where something was removed."""
         return Rewrite(tuple(p for p in (one.padded() for one in self.passes) if p is not None))
 
 
-def plan_rewrite(changes: Changes, trim: TrimPlan | None = None, metadata: Mapping[str, str] | None = None) -> Rewrite:
+def plan_rewrite(
+    changes: Changes,
+    trim: TrimPlan | None = None,
+    metadata: Mapping[str, str] | None = None,
+    merges: Sequence[MergeStep] = (),
+) -> Rewrite:
     """The passes that make a pruned model.
 
     Args:
         changes: what the search and the refit found, by site.
+        merges: tokens that merge, in the order of the blocks.
         trim: the tokens that will not be computed.
         metadata: properties to store in the result.
     """
     joined: dict[SiteKey, Change] = dict(changes)
     for key, change in (trim.apart if trim else {}).items():
         joined[key] = joined[key].join(change) if key in joined else change
-    cut = CutWidths(joined, metadata or {})
-    return Rewrite((cut,) if trim is None else (cut, LeaveOutTokens()))
+    merge = (MergeTokens(tuple(merges)),) if merges else ()
+    leave_out = (LeaveOutTokens(),) if trim else ()
+    return Rewrite((CutWidths(joined, metadata or {}), *merge, *leave_out))

@@ -6,12 +6,13 @@ measures its activations over a batch and answers an image a little differently 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64
+from onnx import TensorProto
 
 from corp_onnx.graph.model import Model, batch_kind
 from corp_onnx.images import Images
@@ -19,6 +20,7 @@ from corp_onnx.metrics import Tally
 from corp_onnx.results import CheckResult
 from corp_onnx.run.noise import run_possible
 from corp_onnx.run.runner import open_runner
+from corp_onnx.run.segments import open_segment
 from corp_onnx.run.sessions import open_tapped
 
 NOISE_IMAGES = 4
@@ -105,9 +107,21 @@ def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found.astype(np.float64) - expected).max(initial=0.0)) / scale
 
 
-def run_whole(model: Model, feeds: Mapping[str, np.ndarray], provider: str = "cpu") -> Float64[np.ndarray, " n"]:
-    """Every output of a model in one row."""
-    outputs = open_tapped(model, [], provider=provider).run(feeds).values()
+def run_whole(
+    model: Model, feeds: Mapping[str, np.ndarray], provider: str = "cpu", given: Mapping[str, np.ndarray] | None = None
+) -> Float64[np.ndarray, " n"]:
+    """Every output of a model in one row.
+
+    Args:
+        given: integer tensors of the graph that are to be these instead of what it computes.
+    """
+    if given:
+        types = dict.fromkeys(given, int(TensorProto.INT64))
+        names = [o.name for o in model.proto.graph.output]
+        segment = open_segment(model, types, [], names, given=list(given), provider=provider)
+        outputs = segment.run({}, {**feeds, **given}).values()
+    else:
+        outputs = open_tapped(model, [], provider=provider).run(feeds).values()
     return np.concatenate([o.astype(np.float64).ravel() for o in outputs])
 
 
@@ -117,11 +131,25 @@ def compare_arrays(name: str, found: np.ndarray, expected: np.ndarray, precision
     return CheckResult(name, bool(difference <= tolerance), difference, tolerance, detail)
 
 
+def read_choices(
+    model: Model, names: Sequence[str], feeds: Mapping[str, np.ndarray], provider: str = "cpu"
+) -> dict[str, np.ndarray]:
+    """What a model chooses for a batch: integer tensors of its graph (`Pass.choices`), for `run_whole`."""
+    if not names:
+        return {}
+    arrays = open_tapped(model, names, provider=provider).run(feeds)
+    return {name: arrays[name].astype(np.int64) for name in names}
+
+
 def compare_answers(
     name: str, found: Model, expected: Model, feeds: Mapping[str, np.ndarray], precision: str, detail: str,
-    provider: str = "cpu",
+    provider: str = "cpu", choices: Sequence[str] = (),
 ) -> CheckResult:  # fmt: skip
-    """A check that two models give the same outputs for a batch."""
-    return compare_arrays(
-        name, run_whole(found, feeds, provider), run_whole(expected, feeds, provider), precision, detail
-    )
+    """A check that two models give the same outputs for a batch.
+
+    Args:
+        choices: integer tensors of both that rounding may turn: the second takes those of the first.
+    """
+    given = read_choices(found, choices, feeds, provider)
+    pair = run_whole(found, feeds, provider, given), run_whole(expected, feeds, provider, given)
+    return compare_arrays(name, *pair, precision, detail)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ from corp_onnx.images import Images
 from corp_onnx.moments import Moments
 from corp_onnx.rewrite import Rewrite, plan_rewrite
 from corp_onnx.settings import Method
+from corp_onnx.tokens.merge import MergePlan, MergeSites, MergeStep, TokenMetric
 from corp_onnx.tokens.trim import TrimPlan
 from corp_onnx.units import (
     Change,
@@ -40,6 +41,9 @@ class Problem:
         moments: of each, by its key as text.
         importances: of every MLP's channels, by the same; for the rank `taylor` only.
         trim: the tokens that the pruned model will not compute.
+        sites: where tokens can merge; None where they are not to.
+        metrics: how they are compared, by block.
+        merge: the tokens that merge, where that is decided; widths are searched for the rest of a budget.
     """
 
     graph: Graph
@@ -55,10 +59,15 @@ class Problem:
     progress: Progress | None = None
     importances: Mapping[str, np.ndarray] = field(default_factory=dict)
     trim: TrimPlan | None = None
+    sites: MergeSites | None = None
+    metrics: Mapping[int, TokenMetric] = field(default_factory=dict)
+    merge: MergePlan | None = None
 
     @property
     def cost(self) -> Cost:
         """Of the model with every unit at full width, without the tokens that will not be computed."""
+        if self.merge is not None:
+            return self.merge.cost
         return self.graph.cost if self.trim is None else self.trim.cost
 
     @property
@@ -79,19 +88,26 @@ class Problem:
         evidence = Evidence(self.graph, self.moments, self.importances)
         return tuple(unit.trace(evidence, self.method) for unit in self.units)
 
-    def rewrite(self, changes: Changes) -> Rewrite:
+    def rewrite(self, changes: Changes, merges: Sequence[MergeStep] = ()) -> Rewrite:
         """The passes from the dense model to one with these changes, without what is exact anyway."""
-        return plan_rewrite(changes)
+        return plan_rewrite(changes, merges=merges)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solution:
-    """What changes, the one-shot plans behind it, and what the search says of itself."""
+    """What changes, the one-shot plans behind it, and what the search says of itself.
+
+    Attributes:
+        merges: the tokens that merge.
+        expected_loss: on the held-back images, of the one-shot solution that a refit started from.
+    """
 
     changes: Changes
     plans: tuple[UnitPlan, ...]
     kept_fraction: float | None = None
     notes: tuple[str, ...] = ()
+    merges: tuple[MergeStep, ...] = ()
+    expected_loss: float | None = None
 
 
 def solve_widths(choices: tuple[Choice, ...], widths: Mapping[UnitKey, int]) -> tuple[UnitPlan, ...]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
 
-from corp_onnx.blocks import SiteKey
+from corp_onnx.blocks import SiteKey, find_blocks
 from corp_onnx.errors import OptionError
+from corp_onnx.graph import Graph
 from corp_onnx.refit import refit_changes
 from corp_onnx.refit.stream import StreamWalk, find_walk
 from corp_onnx.refit.token_weights import weigh_stops
+from corp_onnx.run.probe import probe_graph
 from corp_onnx.search.evaluator import Evaluator, prepare_evaluator
 from corp_onnx.search.probes import draw_probes, probe_choices
 from corp_onnx.search.problem import Problem, Solution, solve_widths
+from corp_onnx.search.tokens import MergeCandidates, prepare_merging
 from corp_onnx.search.widths import (
     CostKind,
     allocate_choices,
@@ -26,7 +30,26 @@ from corp_onnx.search.widths import (
     uniform_widths,
 )
 from corp_onnx.settings import Budget, Method
+from corp_onnx.solve.schedule import Schedule
+from corp_onnx.tokens.merge import MergePlan, MergeStep, list_assignments, merge_tokens
 from corp_onnx.units import Choice, UnitKey, gather_changes
+
+
+MAX_SCHEDULES = 16
+"""Schedules that are tried against widths under one budget; between two neighbours the best split hardly moves."""
+
+REFIT_GAIN = 0.5
+"""Of the loss that narrower units cause, what is left behind a refit. It decides only how a budget is split between
+tokens and widths. On DeiT-Tiny 0.5 to 0.6 (docs/method.md)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stretches:
+    """The dense model with tokens merged, as the refit walks it: its graph, its stops, and what merges in it."""
+
+    graph: Graph
+    walk: StreamWalk
+    given: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -37,8 +60,9 @@ class Search:
     choices: tuple[Choice, ...]
     sensitivities: dict[UnitKey, float]
     walk: StreamWalk
+    merging: MergeCandidates | None = None
     _judge: Evaluator | None = field(default=None)
-    _weights: dict[SiteKey, np.ndarray] | None = field(default=None)
+    _weights: dict[tuple[object, ...], dict[SiteKey, np.ndarray]] = field(default_factory=dict)
 
     @property
     def method(self) -> Method:
@@ -50,15 +74,54 @@ class Search:
         """Whether method and graph allow a refit."""
         return self.method.refits and bool(self.walk.stops)
 
-    def widths(self, kind: CostKind, value: float, *, before_refit: bool = False) -> dict[UnitKey, int]:
-        """The width of every unit under a cost; another where a refit will follow."""
-        allowance = allow_cost(self.problem, self.choices, kind, value)
+    def widths(
+        self, kind: CostKind, value: float, *, before_refit: bool = False, merge: MergePlan | None = None
+    ) -> dict[UnitKey, int]:
+        """The width of every unit under a cost; another where a refit will follow.
+
+        Args:
+            merge: the tokens that merge besides.
+        """
+        allowance = allow_cost(replace(self.problem, merge=merge), self.choices, kind, value)
         if self.is_uniform:
             return uniform_widths(self.choices, allowance)
         sensitivities = self.sensitivities
         if before_refit and self.refits and self.method.favour_late:
             sensitivities = favour_late(sensitivities, find_depths(self.problem.blocks))
         return allocate_choices(sensitivities, allowance)
+
+    def predict_loss(self, widths: dict[UnitKey, int]) -> float:
+        """What probes and curves promise of narrower units, before any refit."""
+        return sum(
+            self.sensitivities.get(choice.key, 1.0) * float(choice.error_curve[widths[choice.key]])
+            for choice in self.choices
+        )
+
+    def split(self, kind: CostKind, value: float, *, before_refit: bool = False) -> tuple[dict[UnitKey, int], MergePlan | None]:
+        """The widths under a cost and the tokens that merge: the schedule with which both together lose least.
+
+        Raises:
+            OptionError: not even the smallest widths and fewest tokens fit.
+        """
+        if self.merging is None or kind != "macs":
+            return self.widths(kind, value, before_refit=before_refit), None
+        gain = REFIT_GAIN if before_refit and self.refits else 1.0
+        best: tuple[float, dict[UnitKey, int], MergePlan | None] | None = None
+        problem: OptionError | None = None
+        for schedule in _spread(self.merging.schedules):
+            merge = self.merging.plan(schedule)
+            try:
+                widths = self.widths(kind, value, before_refit=before_refit, merge=merge)
+            except OptionError as error:
+                problem = error
+                continue
+            loss = schedule.loss + gain * self.predict_loss(widths)
+            if best is None or loss < best[0]:
+                best = loss, widths, merge
+        if best is None:
+            assert problem is not None
+            raise problem
+        return best[1:]
 
     @property
     def is_uniform(self) -> bool:
@@ -67,31 +130,45 @@ class Search:
 
     def smallest_macs(self) -> float:
         """The MACs of the smallest model that the rule for widths can reach."""
-        allowance = allow_cost(self.problem, self.choices, "macs", 1.0)
+        merge = self.merging.plan(self.merging.schedules[-1]) if self.merging else None
+        allowance = allow_cost(replace(self.problem, merge=merge), self.choices, "macs", 1.0)
         return allowance.cost(narrowest_widths(self.choices)) if self.is_uniform else allowance.smallest
 
     def one_shot(self, kind: CostKind, value: float) -> Solution:
         """The solution of a budget before any refit."""
-        return self._solve(self.widths(kind, value), value)
+        return self._solve(*self.split(kind, value), value)
 
     def refitted(self, kind: CostKind, value: float) -> Solution:
         """The solution of a budget with every last product solved again on the pruned stream."""
-        return self.refit(self._solve(self.widths(kind, value, before_refit=True), value))
+        return self.refit(self._solve(*self.split(kind, value, before_refit=True), value))
 
-    def _solve(self, widths: dict[UnitKey, int], value: float) -> Solution:
+    def _solve(self, widths: dict[UnitKey, int], merge: MergePlan | None, value: float) -> Solution:
         plans = solve_widths(self.choices, widths)
-        return Solution(gather_changes(plans), plans, value)
+        return Solution(gather_changes(plans), plans, value, merges=merge.steps if merge else ())
 
     def refit(self, solution: Solution) -> Solution:
         """A one-shot solution with every last product solved again, where method and graph allow it."""
         p = self.problem
         if not self.refits or not solution.plans:
             return solution
+        at = self._stretch(solution.merges)
+        proto = self.make(solution)
         changes = refit_changes(
-            p.graph, self.walk, solution.changes, self.make(solution), p.calibration, self._token_weights(),
+            at.graph, at.walk, solution.changes, proto, p.calibration, self._token_weights(at), given=at.given,
             batch_size=p.batch_size, provider=p.provider, progress=p.progress,
         )  # fmt: skip
-        return replace(solution, changes=changes)
+        return replace(solution, changes=changes, expected_loss=self.judge.evaluate(proto).loss)
+
+    def _stretch(self, merges: Sequence[MergeStep]) -> Stretches:
+        """The dense model that a refit brings the pruned one back to: with the same tokens merged."""
+        p = self.problem
+        if not merges:
+            return Stretches(p.graph, self.walk)
+        graph = probe_graph(replace(p.graph.model, proto=merge_tokens(p.graph, merges)))
+        own = {site.key: site for site in p.blocks.sites}  # changes are made in the graph without merges
+        walk = find_walk(find_blocks(graph))
+        stops = tuple(replace(stop, site=own[stop.key]) for stop in walk.stops)
+        return Stretches(graph, replace(walk, stops=stops), list_assignments(merges))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -102,7 +179,7 @@ class Search:
 
     def make(self, solution: Solution) -> onnx.ModelProto:
         """The graph of a solution."""
-        return self.problem.rewrite(solution.changes).make(self.problem.graph)
+        return self.problem.rewrite(solution.changes, solution.merges).make(self.problem.graph)
 
     @property
     def judge(self) -> Evaluator:
@@ -112,14 +189,17 @@ class Search:
             self._judge = prepare_evaluator(p.graph.model, p.held_out, batch_size=p.batch_size, provider=p.provider)
         return self._judge
 
-    def _token_weights(self) -> dict[SiteKey, np.ndarray]:
-        """Computed by the first refit, the same for all; none where tokens are to count alike."""
+    def _token_weights(self, at: Stretches) -> dict[SiteKey, np.ndarray]:
+        """Computed by the first refit of the same merges, the same for all; none where tokens are to count alike."""
         p = self.problem
         if not self.method.weigh_tokens:
             return {}
-        if self._weights is None:
-            self._weights = weigh_stops(p.graph, self.walk, p.calibration, batch_size=p.batch_size, provider=p.provider)
-        return self._weights
+        key = tuple(at.graph.dims(stop.residual.stream) for stop in at.walk.stops)
+        if key not in self._weights:
+            self._weights[key] = weigh_stops(
+                at.graph, at.walk, p.calibration, given=at.given, batch_size=p.batch_size, provider=p.provider
+            )
+        return self._weights[key]
 
     def agreement(self, solution: Solution) -> float:
         """Share of the held-back images with the dense model's first answer.
@@ -142,5 +222,13 @@ def prepare_search(problem: Problem) -> Search:
     require_narrower(choices)
     search = Search(problem, choices, {}, find_walk(problem.blocks))
     if not search.is_uniform:
-        search.sensitivities = probe_choices(problem, choices, draw_probes(problem))
+        evaluator = draw_probes(problem)
+        search.sensitivities = probe_choices(problem, choices, evaluator)
+        search.merging = prepare_merging(problem, evaluator)
     return search
+
+
+def _spread(schedules: Sequence[Schedule]) -> list[Schedule]:
+    """At most MAX_SCHEDULES of them, evenly, the first and the last among them."""
+    places = np.unique(np.linspace(0, len(schedules) - 1, min(len(schedules), MAX_SCHEDULES)).round().astype(int))
+    return [schedules[i] for i in places]

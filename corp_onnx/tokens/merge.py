@@ -27,6 +27,7 @@ from onnx import TensorProto
 from corp_onnx.blocks import Block, Blocks
 from corp_onnx.errors import CheckFailedError
 from corp_onnx.graph import FLOAT_TYPES, Graph, Model, Node
+from corp_onnx.graph.cost import Cost
 from corp_onnx.graph.operators import RESHAPES, SOFTMAXES
 from corp_onnx.graph.passes import Pass
 from corp_onnx.graph.slots import Slot
@@ -102,9 +103,21 @@ def list_assignments(steps: Sequence[MergeStep]) -> tuple[str, ...]:
     return tuple(step.tensor(what) for step in steps for what in ("order", "partner"))
 
 
-def max_merged(n_tokens: int, n_special: int) -> int:
-    """Tokens that one step can merge: all its sources but one."""
-    return max(0, (n_tokens - n_special + 1) // 2 - 1)
+@dataclass(frozen=True, slots=True, eq=False)
+class MergePlan:
+    """Tokens that will merge, and what the model then costs at full widths."""
+
+    steps: tuple[MergeStep, ...]
+    cost: Cost
+
+
+def count_merge(step: MergeStep, n_tokens: int, n_special: int) -> int:
+    """Multiply-accumulates of a step itself, with so many tokens in front of it."""
+    sources, targets = part_tokens(n_tokens, n_special)
+    d_model, n_directions = step.metric.directions.shape
+    n_columns = n_directions + (step.metric.importance is not None)
+    compared = n_tokens * d_model * n_columns + len(sources) * (len(targets) - n_special) * n_directions
+    return compared + len(targets) * step.n_merged * (d_model + 1)
 
 
 def find_merge_sites(graph: Graph, blocks: Blocks) -> MergeSites:
@@ -163,6 +176,11 @@ class MergeTokens(Pass):
     ensures = "tokens that are means of those that they stand for"
 
     steps: tuple[MergeStep, ...]
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Which tokens merge with which."""
+        return list_assignments(self.steps)
 
     def run(self, graph: Graph) -> onnx.ModelProto:
         """The graph with fewer tokens."""

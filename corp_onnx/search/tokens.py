@@ -1,0 +1,115 @@
+"""How many tokens merge in which block: probes and costs of one model -> the schedules that a budget can choose from.
+
+A probe merges in one block alone and measures the loss against the dense model's answers, a few numbers of tokens for
+every block. solve/schedule.py makes schedules of them; widths go on from there (widths.py), on the model whose tokens
+are merged. What tokens cost is what products over tokens cost (tokens/costs.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from corp_onnx.errors import OptionError
+from corp_onnx.search.evaluator import Evaluator
+from corp_onnx.search.problem import Problem
+from corp_onnx.solve.schedule import (
+    Schedule,
+    StageCurve,
+    constant_schedules,
+    list_schedules,
+    most_merged,
+    trace_loss,
+)
+from corp_onnx.tokens.costs import TokenCosts, count_costs
+from corp_onnx.tokens.flow import trace_tokens
+from corp_onnx.tokens.merge import MergePlan, MergeSites, MergeStep, merge_tokens
+
+PROBE_SHARES = (0.08, 0.2, 0.4)
+"""Of the tokens, merged in one block: from hardly felt to nearly the most that one step can do."""
+
+MERGE_MACS = 4e6
+"""What a merge is taken to cost besides its products: two dozen small operators, 0.1 ms on the CPU that docs/speed.md
+names, in which it does as many multiply-accumulates. It keeps a schedule from merging a token here and there."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MergeCandidates:
+    """Schedules of rising loss and falling cost, the first of which merges nothing, and how to follow one."""
+
+    problem: Problem
+    sites: MergeSites
+    costs: TokenCosts
+    schedules: tuple[Schedule, ...]
+
+    def plan(self, schedule: Schedule) -> MergePlan | None:
+        """What a schedule merges and leaves; None where it merges nothing."""
+        by_site = zip(self.sites.sites, schedule.n_merged, strict=True)
+        steps = tuple(MergeStep(site, r, self.problem.metrics[site.block]) for site, r in by_site if r)
+        return MergePlan(steps, self.costs.at(schedule.n_merged, steps)) if steps else None
+
+
+def prepare_merging(problem: Problem, evaluator: Evaluator) -> MergeCandidates | None:
+    """Probes of every site, and the schedules that follow from them; None where tokens can not or shall not merge.
+
+    Args:
+        evaluator: the images that are asked, from `draw_probes`.
+
+    Raises:
+        OptionError: tokens can not merge in a block that was named.
+    """
+    sites = problem.sites
+    if sites is None or sites.flow is None or not sites.sites:
+        return None
+    at = problem.trim or problem
+    streams = [site.stream for site in sites.sites]
+    trim = problem.trim.trim if problem.trim else None
+    costs = count_costs(at.graph, trace_tokens(at.graph, streams), problem.cost, streams, trim)
+    wanted = _wanted_places(sites, problem.method.merge_blocks)
+    curves = [None] * len(streams) if most_merged(costs.n_tokens, costs.n_special) < 1 else [
+        _probe_site(problem, sites, place, wanted, evaluator) for place in range(len(streams))
+    ]  # fmt: skip
+    stages = [StageCurve(cost, loss) for cost, loss in zip(costs.curves(), curves, strict=True)]
+    if all(stage.loss is None for stage in stages):
+        return None
+    if problem.method.merge == "constant":
+        return MergeCandidates(problem, sites, costs, constant_schedules(stages, costs.n_tokens, costs.n_special))
+    return MergeCandidates(
+        problem, sites, costs, list_schedules(stages, costs.n_tokens, costs.n_special, MERGE_MACS)
+    )
+
+
+def _wanted_places(sites: MergeSites, blocks: Collection[int]) -> list[int]:
+    """Places among the sites in which merging is wanted."""
+    known = {site.block for site in sites.sites}
+    if missing := [block for block in blocks if block not in known]:
+        reasons = dict(sites.skipped)
+        why = reasons.get(missing[0], "there is no such block")
+        raise OptionError(
+            f"--merge-blocks {','.join(map(str, blocks))}: tokens can not merge in block {missing[0]}: {why}. They can "
+            f"in {', '.join(map(str, sorted(known)))}."
+        )
+    return [place for place, site in enumerate(sites.sites) if not blocks or site.block in blocks]
+
+
+def _probe_site(
+    problem: Problem, sites: MergeSites, place: int, wanted: list[int], evaluator: Evaluator
+) -> Float[np.ndarray, " n_tokens+1"] | None:
+    """The loss curve of merging at one site alone; None where that is not wanted."""
+    assert sites.flow is not None
+    site, n_tokens = sites.sites[place], sites.flow.n_tokens
+    if place not in wanted:
+        return None
+    most = most_merged(n_tokens, sites.flow.n_special)
+    numbers = sorted({min(most, max(1, round(n_tokens * share))) for share in PROBE_SHARES})
+    losses: list[float] = []
+    for r in numbers:
+        step = MergeStep(site, r, problem.metrics[site.block])
+        losses.append(evaluator.evaluate(merge_tokens(problem.graph, (step,))).loss)
+        if problem.progress:
+            done = wanted.index(place) * len(numbers) + len(losses)
+            problem.progress("probe tokens", done, len(wanted) * len(numbers))
+    return trace_loss(n_tokens, numbers, losses)

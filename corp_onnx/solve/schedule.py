@@ -1,0 +1,154 @@
+"""How many tokens merge in which block: loss curves and costs by block in, the best `Schedule`s out.
+
+    minimise  sum_b  D_b(n_b) - D_b(n_b-1)    so that    sum_b C_b(n_b) + C_merge * (blocks that merge) <= budget
+
+over falling numbers of tokens n_0 >= n_1 >= ... behind the blocks. D_b(n) is the loss of a model that merges in block b
+alone, down to n tokens; a block that comes behind others pays only for what it takes away beyond what is gone already,
+since the cheapest pairs are the same ones everywhere. For a price on cost the best numbers follow exactly by dynamic
+programming over (block, tokens); a sweep of prices gives the schedules worth having.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+N_PRICES = 64
+"""Of the sweep; between two of them the numbers of tokens hardly differ."""
+
+MAX_STATES = 256
+"""Numbers of tokens that are told apart: a longer sequence goes in steps of several."""
+
+FLOOR = 1e-7
+"""Of a loss: below is rounding."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StageCurve:
+    """One block: what its tokens cost and what merging in it loses.
+
+    Attributes:
+        cost: of everything between this block's merge and the next at 0..n_tokens tokens.
+        loss: of merging here alone down to 0..n_tokens tokens; None where tokens can not merge here.
+    """
+
+    cost: Float[np.ndarray, " n_tokens+1"]
+    loss: Float[np.ndarray, " n_tokens+1"] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Tokens merged by block, the cost of what scales with tokens, and the loss that the curves promise."""
+
+    n_merged: tuple[int, ...]
+    cost: float
+    loss: float
+
+
+def trace_loss(n_tokens: int, n_merged: Sequence[int], losses: Sequence[float]) -> Float[np.ndarray, " n_tokens+1"]:
+    """A loss curve over tokens that stay from a few probes: a power law between them, and the outer ones' beyond.
+
+    Args:
+        n_merged: of every probe, ascending.
+        losses: of every probe; noise that makes one fall is flattened, and no curve rises slower than in proportion.
+    """
+    known = np.maximum.accumulate(np.maximum(np.asarray(losses, dtype=np.float64), FLOOR))
+    x, y = np.log(np.asarray(n_merged, dtype=np.float64)), np.log(known)
+    merged = n_tokens - np.arange(n_tokens + 1, dtype=np.float64)
+    at = np.log(np.maximum(merged, 1.0))
+    curve = np.interp(at, x, y)
+    if len(x) > 1:
+        first, last = (max(float((y[i + 1] - y[i]) / (x[i + 1] - x[i])), 1.0) for i in (0, len(x) - 2))
+    else:
+        first = last = 2.0
+    curve = np.where(at < x[0], y[0] + first * (at - x[0]), curve)
+    curve = np.where(at > x[-1], y[-1] + last * (at - x[-1]), curve)
+    return np.where(merged > 0, np.exp(curve), 0.0)
+
+
+def list_schedules(
+    stages: Sequence[StageCurve], n_tokens: int, n_special: int, merge_cost: float = 0.0
+) -> tuple[Schedule, ...]:
+    """Schedules of rising loss and falling cost, the first of which merges nothing.
+
+    Args:
+        merge_cost: what a merge itself costs, wherever it is.
+    """
+    spread = max(float(stage.loss[n_special]) for stage in stages if stage.loss is not None) or 1.0
+    whole = sum(float(stage.cost[n_tokens]) for stage in stages)
+    prices = np.geomspace(1e-6, 1e2, N_PRICES) * spread / max(whole, 1.0)
+    found = {schedule.n_merged: schedule for p in prices for schedule in [_cheapest(stages, n_tokens, n_special, p, merge_cost)]}
+    nothing = Schedule((0,) * len(stages), whole, 0.0)
+    ordered = sorted([nothing, *found.values()], key=lambda s: (s.loss, s.cost))
+    kept: list[Schedule] = []
+    for schedule in ordered:
+        if not kept or schedule.cost < kept[-1].cost:
+            kept.append(schedule)
+    return tuple(kept)
+
+
+def constant_schedules(stages: Sequence[StageCurve], n_tokens: int, n_special: int) -> tuple[Schedule, ...]:
+    """ToMe's: the same number in every block that can merge, as far as its tokens reach."""
+    found: list[Schedule] = []
+    for r in range(n_tokens):
+        left, merged = n_tokens, []
+        for stage in stages:
+            merged.append(0 if stage.loss is None else min(r, most_merged(left, n_special)))
+            left -= merged[-1]
+        found.append(measure_schedule(stages, n_tokens, merged))
+        if len(found) > 1 and found[-1].n_merged == found[-2].n_merged:
+            break
+    return tuple(found)
+
+
+def most_merged(n_tokens: int, n_special: int) -> int:
+    """Tokens that one step can merge: every second one that is not special, but one."""
+    return max(0, (n_tokens - n_special + 1) // 2 - 1)
+
+
+def measure_schedule(
+    stages: Sequence[StageCurve], n_tokens: int, n_merged: Sequence[int], merge_cost: float = 0.0
+) -> Schedule:
+    """Cost and promised loss of given numbers."""
+    left, cost, loss = n_tokens, 0.0, 0.0
+    for stage, r in zip(stages, n_merged, strict=True):
+        if r and stage.loss is not None:
+            loss, cost = loss + float(stage.loss[left - r] - stage.loss[left]), cost + merge_cost
+        left -= r
+        cost += float(stage.cost[left])
+    return Schedule(tuple(int(r) for r in n_merged), cost, loss)
+
+
+def _cheapest(
+    stages: Sequence[StageCurve], n_tokens: int, n_special: int, price: float, merge_cost: float
+) -> Schedule:
+    """The numbers of least loss + price * cost."""
+    states = _states(n_tokens, n_special)
+    best = np.where(states == n_tokens, 0.0, np.inf)  # by tokens that are left
+    came: list[Int[np.ndarray, " states"]] = []
+    gone = states[:, None] - states[None, :]  # [from, to]
+    most = np.array([most_merged(int(n), n_special) for n in states])[:, None]
+    for stage in stages:
+        step = np.full(gone.shape, np.inf)
+        if stage.loss is not None:
+            loss = stage.loss[states]
+            added = np.maximum(loss[None, :] - loss[:, None], 0.0) + price * merge_cost
+            step = np.where((gone > 0) & (gone <= most), added, np.inf)
+        np.fill_diagonal(step, 0.0)
+        total = best[:, None] + step
+        came.append(total.argmin(axis=0))
+        best = total.min(axis=0) + price * stage.cost[states]
+    at = int(best.argmin())
+    merged: list[int] = []
+    for back in reversed(came):
+        merged.append(int(states[back[at]] - states[at]))
+        at = int(back[at])
+    return measure_schedule(stages, n_tokens, merged[::-1], merge_cost)
+
+
+def _states(n_tokens: int, n_special: int) -> Int[np.ndarray, " states"]:
+    step = -(-n_tokens // MAX_STATES)
+    return np.arange(n_tokens, n_special, -step)[::-1].copy()

@@ -1,0 +1,143 @@
+"""How the tokens of a block are compared: a graph and a few images -> a `TokenMetric` for every merge site.
+
+Directions. The leading principal directions of the block's normalised input x over all tokens that may merge:
+
+    P = the first d eigenvectors of Cov(x)
+
+They serve better than those of the keys, which ToMe compares (docs/method.md).
+
+Importance. A ridge estimate, linear in x, of what later blocks pay to a token:
+
+    u = (Cov(x) + lambda I)^-1 Cov(x, t),    t = mean over later blocks of log attention that reads the token
+
+The attention of the special tokens where there are any, of all tokens otherwise. It costs one more column of the
+product, and reads no softmax, so attention units stay free to be pruned. Where no later block's attention can be
+computed from its projections (norms or rotations on the way), all tokens count alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+
+from corp_onnx.blocks import Attention, Blocks, QkPair
+from corp_onnx.graph import Graph
+from corp_onnx.images import Images
+from corp_onnx.run.sessions import open_tapped
+from corp_onnx.settings import TokenMetricKind
+from corp_onnx.tokens.merge import MergeSites, TokenMetric
+from corp_onnx.units.taps import Taps, read_operand
+
+METRIC_IMAGES = 64
+"""Calibration images that metrics are learnt from: tens of thousands of tokens for a few hundred channels."""
+
+N_DIRECTIONS = 32
+"""On DeiT-Tiny 64 are no better, 16 cost a third more KL, and each is a column of a product over all tokens."""
+
+RIDGE = 1e-3
+"""Of the importance, relative to the mean variance of x."""
+
+TINY = 1e-9
+"""Added to attention before its logarithm: a token that nobody reads."""
+
+
+def learn_metrics(
+    graph: Graph,
+    blocks: Blocks,
+    found: MergeSites,
+    images: Images,
+    kind: TokenMetricKind,
+    *,
+    batch_size: int = 8,
+    provider: str = "cpu",
+    progress: Callable[[int], None] | None = None,
+) -> dict[int, TokenMetric]:
+    """The metric of every merge site, by block.
+
+    Args:
+        found: from `find_merge_sites`.
+        images: calibration images, of which up to METRIC_IMAGES are taken.
+        kind: `learnt` as above, or ToMe's `keys`.
+    """
+    if kind == "keys":
+        return {site.block: _compare_keys(graph, blocks.blocks[site.block].attention) for site in found.sites}
+    assert found.flow is not None
+    readers = {b.idx: b.attention for b in blocks.blocks if b.attention is not None and _is_plain(b.attention)}
+    taps = Taps(tensors=[site.source for site in found.sites])
+    for attention in readers.values():
+        taps.add_operand(attention.operands["q"])
+        taps.add_operand(attention.operands["k"])
+    few = images.select(np.arange(min(METRIC_IMAGES, images.n_images)))
+    tapped = open_tapped(graph.model, taps.tensors, products=list(taps.products.values()), provider=provider)
+    sums = {site.block: _Sums() for site in found.sites}
+    for arrays, n_real in tapped.stream(few, batch_size):
+        read = {idx: _read_attention(graph, a, arrays, n_real, found.flow.n_special) for idx, a in readers.items()}
+        for site in found.sites:
+            later = [log for idx, log in read.items() if idx > site.block] or list(read.values())[-1:]
+            x = arrays[site.source][:n_real, found.flow.n_special :]
+            sums[site.block].add(x, np.mean(later, axis=0) if later else np.zeros(x.shape[:2]))
+        if progress:
+            progress(n_real)
+    return {block: running.solve(with_importance=bool(readers)) for block, running in sums.items()}
+
+
+def _is_plain(attention: Attention) -> bool:
+    """Whether its logits are scale q k' of its projections, and nothing is left in between."""
+    if not isinstance(attention.qk, QkPair):
+        return False
+    q, k = attention.qk.q, attention.qk.k
+    return q.n_tokens == k.n_tokens and not q.token_major and not k.token_major
+
+
+def _read_attention(
+    graph: Graph, attention: Attention, arrays: Mapping[str, np.ndarray], n_real: int, n_special: int
+) -> Float[np.ndarray, "images tokens"]:
+    """log of the mean attention that reads every token, special ones apart."""
+    q, k = (read_operand(arrays, graph, attention.operands[letter], n_real) for letter in "qk")
+    q = q[:, :n_special] if n_special else q
+    logits = np.einsum("inhd,imhd->ihnm", q, k, optimize=True) * attention.scale
+    logits -= logits.max(axis=-1, keepdims=True)
+    weights = np.exp(logits)
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return np.log(weights.mean(axis=(1, 2))[:, n_special:] + TINY)
+
+
+@dataclass(slots=True, eq=False)
+class _Sums:
+    """Running sums of x [.., d_model] and t [..] in float64."""
+
+    n: float = 0.0
+    x: np.ndarray | float = 0.0
+    t: float = 0.0
+    xx: np.ndarray | float = 0.0
+    xt: np.ndarray | float = field(default=0.0)
+
+    def add(self, x: np.ndarray, t: np.ndarray) -> None:
+        rows, of_rows = x.reshape(-1, x.shape[-1]).astype(np.float64), t.reshape(-1).astype(np.float64)
+        self.n, self.x, self.t = self.n + len(rows), self.x + rows.sum(axis=0), self.t + float(of_rows.sum())
+        self.xx, self.xt = self.xx + rows.T @ rows, self.xt + of_rows @ rows
+
+    def solve(self, *, with_importance: bool) -> TokenMetric:
+        mean = np.asarray(self.x) / self.n
+        covariance = np.asarray(self.xx) / self.n - np.outer(mean, mean)
+        vectors = np.linalg.eigh(covariance)[1]
+        directions = vectors[:, ::-1][:, :N_DIRECTIONS].astype(np.float32)
+        if not with_importance:
+            return TokenMetric(directions)
+        ridge = RIDGE * float(np.trace(covariance)) / len(mean) or 1.0
+        cross = np.asarray(self.xt) / self.n - mean * self.t / self.n
+        importance = np.linalg.solve(covariance + ridge * np.eye(len(mean)), cross)
+        return TokenMetric(directions, importance=importance.astype(np.float32))
+
+
+def _compare_keys(graph: Graph, attention: Attention | None) -> TokenMetric:
+    """ToMe's: the mean of the keys over heads, all tokens alike."""
+    assert attention is not None
+    k = attention.operands["k"]
+    weight = k.linear.read_weight(graph).astype(np.float64)[k.channel_idx]  # [n_heads, d_head, d_model]
+    bias = k.linear.read_bias(graph)
+    offset = None if bias is None else bias.astype(np.float64)[k.channel_idx].mean(axis=0).astype(np.float32)
+    return TokenMetric(weight.mean(axis=0).T.astype(np.float32), offset)
