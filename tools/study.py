@@ -24,7 +24,9 @@ from corp_onnx.run.probe import probe_graph
 from corp_onnx.search.evaluator import Evaluator, prepare_evaluator
 from corp_onnx.search.problem import Problem, Solution
 from corp_onnx.search.search import Search
-from corp_onnx.settings import BEST
+from corp_onnx.settings import BEST, Method
+from corp_onnx.tokens.merge import find_merge_sites
+from corp_onnx.tokens.metric import learn_metrics
 from corp_onnx.tokens.trim import TrimPlan, plan_trim
 from corp_onnx.units import list_units
 
@@ -49,7 +51,7 @@ class Study:
     judge: Evaluator
     labels: Int[np.ndarray, " n"]
 
-    def draw(self, seed: int, n_images: int | None = None) -> Problem:
+    def draw(self, seed: int, n_images: int | None = None, method: Method = BEST) -> Problem:
         """What a strategy looks at, for one draw of the calibration images, at most n of them."""
         blocks = find_blocks(self.graph)
         units = list_units(blocks, BEST.units)
@@ -58,13 +60,16 @@ class Study:
             drawn = np.random.default_rng(seed).permutation(calibration.n_images)[:n_images]
             calibration = calibration.select(np.sort(drawn))
         moments = collect_moments(self.graph, units, calibration)
+        sites = find_merge_sites(self.graph, blocks) if method.merges else None
+        metrics = learn_metrics(self.graph, blocks, sites, calibration, method.merge_metric) if sites else {}
         return Problem(
-            self.graph, blocks, units, BEST, moments, calibration, held_out, seed=seed, trim=self.trim
+            self.graph, blocks, units, method, moments, calibration, held_out, seed=seed, trim=self.trim, sites=sites,
+            metrics=metrics,
         )  # fmt: skip
 
     def measure(self, problem: Problem, solution: Solution) -> Row:
         """Cost and answers of the model that `corp-onnx prune` would write."""
-        proto = plan_rewrite(solution.changes, problem.trim).make(problem.graph)
+        proto = plan_rewrite(solution.changes, problem.trim, merges=solution.merges).make(problem.graph)
         tally = self.judge.evaluate(proto, self.labels)
         assert tally.n_top1 is not None
         assert tally.agreement is not None

@@ -68,7 +68,7 @@ def prepare_merging(problem: Problem, evaluator: Evaluator) -> MergeCandidates |
     streams = [site.stream for site in sites.sites]
     trim = problem.trim.trim if problem.trim else None
     costs = count_costs(at.graph, trace_tokens(at.graph, streams), problem.cost, streams, trim)
-    wanted = _wanted_places(sites, problem.method.merge_blocks)
+    wanted = _wanted_places(sites, problem.method.merge_blocks, trim.axes if trim else ())
     curves = [None] * len(streams) if most_merged(costs.n_tokens, costs.n_special) < 1 else [
         _probe_site(problem, sites, place, wanted, evaluator) for place in range(len(streams))
     ]  # fmt: skip
@@ -82,8 +82,12 @@ def prepare_merging(problem: Problem, evaluator: Evaluator) -> MergeCandidates |
     )
 
 
-def _wanted_places(sites: MergeSites, blocks: Collection[int]) -> list[int]:
-    """Places among the sites in which merging is wanted."""
+def _wanted_places(sites: MergeSites, blocks: Collection[int], unread: Collection[str]) -> list[int]:
+    """Places among the sites in which merging is wanted.
+
+    Args:
+        unread: tensors of which only the tokens that are read stay: there is nothing to merge in them.
+    """
     known = {site.block for site in sites.sites}
     if missing := [block for block in blocks if block not in known]:
         reasons = dict(sites.skipped)
@@ -92,7 +96,7 @@ def _wanted_places(sites: MergeSites, blocks: Collection[int]) -> list[int]:
             f"--merge-blocks {','.join(map(str, blocks))}: tokens can not merge in block {missing[0]}: {why}. They can "
             f"in {', '.join(map(str, sorted(known)))}."
         )
-    return [place for place, site in enumerate(sites.sites) if not blocks or site.block in blocks]
+    return [place for place, site in enumerate(sites.sites) if (not blocks or site.block in blocks) and site.stream not in unread]
 
 
 def _probe_site(

@@ -424,14 +424,14 @@ class _Level:
 def _follow(surgeon: Surgeon, flow: TokenFlow, levels: Sequence[_Level]) -> None:
     """Sizes into every later softmax and mean over tokens, and new numbers of tokens into Reshapes."""
     graph = surgeon.graph
-    logs: dict[tuple[int, tuple[int, ...]], Any] = {}
+    logs: dict[tuple[object, ...], Any] = {}
 
     def level_of(node: Node) -> _Level | None:
         return next((level for level in reversed(levels) if level.start.position < node.position), None)
 
     for node in flow.softmaxes:
         if (level := level_of(node)) is not None:
-            _weigh_logits(surgeon, node, level, logs)
+            _weigh_logits(surgeon, node, flow, level, logs)
     for node, tokens in flow.means:
         if (level := level_of(node)) is not None:
             _weigh_mean(surgeon, node, tokens, level, flow.n_tokens)
@@ -442,34 +442,35 @@ def _follow(surgeon: Surgeon, flow: TokenFlow, levels: Sequence[_Level]) -> None
             surgeon.respell(node, {tokens.axis: n_tokens if plain else -1})
 
 
-def _weigh_logits(surgeon: Surgeon, node: Node, level: _Level, logs: dict[tuple[int, tuple[int, ...]], Any]) -> None:
-    """Add log(size) of every key: of a softmax to its input, of a fused operator as its mask."""
-    graph = surgeon.graph
-    fused = node.op not in SOFTMAXES
-    slot = mask_slot(node) if fused else 0
-    kind = graph.types[node.inputs[0]]
-    behind = _Emitter(surgeon, level.start, f"{PREFIX}/log_sizes")
-    dims = (graph.n_images, 1, 1, 1) if fused else graph.dims(node.inputs[0])
-    n_folded = dims[0] // graph.n_images  # heads that are folded into the axis of images
-    n_queries = graph.dims(node.output)[-2 if not node.domain else 1] if fused else 0
-    if fused:
-        n_queries = level.n_tokens if n_queries == graph.dims(node.inputs[0])[-2 if not node.domain else 1] else n_queries
-    key = (level.start.position, (len(dims), n_folded, n_queries, kind))
-    if key not in logs:
-        log = behind("Reshape", behind("Log", level.sizes), behind.ints(-1, *[1] * (len(dims) - 2), level.n_tokens))
-        log = behind.cast(log, kind, FLOAT32)
-        if n_folded > 1:
-            log = behind("Reshape", log, behind.ints(-1, 1, level.n_tokens))
-            log = behind("Concat", *[log] * n_folded, axis=1)
-            log = behind("Reshape", log, behind.ints(-1, *[1] * (len(dims) - 2), level.n_tokens))
-        if fused:  # these operators want a row for every query
-            log = behind("Add", log, behind.floats(np.zeros((1, 1, n_queries, 1)), like=node.inputs[0]))
-        logs[key] = log
-    if fused:
-        surgeon.add_input(node, slot, logs[key])
+def _weigh_logits(
+    surgeon: Surgeon, node: Node, flow: TokenFlow, level: _Level, logs: dict[tuple[object, ...], Any]
+) -> None:
+    """Add log(size) of every key: of a softmax to its input, of a fused operator as its mask.
+
+    Args:
+        logs: what was made for other softmaxes of the same level and shape, to be used again.
+    """
+    graph, data = surgeon.graph, node.inputs[0]
+    kind, dims = graph.types[data], graph.dims(data)
+    emit = _Emitter(surgeon, level.start, f"{PREFIX}/log_sizes")
+    if node.op in SOFTMAXES:
+        n_folded = dims[0] // graph.n_images  # heads that are folded into the axis of images
+        key = (level.start.position, kind, len(dims), n_folded)
+        if key not in logs:
+            log = emit("Reshape", emit("Log", level.sizes), emit.ints(-1, 1, level.n_tokens))
+            log = emit("Concat", *[log] * n_folded, axis=1) if n_folded > 1 else log
+            log = emit("Reshape", log, emit.ints(-1, *[1] * (len(dims) - 2), level.n_tokens))
+            logs[key] = emit.cast(log, kind, FLOAT32)
+        front = _Emitter(surgeon, surgeon.before(node), f"{PREFIX}/logits")
+        surgeon.replace_input(Slot(node, 0), front("Add", surgeon.tensor(data), logs[key]))
         return
-    front = _Emitter(surgeon, surgeon.before(node), f"{PREFIX}/logits")
-    surgeon.replace_input(Slot(node, 0), front("Add", surgeon.tensor(node.inputs[0]), logs[key]))
+    n_queries = level.n_tokens if flow.axes.get(data) else dims[-2]
+    key = (level.start.position, kind, n_queries)
+    if key not in logs:  # these operators want a row for every query
+        log = emit("Reshape", emit("Log", level.sizes), emit.ints(-1, 1, 1, level.n_tokens))
+        log = emit("Add", log, emit.floats(np.zeros((1, 1, n_queries, 1))))
+        logs[key] = emit.cast(log, kind, FLOAT32)
+    surgeon.add_input(node, mask_slot(node), logs[key])
 
 
 def _weigh_mean(surgeon: Surgeon, node: Node, tokens: Tokens, level: _Level, n_tokens: int) -> None:
