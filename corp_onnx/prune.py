@@ -46,8 +46,8 @@ from corp_onnx.search.problem import Problem
 from corp_onnx.search.strategy import follow_method
 from corp_onnx.settings import PruneSettings
 from corp_onnx.staging import check_destination, refuse_folder, staged_files, write_text
-from corp_onnx.tokens.merge import MergeSites, MergeStep, TokenMetric, find_merge_sites
 from corp_onnx.tokens.metric import METRIC_IMAGES, learn_metrics
+from corp_onnx.tokens.sites import MergeSites, MergeStep, TokenMetric, find_merge_sites
 from corp_onnx.tokens.trim import TrimPlan, find_left_out, plan_trim
 from corp_onnx.units import Unit, UnitPlan, list_units
 

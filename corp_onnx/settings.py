@@ -199,7 +199,8 @@ class Method:
         if self.merge not in get_args(MergeRule):
             raise OptionError(f"--merge must be {_listed(get_args(MergeRule))}; found {self.merge}.")
         if self.merge_metric not in get_args(TokenMetricKind):
-            raise OptionError(f"--merge-metric must be {_listed(get_args(TokenMetricKind))}; found {self.merge_metric}.")
+            known = _listed(get_args(TokenMetricKind))
+            raise OptionError(f"--merge-metric must be {known}; found {self.merge_metric}.")
         searched = isinstance(self.widths, Budget) and self.widths.allocate == "search"
         if self.equal_heads and not searched:
             raise OptionError("--equal-heads goes with widths that are searched under a budget; leave it out.")
@@ -230,8 +231,9 @@ BEST = Method()
 """Docs: docs/method.md."""
 
 PAPER = Method(
-    units=("mlp", "qk"), rank="energy", qk="sylvester", widths=Fractions(0.5, 0.5), refit=False, merge="none", trim=False
-)
+    units=("mlp", "qk"), rank="energy", qk="sylvester", widths=Fractions(0.5, 0.5), refit=False, merge="none",
+    trim=False,
+)  # fmt: skip
 """arXiv 2602.05243 as it stands."""
 
 METHODS = {"best": BEST, "paper": PAPER}

@@ -25,8 +25,8 @@ from corp_onnx.search.evaluator import Evaluator, prepare_evaluator
 from corp_onnx.search.problem import Problem, Solution
 from corp_onnx.search.search import Search
 from corp_onnx.settings import BEST, Method
-from corp_onnx.tokens.merge import find_merge_sites
 from corp_onnx.tokens.metric import learn_metrics
+from corp_onnx.tokens.sites import find_merge_sites
 from corp_onnx.tokens.trim import TrimPlan, plan_trim
 from corp_onnx.units import list_units
 

@@ -6,9 +6,12 @@
     padding     the pruned file answers as the same solution does at full width, padded with zeros
     batches     a dynamic batch runs at 1 and at N
 
-Where a graph chooses (which tokens merge), rounding may turn a choice between equals: what is compared then takes the
-same choices, and the pass's own check holds them against NumPy. And every pass's own (`Pass.check`): `replay`, on a real batch every product gives what NumPy computes from the solved
-weights; `merge`, what merges and what comes of it; `tokens`, the answers are the same with and without the tokens that were left out.
+and every pass's own (`Pass.check`): `replay`, on a real batch every product gives what NumPy computes from the solved
+weights; `merge`, what merges and what comes of it is what NumPy says; `tokens`, the answers are the same with and
+without the tokens that were left out.
+
+Where a graph chooses, as which tokens merge, rounding may turn a choice between near-equals: models that are compared
+then take the same choices (`Pass.choices`), and the pass's own check judges these.
 
 A check is a value; `require_passed` turns a failed one into an error.
 """
@@ -174,9 +177,7 @@ def check_padding(
     """
     detail = "answers of the pruned file against the same solution padded with zeros to full width"
     with _written(graph, rewrite.padded(), pruned) as padded:
-        return compare_answers(
-            "padding", pruned, padded, feeds, graph.float_type, detail, provider, rewrite.choices
-        )
+        return compare_answers("padding", pruned, padded, feeds, graph.float_type, detail, provider, rewrite.choices)
 
 
 @contextmanager

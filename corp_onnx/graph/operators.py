@@ -37,6 +37,7 @@ class Trait(Flag):
     SOFTMAX = auto()  # mixes along its attribute `axis` alone (before opset 13, along all from there on)
     REDUCTION = auto()  # folds the axes that its attribute or second input names
     SQUARES = auto()  # among reductions: sums squares, or exponentials
+    CHOOSES = auto()  # gives positions of the largest or smallest numbers: between near-equals rounding decides
     MATMUL = auto()  # multiplies the last axis of its first input
     GEMM = auto()  # multiplies two matrices, either of them transposed, and adds a third
     CONVOLUTION = auto()
@@ -107,7 +108,9 @@ TABLE: tuple[Operator, ...] = (
     # counted
     *_rows("Shape", T.FOLDED, gives=_INT64),
     *_rows("Range", T.FOLDED, _BOTH, gives=_INT64),
-    *_rows("Size ArgMax ArgMin NonZero", T(0), gives=_INT64),
+    *_rows("Size NonZero", T(0), gives=_INT64),
+    *_rows("ArgMax ArgMin", T.CHOOSES, gives=_INT64),
+    *_rows("TopK", T.CHOOSES),
     # mixed along axes
     *_rows("LayerNormalization RMSNormalization", T.NORM | T.NORMALISES),
     *_rows("SimplifiedLayerNormalization", T.NORM | T.NORMALISES),  # in ONNX's domain by ONNX Runtime alone
@@ -165,6 +168,7 @@ SKIP_NORMS = name_operators(T.SKIP_NORM)
 NORMALISATIONS = name_operators(T.NORMALISES)
 SOFTMAXES = name_operators(T.SOFTMAX)
 REDUCTIONS = name_operators(T.REDUCTION)
+CHOOSERS = name_operators(T.CHOOSES)
 SUMS_OF_SQUARES = name_operators(T.SQUARES)
 
 QUANTISED = name_operators(T.QUANTISED)

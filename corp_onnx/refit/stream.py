@@ -77,9 +77,7 @@ def find_walk(blocks: Blocks) -> StreamWalk:
     return StreamWalk(tuple(stops))
 
 
-def read_data(
-    graph: Graph, images: Images, batch_size: int, provider: str, given: Sequence[str] = ()
-) -> StreamData:
+def read_data(graph: Graph, images: Images, batch_size: int, provider: str, given: Sequence[str] = ()) -> StreamData:
     """All images as feeds of the model, in its own batch where that is fixed.
 
     Args:

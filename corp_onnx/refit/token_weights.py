@@ -37,10 +37,10 @@ def weigh_stops(
 ) -> dict[SiteKey, Float[np.ndarray, " n_tokens"]]:
     """Weights of the token positions at every stop, from a few images through the dense model (see `weigh_tokens`).
 
+    A stop whose stream is not [images, tokens, d_model] gets none.
+
     Args:
         given: as for `read_data`.
-
-    A stop whose stream is not [images, tokens, d_model] gets none.
     """
     few = images.select(np.arange(min(SENSITIVITY_IMAGES, images.n_images)))
     data = read_data(graph, few, batch_size, provider, given)
@@ -51,9 +51,7 @@ def weigh_stops(
         after = stop.residual.stream
         stream = advance_model(graph.model, graph, data, stream, before, after, provider)
         if stream[0].ndim == 3:
-            tail = open_segment(
-                graph.model, graph.types, [after], [graph.outputs[0]], given=given, provider=provider
-            )
+            tail = open_segment(graph.model, graph.types, [after], [graph.outputs[0]], given=given, provider=provider)
             weights[stop.key] = weigh_tokens(tail, stream, [f for f, _ in data.feeds], after)
         before = after
     return weights

@@ -59,12 +59,9 @@ def refit_changes(
     Args:
         changes: the one-shot solution, which the refit starts from and stays near.
         pruned: the model rewritten with `changes`.
-        images: the calibration images.
         weights: of the token positions by stop, from `weigh_stops`; a stop without weighs all tokens alike.
-        given: integer tensors that both streams take from the dense model: where tokens merge, rows of the two only
-            correspond when the same ones do.
-        ridge: lambda relative to the mean diagonal of the regressor's covariance; None chooses it for every stop by
-            cross-validation over the images.
+        given: integer tensors that both streams take from the dense model: which tokens merge, so that rows correspond.
+        ridge: lambda relative to the mean diagonal of the regressor's covariance; None chooses it by cross-validation.
     """
     data = read_data(graph, images, batch_size, provider, given)
     cut = Model(pruned, graph.model.path, graph.model.sha256)
@@ -97,9 +94,7 @@ def _open_step(
     wanted = [*([stop.regressor] if prior.shape[1] else []), *([skip] if skip != before else [])]
     given = data.given
     segment = open_segment(cut, graph.types, [before], wanted, given=given, provider=provider) if wanted else None
-    behind = open_segment(
-        graph.model, graph.types, [product, skip], [residual.stream], given=given, provider=provider
-    )
+    behind = open_segment(graph.model, graph.types, [product, skip], [residual.stream], given=given, provider=provider)
     value = np.ones(1) if residual.scale is None else graph.constant(residual.scale.name)
     assert value is not None
     scale = value.reshape(-1).astype(np.float32)

@@ -19,7 +19,8 @@ from corp_onnx.graph.passes import Pass
 from corp_onnx.graph.write import write_model
 from corp_onnx.rewrite.cut import CutWidths
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.tokens.merge import MergeStep, MergeTokens
+from corp_onnx.tokens.merge import MergeTokens
+from corp_onnx.tokens.sites import MergeStep
 from corp_onnx.tokens.trim import LeaveOutTokens, TrimPlan
 from corp_onnx.units import Change, Changes
 

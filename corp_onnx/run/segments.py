@@ -85,7 +85,8 @@ def _reach_back(
     graph: onnx.GraphProto, fed: set[str], read: Sequence[str], given: set[str]
 ) -> tuple[set[int], set[str]]:
     """(positions of the nodes, inputs or tensors given) that the tensors read depend on, stopping at those fed."""
-    makers = {name: position for position, node in enumerate(graph.node) for name in node.output if name and name not in given}
+    made = ((name, position) for position, node in enumerate(graph.node) for name in node.output)
+    makers = {name: position for name, position in made if name and name not in given}
     inputs = {i.name for i in graph.input} | given
     needed: set[int] = set()
     sources: set[str] = set()

@@ -14,7 +14,7 @@ from corp_onnx.images import Images
 from corp_onnx.moments import Moments
 from corp_onnx.rewrite import Rewrite, plan_rewrite
 from corp_onnx.settings import Method
-from corp_onnx.tokens.merge import MergePlan, MergeSites, MergeStep, TokenMetric
+from corp_onnx.tokens.sites import MergePlan, MergeSites, MergeStep, TokenMetric
 from corp_onnx.tokens.trim import TrimPlan
 from corp_onnx.units import (
     Change,

@@ -31,9 +31,9 @@ from corp_onnx.search.widths import (
 )
 from corp_onnx.settings import Budget, Method
 from corp_onnx.solve.schedule import Schedule
-from corp_onnx.tokens.merge import MergePlan, MergeStep, list_assignments, merge_tokens
+from corp_onnx.tokens.merge import merge_tokens
+from corp_onnx.tokens.sites import MergePlan, MergeStep, list_assignments
 from corp_onnx.units import Choice, UnitKey, gather_changes
-
 
 MAX_SCHEDULES = 16
 """Schedules that are tried against widths under one budget; between two neighbours the best split hardly moves."""
@@ -97,7 +97,9 @@ class Search:
             for choice in self.choices
         )
 
-    def split(self, kind: CostKind, value: float, *, before_refit: bool = False) -> tuple[dict[UnitKey, int], MergePlan | None]:
+    def split(
+        self, kind: CostKind, value: float, *, before_refit: bool = False
+    ) -> tuple[dict[UnitKey, int], MergePlan | None]:
         """The widths under a cost and the tokens that merge: the schedule with which both together lose least.
 
         Raises:

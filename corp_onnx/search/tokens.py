@@ -26,7 +26,8 @@ from corp_onnx.solve.schedule import (
 )
 from corp_onnx.tokens.costs import TokenCosts, count_costs
 from corp_onnx.tokens.flow import trace_tokens
-from corp_onnx.tokens.merge import MergePlan, MergeSites, MergeStep, merge_tokens
+from corp_onnx.tokens.merge import merge_tokens
+from corp_onnx.tokens.sites import MergePlan, MergeSites, MergeStep
 
 PROBE_SHARES = (0.08, 0.2, 0.4)
 """Of the tokens, merged in one block: from hardly felt to nearly the most that one step can do."""
@@ -77,9 +78,7 @@ def prepare_merging(problem: Problem, evaluator: Evaluator) -> MergeCandidates |
         return None
     if problem.method.merge == "constant":
         return MergeCandidates(problem, sites, costs, constant_schedules(stages, costs.n_tokens, costs.n_special))
-    return MergeCandidates(
-        problem, sites, costs, list_schedules(stages, costs.n_tokens, costs.n_special, MERGE_MACS)
-    )
+    return MergeCandidates(problem, sites, costs, list_schedules(stages, costs.n_tokens, costs.n_special, MERGE_MACS))
 
 
 def _wanted_places(sites: MergeSites, blocks: Collection[int], unread: Collection[str]) -> list[int]:
@@ -96,12 +95,13 @@ def _wanted_places(sites: MergeSites, blocks: Collection[int], unread: Collectio
             f"--merge-blocks {','.join(map(str, blocks))}: tokens can not merge in block {missing[0]}: {why}. They can "
             f"in {', '.join(map(str, sorted(known)))}."
         )
-    return [place for place, site in enumerate(sites.sites) if (not blocks or site.block in blocks) and site.stream not in unread]
+    named = [place for place, site in enumerate(sites.sites) if not blocks or site.block in blocks]
+    return [place for place in named if sites.sites[place].stream not in unread]
 
 
 def _probe_site(
     problem: Problem, sites: MergeSites, place: int, wanted: list[int], evaluator: Evaluator
-) -> Float[np.ndarray, " n_tokens+1"] | None:
+) -> Float[np.ndarray, " m"] | None:
     """The loss curve of merging at one site alone; None where that is not wanted."""
     assert sites.flow is not None
     site, n_tokens = sites.sites[place], sites.flow.n_tokens

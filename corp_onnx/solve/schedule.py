@@ -35,8 +35,8 @@ class StageCurve:
         loss: of merging here alone down to 0..n_tokens tokens; None where tokens can not merge here.
     """
 
-    cost: Float[np.ndarray, " n_tokens+1"]
-    loss: Float[np.ndarray, " n_tokens+1"] | None
+    cost: Float[np.ndarray, " m"]
+    loss: Float[np.ndarray, " m"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Schedule:
     loss: float
 
 
-def trace_loss(n_tokens: int, n_merged: Sequence[int], losses: Sequence[float]) -> Float[np.ndarray, " n_tokens+1"]:
+def trace_loss(n_tokens: int, n_merged: Sequence[int], losses: Sequence[float]) -> Float[np.ndarray, " m"]:
     """A loss curve over tokens that stay from a few probes: a power law between them, and the outer ones' beyond.
 
     Args:
@@ -80,9 +80,9 @@ def list_schedules(
     spread = max(float(stage.loss[n_special]) for stage in stages if stage.loss is not None) or 1.0
     whole = sum(float(stage.cost[n_tokens]) for stage in stages)
     prices = np.geomspace(1e-6, 1e2, N_PRICES) * spread / max(whole, 1.0)
-    found = {schedule.n_merged: schedule for p in prices for schedule in [_cheapest(stages, n_tokens, n_special, p, merge_cost)]}
     nothing = Schedule((0,) * len(stages), whole, 0.0)
-    ordered = sorted([nothing, *found.values()], key=lambda s: (s.loss, s.cost))
+    found = [nothing, *(_cheapest(stages, n_tokens, n_special, float(price), merge_cost) for price in prices)]
+    ordered = sorted(found, key=lambda s: (s.loss, s.cost))
     kept: list[Schedule] = []
     for schedule in ordered:
         if not kept or schedule.cost < kept[-1].cost:
@@ -94,7 +94,7 @@ def constant_schedules(stages: Sequence[StageCurve], n_tokens: int, n_special: i
     """ToMe's: the same number in every block that can merge, as far as its tokens reach."""
     found: list[Schedule] = []
     for r in range(n_tokens):
-        left, merged = n_tokens, []
+        left, merged = n_tokens, list[int]()
         for stage in stages:
             merged.append(0 if stage.loss is None else min(r, most_merged(left, n_special)))
             left -= merged[-1]
@@ -122,9 +122,7 @@ def measure_schedule(
     return Schedule(tuple(int(r) for r in n_merged), cost, loss)
 
 
-def _cheapest(
-    stages: Sequence[StageCurve], n_tokens: int, n_special: int, price: float, merge_cost: float
-) -> Schedule:
+def _cheapest(stages: Sequence[StageCurve], n_tokens: int, n_special: int, price: float, merge_cost: float) -> Schedule:
     """The numbers of least loss + price * cost."""
     states = _states(n_tokens, n_special)
     best = np.where(states == n_tokens, 0.0, np.inf)  # by tokens that are left
@@ -151,4 +149,4 @@ def _cheapest(
 
 def _states(n_tokens: int, n_special: int) -> Int[np.ndarray, " states"]:
     step = -(-n_tokens // MAX_STATES)
-    return np.arange(n_tokens, n_special, -step)[::-1].copy()
+    return np.array(range(n_tokens, n_special, -step), dtype=np.int64)[::-1]

@@ -16,7 +16,7 @@ from corp_onnx.graph import Graph
 from corp_onnx.graph.cost import Cost
 from corp_onnx.tokens.flow import TokenFlow
 from corp_onnx.tokens.liveness import TokenTrim
-from corp_onnx.tokens.merge import MergeStep, count_merge
+from corp_onnx.tokens.sites import MergeStep, count_merge
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +56,7 @@ class TokenCosts:
             found[step.tensor("tokens")] = count_merge(step, int(before[i]), self.n_special)
         return Cost(found)
 
-    def curves(self) -> Float[np.ndarray, "stages n_tokens+1"]:
+    def curves(self) -> Float[np.ndarray, "stages m"]:
         """What scales with tokens behind every site, at 0..n_tokens tokens."""
         shares = np.arange(self.n_tokens + 1) / self.n_tokens
         found = np.zeros((self.n_stages, self.n_tokens + 1))

@@ -23,12 +23,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
-from corp_onnx.blocks import Attention, Blocks, QkPair
+from corp_onnx.blocks import Block, Blocks, QkPair
 from corp_onnx.graph import Graph
 from corp_onnx.images import Images
 from corp_onnx.run.sessions import open_tapped
 from corp_onnx.settings import TokenMetricKind
-from corp_onnx.tokens.merge import MergeSites, TokenMetric
+from corp_onnx.tokens.sites import MergeSites, TokenMetric
 from corp_onnx.units.taps import Taps, read_operand
 
 METRIC_IMAGES = 64
@@ -63,18 +63,21 @@ def learn_metrics(
         kind: `learnt` as above, or ToMe's `keys`.
     """
     if kind == "keys":
-        return {site.block: _compare_keys(graph, blocks.blocks[site.block].attention) for site in found.sites}
+        return {site.block: _compare_keys(graph, blocks.blocks[site.block]) for site in found.sites}
     assert found.flow is not None
-    readers = {b.idx: b.attention for b in blocks.blocks if b.attention is not None and _is_plain(b.attention)}
+    readers = {block.idx: pair for block in blocks.blocks if (pair := _plain_pair(block)) is not None}
     taps = Taps(tensors=[site.source for site in found.sites])
-    for attention in readers.values():
-        taps.add_operand(attention.operands["q"])
-        taps.add_operand(attention.operands["k"])
+    for pair, _ in readers.values():
+        taps.add_operand(pair.q)
+        taps.add_operand(pair.k)
     few = images.select(np.arange(min(METRIC_IMAGES, images.n_images)))
     tapped = open_tapped(graph.model, taps.tensors, products=list(taps.products.values()), provider=provider)
     sums = {site.block: _Sums() for site in found.sites}
     for arrays, n_real in tapped.stream(few, batch_size):
-        read = {idx: _read_attention(graph, a, arrays, n_real, found.flow.n_special) for idx, a in readers.items()}
+        read = {
+            idx: _read_attention(graph, pair, scale, arrays, n_real, found.flow.n_special)
+            for idx, (pair, scale) in readers.items()
+        }
         for site in found.sites:
             later = [log for idx, log in read.items() if idx > site.block] or list(read.values())[-1:]
             x = arrays[site.source][:n_real, found.flow.n_special :]
@@ -84,21 +87,23 @@ def learn_metrics(
     return {block: running.solve(with_importance=bool(readers)) for block, running in sums.items()}
 
 
-def _is_plain(attention: Attention) -> bool:
-    """Whether its logits are scale q k' of its projections, and nothing is left in between."""
-    if not isinstance(attention.qk, QkPair):
-        return False
+def _plain_pair(block: Block) -> tuple[QkPair, float] | None:
+    """Queries and keys of a block whose logits are scale q k' of its projections, nothing in between; and the scale."""
+    attention = block.attention
+    if attention is None or not isinstance(attention.qk, QkPair):
+        return None
     q, k = attention.qk.q, attention.qk.k
-    return q.n_tokens == k.n_tokens and not q.token_major and not k.token_major
+    plain = q.n_tokens == k.n_tokens and not q.token_major and not k.token_major
+    return (attention.qk, attention.scale) if plain else None
 
 
 def _read_attention(
-    graph: Graph, attention: Attention, arrays: Mapping[str, np.ndarray], n_real: int, n_special: int
+    graph: Graph, pair: QkPair, scale: float, arrays: Mapping[str, np.ndarray], n_real: int, n_special: int
 ) -> Float[np.ndarray, "images tokens"]:
     """log of the mean attention that reads every token, special ones apart."""
-    q, k = (read_operand(arrays, graph, attention.operands[letter], n_real) for letter in "qk")
+    q, k = (read_operand(arrays, graph, operand, n_real) for operand in (pair.q, pair.k))
     q = q[:, :n_special] if n_special else q
-    logits = np.einsum("inhd,imhd->ihnm", q, k, optimize=True) * attention.scale
+    logits = np.einsum("inhd,imhd->ihnm", q, k, optimize=True) * scale
     logits -= logits.max(axis=-1, keepdims=True)
     weights = np.exp(logits)
     weights /= weights.sum(axis=-1, keepdims=True)
@@ -133,10 +138,10 @@ class _Sums:
         return TokenMetric(directions, importance=importance.astype(np.float32))
 
 
-def _compare_keys(graph: Graph, attention: Attention | None) -> TokenMetric:
+def _compare_keys(graph: Graph, block: Block) -> TokenMetric:
     """ToMe's: the mean of the keys over heads, all tokens alike."""
-    assert attention is not None
-    k = attention.operands["k"]
+    assert block.attention is not None
+    k = block.attention.operands["k"]
     weight = k.linear.read_weight(graph).astype(np.float64)[k.channel_idx]  # [n_heads, d_head, d_model]
     bias = k.linear.read_bias(graph)
     offset = None if bias is None else bias.astype(np.float64)[k.channel_idx].mean(axis=0).astype(np.float32)

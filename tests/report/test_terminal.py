@@ -26,6 +26,7 @@ from corp_onnx.results import (
     Environment,
     HeldOut,
     Inspection,
+    MergeResult,
     ModelFacts,
     PruneResult,
     SkipFacts,
@@ -96,8 +97,8 @@ def pruning(**changes: object) -> PruneResult:
     base = PruneResult(
         dense=DENSE, pruned=PRUNED, settings={},
         calibration=CalibrationData("photos", "0" * 64, 256, 64, 17, 0, None, ()),
-        units=(unit("mlp", 0, 48, 24),), n_units_found=3, left_whole=(), skipped=(), held_out=held, checks=checks,
-        notes=(), warnings=("said elsewhere",), stages=(StageTime("solve", 20.3), StageTime("verify", 16.4)),
+        units=(unit("mlp", 0, 48, 24),), n_units_found=3, left_whole=(), skipped=(), merges=(), held_out=held,
+        checks=checks, notes=(), warnings=("said elsewhere",), stages=(StageTime("solve", 20.3), StageTime("verify", 16.4)),
         peak_memory_bytes=None, environment=ENVIRONMENT, report_path="small.report.json",
     )  # fmt: skip
     return replace(base, **changes)
@@ -119,6 +120,10 @@ class TestPruning:
             "pruned 1 of 3 units -> small.onnx",
             "report: small.report.json",
         ]
+
+    def test_tokens_that_merge(self, printed) -> None:
+        print_pruning(pruning(merges=(MergeResult(1, 17, 15), MergeResult(3, 15, 10))))
+        assert "similar tokens merge behind the attention: 17 -> 15 in block 1, 15 -> 10 in block 3." in printed()
 
     def test_a_block_without_a_unit_of_a_kind_has_dashes(self, printed) -> None:
         units = (unit("vo", 2, 10, 8), unit("mlp", 10, 48, 24), unit("qk", 2, 10, 4, 0.01, 0.02))
