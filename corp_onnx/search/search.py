@@ -43,6 +43,23 @@ REFIT_GAIN = 0.5
 tokens and widths. On DeiT-Tiny 0.5 to 0.6 (docs/method.md)."""
 
 
+MAX_SPLITS = 3
+"""Of the most promising of these, how many are made and measured on the probe images: losses add up only nearly."""
+
+TINY = 1e-12
+"""Of a loss: nothing is cut, nothing merges."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """A budget split between widths and tokens, and its promised loss behind a refit and without one."""
+
+    widths: dict[UnitKey, int]
+    merge: MergePlan | None
+    loss: float
+    one_shot: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Stretches:
     """The dense model with tokens merged, as the refit walks it: its graph, its stops, and what merges in it."""
@@ -61,6 +78,7 @@ class Search:
     sensitivities: dict[UnitKey, float]
     walk: StreamWalk
     merging: MergeCandidates | None = None
+    probes: Evaluator | None = None
     _judge: Evaluator | None = field(default=None)
     _weights: dict[tuple[object, ...], dict[SiteKey, np.ndarray]] = field(default_factory=dict)
 
@@ -108,7 +126,19 @@ class Search:
         if self.merging is None or kind != "macs":
             return self.widths(kind, value, before_refit=before_refit), None
         gain = REFIT_GAIN if before_refit and self.refits else 1.0
-        best: tuple[float, dict[UnitKey, int], MergePlan | None] | None = None
+        splits = self._list_splits(kind, value, gain, before_refit=before_refit)
+        if len(splits) == 1:
+            return splits[0].widths, splits[0].merge
+        assert self.probes is not None
+        measured = [self.probes.evaluate(self.make(self._solve(s.widths, s.merge, value))).loss for s in splits]
+        losses = [loss * s.loss / max(s.one_shot, TINY) for loss, s in zip(measured, splits, strict=True)]
+        best = splits[int(np.argmin(losses))]
+        return best.widths, best.merge
+
+    def _list_splits(self, kind: CostKind, value: float, gain: float, *, before_refit: bool) -> list[Split]:
+        """The few most promising schedules with the widths that they leave, by what curves and probes promise."""
+        assert self.merging is not None
+        found: list[Split] = []
         problem: OptionError | None = None
         for schedule in _spread(self.merging.schedules):
             merge = self.merging.plan(schedule)
@@ -117,13 +147,12 @@ class Search:
             except OptionError as error:
                 problem = error
                 continue
-            loss = schedule.loss + gain * self.predict_loss(widths)
-            if best is None or loss < best[0]:
-                best = loss, widths, merge
-        if best is None:
+            narrower = self.predict_loss(widths)
+            found.append(Split(widths, merge, schedule.loss + gain * narrower, schedule.loss + narrower))
+        if not found:
             assert problem is not None
             raise problem
-        return best[1:]
+        return sorted(found, key=lambda split: split.loss)[:MAX_SPLITS]
 
     @property
     def is_uniform(self) -> bool:
@@ -224,9 +253,9 @@ def prepare_search(problem: Problem) -> Search:
     require_narrower(choices)
     search = Search(problem, choices, {}, find_walk(problem.blocks))
     if not search.is_uniform:
-        evaluator = draw_probes(problem)
-        search.sensitivities = probe_choices(problem, choices, evaluator)
-        search.merging = prepare_merging(problem, evaluator)
+        search.probes = draw_probes(problem)
+        search.sensitivities = probe_choices(problem, choices, search.probes)
+        search.merging = prepare_merging(problem, search.probes)
     return search
 
 

@@ -98,9 +98,9 @@ def constant_schedules(stages: Sequence[StageCurve], n_tokens: int, n_special: i
         for stage in stages:
             merged.append(0 if stage.loss is None else min(r, most_merged(left, n_special)))
             left -= merged[-1]
-        found.append(measure_schedule(stages, n_tokens, merged))
-        if len(found) > 1 and found[-1].n_merged == found[-2].n_merged:
+        if found and tuple(merged) == found[-1].n_merged:
             break
+        found.append(measure_schedule(stages, n_tokens, merged))
     return tuple(found)
 
 

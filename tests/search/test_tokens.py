@@ -1,0 +1,176 @@
+"""Schedules of the demo model: their cost and loss, one budget for widths and tokens, the refit on merged streams."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from graphs import probed
+from samples import DEMO
+
+from corp_onnx.blocks import find_blocks
+from corp_onnx.calibrate.collect import collect_moments
+from corp_onnx.checks.measure import check_expected
+from corp_onnx.errors import OptionError
+from corp_onnx.graph import load_model
+from corp_onnx.images import open_images, split_holdout
+from corp_onnx.images.recipe import find_recipe
+from corp_onnx.refit import refit_changes
+from corp_onnx.results import HeldOut
+from corp_onnx.rewrite import plan_rewrite
+from corp_onnx.run.probe import probe_graph
+from corp_onnx.search.problem import Problem
+from corp_onnx.search.search import Search, prepare_search
+from corp_onnx.search.tokens import prepare_merging
+from corp_onnx.settings import BEST
+from corp_onnx.tokens.metric import learn_metrics
+from corp_onnx.tokens.sites import find_merge_sites, list_assignments
+from corp_onnx.tokens.trim import plan_trim
+from corp_onnx.units import list_units
+
+CALIB = DEMO.parent / "calib"
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    graph = probe_graph(load_model(DEMO))
+    blocks = find_blocks(graph)
+    images = open_images(CALIB, find_recipe(graph.model.metadata, graph.shapes[graph.inputs[0]]), limit=96)
+    calibration, held_out = split_holdout(images, 0.25)
+    units = list_units(blocks, BEST.units)
+    sites = find_merge_sites(graph, blocks)
+    trim, _ = plan_trim(graph, blocks)
+    return Problem(
+        graph, blocks, units, BEST, collect_moments(graph, units, calibration), calibration, held_out, trim=trim,
+        sites=sites, metrics=learn_metrics(graph, blocks, sites, calibration, "learnt"),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def search(problem) -> Search:
+    return prepare_search(problem)
+
+
+def kept(problem: Problem, solution) -> float:
+    proto = plan_rewrite(solution.changes, problem.trim, merges=solution.merges).make(problem.graph)
+    return probe_graph(replace(problem.graph.model, proto=proto)).cost.total / problem.graph.cost.total
+
+
+class TestSchedules:
+    def test_a_plan_costs_what_its_graph_does(self, search, problem) -> None:
+        for schedule in search.merging.schedules[1::12]:
+            plan = search.merging.plan(schedule)
+            proto = plan_rewrite({}, problem.trim, merges=plan.steps).make(problem.graph)
+            found = probe_graph(replace(problem.graph.model, proto=proto)).cost.total
+            assert plan.cost.total == pytest.approx(found, rel=1e-3)
+
+    def test_the_loss_that_curves_promise_is_about_the_loss_there_is(self, search, problem) -> None:
+        """Within a factor of three where it matters, though every probe sees one block alone."""
+        deepest = search.merging.schedules[-1]
+        assert sum(r > 0 for r in deepest.n_merged) > 1
+        proto = plan_rewrite({}, merges=search.merging.plan(deepest).steps).make(problem.graph)
+        assert 1 / 3 < search.judge.evaluate(proto).loss / deepest.loss < 3
+
+    def test_nothing_merges_where_only_the_class_token_is_left(self, search) -> None:
+        assert all(schedule.n_merged[-1] == 0 for schedule in search.merging.schedules)
+
+    def test_named_blocks_alone(self, problem, search) -> None:
+        named = replace(problem, method=replace(BEST, merge_blocks=(1, 3)))
+        found = prepare_merging(named, search.judge)
+        assert found is not None
+        merging = {i for s in found.schedules for i, r in enumerate(s.n_merged) if r}
+        assert merging
+        assert merging <= {1, 3}
+
+    def test_a_block_that_there_is_not(self, problem, search) -> None:
+        named = replace(problem, method=replace(BEST, merge_blocks=(1, 17)))
+        with pytest.raises(
+            OptionError, match=r"--merge-blocks 1,17: tokens can not merge in block 17: there is no such block\. They"
+        ):
+            prepare_merging(named, search.judge)
+
+    def test_constant_is_the_same_everywhere(self, problem, search) -> None:
+        found = prepare_merging(replace(problem, method=replace(BEST, merge="constant")), search.judge)
+        assert found is not None
+        assert found.schedules[2].n_merged == (2, 2, 2, 2, 2, 0)
+
+    def test_not_wanted_or_not_possible(self, problem, search) -> None:
+        assert prepare_merging(replace(problem, sites=None), search.judge) is None
+        graph, blocks = probed("hf_dinov2_ts17_eager")
+        none = replace(problem, sites=find_merge_sites(graph, blocks))
+        assert prepare_merging(none, search.judge) is None
+
+
+class TestOneBudget:
+    @pytest.mark.parametrize("budget", [0.3, 0.6])
+    def test_the_file_is_within_it_and_near(self, search, problem, budget) -> None:
+        solution = search.one_shot("macs", budget)
+        assert budget - 0.05 < kept(problem, solution) <= budget + 0.002
+
+    def test_both_together_lose_less_than_widths_alone(self, search) -> None:
+        """At a size that schedules alone do not reach."""
+        both, widths = (s.one_shot("macs", 0.12) for s in (search, replace(search, merging=None)))
+        assert both.merges
+        assert both.plans
+        losses = [search.judge.evaluate(search.make(s)).loss for s in (both, widths)]
+        assert losses[0] < 0.8 * losses[1]
+
+    def test_parameters_are_not_merged(self, search) -> None:
+        assert search.one_shot("params", 0.6).merges == ()
+
+    def test_out_of_reach(self, search) -> None:
+        with pytest.raises(OptionError, match=r"--macs 0\.001 asks for less than pruning can reach"):
+            search.one_shot("macs", 0.001)
+
+
+class TestRefit:
+    def test_it_lowers_the_loss(self, search) -> None:
+        one_shot = search.one_shot("macs", 0.12)
+        assert one_shot.merges
+        refitted = search.refit(one_shot)
+        before, after = (search.judge.evaluate(search.make(s)).loss for s in (one_shot, refitted))
+        assert after < 0.8 * before
+        assert refitted.expected_loss == pytest.approx(before)
+
+    def test_streams_that_merge_by_themselves_ruin_it(self, search, problem) -> None:
+        """The same walk without assignments: rows of the two streams no longer correspond."""
+        one_shot = search.one_shot("macs", 0.12)
+        at = search._stretch(one_shot.merges)
+        assert at.given == list_assignments(one_shot.merges)
+        changes = refit_changes(at.graph, at.walk, one_shot.changes, search.make(one_shot), problem.calibration, {})
+        solutions = replace(one_shot, changes=changes), search.refit(one_shot)
+        ruined, sound = (search.judge.evaluate(search.make(s)).loss for s in solutions)
+        assert ruined > 1.2 * sound
+
+    def test_weights_of_tokens_follow_their_number(self, search) -> None:
+        one_shot = search.one_shot("macs", 0.35)
+        at = search._stretch(one_shot.merges)
+        for stop in at.walk.stops:
+            weights = search._token_weights(at)[stop.key]
+            assert len(weights) == at.graph.dims(stop.residual.stream)[1]
+
+
+class TestExpected:
+    def held(self, kl: float | None, error: float = 0.1) -> HeldOut:
+        return HeldOut(64, 0.9, 0.03, kl, error, ())
+
+    def test_nothing_was_foreseen(self) -> None:
+        assert check_expected(self.held(0.1), None) is None
+
+    @pytest.mark.parametrize(("loss", "passed"), [(0.05, True), (0.34, True), (0.36, False), (3.0, False)])
+    def test_three_times_and_a_little(self, loss, passed) -> None:
+        check = check_expected(self.held(loss), 0.1)
+        assert check is not None
+        assert check.passed == passed
+        assert check.detail == f"loss on held-back images behind the refit, {loss:.3g}, against 0.1 before it"
+
+    def test_an_output_that_is_no_logits_counts_its_squared_error(self) -> None:
+        check = check_expected(self.held(None, 0.9), 0.1)
+        assert check is not None
+        assert check.difference == pytest.approx(0.81)
+        assert not check.passed
+
+
+def test_metrics_of_all_blocks_have_directions(problem) -> None:
+    assert all(np.linalg.matrix_rank(m.directions) == 32 for m in problem.metrics.values())
