@@ -47,7 +47,7 @@ from corp_onnx.search.strategy import follow_method
 from corp_onnx.settings import PruneSettings
 from corp_onnx.staging import check_destination, refuse_folder, staged_files, write_text
 from corp_onnx.tokens.metric import METRIC_IMAGES, learn_metrics
-from corp_onnx.tokens.sites import MergeSites, MergeStep, TokenMetric, find_merge_sites
+from corp_onnx.tokens.sites import MergeSites, MergeStep, TokenMetric, find_merge_sites, require_sites
 from corp_onnx.tokens.trim import TrimPlan, find_left_out, plan_trim
 from corp_onnx.units import Unit, UnitPlan, list_units
 
@@ -117,6 +117,8 @@ def prune_model(
         require_finite_weights(graph, blocks)
         trim, trim_note = plan_trim(graph, blocks) if method.trim else (None, "")
         sites = find_merge_sites(graph, blocks) if method.merges else None
+        if sites is not None:
+            require_sites(sites, method.merge_blocks)
     with clock.stage("open images"):
         calibration, held_out = open_calibration(graph.model, Path(calib), settings)
     running = {"batch_size": settings.batch_size, "provider": settings.provider}

@@ -35,6 +35,8 @@ from corp_onnx.results import CheckResult, describe_environment
 from corp_onnx.rewrite import plan_rewrite
 from corp_onnx.run.noise import random_feeds
 from corp_onnx.run.probe import probe_graph
+from corp_onnx.solve.schedule import most_merged
+from corp_onnx.tokens.sites import MergeSites, MergeStep, TokenMetric, find_merge_sites
 from corp_onnx.units import AttentionChange, MlpChange, list_units
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,11 +58,13 @@ class Row:
     mlp_parameters: int
     reasons: tuple[str, ...]
     refusal: str = ""
+    merging: str = "-"
+    merge_checks: tuple[CheckResult, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Whether every check that was run passed."""
-        return all(c.passed for c in self.checks.values())
+        return all(c.passed for c in (*self.checks.values(), *self.merge_checks))
 
 
 def main() -> int:
@@ -98,8 +102,30 @@ def examine(entry: dict[str, Any]) -> Row:
     found = prunable + Counter(s.kind for s in blocks.skipped)
     spelling = "; ".join(dict.fromkeys([*(u.spelling for u in blocks.attentions), *(u.spelling for u in blocks.mlps)]))
     checks = run_checks(graph, changes) if changes else {}
-    reasons = tuple(dict.fromkeys(f"{s.kind.upper()}: {s.reason}" for s in blocks.skipped))
-    return Row(entry, found, prunable, spelling, checks, halved_mlp_parameters(graph, changes), reasons)
+    sites = find_merge_sites(graph, blocks)
+    steps = merge_some(graph, sites)
+    merged = tuple(run_checks(graph, {}, steps).values()) if steps else ()
+    merging = f"{len(sites.sites)} / {len(steps)} / {len(steps) if all(c.passed for c in merged) else 0}"
+    reasons = tuple(dict.fromkeys([
+        *(f"{s.kind.upper()}: {s.reason}" for s in blocks.skipped),
+        *(f"tokens do not merge: {reason}" for _, reason in sites.skipped),
+    ]))  # fmt: skip
+    mlp_parameters = halved_mlp_parameters(graph, changes)
+    return Row(entry, found, prunable, spelling, checks, mlp_parameters, reasons, "", merging, merged)
+
+
+def merge_some(graph: Graph, sites: MergeSites) -> tuple[MergeStep, ...]:
+    """Two tokens at every site, compared in random directions."""
+    rng, steps = np.random.default_rng(0), list[MergeStep]()
+    left = sites.flow.n_tokens if sites.flow else 0
+    for site in sites.sites:
+        n_merged = min(2, most_merged(left, sites.flow.n_special if sites.flow else 0))
+        d_model = graph.dims(site.source)[2]
+        directions, importance = rng.standard_normal((d_model, 8)), 0.1 * rng.standard_normal(d_model)
+        metric = TokenMetric(directions.astype(np.float32), importance=importance.astype(np.float32))
+        steps += [MergeStep(site, n_merged, metric)] if n_merged else []
+        left -= n_merged
+    return tuple(steps)
 
 
 def count_prunable(blocks: Blocks) -> Counter[str]:
@@ -142,12 +168,12 @@ def halve_attention(graph: Graph, unit: Attention, rng: np.random.Generator) -> 
     return AttentionChange(unit, q_map, k_map, v_map, out_weight, out_bias)
 
 
-def run_checks(graph: Graph, changes: Changes) -> dict[str, CheckResult]:
+def run_checks(graph: Graph, changes: Changes, merges: Sequence[MergeStep] = ()) -> dict[str, CheckResult]:
     """The checks of a pruned file by name; a crash on the way is a failed one."""
     feeds = random_feeds(graph.model, N_IMAGES)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            rewrite = plan_rewrite(changes)
+            rewrite = plan_rewrite(changes, merges=merges)
             models = rewrite.write(graph, Path(folder) / "pruned.onnx")
             checks = check_file(graph.model, models[-1], models[-1].path)
             checks += check_rewrite(graph, rewrite, models, feeds)
@@ -169,7 +195,8 @@ def halved_mlp_parameters(graph: Graph, changes: Changes) -> int:
 def complain(row: Row) -> list[str]:
     """Failed checks, and units that the manifest expects and nobody found; more than expected is fine."""
     name, expect = row.entry["name"], row.entry["expect"]
-    texts = [f"{name}: {c.name}: {c.detail}" for c in row.checks.values() if not c.passed]
+    checks = (*row.checks.values(), *row.merge_checks)
+    texts = [f"{name}: {c.name}: {c.detail}" for c in checks if not c.passed]
     if row.refusal or not expect["n_blocks"]:
         return texts
     for kind, key in zip(KINDS, ("mlp_prunable", "qk", "vo"), strict=True):
@@ -201,6 +228,9 @@ by ONNX Runtime in the pruned graph, against NumPy in float64 on its own input. 
 graph against the same solution at full width, padded with zeros. All three are the largest difference relative to the
 largest value; allowed are 1e-4 in float32, 2e-2 in float16, 1e-1 in bfloat16.
 
+**Merge**: blocks in which tokens can merge / two merged in each, compared in random directions / with every check
+passed, the answers of a batch against those of one image among them. Why tokens do not merge is a note.
+
 **onnxsim, MLP** is what `apply_structured_pruning(sparsity=0.5)` of onnxsim {peer} removes from the file as it stands
 (as a share of what halving its MLPs removes), **after simplify** the same behind `onnxsim.simplify`, **heads** what
 `apply_attention_head_pruning(sparsity=0.5)` removes of all parameters; a dash is nothing, without a message. It decides
@@ -208,8 +238,8 @@ by weight norms; its ridge refit is a call of its own. It has no pruning of head
 """
 
 COLUMNS = (
-    "graph", "model", "exporter", "opset", "spelling", "MLP", "QK", "VO", "identity", "NumPy", "padded", "notes",
-    "onnxsim, MLP", "after simplify", "heads",
+    "graph", "model", "exporter", "opset", "spelling", "MLP", "QK", "VO", "merge", "identity", "NumPy", "padded",
+    "notes", "onnxsim, MLP", "after simplify", "heads",
 )  # fmt: skip
 
 
@@ -262,6 +292,8 @@ def summary(rows: Sequence[Row], peer: dict[str, Any]) -> str:
         f"- {n_pruned} of {len(rows)} graphs are pruned and pass every check, {n_refused} are refused with a reason, "
         f"{sum(not r.checks and not r.refusal for r in rows)} with nothing to prune.",
         f"- {units} units can be pruned; every other one has its reason among the notes.",
+        f"- Tokens merge in {sum(bool(r.merge_checks) for r in rows)} graphs, every check passed in "
+        f"{sum(bool(r.merge_checks) and all(c.passed for c in r.merge_checks) for r in rows)}.",
     ]
     known = [r for r in rows if r.mlp_parameters and record_of(r, peer)]
     if known:
@@ -283,13 +315,14 @@ def cells(row: Row, peer: dict[str, Any], notes: dict[str, int]) -> list[str]:
     texts = [*row.reasons]
     if row.refusal:
         texts.append(f"refused: {row.refusal}")
-    texts += [f"FAILED {c.name}: {c.detail}" for c in row.checks.values() if not c.passed]
+    texts += [f"FAILED {c.name}: {c.detail}" for c in (*row.checks.values(), *row.merge_checks) if not c.passed]
     numbers = [notes.setdefault(t.replace("|", "\\|"), len(notes) + 1) for t in texts]
     counts = [f"{row.found[k]} / {row.prunable[k]} / {row.prunable[k] if row.passed else 0}" for k in KINDS]
     errors = [number_of(row.checks.get(name)) for name in ("identity", "replay", "padding")]
     return [
         entry["name"], entry["model"], entry["exporter"], str(entry["opset"]), row.spelling or "-",
-        *(["-"] * 3 if row.refusal else counts), *errors, ", ".join(map(str, numbers)), *peer_cells(row, peer),
+        *(["-"] * 3 if row.refusal else counts), row.merging, *errors, ", ".join(map(str, numbers)),
+        *peer_cells(row, peer),
     ]  # fmt: skip
 
 

@@ -93,7 +93,8 @@ def prune(
     alone = {"units": ("mlp",)} if isinstance(widths, Threshold) else {}  # AMP prunes nothing else
     merge = _read_merge(no_merge, given)
     method = replace(METHODS[preset], **{**alone, **given, **merge, "widths": widths})
-    if {"merge", "merge_blocks", "merge_metric"} & set(given) and method.merge != "none" and not method.merges:
+    asked = {"merge_blocks", "merge_metric"} & set(given) or given.get("merge", "none") != "none"
+    if asked and not method.merges:
         raise OptionError(
             "tokens merge under a budget of MACs or agreement whose widths are searched: give --macs or "
             "--min-agreement, or leave out --merge, --merge-blocks and --merge-metric."

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from corp_onnx.errors import OptionError
 from corp_onnx.search.evaluator import Evaluator
 from corp_onnx.search.problem import Problem
 from corp_onnx.solve.schedule import (
@@ -58,9 +57,6 @@ def prepare_merging(problem: Problem, evaluator: Evaluator) -> MergeCandidates |
 
     Args:
         evaluator: the images that are asked, from `draw_probes`.
-
-    Raises:
-        OptionError: tokens can not merge in a block that was named.
     """
     sites = problem.sites
     if sites is None or sites.flow is None or not sites.sites:
@@ -87,14 +83,6 @@ def _wanted_places(sites: MergeSites, blocks: Collection[int], unread: Collectio
     Args:
         unread: tensors of which only the tokens that are read stay: there is nothing to merge in them.
     """
-    known = {site.block for site in sites.sites}
-    if missing := [block for block in blocks if block not in known]:
-        reasons = dict(sites.skipped)
-        why = reasons.get(missing[0], "there is no such block")
-        raise OptionError(
-            f"--merge-blocks {','.join(map(str, blocks))}: tokens can not merge in block {missing[0]}: {why}. They can "
-            f"in {', '.join(map(str, sorted(known)))}."
-        )
     named = [place for place, site in enumerate(sites.sites) if not blocks or site.block in blocks]
     return [place for place in named if sites.sites[place].stream not in unread]
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from corp_onnx.blocks import Block, Blocks
+from corp_onnx.errors import OptionError
 from corp_onnx.graph import FLOAT_TYPES, Graph
 from corp_onnx.graph.cost import Cost
 from corp_onnx.graph.operators import RESHAPES
@@ -120,6 +121,22 @@ def find_merge_sites(graph: Graph, blocks: Blocks) -> MergeSites:
             reason = "it has another number of tokens than the first" if obstacle is None else obstacle.describe()
             skipped.append((site.block, reason))
     return MergeSites(tuple(open_sites), flow, tuple(sorted(skipped)))
+
+
+def require_sites(found: MergeSites, blocks: Sequence[int]) -> None:
+    """Refuse blocks in which tokens can not merge.
+
+    Raises:
+        OptionError: says why they can not, and where they can.
+    """
+    known = [site.block for site in found.sites]
+    for block in blocks:
+        if block not in known:
+            why = dict(found.skipped).get(block, "there is no such block")
+            where = f"They can in {', '.join(map(str, known))}." if known else "They can in none; leave it out."
+            raise OptionError(
+                f"--merge-blocks {','.join(map(str, blocks))}: tokens can not merge in block {block}: {why}. {where}"
+            )
 
 
 def _find_site(graph: Graph, block: Block) -> MergeSite | str:

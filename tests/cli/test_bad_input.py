@@ -330,6 +330,9 @@ class TestOptions:
             ("--report vit.onnx --force", r"vit\.onnx: is the model itself; give another --report"),
             ("--report out/small.onnx", "-o and --report name the same file"),
             ("-o out/small.json", r"needs a name that ends in \.onnx"),
+            ("--merge-blocks one", "--merge-blocks takes whole numbers separated by commas; found 'one'"),
+            ("--no-merge --merge constant", "--no-merge leaves nothing to merge"),
+            ("--mlp 0.5 --merge-blocks 1", "tokens merge under a budget of MACs or agreement"),
         ],
     )
     def test_of_prune(self, options: str, sentence: str, folder: Path, capfd: Run) -> None:
@@ -345,6 +348,8 @@ class TestOptions:
             ("--macs 0.5 --mlp 0.5", "--mlp and --attn fix the widths and a budget searches them: give one"),
             ("--macs 0.5 --preset paper", "the paper's method takes fractions: give --mlp and --attn"),
             ("--rank obs --preset paper", "--rank obs is not in the paper"),
+            ("--macs 0.5 --merge-blocks 0,17", r"block 17: there is no such block\. They can in 0, 1\."),
+            ("--params 0.5 --merge search", "tokens merge under a budget of MACs or agreement"),
             ("--macs 0.01", r"--macs 0\.01 asks for less than pruning can reach .* 0\.\d+ of its MACs is the smallest"),
         ],
     )

@@ -83,13 +83,6 @@ class TestSchedules:
         assert merging
         assert merging <= {1, 3}
 
-    def test_a_block_that_there_is_not(self, problem, search) -> None:
-        named = replace(problem, method=replace(BEST, merge_blocks=(1, 17)))
-        with pytest.raises(
-            OptionError, match=r"--merge-blocks 1,17: tokens can not merge in block 17: there is no such block\. They"
-        ):
-            prepare_merging(named, search.judge)
-
     def test_constant_is_the_same_everywhere(self, problem, search) -> None:
         found = prepare_merging(replace(problem, method=replace(BEST, merge="constant")), search.judge)
         assert found is not None
@@ -110,7 +103,7 @@ class TestOneBudget:
 
     def test_both_together_lose_less_than_widths_alone(self, search) -> None:
         """At a size that schedules alone do not reach."""
-        both, widths = (s.one_shot("macs", 0.12) for s in (search, replace(search, merging=None)))
+        both, widths = (s.one_shot("macs", 0.15) for s in (search, replace(search, merging=None)))
         assert both.merges
         assert both.plans
         losses = [search.judge.evaluate(search.make(s)).loss for s in (both, widths)]
