@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from samples import DEMO, ROOT, paper
 from corp_onnx.images.recipe import Recipe, crop_image, normalize_crops
 from corp_onnx.prune import prune_model
 from corp_onnx.run.sessions import open_session
+from corp_onnx.settings import BEST, Budget, PruneSettings
 
 pytestmark = pytest.mark.browser
 
@@ -53,10 +55,17 @@ def _parts() -> None:
         pytest.skip(f"needs {', '.join(missing)}; make test-web")
 
 
-@pytest.fixture(scope="module")
-def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+METHODS = {
+    "paper": paper(0.9, 0.5, n_images=32),
+    "merged tokens": PruneSettings(replace(BEST, widths=Budget("macs", 0.3), refit=False), n_images=64),
+}
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def pruned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "demo_vit.pruned.onnx"
-    prune_model(DEMO, DEMO.parent / "calib", path, settings=paper(0.9, 0.5, n_images=32))
+    result = prune_model(DEMO, DEMO.parent / "calib", path, settings=METHODS[request.param])
+    assert bool(result.merges) == (request.param == "merged tokens")
     return path
 
 
