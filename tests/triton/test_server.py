@@ -21,12 +21,13 @@ import onnxruntime
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from samples import DEMO, FIXED, ROOT, TEXT, fixture_path, paper, write_sum
+from samples import DEMO, FIXED, ROOT, TEXT, fixture_path, write_sum
 from server import SHARED_MEMORY, VARIABLE, Server, run_server, wait_until
 from tritonclient.utils import InferenceServerException
 
 import corp_onnx.triton.model
 from corp_onnx.prune import prune_model
+from corp_onnx.settings import BEST, Budget, PruneSettings
 from corp_onnx.staging import MARK
 from corp_onnx.triton.config import TritonSettings
 from corp_onnx.triton.repository import write_triton_repository
@@ -45,8 +46,10 @@ OUT_OF_RANGE = r"ONNX Runtime failed: .*indices element out of data bounds"
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Narrower units and merged tokens."""
     path = tmp_path_factory.mktemp("pruned") / "demo_vit.pruned.onnx"
-    prune_model(DEMO, DEMO.parent / "calib", path, settings=paper(n_images=64))
+    method = replace(BEST, widths=Budget("macs", 0.3), refit=False)
+    assert prune_model(DEMO, DEMO.parent / "calib", path, settings=PruneSettings(method, n_images=64)).merges
     return path
 
 
