@@ -1,4 +1,4 @@
-"""What `--preset best` reaches on a real model: budgets x ingredients, over several draws of the calibration images.
+"""What `--preset best --no-merge` reaches on a real model: budgets x ingredients, over draws of the calibration images.
 
 Every row is one call of the strategy that `corp-onnx prune` follows; moments, curves and probes of a draw are shared by
 its rows. Prints a Markdown table with mean and half the range over the seeds, the paper's method at equal MACs beside.
@@ -14,13 +14,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 
-from study import Row, keep_tokens, open_study, print_rows, study_parser
+from study import UNMERGED, Row, keep_tokens, open_study, print_rows, study_parser
 
 from corp_onnx.checks.preflight import choose_units
 from corp_onnx.search.problem import Problem, Solution
 from corp_onnx.search.search import prepare_search
 from corp_onnx.search.strategy import follow_method
-from corp_onnx.settings import BEST, PAPER, Budget, Fractions, Method
+from corp_onnx.settings import PAPER, Budget, Fractions, Method
 
 FRACTIONS = {0.617: Fractions(0.5, 0.5), 0.8: Fractions(0.263, 0.25), 0.9: Fractions(0.133, 0.125)}
 """The paper's fractions that keep about these shares of DeiT-Tiny's MACs: equal cost, not equal fractions."""
@@ -66,14 +66,14 @@ def _solutions(
 def _ablations(problem: Problem, budget: float) -> Iterator[tuple[str, Problem, Solution]]:
     """One ingredient off at a time, the rest as in best."""
     off = {
-        "no values": replace(BEST, units=("mlp", "qk")),
-        "uniform widths": replace(BEST, widths=Budget("macs", budget, "uniform")),
-        "energy order": replace(BEST, rank="energy"),
-        "paper's queries and keys": replace(BEST, qk="sylvester"),
-        "equal heads": replace(BEST, equal_heads=True),
-        "aligned to 16": replace(BEST, align=16),
-        "no unit favoured": replace(BEST, favour_late=False),
-        "tokens counted alike": replace(BEST, weigh_tokens=False),
+        "no values": replace(UNMERGED, units=("mlp", "qk")),
+        "uniform widths": replace(UNMERGED, widths=Budget("macs", budget, "uniform")),
+        "energy order": replace(UNMERGED, rank="energy"),
+        "paper's queries and keys": replace(UNMERGED, qk="sylvester"),
+        "equal heads": replace(UNMERGED, equal_heads=True),
+        "aligned to 16": replace(UNMERGED, align=16),
+        "no unit favoured": replace(UNMERGED, favour_late=False),
+        "tokens counted alike": replace(UNMERGED, weigh_tokens=False),
     }
     for name, method in off.items():
         other = _with_method(problem, method)

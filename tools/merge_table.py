@@ -32,7 +32,7 @@ def main() -> None:
     parser = study_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.7, 0.6, 0.5, 0.4])
-    parser.add_argument("--beside", type=int, nargs="*", default=[0], help="seeds for which widths alone run as well")
+    parser.add_argument("--beside", type=int, nargs="*", default=[0], help="seeds for which widths alone and ToMe run")
     parser.add_argument("--picture", type=Path, help="draw the tokens behind every block of the first seed's `best`")
     parser.add_argument("--keep", help="write the models of `best` there: PREFIX.<budget>.<seed>.onnx")
     args = parser.parse_args()
@@ -41,7 +41,7 @@ def main() -> None:
     rows: dict[str, list[Row]] = defaultdict(list)
     drawn: dict[str, list[int]] = {}
     for seed in args.seeds:
-        problem = study.draw(seed)
+        problem = study.draw(seed, method=BEST)
         for name, budget, solution in _solutions(study, problem, args.budgets, seed in args.beside):
             row = f"{budget:.0%}, {name}"
             rows[row].append(study.measure(problem, solution))
@@ -104,7 +104,7 @@ def _solutions(
     assert problem.sites is not None
     keys = learn_metrics(study.graph, problem.blocks, problem.sites, problem.calibration, "keys")
     constant = replace(problem, metrics=keys, method=replace(BEST, merge="constant", merge_metric="keys"))
-    tome = prepare_merging(constant, draw_probes(problem))
+    tome = prepare_merging(constant, draw_probes(problem)) if beside else None
     for budget in budgets:
         for name, candidates in (("ToMe", tome), ("tokens alone", search.merging)):
             if candidates and (alone := _merge_alone(candidates, budget * problem.graph.cost.total)):

@@ -30,6 +30,9 @@ from corp_onnx.tokens.sites import find_merge_sites
 from corp_onnx.tokens.trim import TrimPlan, plan_trim
 from corp_onnx.units import list_units
 
+UNMERGED = replace(BEST, merge="none")
+"""The default method without merging tokens: what tables of widths are about. merge_table.py is about tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -51,10 +54,10 @@ class Study:
     judge: Evaluator
     labels: Int[np.ndarray, " n"]
 
-    def draw(self, seed: int, n_images: int | None = None, method: Method = BEST) -> Problem:
+    def draw(self, seed: int, n_images: int | None = None, method: Method = UNMERGED) -> Problem:
         """What a strategy looks at, for one draw of the calibration images, at most n of them."""
         blocks = find_blocks(self.graph)
-        units = list_units(blocks, BEST.units)
+        units = list_units(blocks, method.units)
         calibration, held_out = split_images(self.images, seed)
         if n_images is not None:
             drawn = np.random.default_rng(seed).permutation(calibration.n_images)[:n_images]

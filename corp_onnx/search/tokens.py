@@ -21,6 +21,7 @@ from corp_onnx.solve.schedule import (
     constant_schedules,
     list_schedules,
     most_merged,
+    smooth_losses,
     trace_loss,
 )
 from corp_onnx.tokens.costs import TokenCosts, count_costs
@@ -28,7 +29,7 @@ from corp_onnx.tokens.flow import trace_tokens
 from corp_onnx.tokens.merge import merge_tokens
 from corp_onnx.tokens.sites import MergePlan, MergeSites, MergeStep
 
-PROBE_SHARES = (0.08, 0.2, 0.4)
+PROBE_SHARES = (0.08, 0.2, 0.3, 0.4)
 """Of the tokens, merged in one block: from hardly felt to nearly the most that one step can do."""
 
 MERGE_MACS = 4e6
@@ -66,12 +67,11 @@ def prepare_merging(problem: Problem, evaluator: Evaluator) -> MergeCandidates |
     trim = problem.trim.trim if problem.trim else None
     costs = count_costs(at.graph, trace_tokens(at.graph, streams), problem.cost, streams, trim)
     wanted = _wanted_places(sites, problem.method.merge_blocks, trim.axes if trim else ())
-    curves = [None] * len(streams) if most_merged(costs.n_tokens, costs.n_special) < 1 else [
-        _probe_site(problem, sites, place, wanted, evaluator) for place in range(len(streams))
-    ]  # fmt: skip
-    stages = [StageCurve(cost, loss) for cost, loss in zip(costs.curves(), curves, strict=True)]
-    if all(stage.loss is None for stage in stages):
+    most = most_merged(costs.n_tokens, costs.n_special)
+    if not wanted or most < 1:
         return None
+    curves = _trace_sites(problem, sites, wanted, most, evaluator)
+    stages = [StageCurve(cost, curves.get(place)) for place, cost in enumerate(costs.curves())]
     if problem.method.merge == "constant":
         return MergeCandidates(problem, sites, costs, constant_schedules(stages, costs.n_tokens, costs.n_special))
     return MergeCandidates(problem, sites, costs, list_schedules(stages, costs.n_tokens, costs.n_special, MERGE_MACS))
@@ -87,21 +87,23 @@ def _wanted_places(sites: MergeSites, blocks: Collection[int], unread: Collectio
     return [place for place in named if sites.sites[place].stream not in unread]
 
 
-def _probe_site(
-    problem: Problem, sites: MergeSites, place: int, wanted: list[int], evaluator: Evaluator
-) -> Float[np.ndarray, " m"] | None:
-    """The loss curve of merging at one site alone; None where that is not wanted."""
+def _trace_sites(
+    problem: Problem, sites: MergeSites, wanted: list[int], most: int, evaluator: Evaluator
+) -> dict[int, Float[np.ndarray, " m"]]:
+    """The loss curve of merging at one site alone, by place, for the sites where that is wanted.
+
+    Args:
+        most: tokens that one merge can do away with.
+    """
     assert sites.flow is not None
-    site, n_tokens = sites.sites[place], sites.flow.n_tokens
-    if place not in wanted:
-        return None
-    most = most_merged(n_tokens, sites.flow.n_special)
+    n_tokens = sites.flow.n_tokens
     numbers = sorted({min(most, max(1, round(n_tokens * share))) for share in PROBE_SHARES})
-    losses: list[float] = []
-    for r in numbers:
-        step = MergeStep(site, r, problem.metrics[site.block])
-        losses.append(evaluator.evaluate(merge_tokens(problem.graph, (step,))).loss)
+    losses = np.zeros((len(wanted), len(numbers)))
+    for i, j in np.ndindex(losses.shape):
+        site = sites.sites[wanted[i]]
+        step = MergeStep(site, numbers[j], problem.metrics[site.block])
+        losses[i, j] = evaluator.evaluate(merge_tokens(problem.graph, (step,))).loss
         if problem.progress:
-            done = wanted.index(place) * len(numbers) + len(losses)
-            problem.progress("probe tokens", done, len(wanted) * len(numbers))
-    return trace_loss(n_tokens, numbers, losses)
+            problem.progress("probe tokens", i * len(numbers) + j + 1, losses.size)
+    curves = [trace_loss(n_tokens, numbers, of_site) for of_site in smooth_losses(losses).tolist()]
+    return dict(zip(wanted, curves, strict=True))

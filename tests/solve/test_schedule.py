@@ -16,6 +16,7 @@ from corp_onnx.solve.schedule import (
     list_schedules,
     measure_schedule,
     most_merged,
+    smooth_losses,
     trace_loss,
 )
 
@@ -105,6 +106,28 @@ class TestLossCurve:
 
     def test_one_probe_is_enough(self):
         assert trace_loss(10, (2,), (0.04,))[[8, 6]] == pytest.approx([0.04, 0.16])
+
+
+class TestSmoothing:
+    def test_a_power_law_over_blocks_stays(self):
+        losses = np.outer(0.5 ** np.arange(6), [0.1, 0.3])
+        assert smooth_losses(losses) == pytest.approx(losses)
+
+    def test_one_that_came_out_too_low_is_raised_by_its_neighbours(self):
+        losses = np.full((5, 1), 0.1)
+        losses[2] = 0.001
+        found = smooth_losses(losses)[:, 0]
+        assert found[2] == pytest.approx(0.01)
+        assert found[[0, 4]] == pytest.approx([0.1, 0.1])
+
+    def test_noise_shrinks(self):
+        rng = np.random.default_rng(0)
+        noise = rng.standard_normal((400, 1))
+        assert np.std(np.log(smooth_losses(np.exp(noise)))) < 0.7 * np.std(noise)
+
+    def test_two_blocks_and_losses_of_nothing(self):
+        assert smooth_losses(np.array([[0.1], [0.2]])) == pytest.approx(np.array([[0.1], [0.2]]))
+        assert (smooth_losses(np.zeros((4, 2))) > 0).all()
 
 
 @pytest.mark.parametrize(("n_tokens", "n_special", "most"), [(197, 1, 97), (9, 1, 3), (4, 0, 1), (3, 1, 0), (2, 1, 0)])
