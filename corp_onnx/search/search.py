@@ -38,26 +38,17 @@ from corp_onnx.units import Choice, UnitKey, gather_changes
 MAX_SCHEDULES = 16
 """Schedules that are tried against widths under one budget; between two neighbours the best split hardly moves."""
 
-REFIT_GAIN = 0.5
-"""Of the loss that narrower units cause, what is left behind a refit. It decides only how a budget is split between
-tokens and widths. On DeiT-Tiny 0.5 to 0.6 (docs/method.md)."""
-
-
 MAX_SPLITS = 3
 """Of the most promising of these, how many are made and measured on the probe images: losses add up only nearly."""
-
-TINY = 1e-12
-"""Of a loss: nothing is cut, nothing merges."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """A budget split between widths and tokens, and its promised loss behind a refit and without one."""
+    """A budget split between widths and tokens, and its promised loss."""
 
     widths: dict[UnitKey, int]
     merge: MergePlan | None
     loss: float
-    one_shot: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,18 +116,20 @@ class Search:
         """
         if self.merging is None or kind != "macs":
             return self.widths(kind, value, before_refit=before_refit), None
-        gain = REFIT_GAIN if before_refit and self.refits else 1.0
-        splits = self._list_splits(kind, value, gain, before_refit=before_refit)
+        splits = self._list_splits(kind, value, before_refit=before_refit)
         if len(splits) == 1:
             return splits[0].widths, splits[0].merge
         assert self.probes is not None
         measured = [self.probes.evaluate(self.make(self._solve(s.widths, s.merge, value))).loss for s in splits]
-        losses = [loss * s.loss / max(s.one_shot, TINY) for loss, s in zip(measured, splits, strict=True)]
-        best = splits[int(np.argmin(losses))]
+        best = splits[int(np.argmin(measured))]
         return best.widths, best.merge
 
-    def _list_splits(self, kind: CostKind, value: float, gain: float, *, before_refit: bool) -> list[Split]:
-        """The few most promising schedules with the widths that they leave, by what curves and probes promise."""
+    def _list_splits(self, kind: CostKind, value: float, *, before_refit: bool) -> list[Split]:
+        """The few most promising schedules with the widths that they leave, by what curves and probes promise.
+
+        Both are of calibration images, which widths are fitted to and merges are not; a refit, which lowers only what
+        widths lose, makes up for about as much as that flatters them.
+        """
         assert self.merging is not None
         found: list[Split] = []
         problem: OptionError | None = None
@@ -147,8 +140,7 @@ class Search:
             except OptionError as error:
                 problem = error
                 continue
-            narrower = self.predict_loss(widths)
-            found.append(Split(widths, merge, schedule.loss + gain * narrower, schedule.loss + narrower))
+            found.append(Split(widths, merge, schedule.loss + self.predict_loss(widths)))
         if not found:
             assert problem is not None
             raise problem

@@ -19,6 +19,9 @@ from jaxtyping import Float, Int
 N_PRICES = 200
 """Of the sweep, over eight powers of ten; between two of them the numbers of tokens hardly differ."""
 
+SHARES = (0.8, 0.9, 1.1, 1.2, 1.3)
+"""Of the numbers of a schedule, tried besides."""
+
 MAX_STATES = 256
 """Numbers of tokens that are told apart: a longer sequence goes in steps of several."""
 
@@ -98,12 +101,29 @@ def list_schedules(
     prices = np.geomspace(1e-6, 1e2, N_PRICES) * spread / max(whole, 1.0)
     nothing = Schedule((0,) * len(stages), whole, 0.0)
     found = [nothing, *(_cheapest(stages, n_tokens, n_special, float(price), merge_cost) for price in prices)]
-    ordered = sorted(found, key=lambda s: (s.loss, s.cost))
+    hull = _keep_undominated(found)
+    between = [_scale(stages, n_tokens, n_special, merge_cost, s, share) for s in hull for share in SHARES]
+    return _keep_undominated([*hull, *between])
+
+
+def _keep_undominated(schedules: Sequence[Schedule]) -> tuple[Schedule, ...]:
+    """Those that no other beats in loss and cost, by rising loss."""
     kept: list[Schedule] = []
-    for schedule in ordered:
+    for schedule in sorted(schedules, key=lambda s: (s.loss, s.cost)):
         if not kept or schedule.cost < kept[-1].cost:
             kept.append(schedule)
     return tuple(kept)
+
+
+def _scale(
+    stages: Sequence[StageCurve], n_tokens: int, n_special: int, merge_cost: float, schedule: Schedule, share: float
+) -> Schedule:
+    """The same merges with other numbers of tokens: prices leave gaps where the best schedule changes its blocks."""
+    left, merged = n_tokens, list[int]()
+    for r in schedule.n_merged:
+        merged.append(min(round(r * share), most_merged(left, n_special)))
+        left -= merged[-1]
+    return measure_schedule(stages, n_tokens, merged, merge_cost)
 
 
 def constant_schedules(stages: Sequence[StageCurve], n_tokens: int, n_special: int) -> tuple[Schedule, ...]:
