@@ -201,7 +201,7 @@ class Method:
         if self.merge_metric not in get_args(TokenMetricKind):
             known = _listed(get_args(TokenMetricKind))
             raise OptionError(f"--merge-metric must be {known}; found {self.merge_metric}.")
-        searched = isinstance(self.widths, Budget) and self.widths.allocate == "search"
+        searched = self.searches_widths
         if self.equal_heads and not searched:
             raise OptionError("--equal-heads goes with widths that are searched under a budget; leave it out.")
         if self.remove and not (searched or isinstance(self.widths, Threshold)):
@@ -215,11 +215,15 @@ class Method:
         return self.refit and self.compensate
 
     @property
+    def searches_widths(self) -> bool:
+        """Whether a budget is shared out by a search."""
+        return isinstance(self.widths, Budget) and self.widths.allocate == "search"
+
+    @property
     def merges(self) -> bool:
         """Whether tokens may merge."""
-        rule = self.widths
-        searched = isinstance(rule, Budget) and rule.allocate == "search" and rule.kind != "params"
-        return self.merge != "none" and searched
+        counts_parameters = isinstance(self.widths, Budget) and self.widths.kind == "params"
+        return self.merge != "none" and self.searches_widths and not counts_parameters
 
     @property
     def judges_by_agreement(self) -> bool:

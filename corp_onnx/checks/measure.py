@@ -23,6 +23,12 @@ from corp_onnx.tokens.liveness import TokenTrim
 from corp_onnx.units import UnitKey, UnitPlan
 from corp_onnx.units.taps import read_tokens
 
+MAX_SURPRISE = 3.0
+"""Times the loss of the one-shot solution; a refit whose rows do not correspond gives ten to a hundred times."""
+
+SLACK = 0.05
+"""Added to that, in nats: below it the two differ by which images were held back."""
+
 
 @dataclass(slots=True)
 class _Energy:
@@ -148,13 +154,6 @@ def check_expected(held: HeldOut, expected: float | None) -> CheckResult | None:
     allowed = MAX_SURPRISE * expected + SLACK
     detail = f"loss on held-back images behind the refit, {loss:.3g}, against {expected:.3g} before it"
     return CheckResult("refit", bool(loss <= allowed), loss, allowed, detail)
-
-
-MAX_SURPRISE = 3.0
-"""Times the loss of the one-shot solution; a refit whose rows do not correspond gives ten to a hundred times."""
-
-SLACK = 0.05
-"""Added to that, in nats: below it the two differ by which images were held back."""
 
 
 def _require_finite(model: Model, name: str, array: np.ndarray) -> None:

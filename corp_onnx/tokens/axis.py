@@ -8,9 +8,7 @@ looks at shapes of the probe run, never at names.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import replace
 
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.operators import (
@@ -26,20 +24,7 @@ from corp_onnx.graph.operators import (
     SOFTMAXES,
 )
 from corp_onnx.graph.slots import Slot
-
-
-@dataclass(frozen=True, slots=True)
-class TokenAxis:
-    """An axis that counts tokens: entry i holds token (i // inner) % n_tokens; longer where images are folded in."""
-
-    axis: int
-    n_tokens: int
-    inner: int = 1
-
-    def is_plain(self, shape: tuple[int, ...]) -> bool:
-        """Whether the axis of a tensor of this shape holds every token once and nothing else."""
-        return shape[self.axis] == self.n_tokens
-
+from corp_onnx.tokens.counted import BlockedError, TokenAxis, reduced_axes, relabel
 
 Sources = tuple[tuple[Slot, TokenAxis], ...]
 
@@ -106,31 +91,20 @@ def _softmax(graph: Graph, node: Node, tokens: TokenAxis) -> Sources | None:
 
 
 def _reduction(graph: Graph, node: Node, tokens: TokenAxis) -> Sources | None:
-    rank = len(graph.dims(node.inputs[0]))
-    axes = node.attrs.get("axes")
-    if axes is None and len(node.inputs) > 1 and node.inputs[1]:
-        axes = graph.value(node.inputs[1])
-    if axes is None:
+    gone = reduced_axes(graph, node)
+    if gone is None:
         return None
-    gone = {int(a) % rank for a in np.asarray(axes).reshape(-1)}
+    rank = len(graph.dims(node.inputs[0]))
     axis = [a for a in range(rank) if node.attrs.get("keepdims", 1) or a not in gone][tokens.axis]
     return None if axis in gone else _at(node, 0, tokens, axis)
 
 
 def _reshape(graph: Graph, node: Node, tokens: TokenAxis) -> Sources | None:
-    """The order of the numbers stays: the input is labelled with the tokens of the output, and read."""
-    out, dims = graph.dims(node.output), graph.dims(node.inputs[0])
-    along = np.arange(out[tokens.axis]) // tokens.inner % tokens.n_tokens
-    label = np.broadcast_to(along.reshape(-1, *[1] * (len(out) - tokens.axis - 1)), out).reshape(dims)
-    varying = [axis for axis in range(len(dims)) if np.any(np.diff(label, axis=axis))]
-    if len(varying) != 1:
+    """The order of the numbers stays: the input is the output in another shape."""
+    try:
+        return ((Slot(node, 0), relabel(tokens, graph.dims(node.output), graph.dims(node.inputs[0]))),)
+    except BlockedError:
         return None
-    axis = varying[0]
-    row = label[tuple(slice(None) if a == axis else 0 for a in range(len(dims)))]
-    inner = int(np.argmax(row != row[0]))
-    if not np.array_equal(row, np.arange(len(row)) // inner % tokens.n_tokens):
-        return None
-    return ((Slot(node, 0), TokenAxis(axis, tokens.n_tokens, inner)),)
 
 
 def _transpose(graph: Graph, node: Node, tokens: TokenAxis) -> Sources:

@@ -1,33 +1,48 @@
-"""An axis that counts tokens, as a value, and where it stands in another shape of the same numbers."""
+"""An axis that counts tokens, as a value; where it stands in another shape of the same numbers; what a reduction folds.
+
+Shared by the rules that go from an output to the inputs (axis.py) and from the inputs to an output (forward.py).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
+from corp_onnx.graph import Graph, Node
+
 
 class BlockedError(Exception):
-    """What a node does with tokens is not known to be right after merging; caught by flow.py."""
+    """An operator does with tokens what no rule follows; caught in this room."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
-    """An axis that counts tokens: entry i holds token `start` + (i // inner) % n_tokens.
+class TokenAxis:
+    """An axis that counts tokens: entry i holds token (i // inner) % n_tokens; longer where images are folded in."""
+
+    axis: int
+    n_tokens: int
+    inner: int = 1
+
+    def is_plain(self, shape: tuple[int, ...]) -> bool:
+        """Whether the axis of a tensor of this shape holds every token once and nothing else."""
+        return shape[self.axis] == self.n_tokens
+
+
+Axis = TypeVar("Axis", bound=TokenAxis)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens(TokenAxis):
+    """A token axis on its way forward: its first token is `start`.
 
     Attributes:
         weighed: whether the numbers along it are weights of tokens that sum to one.
     """
 
-    axis: int
-    n_tokens: int
-    inner: int = 1
     start: int = 0
     weighed: bool = False
-
-    def is_plain(self, shape: tuple[int, ...]) -> bool:
-        """Whether the axis of a tensor of this shape holds every token once and nothing else."""
-        return shape[self.axis] == self.n_tokens
 
     def at(self, axis: int) -> Tokens:
         """The same tokens along another axis, no longer as weights."""
@@ -38,7 +53,7 @@ class Tokens:
         return (self.n_tokens, self.inner, self.start) == (other.n_tokens, other.inner, other.start)
 
 
-def relabel(tokens: Tokens, dims: tuple[int, ...], out: tuple[int, ...]) -> Tokens:
+def relabel(tokens: Axis, dims: tuple[int, ...], out: tuple[int, ...]) -> Axis:
     """The tokens of a tensor in another shape: every number is labelled with its token, and the labels are read.
 
     Raises:
@@ -54,3 +69,11 @@ def relabel(tokens: Tokens, dims: tuple[int, ...], out: tuple[int, ...]) -> Toke
     if not np.array_equal(row, np.arange(len(row)) // inner % tokens.n_tokens):
         raise BlockedError("it reorders tokens")
     return replace(tokens, axis=varying[0], inner=inner)
+
+
+def reduced_axes(graph: Graph, node: Node) -> set[int] | None:
+    """The axes that a reduction folds, named by an attribute or an input; None where it folds all of them."""
+    named = node.attrs.get("axes")
+    if named is None:
+        named = next((graph.value(name) for name in node.inputs[1:2] if name), None)
+    return None if named is None else {int(a) % len(graph.dims(node.inputs[0])) for a in np.asarray(named).reshape(-1)}

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import TensorProto
 
 from corp_onnx.graph import Node
 from corp_onnx.graph.surgeon import Surgeon
 
 REDUCE_AXES_AS_INPUT = 18
-"""Operator set from which on the other Reduce* do as well."""
+"""Operator set from which on ReduceMax takes its axes as an input."""
+
+FLOAT32 = int(TensorProto.FLOAT)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto
 
 from corp_onnx.graph import Node
 from corp_onnx.graph.operators import SOFTMAXES
 from corp_onnx.graph.slots import Slot
 from corp_onnx.graph.surgeon import Surgeon
 from corp_onnx.tokens.counted import Tokens
-from corp_onnx.tokens.emit import Emitter
+from corp_onnx.tokens.emit import FLOAT32, Emitter
 from corp_onnx.tokens.flow import TokenFlow
 from corp_onnx.tokens.forward import mask_slot
 from corp_onnx.tokens.sites import PREFIX
-
-FLOAT32 = int(TensorProto.FLOAT)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

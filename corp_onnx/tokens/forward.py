@@ -28,7 +28,7 @@ from corp_onnx.graph.operators import (
     SOFTMAX_OVER_ONE_AXIS,
     SOFTMAXES,
 )
-from corp_onnx.tokens.counted import BlockedError, Tokens, relabel
+from corp_onnx.tokens.counted import BlockedError, Tokens, reduced_axes, relabel
 
 
 @dataclass(slots=True, eq=False)
@@ -125,12 +125,9 @@ class Forward:
 
     def _reduction(self, node: Node) -> tuple[Tokens, ...]:
         dims = self.graph.dims(node.inputs[0])
-        axes = node.attrs.get("axes")
-        if axes is None and (name := _optional(node, 1)):
-            axes = self.graph.value(name)
-        if axes is None:
+        gone = reduced_axes(self.graph, node)
+        if gone is None:
             raise BlockedError(f"{node.op} runs over all axes")
-        gone = {int(a) % len(dims) for a in np.asarray(axes).reshape(-1)}
         stay = [a for a in range(len(dims)) if node.attrs.get("keepdims", 1) or a not in gone]
         found: list[Tokens] = []
         for tokens in self._of(node.inputs[0]):
@@ -151,17 +148,18 @@ class Forward:
         """The order of the numbers stays: every number is labelled with its token, and the labels are read."""
         dims, out = self.graph.dims(node.inputs[0]), self.graph.dims(node.output)
         found = [relabel(tokens, dims, out) for tokens in self._of(node.inputs[0])]
-        for tokens in found:
-            target = self.graph.value(node.inputs[1]) if node.op == "Reshape" else None
-            if node.op != "Reshape":
-                continue
-            if target is None:
-                raise BlockedError("the target of this Reshape is not known")
-            if target[tokens.axis] > 0:
-                if not tokens.is_plain(out) and np.any(target < 0):
-                    raise BlockedError("the target of this Reshape spells images and tokens together")
-                self.spelled.append((node, tokens))
+        if node.op == "Reshape" and found:
+            self._note_spelled(node, found)
         return tuple(found)
+
+    def _note_spelled(self, node: Node, found: Sequence[Tokens]) -> None:
+        target = self.graph.value(node.inputs[1])
+        if target is None:
+            raise BlockedError("the target of this Reshape is not known")
+        for tokens in (t for t in found if target[t.axis] > 0):
+            if not tokens.is_plain(self.graph.dims(node.output)) and np.any(target < 0):
+                raise BlockedError("the target of this Reshape spells images and tokens together")
+            self.spelled.append((node, tokens))
 
     def _transpose(self, node: Node) -> tuple[Tokens, ...]:
         rank = len(self.graph.dims(node.output))

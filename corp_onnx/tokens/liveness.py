@@ -21,7 +21,8 @@ from corp_onnx.blocks.readers import find_shape_leak
 from corp_onnx.graph import FLOAT_TYPES, Graph, Node
 from corp_onnx.graph.cost import Cost
 from corp_onnx.graph.slots import Slot
-from corp_onnx.tokens.axis import TokenAxis, trace_token_axis
+from corp_onnx.tokens.axis import trace_token_axis
+from corp_onnx.tokens.counted import TokenAxis
 
 MIN_SAVED = 1e-3
 """Of the model's MACs; less is not worth a changed graph."""

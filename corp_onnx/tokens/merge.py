@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto
 
 from corp_onnx.errors import CheckFailedError
 from corp_onnx.graph import Graph, Model
@@ -31,13 +30,11 @@ from corp_onnx.graph.surgeon import Surgeon
 from corp_onnx.results import CheckResult
 from corp_onnx.run.comparison import TOLERANCE, relative_difference
 from corp_onnx.run.sessions import open_tapped
-from corp_onnx.tokens.emit import Emitter
+from corp_onnx.tokens.emit import FLOAT32, Emitter
 from corp_onnx.tokens.flow import trace_tokens
 from corp_onnx.tokens.follow import Level, follow_merges
 from corp_onnx.tokens.replay import CHOICE_TOLERANCE, explain_choice, replay_merge
 from corp_onnx.tokens.sites import PREFIX, MergeStep, list_assignments, part_tokens
-
-FLOAT32 = int(TensorProto.FLOAT)
 
 
 @dataclass(frozen=True, eq=False)

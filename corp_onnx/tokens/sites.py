@@ -20,7 +20,7 @@ from corp_onnx.graph.operators import RESHAPES
 from corp_onnx.tokens.flow import TokenFlow, trace_tokens
 
 MIN_OPSET = 13
-"""Split and ReduceSum take their sizes and axes as inputs from here on."""
+"""Split takes its sizes as an input from here on."""
 
 PREFIX = "corp_onnx.merge"
 """Of the names of new tensors; the check and the refit ask for some of them (`MergeStep.tensor`)."""
