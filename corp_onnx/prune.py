@@ -116,9 +116,8 @@ def prune_model(
         units = choose_units(graph, blocks, method)
         require_finite_weights(graph, blocks)
         trim, trim_note = plan_trim(graph, blocks) if method.trim else (None, "")
-        sites = find_merge_sites(graph, blocks) if method.merges else None
-        if sites is not None:
-            require_sites(sites, method.merge_blocks)
+        sites = find_merge_sites(graph, blocks) if method.merges else MergeSites()
+        require_sites(sites, method.merge_blocks if method.merges else ())
     with clock.stage("open images"):
         calibration, held_out = open_calibration(graph.model, Path(calib), settings)
     running = {"batch_size": settings.batch_size, "provider": settings.provider}
@@ -142,9 +141,8 @@ def prune_model(
             errors = measure_units(graph, solution.plans, held_out, **running, progress=counting)
             counting = _counting(progress, "measure model", held_out.n_images)
             left_out = find_left_out(models[-2]) if trim else None
-            n_special = sites.flow.n_special if sites is not None and sites.flow is not None else 0
             measured = measure_model(
-                graph, blocks, pruned, held_out, trim=left_out, n_special=n_special, **running, progress=counting
+                graph, blocks, pruned, held_out, trim=left_out, n_special=sites.n_special, **running, progress=counting
             )
             surprise = check_expected(measured, solution.expected_loss)
             checks += [surprise] if surprise else []
@@ -174,7 +172,7 @@ def prune_model(
 
 
 def _pose_problem(
-    graph: Graph, blocks: Blocks, units: tuple[Unit, ...], trim: TrimPlan | None, sites: MergeSites | None,
+    graph: Graph, blocks: Blocks, units: tuple[Unit, ...], trim: TrimPlan | None, sites: MergeSites,
     calibration: Images, held_out: Images, settings: PruneSettings, progress: Progress | None, clock: StageClock,
 ) -> Problem:  # fmt: skip
     """Calibrate, and what the search will look at."""
@@ -188,7 +186,7 @@ def _pose_problem(
         counting = _counting(progress, "calibrate", calibration.n_images)
         moments = collect_moments(graph, units, calibration, **running, progress=counting)
     metrics: dict[int, TokenMetric] = {}
-    if sites is not None and sites.sites:
+    if sites.sites:
         with clock.stage("compare tokens"):
             counting = _counting(progress, "compare tokens", min(METRIC_IMAGES, calibration.n_images))
             kind = settings.method.merge_metric
@@ -222,10 +220,10 @@ def describe_merges(steps: Sequence[MergeStep], graph: Graph) -> tuple[MergeResu
     return tuple(found)
 
 
-def _note_merges(sites: MergeSites | None) -> list[str]:
+def _note_merges(sites: MergeSites) -> list[str]:
     """Why tokens do not merge in some blocks, a sentence for every reason."""
     reasons: dict[str, list[int]] = {}
-    for block, reason in sites.skipped if sites is not None else ():
+    for block, reason in sites.skipped:
         reasons.setdefault(reason, []).append(block)
     return [
         f"tokens do not merge in block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}: {reason}."

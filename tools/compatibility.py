@@ -117,9 +117,9 @@ def examine(entry: dict[str, Any]) -> Row:
 def merge_some(graph: Graph, sites: MergeSites) -> tuple[MergeStep, ...]:
     """Two tokens at every site, compared in random directions."""
     rng, steps = np.random.default_rng(0), list[MergeStep]()
-    left = sites.flow.n_tokens if sites.flow else 0
+    left = sites.n_tokens
     for site in sites.sites:
-        n_merged = min(2, most_merged(left, sites.flow.n_special if sites.flow else 0))
+        n_merged = min(2, most_merged(left, sites.n_special))
         d_model = graph.dims(site.source)[2]
         directions, importance = rng.standard_normal((d_model, 8)), 0.1 * rng.standard_normal(d_model)
         metric = TokenMetric(directions.astype(np.float32), importance=importance.astype(np.float32))

@@ -59,10 +59,8 @@ def main() -> None:
 
 def _count_tokens(problem: Problem, solution: Solution) -> list[int]:
     """Tokens behind the attention of every block."""
-    assert problem.sites is not None
-    assert problem.sites.flow is not None
     merged = {step.site.block: step.n_merged for step in solution.merges}
-    n_tokens, found = problem.sites.flow.n_tokens, list[int]()
+    n_tokens, found = problem.sites.n_tokens, list[int]()
     for block in problem.blocks.blocks:
         n_tokens -= merged.get(block.idx, 0)
         found.append(n_tokens)
@@ -101,7 +99,6 @@ def _solutions(
 ) -> Iterator[tuple[str, float, Solution]]:
     """(row name, budget, solution)."""
     search = prepare_search(problem)
-    assert problem.sites is not None
     keys = learn_metrics(study.graph, problem.blocks, problem.sites, problem.calibration, "keys")
     constant = replace(problem, metrics=keys, method=replace(BEST, merge="constant", merge_metric="keys"))
     tome = prepare_merging(constant, draw_probes(problem)) if beside else None

@@ -26,7 +26,7 @@ from corp_onnx.search.problem import Problem, Solution
 from corp_onnx.search.search import Search
 from corp_onnx.settings import BEST, Method
 from corp_onnx.tokens.metric import learn_metrics
-from corp_onnx.tokens.sites import find_merge_sites
+from corp_onnx.tokens.sites import MergeSites, find_merge_sites
 from corp_onnx.tokens.trim import TrimPlan, plan_trim
 from corp_onnx.units import list_units
 
@@ -63,8 +63,8 @@ class Study:
             drawn = np.random.default_rng(seed).permutation(calibration.n_images)[:n_images]
             calibration = calibration.select(np.sort(drawn))
         moments = collect_moments(self.graph, units, calibration)
-        sites = find_merge_sites(self.graph, blocks) if method.merges else None
-        metrics = learn_metrics(self.graph, blocks, sites, calibration, method.merge_metric) if sites else {}
+        sites = find_merge_sites(self.graph, blocks) if method.merges else MergeSites()
+        metrics = learn_metrics(self.graph, blocks, sites, calibration, method.merge_metric) if sites.sites else {}
         return Problem(
             self.graph, blocks, units, method, moments, calibration, held_out, seed=seed, trim=self.trim, sites=sites,
             metrics=metrics,

@@ -27,15 +27,13 @@ from typing import ParamSpec
 
 import numpy as np
 import onnx
-from onnx import TensorProto
 
 from corp_onnx.errors import CheckFailedError, ModelError
 from corp_onnx.graph import Graph, Model, batch_kind
 from corp_onnx.graph.proto import skeleton
 from corp_onnx.results import CheckResult
 from corp_onnx.rewrite import Rewrite
-from corp_onnx.run.comparison import compare_answers, compare_arrays, run_whole
-from corp_onnx.run.segments import open_segment
+from corp_onnx.run.comparison import compare_answers, compare_arrays, run_outputs, run_whole
 from corp_onnx.run.sessions import first_sentence, open_session, open_tapped
 
 P = ParamSpec("P")
@@ -139,16 +137,11 @@ def check_batches(
     """
     single = {k: v[:1] for k, v in feeds.items()}
     whole = feeds if len(next(iter(feeds.values()))) > 1 else {k: _double(v) for k, v in feeds.items()}
-    n_rows, first = len(next(iter(whole.values()))), [pruned.proto.graph.output[0].name]
+    n_rows, first = len(next(iter(whole.values()))), pruned.proto.graph.output[0].name
     taps = open_tapped(pruned, choices, provider=provider).run(whole)
-    expected = taps[first[0]][:1].astype(np.float64)
-    if choices:
-        types = dict.fromkeys(choices, int(TensorProto.INT64))
-        alone = open_segment(pruned, types, [], first, given=choices, provider=provider)
-        row = {**single, **{name: taps[name][:1].astype(np.int64) for name in choices}}
-        found = alone.run({}, row)[first[0]].astype(np.float64)
-    else:
-        found = open_tapped(pruned, [], provider=provider).run(single)[first[0]].astype(np.float64)
+    given = {name: taps[name][:1].astype(np.int64) for name in choices}
+    expected = taps[first][:1].astype(np.float64)
+    found = run_outputs(pruned, single, provider, given)[first].astype(np.float64)
     return compare_arrays("batches", found, expected, precision, f"batch of 1 against batch of {n_rows}")
 
 

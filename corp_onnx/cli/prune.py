@@ -91,14 +91,9 @@ def prune(
     widths = _read_widths(preset, mlp, attn, {k: v for k, v in budgets.items() if v is not None}, allocate,
                           amp_threshold)  # fmt: skip
     alone = {"units": ("mlp",)} if isinstance(widths, Threshold) else {}  # AMP prunes nothing else
-    merge = _read_merge(no_merge, given)
-    method = replace(METHODS[preset], **{**alone, **given, **merge, "widths": widths})
-    asked = {"merge_blocks", "merge_metric"} & set(given) or given.get("merge", "none") != "none"
-    if asked and not method.merges:
-        raise OptionError(
-            "tokens merge under a budget of MACs or agreement whose widths are searched: give --macs or "
-            "--min-agreement, or leave out --merge, --merge-blocks and --merge-metric."
-        )
+    unmerged = {"merge": "none"} if no_merge else {}
+    method = replace(METHODS[preset], **{**alone, **given, **unmerged, "widths": widths})
+    _require_merge(no_merge, given, method)
     settings = PruneSettings(method, **run, preprocessing=preprocessing)
     if method.judges_by_agreement and budgets["agreement"] is None:
         click.echo(
@@ -115,11 +110,16 @@ def prune(
         print_pruning(result)
 
 
-def _read_merge(no_merge: bool, given: Mapping[str, Any]) -> dict[str, str]:
-    """What --no-merge says."""
-    if no_merge and {"merge", "merge_blocks", "merge_metric"} & set(given):
+def _require_merge(no_merge: bool, given: Mapping[str, Any], method: Method) -> None:
+    """Refuse options of merging where nothing can merge."""
+    named = {"merge", "merge_blocks", "merge_metric"} & set(given)
+    if no_merge and named:
         raise OptionError("--no-merge leaves nothing to merge: leave out --merge, --merge-blocks and --merge-metric.")
-    return {"merge": "none"} if no_merge else {}
+    if named and not method.merges and (named != {"merge"} or given["merge"] != "none"):
+        raise OptionError(
+            "tokens merge under a budget of MACs or agreement whose widths are searched: give --macs or "
+            "--min-agreement, or leave out --merge, --merge-blocks and --merge-metric."
+        )
 
 
 def _read_widths(

@@ -107,22 +107,27 @@ def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found.astype(np.float64) - expected).max(initial=0.0)) / scale
 
 
-def run_whole(
+def run_outputs(
     model: Model, feeds: Mapping[str, np.ndarray], provider: str = "cpu", given: Mapping[str, np.ndarray] | None = None
-) -> Float64[np.ndarray, " n"]:
-    """Every output of a model in one row.
+) -> dict[str, np.ndarray]:
+    """Every output of a model by its name, in the model's order.
 
     Args:
         given: integer tensors of the graph that are to be these instead of what it computes.
     """
-    if given:
-        types = dict.fromkeys(given, int(TensorProto.INT64))
-        names = [o.name for o in model.proto.graph.output]
-        segment = open_segment(model, types, [], names, given=list(given), provider=provider)
-        outputs = segment.run({}, {**feeds, **given}).values()
-    else:
-        outputs = open_tapped(model, [], provider=provider).run(feeds).values()
-    return np.concatenate([o.astype(np.float64).ravel() for o in outputs])
+    if not given:
+        return open_tapped(model, [], provider=provider).run(feeds)
+    types = dict.fromkeys(given, int(TensorProto.INT64))
+    names = [o.name for o in model.proto.graph.output]
+    return open_segment(model, types, [], names, given=list(given), provider=provider).run({}, {**feeds, **given})
+
+
+def run_whole(
+    model: Model, feeds: Mapping[str, np.ndarray], provider: str = "cpu", given: Mapping[str, np.ndarray] | None = None
+) -> Float64[np.ndarray, " n"]:
+    """Every output of a model in one row; `given` as for `run_outputs`."""
+    outputs = run_outputs(model, feeds, provider, given)
+    return np.concatenate([o.astype(np.float64).ravel() for o in outputs.values()])
 
 
 def compare_arrays(name: str, found: np.ndarray, expected: np.ndarray, precision: str, detail: str) -> CheckResult:

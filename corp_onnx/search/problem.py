@@ -41,7 +41,7 @@ class Problem:
         moments: of each, by its key as text.
         importances: of every MLP's channels, by the same; for the rank `taylor` only.
         trim: the tokens that the pruned model will not compute.
-        sites: where tokens can merge; None where they are not to.
+        sites: where tokens can merge; nowhere, where they are not to.
         metrics: how they are compared, by block.
         merge: the tokens that merge, where that is decided; widths are searched for the rest of a budget.
     """
@@ -59,7 +59,7 @@ class Problem:
     progress: Progress | None = None
     importances: Mapping[str, np.ndarray] = field(default_factory=dict)
     trim: TrimPlan | None = None
-    sites: MergeSites | None = None
+    sites: MergeSites = field(default_factory=MergeSites)
     metrics: Mapping[int, TokenMetric] = field(default_factory=dict)
     merge: MergePlan | None = None
 

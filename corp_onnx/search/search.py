@@ -106,23 +106,21 @@ class Search:
             for choice in self.choices
         )
 
-    def split(
-        self, kind: CostKind, value: float, *, before_refit: bool = False
-    ) -> tuple[dict[UnitKey, int], MergePlan | None]:
-        """The widths under a cost and the tokens that merge: the schedule with which both together lose least.
+    def _split(self, kind: CostKind, value: float, *, before_refit: bool = False) -> Solution:
+        """The solution of a cost before any refit, with the schedule with which widths and tokens together lose least.
 
         Raises:
             OptionError: not even the smallest widths and fewest tokens fit.
         """
         if self.merging is None or kind != "macs":
-            return self.widths(kind, value, before_refit=before_refit), None
+            return self._solve(self.widths(kind, value, before_refit=before_refit), None, value)
         splits = self._list_splits(kind, value, before_refit=before_refit)
-        if len(splits) == 1:
-            return splits[0].widths, splits[0].merge
+        solutions = [self._solve(split.widths, split.merge, value) for split in splits]
+        if len(solutions) == 1:
+            return solutions[0]
         assert self.probes is not None
-        measured = [self.probes.evaluate(self.make(self._solve(s.widths, s.merge, value))).loss for s in splits]
-        best = splits[int(np.argmin(measured))]
-        return best.widths, best.merge
+        measured = [self.probes.evaluate(self.make(solution)).loss for solution in solutions]
+        return solutions[int(np.argmin(measured))]
 
     def _list_splits(self, kind: CostKind, value: float, *, before_refit: bool) -> list[Split]:
         """The few most promising schedules with the widths that they leave, by what curves and probes promise.
@@ -159,11 +157,11 @@ class Search:
 
     def one_shot(self, kind: CostKind, value: float) -> Solution:
         """The solution of a budget before any refit."""
-        return self._solve(*self.split(kind, value), value)
+        return self._split(kind, value)
 
     def refitted(self, kind: CostKind, value: float) -> Solution:
         """The solution of a budget with every last product solved again on the pruned stream."""
-        return self.refit(self._solve(*self.split(kind, value, before_refit=True), value))
+        return self.refit(self._split(kind, value, before_refit=True))
 
     def _solve(self, widths: dict[UnitKey, int], merge: MergePlan | None, value: float) -> Solution:
         plans = solve_widths(self.choices, widths)

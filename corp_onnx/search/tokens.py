@@ -42,13 +42,12 @@ class MergeCandidates:
     """Schedules of rising loss and falling cost, the first of which merges nothing, and how to follow one."""
 
     problem: Problem
-    sites: MergeSites
     costs: TokenCosts
     schedules: tuple[Schedule, ...]
 
     def plan(self, schedule: Schedule) -> MergePlan | None:
         """What a schedule merges and leaves; None where it merges nothing."""
-        by_site = zip(self.sites.sites, schedule.n_merged, strict=True)
+        by_site = zip(self.problem.sites.sites, schedule.n_merged, strict=True)
         steps = tuple(MergeStep(site, r, self.problem.metrics[site.block]) for site, r in by_site if r)
         return MergePlan(steps, self.costs.at(schedule.n_merged, steps)) if steps else None
 
@@ -60,7 +59,7 @@ def prepare_merging(problem: Problem, evaluator: Evaluator) -> MergeCandidates |
         evaluator: the images that are asked, from `draw_probes`.
     """
     sites = problem.sites
-    if sites is None or sites.flow is None or not sites.sites:
+    if not sites.sites:
         return None
     at = problem.trim or problem
     streams = [site.stream for site in sites.sites]
@@ -70,11 +69,11 @@ def prepare_merging(problem: Problem, evaluator: Evaluator) -> MergeCandidates |
     most = most_merged(costs.n_tokens, costs.n_special)
     if not wanted or most < 1:
         return None
-    curves = _trace_sites(problem, sites, wanted, most, evaluator)
+    curves = _trace_sites(problem, wanted, most, evaluator)
     stages = [StageCurve(cost, curves.get(place)) for place, cost in enumerate(costs.curves())]
     if problem.method.merge == "constant":
-        return MergeCandidates(problem, sites, costs, constant_schedules(stages, costs.n_tokens, costs.n_special))
-    return MergeCandidates(problem, sites, costs, list_schedules(stages, costs.n_tokens, costs.n_special, MERGE_MACS))
+        return MergeCandidates(problem, costs, constant_schedules(stages, costs.n_tokens, costs.n_special))
+    return MergeCandidates(problem, costs, list_schedules(stages, costs.n_tokens, costs.n_special, MERGE_MACS))
 
 
 def _wanted_places(sites: MergeSites, blocks: Collection[int], unread: Collection[str]) -> list[int]:
@@ -88,19 +87,18 @@ def _wanted_places(sites: MergeSites, blocks: Collection[int], unread: Collectio
 
 
 def _trace_sites(
-    problem: Problem, sites: MergeSites, wanted: list[int], most: int, evaluator: Evaluator
+    problem: Problem, wanted: list[int], most: int, evaluator: Evaluator
 ) -> dict[int, Float[np.ndarray, " m"]]:
     """The loss curve of merging at one site alone, by place, for the sites where that is wanted.
 
     Args:
         most: tokens that one merge can do away with.
     """
-    assert sites.flow is not None
-    n_tokens = sites.flow.n_tokens
+    n_tokens, sites = problem.sites.n_tokens, problem.sites.sites
     numbers = sorted({min(most, max(1, round(n_tokens * share))) for share in PROBE_SHARES})
     losses = np.zeros((len(wanted), len(numbers)))
     for i, j in np.ndindex(losses.shape):
-        site = sites.sites[wanted[i]]
+        site = sites[wanted[i]]
         step = MergeStep(site, numbers[j], problem.metrics[site.block])
         losses[i, j] = evaluator.evaluate(merge_tokens(problem.graph, (step,))).loss
         if problem.progress:

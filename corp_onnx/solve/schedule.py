@@ -99,9 +99,10 @@ def list_schedules(
     spread = max(float(stage.loss[n_special]) for stage in stages if stage.loss is not None) or 1.0
     whole = sum(float(stage.cost[n_tokens]) for stage in stages)
     prices = np.geomspace(1e-6, 1e2, N_PRICES) * spread / max(whole, 1.0)
+    steps = _trace_steps(stages, n_tokens, n_special)
+    numbers = {_cheapest(stages, steps, float(price), merge_cost) for price in prices}
     nothing = Schedule((0,) * len(stages), whole, 0.0)
-    found = [nothing, *(_cheapest(stages, n_tokens, n_special, float(price), merge_cost) for price in prices)]
-    hull = _keep_undominated(found)
+    hull = _keep_undominated([nothing, *(measure_schedule(stages, n_tokens, merged, merge_cost) for merged in numbers)])
     between = [_scale(stages, n_tokens, n_special, merge_cost, s, share) for s in hull for share in SHARES]
     return _keep_undominated([*hull, *between])
 
@@ -158,21 +159,42 @@ def measure_schedule(
     return Schedule(tuple(int(r) for r in n_merged), cost, loss)
 
 
-def _cheapest(stages: Sequence[StageCurve], n_tokens: int, n_special: int, price: float, merge_cost: float) -> Schedule:
-    """The numbers of least loss + price * cost."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Steps:
+    """From every number of tokens to every other, the loss that a stage adds; infinite where it can not go there.
+
+    Attributes:
+        states: the numbers of tokens that are told apart, ascending.
+        losses: of every stage [from, to].
+    """
+
+    states: Int[np.ndarray, " states"]
+    losses: tuple[Float[np.ndarray, "states states"], ...]
+
+
+def _trace_steps(stages: Sequence[StageCurve], n_tokens: int, n_special: int) -> _Steps:
     states = _states(n_tokens, n_special)
-    best = np.where(states == n_tokens, 0.0, np.inf)  # by tokens that are left
-    came: list[Int[np.ndarray, " states"]] = []
-    gone = states[:, None] - states[None, :]  # [from, to]
+    gone = states[:, None] - states[None, :]
     most = np.array([most_merged(int(n), n_special) for n in states])[:, None]
+    losses: list[np.ndarray] = []
     for stage in stages:
         step = np.full(gone.shape, np.inf)
         if stage.loss is not None:
             loss = stage.loss[states]
-            added = np.maximum(loss[None, :] - loss[:, None], 0.0) + price * merge_cost
-            step = np.where((gone > 0) & (gone <= most), added, np.inf)
+            step = np.where((gone > 0) & (gone <= most), np.maximum(loss[None, :] - loss[:, None], 0.0), np.inf)
         np.fill_diagonal(step, 0.0)
-        total = best[:, None] + step
+        losses.append(step)
+    return _Steps(states, tuple(losses))
+
+
+def _cheapest(stages: Sequence[StageCurve], steps: _Steps, price: float, merge_cost: float) -> tuple[int, ...]:
+    """The numbers merged of least loss + price * cost."""
+    states = steps.states
+    best = np.where(states == states[-1], 0.0, np.inf)  # by tokens that are left; all of them at first
+    charge = price * merge_cost * (1.0 - np.eye(len(states)))
+    came: list[Int[np.ndarray, " states"]] = []
+    for stage, losses in zip(stages, steps.losses, strict=True):
+        total = best[:, None] + (losses + charge)
         came.append(total.argmin(axis=0))
         best = total.min(axis=0) + price * stage.cost[states]
     at = int(best.argmin())
@@ -180,7 +202,7 @@ def _cheapest(stages: Sequence[StageCurve], n_tokens: int, n_special: int, price
     for back in reversed(came):
         merged.append(int(states[back[at]] - states[at]))
         at = int(back[at])
-    return measure_schedule(stages, n_tokens, merged[::-1], merge_cost)
+    return tuple(merged[::-1])
 
 
 def _states(n_tokens: int, n_special: int) -> Int[np.ndarray, " states"]:

@@ -64,7 +64,6 @@ def learn_metrics(
     """
     if kind == "keys":
         return {site.block: _compare_keys(graph, blocks.blocks[site.block]) for site in found.sites}
-    assert found.flow is not None
     readers = {block.idx: pair for block in blocks.blocks if (pair := _plain_pair(block)) is not None}
     taps = Taps(tensors=[site.source for site in found.sites])
     for pair, _ in readers.values():
@@ -75,12 +74,12 @@ def learn_metrics(
     sums = {site.block: _Sums() for site in found.sites}
     for arrays, n_real in tapped.stream(few, batch_size):
         read = {
-            idx: _read_attention(graph, pair, scale, arrays, n_real, found.flow.n_special)
+            idx: _read_attention(graph, pair, scale, arrays, n_real, found.n_special)
             for idx, (pair, scale) in readers.items()
         }
         for site in found.sites:
             later = [log for idx, log in read.items() if idx > site.block] or list(read.values())[-1:]
-            x = arrays[site.source][:n_real, found.flow.n_special :]
+            x = arrays[site.source][:n_real, found.n_special :]
             sums[site.block].add(x, np.mean(later, axis=0) if later else np.zeros(x.shape[:2]))
         if progress:
             progress(n_real)

@@ -17,7 +17,7 @@ from corp_onnx.errors import OptionError
 from corp_onnx.graph import FLOAT_TYPES, Graph
 from corp_onnx.graph.cost import Cost
 from corp_onnx.graph.operators import RESHAPES
-from corp_onnx.tokens.flow import TokenFlow, trace_tokens
+from corp_onnx.tokens.flow import trace_tokens
 
 MIN_OPSET = 13
 """Split takes its sizes as an input from here on."""
@@ -34,22 +34,26 @@ class MergeSite:
         block: its number.
         stream: the residual stream behind its attention, [images, tokens, d_model].
         source: the block's normalised input, [images, tokens, d_model].
-        position: of the node that makes the stream.
     """
 
     block: int
     stream: str
     source: str
-    position: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MergeSites:
-    """Where tokens can merge, what the graph does with them, and why not where they can not (block, reason)."""
+    """Where tokens can merge, and why not where they can not (block, reason). By itself: nowhere.
 
-    sites: tuple[MergeSite, ...]
-    flow: TokenFlow | None
-    skipped: tuple[tuple[int, str], ...]
+    Attributes:
+        n_tokens: of an image, in the probe run.
+        n_special: leading ones that never merge.
+    """
+
+    sites: tuple[MergeSite, ...] = ()
+    n_tokens: int = 0
+    n_special: int = 0
+    skipped: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,17 +114,17 @@ def find_merge_sites(graph: Graph, blocks: Blocks) -> MergeSites:
         else:
             skipped.append((block.idx, site))
     if not found:
-        return MergeSites((), None, tuple(skipped))
+        return MergeSites(skipped=tuple(skipped))
     flow = trace_tokens(graph, [site.stream for site in found])
     open_sites: list[MergeSite] = []
     for site in found:
-        obstacle = flow.obstacle_behind(site.position)
+        obstacle = flow.obstacle_behind(graph.producers[site.stream].position)
         if obstacle is None and graph.dims(site.stream)[1] == flow.n_tokens:
             open_sites.append(site)
         else:
             reason = "it has another number of tokens than the first" if obstacle is None else obstacle.describe()
             skipped.append((site.block, reason))
-    return MergeSites(tuple(open_sites), flow, tuple(sorted(skipped)))
+    return MergeSites(tuple(open_sites), flow.n_tokens, flow.n_special, tuple(sorted(skipped)))
 
 
 def require_sites(found: MergeSites, blocks: Sequence[int]) -> None:
@@ -159,7 +163,7 @@ def _find_site(graph: Graph, block: Block) -> MergeSite | str:
         return "its keys are not made token by token from its input, as with windows"
     if any(graph.types.get(name) not in FLOAT_TYPES for name in (source, residual.stream)):
         return "its tensors are not floating-point numbers"
-    return MergeSite(block.idx, residual.stream, source, graph.producers[residual.stream].position)
+    return MergeSite(block.idx, residual.stream, source)
 
 
 def part_tokens(n_tokens: int, n_special: int) -> tuple[np.ndarray, np.ndarray]:

@@ -41,7 +41,7 @@ def test_given_choices_decide_the_answers() -> None:
     assert all(array.dtype == np.int64 for array in own.values())
     plain = run_whole(model, feeds)
     assert np.abs(run_whole(model, feeds, given=own) - plain).max() < 1e-5
-    others = random_choices(steps, sites.flow.n_tokens, sites.flow.n_special, 3, 5)
+    others = random_choices(steps, sites.n_tokens, sites.n_special, 3, 5)
     assert np.abs(run_whole(model, feeds, given=others) - plain).max() > 1e-3
     assert read_choices(model, [], feeds) == {}
 

@@ -25,7 +25,7 @@ from corp_onnx.search.search import Search, prepare_search
 from corp_onnx.search.tokens import prepare_merging
 from corp_onnx.settings import BEST
 from corp_onnx.tokens.metric import learn_metrics
-from corp_onnx.tokens.sites import MergeStep, find_merge_sites, list_assignments
+from corp_onnx.tokens.sites import MergeSites, MergeStep, find_merge_sites, list_assignments
 from corp_onnx.tokens.trim import plan_trim
 from corp_onnx.units import list_units
 
@@ -89,7 +89,7 @@ class TestSchedules:
         assert found.schedules[2].n_merged == (2, 2, 2, 2, 2, 0)
 
     def test_not_wanted_or_not_possible(self, problem, search) -> None:
-        assert prepare_merging(replace(problem, sites=None), search.judge) is None
+        assert prepare_merging(replace(problem, sites=MergeSites()), search.judge) is None
         graph, blocks = probed("hf_dinov2_ts17_eager")
         none = replace(problem, sites=find_merge_sites(graph, blocks))
         assert prepare_merging(none, search.judge) is None

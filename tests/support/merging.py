@@ -38,11 +38,9 @@ def random_steps(
     """A step at every site, `n_merged` tokens each as far as they reach; streams in `without` are left alone."""
     sites = find_merge_sites(graph, blocks)
     steps: list[MergeStep] = []
-    if sites.flow is None:
-        return sites, ()
-    left = sites.flow.n_tokens
+    left = sites.n_tokens
     for i, site in enumerate(sites.sites):
-        r = min(n_merged, most_merged(left, sites.flow.n_special))
+        r = min(n_merged, most_merged(left, sites.n_special))
         if r > 0 and site.stream not in without:
             steps.append(MergeStep(site, r, random_metric(graph, site.source, i)))
             left -= r

@@ -71,17 +71,16 @@ class TestEveryExporter:
         """Whatever merges with whatever: the answers are those of the dense graph."""
         graph, blocks = probed(name)
         sites, steps = random_steps(graph, blocks, 3)
-        assert sites.flow is not None
         if has_bfloat16(graph.model.proto):
             pytest.skip("a stretch of a bfloat16 graph is fed float32")
         merged = load_model(save(merge_tokens(graph, steps), tmp_path, "merged", graph))
         n_images = graph.n_images if graph.fixed_batch else 3
         feeds = feeds_of(graph, n_images)
         first = steps[0].site.stream
-        h = same_tokens(graph, first, sites.flow.n_special, n_images, 0)
+        h = same_tokens(graph, first, sites.n_special, n_images, 0)
         expected = run_tail(graph.model, graph, first, h, feeds, {})
         for seed in range(3):
-            given = random_choices(steps, sites.flow.n_tokens, sites.flow.n_special, n_images, seed)
+            given = random_choices(steps, sites.n_tokens, sites.n_special, n_images, seed)
             found = run_tail(merged, graph, first, h, feeds, given)
             assert difference(found, expected) <= ROUNDING[graph.float_type]
 
@@ -96,7 +95,6 @@ class TestEveryExporter:
     def test_what_merges_is_what_numpy_says(self, name: str, tmp_path: Path) -> None:
         graph, blocks = probed(name)
         sites, steps = random_steps(graph, blocks)
-        assert sites.flow is not None
         one = MergeTokens(steps)
         merged = load_model(save(one.run(graph), tmp_path, "merged", graph))
         onnx.checker.check_model(str(merged.path))
@@ -107,8 +105,8 @@ class TestEveryExporter:
         if trim is None or any(step.site.stream not in trim.axes for step in steps):  # somebody reads what merged
             assert difference(run(merged, feeds), run(graph.model, feeds)) > 1e-4
         sizes = open_tapped(merged, [steps[-1].tensor("sizes")]).run(feeds)[steps[-1].tensor("sizes")]
-        assert sizes.sum(axis=1) == pytest.approx(sites.flow.n_tokens)
-        assert (sizes[:, : sites.flow.n_special] == 1).all()
+        assert sizes.sum(axis=1) == pytest.approx(sites.n_tokens)
+        assert (sizes[:, : sites.n_special] == 1).all()
 
     def test_blocks_are_found_again_and_cost_is_what_was_promised(self, name: str, tmp_path: Path) -> None:
         graph, blocks = probed(name)

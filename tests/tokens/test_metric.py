@@ -59,8 +59,7 @@ def test_importance_is_what_later_blocks_read(learnt) -> None:
 def test_without_a_class_token_every_token_reads() -> None:
     graph, blocks = probed(POOLED)
     sites = find_merge_sites(graph, blocks)
-    assert sites.flow is not None
-    n_special = sites.flow.n_special
+    n_special = sites.n_special
     images = images_of(graph, 6)
     found = learn_metrics(graph, blocks, sites, images, "learnt")
     assert all(m.importance is not None and np.isfinite(m.importance).all() for m in found.values())
