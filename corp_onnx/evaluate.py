@@ -3,17 +3,15 @@
 Enters paths of ONNX files and a set of images; leaves an `Evaluation`. All models see the same images in the same
 order, and every file is decoded once however many models and recipes there are.
 
-The *first* output of a model is compared, because exporters put the logits first: a distilled DeiT with two heads is
-judged by its class head. Two-dimensional outputs [n, classes] are taken as logits. Any other shape (features, tokens)
-has no top-1, agreement or KL, only the relative error. Nothing tells embeddings [n, d] from logits: for those, read the
-relative error and leave the rest.
+Every output that has a row an image is compared, as what it is (metrics/task.py): classes by agreement and KL,
+embeddings by cosine and neighbours, maps by overlap. Labels are those of the first output that is judged.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,39 +23,67 @@ from corp_onnx.images import Images
 from corp_onnx.images.arrays import ArraySet
 from corp_onnx.images.batch import Batch, Skipped
 from corp_onnx.images.recipe import METADATA_KEY, Recipe, find_recipe
-from corp_onnx.metrics import Tally, binomial_error
+from corp_onnx.metrics import Judgement
+from corp_onnx.metrics.classes import compare_right
+from corp_onnx.results import Metric, OutputScore
 from corp_onnx.run.feeds import fixed_batch
+from corp_onnx.run.outputs import Outputs, find_outputs
 from corp_onnx.run.runner import Runner, open_runner
+from corp_onnx.settings import CONFIDENCE, TaskChoice
 
 SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One model on the images; a share lies in 0..1 and has its binomial standard error, None is 'not defined'.
+    """One model on the images; every figure with its interval, and those against the reference where there is one.
 
     Attributes:
         model: path of the file.
         n_images: images counted.
         recipe: how they were preprocessed; None for arrays.
-        top1: share of images whose label is the first answer.
-        top5: share of images whose label is among the first five.
-        agreement: share of images on which the model's first answer is the reference's.
-        kl: mean KL(softmax of the reference || softmax of the model), nats.
-        logit_error: |z - z_ref| / |z_ref| over all images and outputs.
+        outputs: of every output, in the model's order.
+        difference: the model's top-1 less the reference's, of the same images.
     """
 
     model: str
     n_images: int
     recipe: Recipe | None
-    top1: float | None = None
-    top1_error: float | None = None
-    top5: float | None = None
-    top5_error: float | None = None
-    agreement: float | None = None
-    agreement_error: float | None = None
-    kl: float | None = None
-    logit_error: float | None = None
+    outputs: tuple[OutputScore, ...] = ()
+    difference: Metric | None = None
+
+    def find(self, name: str) -> Metric | None:
+        """A metric of the first output that is judged."""
+        return next((output.find(name) for output in self.outputs if output.is_judged), None)
+
+    @property
+    def top1(self) -> float | None:
+        """Share of images whose label is the first answer."""
+        return self._value("top1")
+
+    @property
+    def top5(self) -> float | None:
+        """Share of images whose label is among the first five."""
+        return self._value("top5")
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of images on which the model's first answer is the reference's; None where answers are no classes."""
+        return self._value("agreement")
+
+    @property
+    def kl(self) -> float | None:
+        """Mean KL(softmax of the reference || softmax of the model), nats; None as for agreement."""
+        return self._value("kl")
+
+    @property
+    def relative_error(self) -> float | None:
+        """|z - z_ref| / |z_ref| over all images."""
+        return self._value("relative_error")
+
+    def _value(self, name: str) -> float | None:
+        found = self.find(name)
+        return None if found is None else found.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +97,7 @@ class Evaluation:
         skipped: files that gave no image.
         data_hash: identity of the images, see `ImageSet.data_hash`.
         provider: where ONNX Runtime ran.
+        confidence: of every interval.
         note: why there is no top-1 although labels were asked for; empty otherwise.
     """
 
@@ -80,6 +107,7 @@ class Evaluation:
     skipped: tuple[Skipped, ...]
     data_hash: str
     provider: str
+    confidence: float = CONFIDENCE
     note: str = ""
 
     def to_json(self) -> str:
@@ -93,6 +121,9 @@ def evaluate_models(
     *,
     reference: Path | str | None = None,
     recipe: Recipe | None = None,
+    task: TaskChoice = "auto",
+    outputs: Sequence[str] = (),
+    confidence: float = CONFIDENCE,
     batch_size: int = 32,
     provider: str = "cpu",
     threads: int | None = None,
@@ -106,6 +137,9 @@ def evaluate_models(
         reference: the model that the others are compared with; it may be one of `models`.
         recipe: preprocessing for every model. None: the one in a model's metadata, else the one that all other models
             of the same input size carry, else timm's for the input size.
+        task: what the outputs are that are judged; `auto` looks.
+        outputs: the outputs of the first model that are judged; none are the first that can be.
+        confidence: of every interval.
         batch_size: images at a time; changes nothing but speed and memory.
         provider: as in `open_session`.
         threads: as in `open_session`.
@@ -125,14 +159,17 @@ def evaluate_models(
     recipes = [None] * len(runners) if isinstance(images, ArraySet) else _choose_recipes(runners, recipe)
     step = max(fixed_batch(runner.inputs) or 1 for runner in runners)
     batch_size = math.ceil(batch_size / step) * step  # a fixed batch is filled up only once, at the end
-    tallies = [Tally() for _ in runners]
+    contest: _Contest | None = None
     n_done, note = 0, ""
     for batches in _stream(images, batch_size, recipes):
-        note = _add_batches(runners, tallies, batches, images, bool(first)) or note
+        if contest is None:
+            contest = _open_contest(runners, batches, bool(first), task, outputs)
+        note = contest.add(batches, images) or note
         n_done += len(batches[0])
         if progress is not None:
             progress(n_done, images.n_images)
-    scores = {r.path: _score(r, t, c) for r, t, c in zip(runners, tallies, recipes, strict=True)}
+    assert contest is not None  # a set of images is never empty
+    scores = {r.path: contest.score(i, recipes[i], confidence) for i, r in enumerate(runners)}
     return Evaluation(
         scores=tuple(scores[path] for path in paths),
         baseline=scores[first[0]] if first else None,
@@ -140,29 +177,88 @@ def evaluate_models(
         skipped=images.skipped,
         data_hash=images.data_hash(),
         provider=runners[0].session.provider,
+        confidence=confidence,
         note=note,
     )
 
 
-def _add_batches(
-    runners: Sequence[Runner], tallies: Sequence[Tally], batches: Sequence[Batch], images: Images, has_reference: bool
-) -> str:
-    """Run every model on its batch and count; the first model is the reference. Gives why labels went unused."""
-    reference: np.ndarray | None = None
-    note = ""
-    for runner, tally, batch in zip(runners, tallies, batches, strict=True):
-        outputs = runner.run(batch)
-        labels, why = _usable_labels(images, batch, outputs, runner.path)
-        note = note or why
-        if reference is not None and outputs.shape != reference.shape:
-            raise ModelError(
-                f"{runner.path}: its first output has shape {list(outputs.shape)} and that of the reference "
-                f"{runners[0].path} has {list(reference.shape)}; only models with the same answer can be compared."
-            )
-        tally.add(outputs, labels, reference)
-        if has_reference and reference is None:
-            reference = outputs
-    return note
+@dataclass(frozen=True, slots=True, eq=False)
+class _Contest:
+    """Models over the same images, and what is counted of each.
+
+    Attributes:
+        runners: the reference first, where there is one.
+        names: of every model, its name for each of the first model's outputs that are compared.
+        judgements: one a model; its tasks go by the first model's names.
+        has_reference: whether the others are compared with the first.
+    """
+
+    runners: Sequence[Runner]
+    names: tuple[Mapping[str, str], ...]
+    judgements: tuple[Judgement, ...]
+    has_reference: bool
+
+    def add(self, batches: Sequence[Batch], images: Images) -> str:
+        """Run every model on its batch and count. Gives why labels went unused, or nothing."""
+        reference: dict[str, np.ndarray] | None = None
+        note = ""
+        for runner, names, judgement, batch in zip(self.runners, self.names, self.judgements, batches, strict=True):
+            found = runner.run(batch, list(names.values()))
+            answers = {name: found[own] for name, own in names.items()}
+            labels, why = _usable_labels(images, batch, answers[judgement.first.task.output], runner.path)
+            note = note or why
+            if reference is not None:
+                self._require_shapes(runner, answers, reference)
+            judgement.add(answers, reference, labels)
+            if self.has_reference and reference is None:
+                reference = answers
+        return note
+
+    def _require_shapes(
+        self, runner: Runner, found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
+    ) -> None:
+        for name, array in found.items():
+            if array.shape != expected[name].shape:
+                raise ModelError(
+                    f"{runner.path}: its output '{name}' has shape {list(array.shape)} and that of the reference "
+                    f"{self.runners[0].path} has {list(expected[name].shape)}; only models with the same answer can be "
+                    "compared."
+                )
+
+    def score(self, place: int, recipe: Recipe | None, confidence: float) -> Score:
+        """What was counted of one model."""
+        judgement = self.judgements[place]
+        difference = None
+        if self.has_reference and place > 0:
+            difference = compare_right(judgement.first, self.judgements[0].first, confidence)
+        scores = judgement.scores(confidence)
+        return Score(str(self.runners[place].path), judgement.n_samples, recipe, scores, difference)
+
+
+def _open_contest(
+    runners: Sequence[Runner], batches: Sequence[Batch], has_reference: bool, task: TaskChoice, named: Sequence[str]
+) -> _Contest:
+    """What is compared, by the answers to the first batch: with a reference, what its outputs are."""
+    found: list[Outputs] = []
+    for place, (runner, batch) in enumerate(zip(runners, batches, strict=True)):
+        if place == 0 or not has_reference:
+            found.append(find_outputs(runner.session, runner.session.split(batch), task=task, named=named))
+    shown = found * len(runners) if has_reference else found
+    names = [_match_names(outputs, runner) for outputs, runner in zip(shown, runners, strict=True)]
+    judgements = tuple(
+        Judgement([task for task in outputs.tasks if task.output in own], outputs.judged)
+        for outputs, own in zip(shown, names, strict=True)
+    )
+    return _Contest(runners, tuple(names), judgements, has_reference)
+
+
+def _match_names(outputs: Outputs, runner: Runner) -> dict[str, str]:
+    """A model's name for every output of another: the same, else that of the same place."""
+    own = runner.session.outputs
+    wanted = [task.output for task in outputs.tasks]
+    if all(name in own for name in outputs.judged):
+        return {name: name for name in wanted if name in own}
+    return dict(zip(wanted, own, strict=False))
 
 
 def _choose_recipes(runners: Sequence[Runner], given: Recipe | None) -> list[Recipe | None]:
@@ -222,15 +318,3 @@ def _usable_labels(
             f"{n_classes} classes, so folder order is not class order; give a labels file that names every class"
         )
     return batch.labels, ""
-
-
-def _score(runner: Runner, tally: Tally, recipe: Recipe | None) -> Score:
-    """The running sums of a model as shares and means."""
-    n = tally.n_samples
-    shares = {name: count / n for name, count in (("top1", tally.n_top1), ("top5", tally.n_top5)) if count is not None}
-    errors = {f"{name}_error": binomial_error(share, n) for name, share in shares.items()}
-    return Score(
-        str(runner.path), n, recipe, **shares, **errors,
-        agreement=tally.agreement, agreement_error=tally.agreement_error, kl=tally.kl,
-        logit_error=tally.relative_error(),
-    )  # fmt: skip

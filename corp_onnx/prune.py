@@ -19,9 +19,16 @@ import numpy as np
 from corp_onnx._version import __version__
 from corp_onnx.blocks import Blocks, find_blocks
 from corp_onnx.calibrate.collect import collect_moments
-from corp_onnx.calibrate.data import describe_data, open_calibration, warn_of_data
+from corp_onnx.calibrate.data import Calibration, describe_data, open_calibration, warn_of_data
 from corp_onnx.checks.measure import check_expected, measure_model, measure_units
-from corp_onnx.checks.preflight import choose_units, protect_model, require_finite_weights, wanted_kinds, watch_source
+from corp_onnx.checks.preflight import (
+    choose_units,
+    protect_model,
+    require_finite_weights,
+    settle_budget,
+    wanted_kinds,
+    watch_source,
+)
 from corp_onnx.checks.verify import check_file, check_rewrite, require_passed
 from corp_onnx.gradients import collect_taylor
 from corp_onnx.graph import Graph, Model, load_model
@@ -40,11 +47,12 @@ from corp_onnx.results import (
     to_json,
 )
 from corp_onnx.rewrite import plan_rewrite
+from corp_onnx.run.outputs import TASKS_KEY, Outputs, find_outputs
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session, resolve_provider
 from corp_onnx.search.problem import Problem
 from corp_onnx.search.strategy import follow_method
-from corp_onnx.settings import PruneSettings
+from corp_onnx.settings import Budget, PruneSettings
 from corp_onnx.staging import check_destination, refuse_folder, staged_files, write_text
 from corp_onnx.tokens.metric import METRIC_IMAGES, learn_metrics
 from corp_onnx.tokens.sites import MergeSites, MergeStep, TokenMetric, find_merge_sites, require_sites
@@ -119,31 +127,39 @@ def prune_model(
         sites = find_merge_sites(graph, blocks) if method.merges else MergeSites()
         require_sites(sites, method.merge_blocks if method.merges else ())
     with clock.stage("open images"):
-        calibration, held_out = open_calibration(graph.model, Path(calib), settings)
+        data = open_calibration(graph.model, Path(calib), settings)
+        session = open_session(graph.model, provider=settings.provider)
+        seen = session.stream(data.reporting, settings.batch_size)
+        outputs = find_outputs(session, seen, task=settings.task, named=settings.outputs)
+        settings = replace(settings, method=settle_budget(method, outputs))
+        method = settings.method
     running = {"batch_size": settings.batch_size, "provider": settings.provider}
     places = staged_files(destinations, force=force, outdated=outdated_data(output), before=unchanged)
     with places as (path, report_path):
-        problem = _pose_problem(graph, blocks, units, trim, sites, calibration, held_out, settings, progress, clock)
+        problem = _pose_problem(graph, blocks, units, trim, sites, data, outputs, settings, progress, clock)
         with clock.stage("solve"):
             solution = follow_method(problem)
         with clock.stage("rewrite"):
-            origin = _metadata(graph.model, calibration, settings)
+            origin = _metadata(graph.model, data.fitting, outputs, settings)
             rewrite = plan_rewrite(solution.changes, trim, origin, solution.merges)
             models = rewrite.write(graph, path)
             pruned = models[-1]
         with clock.stage("verify"):
             checks = check_file(graph.model, pruned, path)
             _require_passed(checks, output)
-            checks += check_rewrite(graph, rewrite, models, _first_feeds(graph, held_out, settings), settings.provider)
+            feeds = _first_feeds(graph, data.reporting, settings)
+            checks += check_rewrite(graph, rewrite, models, feeds, settings.provider)
             _require_passed(checks, output)
         with clock.stage("measure"):
-            counting = _counting(progress, "measure units", held_out.n_images)
-            errors = measure_units(graph, solution.plans, held_out, **running, progress=counting)
-            counting = _counting(progress, "measure model", held_out.n_images)
+            counting = _counting(progress, "measure units", data.reporting.n_images)
+            errors = measure_units(graph, solution.plans, data.reporting, **running, progress=counting)
+            counting = _counting(progress, "measure model", data.reporting.n_images)
             left_out = find_left_out(models[-2]) if trim else None
             measured = measure_model(
-                graph, blocks, pruned, held_out, trim=left_out, n_special=sites.n_special, **running, progress=counting
-            )
+                graph, blocks, pruned, data.reporting, outputs, trim=left_out, n_special=sites.n_special, **running,
+                promised=method.widths if isinstance(method.widths, Budget) else None, confidence=settings.confidence,
+                progress=counting,
+            )  # fmt: skip
             surprise = check_expected(measured, solution.expected_loss)
             checks += [surprise] if surprise else []
             _require_passed(checks, output)
@@ -152,7 +168,7 @@ def prune_model(
             dense=describe_model(graph),
             pruned=replace(facts, path=str(output)),
             settings=asdict(settings),
-            calibration=describe_data(Path(calib), calibration, held_out, problem.moments, settings),
+            calibration=describe_data(Path(calib), data, problem.moments, settings),
             units=tuple(_unit_result(plan, errors[plan.key]) for plan in solution.plans),
             n_units_found=len(list_units(blocks, wanted_kinds(method), skipped=True)),
             left_whole=_left_whole(units, solution.plans),
@@ -160,8 +176,8 @@ def prune_model(
             merges=describe_merges(solution.merges, graph),
             held_out=measured,
             checks=tuple(checks),
-            notes=(*solution.notes, *([trim_note] if trim_note else []), *_note_merges(sites)),
-            warnings=warn_of_data(units, problem.moments, calibration),
+            notes=(*outputs.describe(), *solution.notes, *([trim_note] if trim_note else []), *_note_merges(sites)),
+            warnings=warn_of_data(units, problem.moments, data),
             stages=tuple(clock.stages),
             peak_memory_bytes=_peak_memory(),
             environment=describe_environment(settings.provider),
@@ -173,11 +189,11 @@ def prune_model(
 
 def _pose_problem(
     graph: Graph, blocks: Blocks, units: tuple[Unit, ...], trim: TrimPlan | None, sites: MergeSites,
-    calibration: Images, held_out: Images, settings: PruneSettings, progress: Progress | None, clock: StageClock,
+    data: Calibration, outputs: Outputs, settings: PruneSettings, progress: Progress | None, clock: StageClock,
 ) -> Problem:  # fmt: skip
     """Calibrate, and what the search will look at."""
     running = {"batch_size": settings.batch_size, "provider": settings.provider}
-    importances: dict[str, np.ndarray] = {}
+    calibration, importances = data.fitting, {}
     if settings.method.rank == "taylor":
         with clock.stage("rank"):
             counting = _counting(progress, "rank", calibration.n_images)
@@ -192,8 +208,9 @@ def _pose_problem(
             kind = settings.method.merge_metric
             metrics = learn_metrics(graph, blocks, sites, calibration, kind, **running, progress=counting)
     return Problem(
-        graph, blocks, units, settings.method, moments, calibration, held_out, **running, seed=settings.seed,
-        progress=progress, importances=importances, trim=trim, sites=sites, metrics=metrics,
+        graph, blocks, units, settings.method, moments, calibration, data.choosing or data.reporting, **running,
+        seed=settings.seed, progress=progress, importances=importances, trim=trim, sites=sites, metrics=metrics,
+        tasks=outputs.judged_tasks, is_crossed=data.is_crossed, confidence=settings.confidence,
     )  # fmt: skip
 
 
@@ -244,10 +261,10 @@ def _counting(progress: Progress | None, stage: str, total: int) -> Callable[[in
     return count
 
 
-def _metadata(model: Model, images: Images, settings: PruneSettings) -> dict[str, str]:
-    """What the pruned file says of its origin, and the recipe that `evaluate` uses again."""
+def _metadata(model: Model, images: Images, outputs: Outputs, settings: PruneSettings) -> dict[str, str]:
+    """What the pruned file says of its origin and outputs, and the recipe that `evaluate` uses again."""
     origin = {"schema": 1, "corp_onnx": __version__, "dense_sha256": model.sha256, "settings": asdict(settings)}
-    metadata = {PRUNE_KEY: json.dumps(origin)}
+    metadata = {PRUNE_KEY: json.dumps(origin), TASKS_KEY: outputs.to_json()}
     if isinstance(images, ImageSet):
         metadata[METADATA_KEY] = images.recipe.to_json()
     return metadata

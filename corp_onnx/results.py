@@ -137,19 +137,98 @@ class CheckResult:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOut:
-    """Pruned against dense on the held-back calibration images; no labels.
+class Metric:
+    """A figure over n images, and the ends of its interval (metrics/intervals.py); None where it has none."""
 
-    `stream_error` is |h' - h| / |h| of the residual stream after each block, over all tokens that are still computed;
-    where tokens have merged, over those that never do (class tokens), or of the mean of all.
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputScore:
+    """One output of a model, alone or against a reference.
+
+    Attributes:
+        output: its name.
+        task: what it is taken for (metrics/task.py), and why.
+        shape: of one image's part.
+        is_judged: whether the search minimised its loss, and the promise is about it.
+        metrics: what was measured; their names are those of docs/metrics.md.
+    """
+
+    output: str
+    task: str
+    why: str
+    shape: tuple[int, ...]
+    is_judged: bool
+    metrics: tuple[Metric, ...]
+
+    def find(self, name: str) -> Metric | None:
+        """The metric of a name, where it was measured."""
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What may be said of images that nobody has seen, from images that chose nothing.
+
+    Attributes:
+        metric: what is kept: agreement, or a similarity (cosine, correlation, r2).
+        value: its mean over the images.
+        low: what it is at least, by the lower end of the interval: the promise. None of fewer than two images.
+        high: the upper end.
+        confidence: of the interval; the lower end alone holds at (1 + confidence) / 2.
+        n_images: how many there were.
+        wanted: what was asked for; None where a cost was.
+        note: what is missing for it, in a sentence; empty where nothing is.
+    """
+
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    confidence: float
+    n_images: int
+    wanted: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Pruned against dense on held-back calibration images, which nothing was fitted to or chosen by; no labels.
+
+    `outputs` are all outputs that have a row an image; `loss` is what the search minimised, of those that are judged.
+    `stream_error` is |h' - h| / |h| of the residual stream after
+    each block, over all tokens that are still computed; where tokens have merged, over those that never do (class
+    tokens), or of the mean of all.
     """
 
     n_images: int
-    agreement: float | None
-    agreement_error: float | None
-    kl: float | None
-    logit_error: float | None
+    outputs: tuple[OutputScore, ...]
+    promise: Promise
+    loss: float
     stream_error: tuple[float, ...]
+
+    @property
+    def agreement(self) -> float | None:
+        """Of the first output that is judged, where it is classes."""
+        return self._value("agreement")
+
+    @property
+    def kl(self) -> float | None:
+        """Mean KL of the same, in nats."""
+        return self._value("kl")
+
+    @property
+    def relative_error(self) -> float | None:
+        """|z - z_ref| / |z_ref| of the same, whatever it is."""
+        return self._value("relative_error")
+
+    def _value(self, name: str) -> float | None:
+        found = next((output.find(name) for output in self.outputs if output.is_judged), None)
+        return None if found is None else found.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +255,12 @@ class StageClock:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationData:
-    """What the moments were made from."""
+    """What the moments were made from: `n_images` of it; others chose the size, and others again were held back."""
 
     path: str
     data_hash: str
     n_images: int
+    n_choosing: int
     n_held_out: int
     n_tokens: int
     seed: int

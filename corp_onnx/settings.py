@@ -18,9 +18,16 @@ DEFAULT_RIDGE = 1e-3
 number by n / 1e-3, about 3e6 at n = 3072; float32 batch Grams leave a relative noise near 1e-7 on that eigenvalue, and
 this is the smallest power of ten that stays above it. The paper does not state its value."""
 
-DEFAULT_AGREEMENT = 0.95
-"""Without any budget: the smallest model that keeps 95 % of the dense model's first answers. Most of the rest are
-images on which the dense model itself is unsure, so accuracy falls by much less."""
+DEFAULT_AGREEMENT = 0.9
+"""Without any budget: the smallest model of which held-back images prove that it keeps 90 % of the dense model's first
+answers; of a hundred, 95 have to stay for that. Most of the rest are images on which the dense model itself is unsure,
+so accuracy falls by much less."""
+
+DEFAULT_SIMILARITY = 0.95
+"""The same of answers that are no classes: the mean cosine of embeddings, the correlation of maps, R2 of numbers."""
+
+CONFIDENCE = 0.95
+"""Of every interval: the share of repetitions in which it holds the truth."""
 
 DEFAULT_THRESHOLD = 0.003
 """KL in nats that one MLP may cost with `Threshold`; on DeiT-Tiny 0.0087 keeps 62 % of the MLPs and 78 % of the
@@ -30,6 +37,7 @@ Rank = Literal["obs", "energy", "magnitude", "weighted", "taylor"]
 QkSolver = Literal["low-rank", "sylvester"]
 MergeRule = Literal["search", "constant", "none"]
 TokenMetricKind = Literal["learnt", "keys"]
+TaskChoice = Literal["auto", "classify", "embed", "dense", "regress"]
 
 
 def option(
@@ -63,17 +71,20 @@ class Budget:
     """Widths under one budget: how small the model has to be.
 
     Args:
-        kind: what is counted: MACs, parameters, or the share of the dense model's first answers.
-        value: the fraction to keep.
+        kind: what is counted: MACs, parameters, the share of the dense model's first answers (`agreement`), or how
+            much alike its other answers are (`similarity`). `promise` is one of the last two, whichever fits the
+            model's outputs, at its default.
+        value: the fraction to keep; of a promise, what held-back images prove.
         allocate: `search` widths for the least loss, or `uniform`: the same fraction of every unit.
     """
 
-    kind: Literal["macs", "params", "agreement"] = "agreement"
+    kind: Literal["promise", "macs", "params", "agreement", "similarity"] = "promise"
     value: float = DEFAULT_AGREEMENT
     allocate: Literal["search", "uniform"] = "search"
 
     def __post_init__(self) -> None:
         names = {"macs": "--macs", "params": "--params", "agreement": "--min-agreement"}
+        names |= {"similarity": "--min-similarity", "promise": "a promise"}
         if self.kind not in names:
             raise OptionError(f"a budget is of {_listed(tuple(names))}; found {self.kind}.")
         if self.allocate not in ("search", "uniform"):
@@ -81,6 +92,17 @@ class Budget:
         name = names[self.kind]
         if not 0 < self.value < 1:
             raise OptionError(f"{name} is a fraction and must lie between 0 and 1; found {self.value:g}.")
+
+    def settle(self, is_classes: bool) -> Budget:
+        """The same with a promise that fits the model's outputs, where nobody said which.
+
+        Args:
+            is_classes: whether what is judged answers with classes.
+        """
+        if self.kind != "promise":
+            return self
+        kind, value = ("agreement", DEFAULT_AGREEMENT) if is_classes else ("similarity", DEFAULT_SIMILARITY)
+        return Budget(kind, value, self.allocate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +161,7 @@ class Method:
         favour_late: where a refit follows, an error of an early unit counts less in the search for widths, since every
             later unit mends part of it (search/widths.py); no effect without a refit.
         merge: how many similar tokens merge in which block (tokens/merge.py): `search`ed together with the widths, the
-            same number in every block (`constant`), or `none`. Only under a budget of MACs or agreement whose widths
+            same number in every block (`constant`), or `none`. Only under a budget of MACs or a promise whose widths
             are searched: parameters are the same with fewer tokens.
         merge_blocks: the blocks that tokens may merge in; none named are all.
         merge_metric: how tokens are compared: what `learnt` directions and importance say, or ToMe's mean of the
@@ -226,9 +248,9 @@ class Method:
         return self.merge != "none" and self.searches_widths and not counts_parameters
 
     @property
-    def judges_by_agreement(self) -> bool:
-        """Whether the held-back images decide the size of the model."""
-        return isinstance(self.widths, Budget) and self.widths.kind == "agreement"
+    def promises(self) -> bool:
+        """Whether held-back images decide the size of the model."""
+        return isinstance(self.widths, Budget) and self.widths.kind not in ("macs", "params")
 
 
 BEST = Method()
@@ -254,6 +276,9 @@ class PruneSettings:
         batch_size: images at a time; has no effect on the result beyond rounding.
         seed: of the draw, of the held-back split and of the probes.
         provider: where calibration and checks run: cpu, cuda, ...
+        task: what the outputs are that are judged (metrics/task.py); `auto` looks.
+        outputs: the outputs that losses and promises are about; none named are the first that can be compared.
+        confidence: of every interval. A promise is its lower end.
         preprocessing: changes to the model's recipe.
 
     Raises:
@@ -267,11 +292,24 @@ class PruneSettings:
     batch_size: int = option(8, "Images at a time; memory grows with it.", flag="batch", metavar="N", minimum=1)
     seed: int = option(0, "Of the draw and of the held-back images.", metavar="N", minimum=0)
     provider: str = option("cpu", "ONNX Runtime provider for calibration and checks: cpu, cuda, ...", metavar="NAME")
+    task: TaskChoice = option(
+        "auto",
+        "What the outputs are: classes, an embedding, a map, other numbers. It decides what is measured and promised.",
+    )
+    outputs: tuple[str, ...] = option(
+        (), "Outputs that are judged, separated by commas.  [default: the first with a row an image]", flag="judge",
+        metavar="NAMES",
+    )  # fmt: skip
+    confidence: float = option(CONFIDENCE, "Of every interval; a promise is its lower end.", metavar="C")
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise OptionError(f"--seed must be 0 or more; found {self.seed}.")
+        if self.task not in get_args(TaskChoice):
+            raise OptionError(f"--task must be {_listed(get_args(TaskChoice))}; found {self.task}.")
+        if not 0 < self.confidence < 1:
+            raise OptionError(f"--confidence is a share and must lie between 0 and 1; found {self.confidence:g}.")
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -15,7 +15,6 @@ from jaxtyping import Int
 
 from corp_onnx.blocks import find_blocks
 from corp_onnx.calibrate.collect import collect_moments
-from corp_onnx.calibrate.data import HELD_OUT_FRACTION, MAX_HELD_OUT
 from corp_onnx.graph import Graph, input_dims, load_model
 from corp_onnx.images import ImageSet, open_images, split_holdout
 from corp_onnx.images.recipe import find_recipe
@@ -29,6 +28,9 @@ from corp_onnx.tokens.metric import learn_metrics
 from corp_onnx.tokens.sites import MergeSites, find_merge_sites
 from corp_onnx.tokens.trim import TrimPlan, plan_trim
 from corp_onnx.units import list_units
+
+HELD_OUT_FRACTION, MAX_HELD_OUT = 0.125, 64
+"""What the tables hold back of the calibration images: 64 of 512, so that 448 are left, as when they were begun."""
 
 UNMERGED = replace(BEST, merge="none")
 """The default method without merging tokens: what tables of widths are about. merge_table.py is about tokens."""
@@ -73,12 +75,13 @@ class Study:
     def measure(self, problem: Problem, solution: Solution) -> Row:
         """Cost and answers of the model that `corp-onnx prune` would write."""
         proto = plan_rewrite(solution.changes, problem.trim, merges=solution.merges).make(problem.graph)
-        tally = self.judge.evaluate(proto, self.labels)
-        assert tally.n_top1 is not None
-        assert tally.agreement is not None
-        assert tally.kl is not None
+        score = self.judge.evaluate(proto, self.labels).scores()[0]
+        top1, agreement, kl = (score.find(name) for name in ("top1", "agreement", "kl"))
+        assert top1 is not None
+        assert agreement is not None
+        assert kl is not None
         kept = probe_graph(replace(self.graph.model, proto=proto)).cost.total / self.graph.cost.total
-        return Row(kept, tally.n_top1 / tally.n_samples, tally.agreement, tally.kl)
+        return Row(kept, top1.value, agreement.value, kl.value)
 
 
 def study_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -109,7 +112,7 @@ def open_study(args: argparse.Namespace) -> Study:
 
 
 def split_images(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
-    """(images for the moments, images held back) as `corp-onnx prune --macs` splits them."""
+    """(images for the moments, images held back)."""
     return split_holdout(images, min(HELD_OUT_FRACTION, MAX_HELD_OUT / images.n_images), seed)
 
 

@@ -1,13 +1,15 @@
-"""Images for calibration: opened, split into those for the moments and those held back, and described for the report.
+"""Images for calibration: opened, split by their use, and described for the report.
 
-Enters a path and a model; leaves two disjoint `Images`. The recipe is the model's own with a person's changes.
+Enters a path and a model; leaves disjoint `Images`: those that weights are fitted to, those that choose a size, and
+those that the report speaks of, which neither fit nor choose. The recipe is the model's own with a person's changes.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from corp_onnx.errors import ImageError, OptionError
@@ -28,21 +30,45 @@ MIN_IMAGES = 2
 FEW_IMAGES = 32
 """Below this many calibration images a warning says so."""
 
-HELD_OUT_FRACTION = 0.125
-MAX_HELD_OUT = 64
-"""Images held back from the moments to measure on: an eighth, and no more than give a standard error of 4 %."""
+HELD_OUT_FRACTION = 0.2
+MAX_HELD_OUT = 128
+"""Images that only report: a fifth, and no more than prove a share of 0.95 with 97 % of them."""
 
-JUDGE_FRACTION = 0.25
-MAX_JUDGE = 256
-"""The same where the held-back images decide the size of the model (`--min-agreement`): more of them, since a share
-of 0.9 measured on 64 images is off by 4 points."""
+MAX_PROMISED = 256
+"""The same where a promise is asked for, and as many again that choose."""
+
+FEW = 160
+"""Below this many, none are set apart to choose: those that fit choose as well, in folds (search/folds.py)."""
+
+FEW_HELD_OUT = 0.25
+"""Images that only report then: an interval of a dozen is wide."""
+
+FEW_JUDGING = 100
+"""Below this many images that report a warning says so: a share of 0.95 is then off by 4 points and more."""
 
 N_NAMED = 3
 """Files without an image that a warning names."""
 
 
-def open_calibration(model: Model, path: Path, settings: PruneSettings) -> tuple[Images, Images]:
-    """(images for the moments, images held back); those held back are known to be readable."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """Images by their use; no image has two.
+
+    Attributes:
+        fitting: for moments, probes and the refit.
+        choosing: which size is taken; None where nothing is chosen, or where those that fit choose as well.
+        reporting: what the report speaks of.
+        is_crossed: whether `fitting` chooses as well, in folds.
+    """
+
+    fitting: Images
+    reporting: Images
+    choosing: Images | None = None
+    is_crossed: bool = False
+
+
+def open_calibration(model: Model, path: Path, settings: PruneSettings) -> Calibration:
+    """Images by their use; those held back are known to be readable."""
     if settings.n_images is not None and settings.n_images < MIN_IMAGES:
         raise OptionError(f"--images must be at least {MIN_IMAGES}, one of them held back; found {settings.n_images}.")
     images = open_images(
@@ -50,16 +76,17 @@ def open_calibration(model: Model, path: Path, settings: PruneSettings) -> tuple
         limit=settings.n_images, seed=settings.seed, minimum=MIN_IMAGES,
     )  # fmt: skip
     while True:
-        fraction = held_out_fraction(images.n_images, settings)
-        calibration, held_out = split_holdout(images, fraction, settings.seed)
+        found = split_calibration(images, settings)
+        held_back = [part for part in (found.choosing, found.reporting) if part is not None]
         try:
-            for _ in held_out.batches(settings.batch_size):
-                pass
-            return calibration, held_out
+            for part in held_back:
+                for _ in part.batches(settings.batch_size):
+                    pass
+            return found
         except ImageError:
-            if not isinstance(images, ImageSet) or held_out.n_images > 0:
+            if not isinstance(images, ImageSet) or all(part.n_images > 0 for part in held_back):
                 raise
-        damaged = {s.name for s in images.skipped}  # all that were held back: draw others
+        damaged = {s.name for s in images.skipped}  # all that were held back for one use: draw others
         sound = [i for i, name in enumerate(images.names) if name not in damaged]
         if len(sound) < MIN_IMAGES:
             counted = f"{len(sound)} readable image{'' if len(sound) == 1 else 's'}"
@@ -67,11 +94,17 @@ def open_calibration(model: Model, path: Path, settings: PruneSettings) -> tuple
         images = images.select(sound)
 
 
-def held_out_fraction(n_images: int, settings: PruneSettings) -> float:
-    """The share of the images that is held back."""
-    if settings.method.judges_by_agreement:
-        return min(JUDGE_FRACTION, MAX_JUDGE / n_images)
-    return min(HELD_OUT_FRACTION, MAX_HELD_OUT / n_images)
+def split_calibration(images: Images, settings: PruneSettings) -> Calibration:
+    """Images by their use, drawn by the seed."""
+    n, seed = images.n_images, settings.seed
+    if not settings.method.promises:
+        return Calibration(*split_holdout(images, min(HELD_OUT_FRACTION, MAX_HELD_OUT / n), seed))
+    if n < FEW:
+        return Calibration(*split_holdout(images, FEW_HELD_OUT, seed), is_crossed=True)
+    fraction = min(HELD_OUT_FRACTION, MAX_PROMISED / n)
+    fitting, held_back = split_holdout(images, 2 * fraction, seed)
+    choosing, reporting = split_holdout(held_back, 0.5, seed)
+    return Calibration(fitting, reporting, choosing)
 
 
 def change_recipe(
@@ -96,16 +129,16 @@ def change_recipe(
     return make_recipe(base.size, base=base, channels=base.channels, **asdict(changes))
 
 
-def describe_data(
-    path: Path, calibration: Images, held_out: Images, moments: Moments, settings: PruneSettings
-) -> CalibrationData:
+def describe_data(path: Path, data: Calibration, moments: Moments, settings: PruneSettings) -> CalibrationData:
     """What the moments were made from."""
+    calibration = data.fitting
     recipe = json.loads(calibration.recipe.to_json()) if isinstance(calibration, ImageSet) else None
     return CalibrationData(
         path=str(path),
         data_hash=calibration.data_hash(),
         n_images=calibration.n_images,
-        n_held_out=held_out.n_images,
+        n_choosing=0 if data.choosing is None else data.choosing.n_images,
+        n_held_out=data.reporting.n_images,
         n_tokens=int(max(m.n_tokens for _, m in moments.entries)),
         seed=settings.seed,
         recipe=recipe,
@@ -120,13 +153,19 @@ def describe_skipped(skipped: Sequence[Skipped]) -> str:
     return f"{len(skipped)} file{'s' if len(skipped) > 1 else ''} gave no image and were left out: {names}{more}."
 
 
-def warn_of_data(units: Sequence[Unit], moments: Moments, calibration: Images) -> tuple[str, ...]:
+def warn_of_data(units: Sequence[Unit], moments: Moments, data: Calibration) -> tuple[str, ...]:
     """What a person should know about the data, one sentence each."""
     found: list[str] = []
+    calibration, n_reporting = data.fitting, data.reporting.n_images
     if calibration.skipped:
         found.append(describe_skipped(calibration.skipped))
     if calibration.n_images < FEW_IMAGES:
         found.append(f"only {calibration.n_images} calibration images; a few hundred give a better model.")
+    if n_reporting < FEW_JUDGING:
+        found.append(
+            f"only {n_reporting} images, held back from the others, say how good the model still is; "
+            f"{math.ceil(FEW_JUDGING / HELD_OUT_FRACTION)} images in all would leave {FEW_JUDGING}."
+        )
     monotony = describe_monotony(calibration)
     if monotony:
         found.append(monotony)

@@ -16,9 +16,13 @@ from corp_onnx.calibrate.collect import Progress, tap_units
 from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
-from corp_onnx.metrics import Tally
-from corp_onnx.results import CheckResult, HeldOut
+from corp_onnx.metrics import Judgement
+from corp_onnx.metrics.intervals import images_needed
+from corp_onnx.metrics.judgement import Kept
+from corp_onnx.results import CheckResult, HeldOut, Promise
+from corp_onnx.run.outputs import Outputs
 from corp_onnx.run.sessions import open_tapped
+from corp_onnx.settings import CONFIDENCE, Budget
 from corp_onnx.tokens.liveness import TokenTrim
 from corp_onnx.units import UnitKey, UnitPlan
 from corp_onnx.units.taps import read_tokens
@@ -91,16 +95,22 @@ def measure_model(
     blocks: Blocks,
     pruned: Model,
     images: Images,
+    outputs: Outputs,
     *,
+    promised: Budget | None = None,
+    confidence: float = CONFIDENCE,
     trim: TokenTrim | None = None,
     n_special: int = 0,
     batch_size: int = 8,
     provider: str = "cpu",
     progress: Progress | None = None,
 ) -> HeldOut:
-    """Agreement, KL and logit error of the pruned file, and how the error of the residual stream grows with depth.
+    """How far every output of the pruned file moved, and how the error of the residual stream grows with depth.
 
     Args:
+        images: that nothing was fitted to or chosen by.
+        promised: what was asked to be kept.
+        confidence: of the intervals.
         trim: the tokens that the pruned file does not compute, from `find_left_out`; the others are compared.
         n_special: leading tokens that never merge; where others have, these are compared, or the mean of all.
 
@@ -108,14 +118,16 @@ def measure_model(
         NonFiniteError: an output of either model holds NaN or Inf.
     """
     streams = [b.stream for b in blocks.blocks if b.stream is not None]
-    first = graph.outputs[0]
+    names = [task.output for task in outputs.tasks]
     dense_run = open_tapped(graph.model, streams, provider=provider).stream(images, batch_size)
     pruned_run = open_tapped(pruned, streams, provider=provider).stream(images, batch_size)
-    tally, errors = Tally(), np.zeros((len(streams), 2))
+    judgement, errors = Judgement(outputs.tasks, outputs.judged), np.zeros((len(streams), 2))
     for (dense, n_real), (cut, _) in zip(dense_run, pruned_run, strict=True):
         for model, arrays in ((graph.model, dense), (pruned, cut)):
-            _require_finite(model, first, arrays[first])
-        tally.add(cut[first][:n_real].astype(np.float64), None, dense[first][:n_real].astype(np.float64))
+            for name in names:
+                _require_finite(model, name, arrays[name])
+        answers = [{name: a[name][:n_real].astype(np.float64) for name in names} for a in (cut, dense)]
+        judgement.add(answers[0], answers[1])
         for row, name in zip(errors, streams, strict=True):
             whole = dense[name] if trim is None else trim.select(name, dense[name])
             pair = _match_tokens(whole, cut[name], n_special)
@@ -124,11 +136,10 @@ def measure_model(
         if progress:
             progress(n_real)
     return HeldOut(
-        n_images=tally.n_samples,
-        agreement=tally.agreement,
-        agreement_error=tally.agreement_error,
-        kl=tally.kl,
-        logit_error=tally.relative_error(),
+        n_images=judgement.n_samples,
+        outputs=judgement.scores(confidence),
+        promise=make_promise(judgement.kept, promised, confidence),
+        loss=judgement.loss,
         stream_error=tuple(float(np.sqrt(e / r)) if r else 0.0 for e, r in errors),
     )
 
@@ -142,6 +153,20 @@ def _match_tokens(dense: np.ndarray, cut: np.ndarray, n_special: int) -> tuple[n
     return dense.mean(axis=1, keepdims=True), cut.mean(axis=1, keepdims=True)
 
 
+def make_promise(kept: Kept, promised: Budget | None, confidence: float = CONFIDENCE) -> Promise:
+    """What may be said of other images, and what is missing for what was asked."""
+    interval, n = kept.interval(confidence), len(kept.values)
+    low, high = interval if interval is not None else (None, None)
+    wanted = promised.value if promised is not None and promised.kind in ("agreement", "similarity") else None
+    note = ""
+    if wanted is not None and promised is not None and (low is None or low < wanted):
+        needed = images_needed(wanted, kept.mean, confidence) if kept.is_share else None
+        note = f"--min-{promised.kind} {wanted:g} is not proven by the {n} images that chose nothing" + (
+            f": at this {kept.name} it takes {needed} of them." if needed else "; ask for less, or give more images."
+        )
+    return Promise(kept.name, kept.mean, low, high, confidence, n, wanted, note)
+
+
 def check_expected(held: HeldOut, expected: float | None) -> CheckResult | None:
     """Whether the answers moved about as far as the search foresaw; None where it foresaw nothing.
 
@@ -150,10 +175,9 @@ def check_expected(held: HeldOut, expected: float | None) -> CheckResult | None:
     """
     if expected is None:
         return None
-    loss = held.kl if held.kl is not None else (held.logit_error or 0.0) ** 2
     allowed = MAX_SURPRISE * expected + SLACK
-    detail = f"loss on held-back images behind the refit, {loss:.3g}, against {expected:.3g} before it"
-    return CheckResult("refit", bool(loss <= allowed), loss, allowed, detail)
+    detail = f"loss on held-back images behind the refit, {held.loss:.3g}, against {expected:.3g} before it"
+    return CheckResult("refit", bool(held.loss <= allowed), held.loss, allowed, detail)
 
 
 def _require_finite(model: Model, name: str, array: np.ndarray) -> None:

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,9 @@ from corp_onnx.graph.external import read_tensor
 from corp_onnx.graph.links import require_readable_name
 from corp_onnx.graph.model import hash_file, list_files
 from corp_onnx.graph.write import data_path
+from corp_onnx.run.outputs import Outputs
 from corp_onnx.search.strategy import kept_width
-from corp_onnx.settings import Fractions, Method
+from corp_onnx.settings import Budget, Fractions, Method
 from corp_onnx.units import KINDS, Unit, list_units
 
 SUFFIX = ".onnx"
@@ -187,3 +188,23 @@ def _choose_cut(graph: Graph, blocks: Blocks, method: Method, cut: Fractions) ->
             "fractions."
         )
     return units
+
+
+def settle_budget(method: Method, outputs: Outputs) -> Method:
+    """The method with a promise that fits what is judged, where nobody said which.
+
+    Raises:
+        OptionError: equal answers are to be counted where they are no classes, or the other way round.
+    """
+    if not isinstance(method.widths, Budget):
+        return method
+    budget = method.widths.settle(outputs.is_classes)
+    what = outputs.judged_tasks[0].describe().removesuffix(".")
+    if budget.kind == "agreement" and not outputs.is_classes:
+        raise OptionError(
+            f"--min-agreement counts equal answers, and {what}: give --min-similarity, or --task classify where its "
+            "numbers are classes."
+        )
+    if budget.kind == "similarity" and outputs.is_classes:
+        raise OptionError(f"--min-similarity is of answers that are no classes, and {what}: give --min-agreement.")
+    return replace(method, widths=budget)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -13,7 +14,7 @@ from corp_onnx.evaluate import evaluate_models
 from corp_onnx.images import open_images
 from corp_onnx.report.terminal import print_evaluation
 from corp_onnx.run.runner import open_runner
-from corp_onnx.settings import Preprocessing
+from corp_onnx.settings import CONFIDENCE, Preprocessing, TaskChoice
 
 
 @click.command(short_help="Measure accuracy, and agreement with another model.")
@@ -24,6 +25,11 @@ from corp_onnx.settings import Preprocessing
               help="Compare answers with this model; needs no labels.")  # fmt: skip
 @click.option("--labels", type=click.Path(path_type=Path), metavar="FILE",
               help="Class names, one a line; sorted, they count the classes.  [default: folder names]")  # fmt: skip
+@click.option("--task", type=click.Choice(get_args(TaskChoice)), default="auto", show_default=True,
+              help="What is judged: classes, an embedding, a map, other numbers.")  # fmt: skip
+@click.option("--judge", "outputs", multiple=True, metavar="NAME",
+              help="An output that is judged; may be given again.  [default: the first]")  # fmt: skip
+@click.option("--confidence", type=float, default=CONFIDENCE, show_default=True, metavar="C", help="Of every interval.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use N images drawn at random.  [default: all]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of that draw.")
 @click.option("--batch", "batch_size", type=click.IntRange(min=1), default=32, show_default=True, metavar="N",
@@ -36,6 +42,9 @@ def evaluate(
     data: Path,
     reference: Path | None,
     labels: Path | None,
+    task: TaskChoice,
+    outputs: tuple[str, ...],
+    confidence: float,
     limit: int | None,
     seed: int,
     batch_size: int,
@@ -57,7 +66,8 @@ def evaluate(
     images = open_images(data, limit=limit, seed=seed, labels=labels or "folders")
     with show_progress() as progress:
         result = evaluate_models(
-            models, images, reference=reference, recipe=recipe, batch_size=batch_size, provider=provider,
+            models, images, reference=reference, recipe=recipe, task=task, outputs=outputs, confidence=confidence,
+            batch_size=batch_size, provider=provider,
             progress=lambda done, total: progress("evaluate", done, total),
         )  # fmt: skip
     if result.skipped:

@@ -17,6 +17,7 @@ from corp_onnx.report.terminal import print_pruning
 from corp_onnx.results import to_json
 from corp_onnx.settings import (
     DEFAULT_AGREEMENT,
+    DEFAULT_SIMILARITY,
     DEFAULT_THRESHOLD,
     METHODS,
     Budget,
@@ -43,8 +44,11 @@ FILES, SIZE, METHOD, RUN = "Files", "Size of the result", "Method", "Run"
 @grouped(FILES, "--force", is_flag=True, help="Replace files that exist.")
 @grouped(FILES, "--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @grouped(SIZE, "--min-agreement", "agreement", type=float, metavar="A",
-         help="The smallest model that keeps this share of the answers on held-back images.  "
-         f"[default: {DEFAULT_AGREEMENT}]")  # fmt: skip
+         help="The smallest model that held-back images prove to keep this share of the answers: the lower end of "
+         f"their interval.  [default, of classes: {DEFAULT_AGREEMENT}]")  # fmt: skip
+@grouped(SIZE, "--min-similarity", "similarity", type=float, metavar="S",
+         help="The same of other answers: mean cosine of embeddings, correlation of maps, R2 of numbers.  "
+         f"[default, where answers are no classes: {DEFAULT_SIMILARITY}]")  # fmt: skip
 @grouped(SIZE, "--macs", type=float, metavar="F", help="Keep this fraction of the multiply-accumulates instead.")
 @grouped(SIZE, "--params", type=float, metavar="F", help="Keep this fraction of the parameters instead.")
 @grouped(SIZE, "--mlp", type=float, metavar="F",
@@ -95,10 +99,11 @@ def prune(
     method = replace(METHODS[preset], **{**alone, **given, **unmerged, "widths": widths})
     _require_merge(no_merge, given, method)
     settings = PruneSettings(method, **run, preprocessing=preprocessing)
-    if method.judges_by_agreement and budgets["agreement"] is None:
+    if isinstance(widths, Budget) and widths.kind == "promise":
         click.echo(
             f"no budget given: looking for the smallest model that keeps {DEFAULT_AGREEMENT:.0%} of the answers "
-            f"(--min-agreement {DEFAULT_AGREEMENT}); --macs F sets the cost instead.",
+            f"(--min-agreement {DEFAULT_AGREEMENT}), or, where they are no classes, is {DEFAULT_SIMILARITY} similar; "
+            "--macs F sets the cost instead.",
             err=True,
         )
     with show_progress() as progress:
@@ -117,7 +122,7 @@ def _require_merge(no_merge: bool, given: Mapping[str, Any], method: Method) -> 
         raise OptionError("--no-merge leaves nothing to merge: leave out --merge, --merge-blocks and --merge-metric.")
     if named and not method.merges and (named != {"merge"} or given["merge"] != "none"):
         raise OptionError(
-            "tokens merge under a budget of MACs or agreement whose widths are searched: give --macs or "
+            "tokens merge under a budget of MACs or a promise whose widths are searched: give --macs or "
             "--min-agreement, or leave out --merge, --merge-blocks and --merge-metric."
         )
 
@@ -128,12 +133,14 @@ def _read_widths(
     """The rule for widths that the options name together; a kind whose fraction was not named stays whole."""
     has_cut = mlp is not None or attn is not None
     if len(budgets) > 1:
-        raise OptionError("--min-agreement, --macs and --params exclude each other; give one of them.")
+        raise OptionError(
+            "--min-agreement, --min-similarity, --macs and --params exclude each other; give one of them."
+        )
     if allocate == "amp":
         if preset == "paper" or has_cut or budgets:
             raise OptionError(
                 "--allocate amp takes widths from --amp-threshold alone: leave out --preset paper, --mlp, --attn, "
-                "--macs, --params and --min-agreement, or use --allocate search."
+                "--macs, --params, --min-agreement and --min-similarity, or use --allocate search."
             )
         return Threshold(threshold)
     if budgets and preset == "paper":
@@ -144,5 +151,5 @@ def _read_widths(
         return Fractions(mlp or 0.0, attn or 0.0)
     if preset == "paper":
         return METHODS[preset].widths
-    ((kind, value),) = budgets.items() or (("agreement", DEFAULT_AGREEMENT),)
+    ((kind, value),) = budgets.items() or (("promise", DEFAULT_AGREEMENT),)
     return Budget(kind, value, allocate)  # type: ignore[arg-type]

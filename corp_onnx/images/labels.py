@@ -8,7 +8,7 @@ themselves. That second way is right only when there is a folder for every class
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -16,6 +16,7 @@ from typing import Literal
 
 from corp_onnx.errors import ImageError
 from corp_onnx.images.regular import read_text
+from corp_onnx.results import read_json
 
 LABELS_KEY = "corp_onnx.labels"
 """Where an ONNX file keeps its class names: a JSON list, the position is the class index."""
@@ -59,6 +60,15 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     if twice:
         raise ImageError(f"{path}: the labels file names a class twice: {', '.join(twice[:3])}.")
     return tuple(names)
+
+
+def count_labels(metadata: Mapping[str, str]) -> int | None:
+    """How many class names a model carries; None where it carries none that can be read."""
+    try:
+        names = read_json(metadata.get(LABELS_KEY, "null"))
+    except ValueError:
+        return None
+    return len(names) if isinstance(names, list) else None
 
 
 def label_files(root: Path, chosen: Sequence[str], listed: Sequence[str], source: LabelSource) -> Labels:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from corp_onnx.blocks import SiteKey
 from corp_onnx.graph import Graph
 from corp_onnx.images import Images
-from corp_onnx.metrics import Tally
+from corp_onnx.metrics import Judgement, OutputTask
 from corp_onnx.refit.stream import StreamWalk, advance_model, read_data, run_prefix
 from corp_onnx.run.segments import Segment, open_segment
 
@@ -30,6 +30,7 @@ def weigh_stops(
     graph: Graph,
     walk: StreamWalk,
     images: Images,
+    tasks: Sequence[OutputTask],
     *,
     given: Sequence[str] = (),
     batch_size: int = 8,
@@ -40,6 +41,7 @@ def weigh_stops(
     A stop whose stream is not [images, tokens, d_model] gets none.
 
     Args:
+        tasks: of the outputs that are judged.
         given: as for `read_data`.
     """
     few = images.select(np.arange(min(SENSITIVITY_IMAGES, images.n_images)))
@@ -51,14 +53,19 @@ def weigh_stops(
         after = stop.residual.stream
         stream = advance_model(graph.model, graph, data, stream, before, after, provider)
         if stream[0].ndim == 3:
-            tail = open_segment(graph.model, graph.types, [after], [graph.outputs[0]], given=given, provider=provider)
-            weights[stop.key] = weigh_tokens(tail, stream, [f for f, _ in data.feeds], after)
+            names = [task.output for task in tasks]
+            tail = open_segment(graph.model, graph.types, [after], names, given=given, provider=provider)
+            weights[stop.key] = weigh_tokens(tail, stream, [f for f, _ in data.feeds], after, tasks)
         before = after
     return weights
 
 
 def weigh_tokens(
-    tail: Segment, stream: Sequence[np.ndarray], feeds: Sequence[Mapping[str, np.ndarray]], tensor: str
+    tail: Segment,
+    stream: Sequence[np.ndarray],
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    tensor: str,
+    tasks: Sequence[OutputTask],
 ) -> Float[np.ndarray, " n_tokens"]:
     """sqrt of the loss that noise of a given energy on one token position causes, relative to that of a patch token.
 
@@ -70,19 +77,22 @@ def weigh_tokens(
     n_special = min(2, n_tokens - 1)
     groups = [np.array([i]) for i in range(n_special)] + [np.arange(n_special, n_tokens)]
     losses = np.zeros(len(groups))
-    output = tail.read[0]
     for h, given in zip(stream, feeds, strict=True):
-        base = tail.run({tensor: h}, given)[output].astype(np.float64)
+        base = _answer(tail, {tensor: h}, given)
         noise = NOISE * float(np.sqrt(np.mean(np.square(h)))) * rng.standard_normal(h.shape, dtype=np.float32)
         for i, positions in enumerate(groups):
             disturbed = h.copy()
             disturbed[:, positions] += noise[:, positions]
-            tally = Tally()
-            tally.add(tail.run({tensor: disturbed}, given)[output].astype(np.float64), None, base)
-            losses[i] += tally.loss / len(positions)
+            judgement = Judgement(tasks)
+            judgement.add(_answer(tail, {tensor: disturbed}, given), base)
+            losses[i] += judgement.loss / len(positions)
     weights = np.ones(n_tokens, dtype=np.float32)
     if losses[-1] > 0:
         weights[:n_special] = np.maximum(1.0, np.sqrt(losses[:-1] / losses[-1]))
     elif n_special:
         weights[:n_special] = np.where(losses[:-1] > 0, MAX_TOKEN_WEIGHT, 1.0)
     return np.minimum(weights, MAX_TOKEN_WEIGHT)
+
+
+def _answer(tail: Segment, fed: dict[str, np.ndarray], given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array.astype(np.float64) for name, array in tail.run(fed, given).items()}

@@ -6,6 +6,7 @@ from collections import Counter
 
 from corp_onnx.errors import clean_text
 from corp_onnx.precision.conversion import ConvertResult
+from corp_onnx.report.outputs import describe_outputs
 
 
 def describe_conversion(result: ConvertResult) -> str:
@@ -53,6 +54,4 @@ def _describe_comparison(result: ConvertResult) -> str:
     data = (
         f"on {found.n_images} row{plural} of noise" if found.data == "noise" else f"on {found.n_images} image{plural}"
     )
-    if found.agreement is None or found.kl is None:
-        return f"{data}: {far}"
-    return f"{data}: agreement {found.agreement:.1%} ± {found.agreement_error or 0:.1%}, KL {found.kl:.4f}, {far}"
+    return f"{data}: {', '.join([*describe_outputs(found.outputs), far])}"

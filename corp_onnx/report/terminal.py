@@ -13,7 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from corp_onnx.errors import clean_text
-from corp_onnx.evaluate import Evaluation, Score
+from corp_onnx.evaluate import Evaluation
+from corp_onnx.report.outputs import (
+    describe_outputs,
+    describe_promise,
+    list_legend,
+    name_metric,
+    write_interval,
+    write_value,
+)
 from corp_onnx.results import HeldOut, Inspection, MergeResult, ModelFacts, PruneResult, UnitFacts, UnitResult
 from corp_onnx.units import KINDS
 
@@ -138,7 +146,8 @@ def print_pruning(result: PruneResult) -> None:
         console.print(f"skipped {KIND_NAMES[skip.kind]} at {skip.node}: {skip.reason}", soft_wrap=True)
     for note in result.notes:
         console.print(note, soft_wrap=True)
-    console.print(_describe_answers(result.held_out), soft_wrap=True)
+    for line in _describe_answers(result.held_out):
+        console.print(line, soft_wrap=True)
     n_pruned = len({u.key for u in result.units if u.width_after < u.width_before})
     checks = ", ".join(c.name for c in result.checks)
     seconds = sum(s.seconds for s in result.stages)
@@ -153,14 +162,16 @@ def _describe_merges(merges: Sequence[MergeResult]) -> str:
     return f"similar tokens merge behind the attention: {steps}."
 
 
-def _describe_answers(held: HeldOut) -> str:
+def _describe_answers(held: HeldOut) -> Iterator[str]:
     where = f"on {held.n_images} held-back images: "
-    if held.agreement is None or held.kl is None:
-        return f"{where}output off by {held.logit_error or 0:.1%}"
-    text = f"{where}agreement {held.agreement:.1%} ± {held.agreement_error or 0:.1%}, KL {held.kl:.3f}"
-    if not (stream := held.stream_error):
-        return text
-    return f"{text}, residual stream off by {stream[0]:.1%} after the first block and {stream[-1]:.1%} after the last"
+    lines = describe_outputs(held.outputs)
+    yield from [where + lines[0]] if len(lines) == 1 else [where.strip(), *(f"  {line}" for line in lines)]
+    if stream := held.stream_error:
+        ends = f"{stream[0]:.1%} after the first block and {stream[-1]:.1%} after the last"
+        yield f"residual stream off by {ends}"
+    yield describe_promise(held.promise)
+    if held.promise.note:
+        yield held.promise.note
 
 
 def _kinds(units: Sequence[UnitResult]) -> list[str]:
@@ -184,26 +195,34 @@ def _sizes(dense: ModelFacts, pruned: ModelFacts) -> Table:
 
 
 def print_evaluation(result: Evaluation) -> None:
-    """One row a model."""
+    """A table for every output: one row a model; then what the columns mean, and how top-1 differs."""
     console = open_console()
-    baseline = (
-        [result.baseline] if result.baseline and result.baseline.model not in {s.model for s in result.scores} else []
+    named = {score.model for score in result.scores}
+    scores = [result.baseline] if result.baseline and result.baseline.model not in named else []
+    scores += result.scores
+    outputs = list(dict.fromkeys(output.output for score in scores for output in score.outputs))
+    shown: list[str] = []
+    for name in outputs:
+        rows = [(s.model, o) for s in scores for o in s.outputs if o.output == name]
+        if len(outputs) > 1:
+            console.print(f"output '{name}' ({rows[0][1].task}: {rows[0][1].why})", soft_wrap=True)
+        columns = list(dict.fromkeys(m.name for _, output in rows for m in output.metrics))
+        table = make_table("model", *(name_metric(column) for column in columns))
+        for model, output in rows:
+            found = [output.find(column) for column in columns]
+            table.add_row(model, *("-" if m is None else write_value(m.name, m.value) for m in found))
+            if any(metric is not None and metric.low is not None for metric in found):
+                table.add_row("", *("" if metric is None else write_interval(metric) for metric in found))
+        print_table(console, table)
+        shown += columns
+    for score in result.scores:
+        if (moved := score.difference) is not None and moved.low is not None and moved.high is not None:
+            console.print(
+                f"{score.model}: top-1 {moved.value:+.2%} against the reference, {moved.low:+.2%} to {moved.high:+.2%}",
+                soft_wrap=True,
+            )
+    for line in list_legend(shown):
+        console.print(line, soft_wrap=True)
+    console.print(
+        f"{result.n_images} images, {result.provider}; in brackets: {result.confidence:.0%} intervals", soft_wrap=True
     )
-    table = make_table("model", "top-1", "top-5", "agreement", "KL", "logit error")
-    for score in [*baseline, *result.scores]:
-        table.add_row(score.model, *_score_cells(score))
-    print_table(console, table)
-    console.print(f"{result.n_images} images, {result.provider}", soft_wrap=True)
-
-
-def _score_cells(score: Score) -> list[str]:
-    def share(value: float | None, error: float | None) -> str:
-        return "-" if value is None else f"{value:.2%}" + (f" ± {error:.1%}" if error is not None else "")
-
-    return [
-        share(score.top1, score.top1_error),
-        share(score.top5, None),
-        share(score.agreement, score.agreement_error),
-        "-" if score.kl is None else f"{score.kl:.4f}",
-        "-" if score.logit_error is None else f"{score.logit_error:.1%}",
-    ]

@@ -16,9 +16,10 @@ from onnx import TensorProto
 
 from corp_onnx.graph.model import Model, batch_kind
 from corp_onnx.images import Images
-from corp_onnx.metrics import Tally
-from corp_onnx.results import CheckResult
+from corp_onnx.metrics import Judgement
+from corp_onnx.results import CheckResult, OutputScore
 from corp_onnx.run.noise import run_possible
+from corp_onnx.run.outputs import find_outputs
 from corp_onnx.run.runner import open_runner
 from corp_onnx.run.segments import open_segment
 from corp_onnx.run.sessions import open_tapped
@@ -40,18 +41,28 @@ class Comparison:
         n_images: images, or rows of noise.
         max_difference: max |z' - z| / max |z| over all outputs (noise) or over the first (images).
         logit_error: |z' - z| / |z| of the same.
-        agreement: share of images with the same first answer; None on noise and where the output is no logits.
-        agreement_error: its binomial standard error.
-        kl: mean KL(softmax z || softmax z'), nats; None as for agreement.
+        outputs: every output on images, against the source's; nothing on noise.
     """
 
     data: str
     n_images: int
     max_difference: float
     logit_error: float | None
-    agreement: float | None = None
-    agreement_error: float | None = None
-    kl: float | None = None
+    outputs: tuple[OutputScore, ...] = ()
+
+    @property
+    def agreement(self) -> float | None:
+        """Of the first output, where it is classes."""
+        return self._value("agreement")
+
+    @property
+    def kl(self) -> float | None:
+        """Mean KL of the same, in nats."""
+        return self._value("kl")
+
+    def _value(self, name: str) -> float | None:
+        found = self.outputs[0].find(name) if self.outputs else None
+        return None if found is None else found.value
 
 
 def compare_on_images(
@@ -63,24 +74,28 @@ def compare_on_images(
     batch_size: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
-    """The first output of both models on images."""
+    """Every output of both models that has a row an image."""
     before, after = open_runner(source), open_runner(converted)
-    tally, largest, difference = Tally(), 0.0, 0.0
+    judgement, largest, difference = None, 0.0, 0.0
     for batch in images.batches(batch_size):
-        expected, found = before.run(batch), after.run(batch)
-        tally.add(found, None, expected)
-        largest = max(largest, float(np.abs(expected).max()))
-        difference = max(difference, float(np.abs(found - expected).max()))
+        if judgement is None:
+            outputs = find_outputs(before.session, before.session.split(batch))
+            judgement = Judgement(outputs.tasks, outputs.judged)
+        names = [tally.task.output for tally in judgement.tallies]
+        expected, found = before.run(batch, names), after.run(batch, names)
+        judgement.add(found, expected)
+        first = names[0]
+        largest = max(largest, float(np.abs(expected[first]).max()))
+        difference = max(difference, float(np.abs(found[first] - expected[first]).max()))
         if progress is not None:
-            progress(tally.n_samples, images.n_images)
+            progress(judgement.n_samples, images.n_images)
+    assert judgement is not None  # a set of images is never empty
     return Comparison(
         data=str(data),
-        n_images=tally.n_samples,
+        n_images=judgement.n_samples,
         max_difference=difference / (largest or 1.0),
-        logit_error=tally.relative_error(),
-        agreement=tally.agreement,
-        agreement_error=tally.agreement_error,
-        kl=tally.kl,
+        logit_error=judgement.first.relative_error,
+        outputs=judgement.scores(),
     )
 
 

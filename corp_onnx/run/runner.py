@@ -1,11 +1,11 @@
-"""A model's answer to a batch: its first output, whatever batch size, input names and element types it has.
+"""A model's answers to a batch, whatever batch size, input names and element types it has.
 
-Enters the path of an ONNX file and a `Batch`; leaves float64 outputs, checked to be finite. Exporters put the logits
-first, so of several outputs only the first is computed.
+Enters the path of an ONNX file and a `Batch`; leaves float64 outputs by name, checked to be finite.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,33 +30,36 @@ class Runner:
         """The inputs that it declares."""
         return self.session.inputs
 
-    def run(self, batch: Batch) -> Float64[np.ndarray, "n ..."]:
-        """The first output for every sample of a batch, whatever number of samples the model takes at once.
+    def run(self, batch: Batch, names: Sequence[str]) -> dict[str, Float64[np.ndarray, "n ..."]]:
+        """Outputs for every sample of a batch, whatever number of samples the model takes at once.
 
         Raises:
             ImageError: the batch does not fit the model's inputs.
-            ModelError: ONNX Runtime fails, or the output has not one row for each sample.
-            NonFiniteError: the output holds NaN or Inf.
+            ModelError: ONNX Runtime fails, or an output has not one row for each sample.
+            NonFiniteError: an output holds NaN or Inf.
         """
-        output = self.session.outputs[0]
-        pieces: list[np.ndarray] = []
+        pieces: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for feeds, n_real in self.session.split(batch):
-            (piece,) = self.session.run([output], feeds)
             n_fed = len(next(iter(feeds.values())))
-            if not isinstance(piece, np.ndarray) or piece.ndim < 2 or len(piece) != n_fed:
-                raise ModelError(
-                    f"{self.path}: the first output '{output}' has shape {list(np.shape(piece))} for {n_fed} images; "
-                    "expected [n, classes], one row for each image."
-                )
-            pieces.append(piece[:n_real].astype(np.float64))
-        outputs = np.concatenate(pieces)
-        finite = np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1)
+            for name, piece in zip(names, self.session.run(names, feeds), strict=True):
+                if not isinstance(piece, np.ndarray) or piece.ndim < 1 or len(piece) != n_fed:
+                    raise ModelError(
+                        f"{self.path}: output '{name}' has shape {list(np.shape(piece))} for {n_fed} images; expected "
+                        "one row for each image."
+                    )
+                pieces[name].append(piece[:n_real].astype(np.float64))
+        found = {name: np.concatenate(several) for name, several in pieces.items()}
+        for name, array in found.items():
+            self._require_finite(name, array, batch)
+        return found
+
+    def _require_finite(self, name: str, array: Float64[np.ndarray, "n ..."], batch: Batch) -> None:
+        finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
         if not finite.all():
             raise NonFiniteError(
-                f"{self.path}: output '{output}' holds NaN or Inf for {int((~finite).sum())} of {finite.size} images, "
+                f"{self.path}: output '{name}' holds NaN or Inf for {int((~finite).sum())} of {finite.size} images, "
                 f"first for {batch.names[int(np.argmin(finite))]}; a float16 model may have overflowed."
             )
-        return outputs
 
 
 def open_runner(path: Path, *, provider: str = "cpu", threads: int | None = None) -> Runner:

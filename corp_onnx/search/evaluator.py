@@ -1,57 +1,61 @@
 """Answers of a model on a fixed set of images, and how far another model's answers are from them.
 
-Probes, budgets by agreement and held-back measurements all ask the same question: run this graph on those images and
-compare its first output with the dense one. The images are preprocessed once and kept: a few dozen of them.
+Probes, promises and sensitivities all ask the same question: run this graph on those images and compare the outputs
+that are judged with the dense ones. The images are preprocessed once and kept: a few dozen of them.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
-from jaxtyping import Float, Int64
+from jaxtyping import Float64, Int64
 
 from corp_onnx.graph import Model
 from corp_onnx.graph.model import outgrows_protobuf
 from corp_onnx.graph.write import write_model
 from corp_onnx.images import Images
-from corp_onnx.metrics import Tally
+from corp_onnx.metrics import Judgement, OutputTask
+from corp_onnx.run.outputs import find_outputs, read_outputs
 from corp_onnx.run.sessions import Session, open_session, start_session
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluator:
-    """Images as a model takes them, and the dense model's answers [n_images, ...] in float64."""
+    """Images as a model takes them, and the dense model's answers of every output that is judged, [n_images, ...]."""
 
     model: Model
     feeds: tuple[tuple[dict[str, np.ndarray], int], ...]
-    answers: Float[np.ndarray, "n ..."]
+    tasks: tuple[OutputTask, ...]
+    answers: Mapping[str, Float64[np.ndarray, "n ..."]]
     provider: str
 
     @property
     def n_images(self) -> int:
         """Images that answers are compared on."""
-        return len(self.answers)
+        return sum(n_real for _, n_real in self.feeds)
 
-    def evaluate(self, proto: onnx.ModelProto, labels: Int64[np.ndarray, " n"] | None = None) -> Tally:
-        """Agreement, KL and error of a rewritten graph of the same model on these images; top-1 with labels.
+    def evaluate(self, proto: onnx.ModelProto, labels: Int64[np.ndarray, " n"] | None = None) -> Judgement:
+        """How far the answers of a rewritten graph of the same model are off on these images; top-1 with labels.
 
         Raises:
             ModelError: ONNX Runtime can not load or run it.
         """
-        tally, start = Tally(), 0
+        judgement, start = Judgement(self.tasks), 0
+        names = [task.output for task in self.tasks]
         with tempfile.TemporaryDirectory() as folder:
             session = self._open(proto, Path(folder))
             for feeds, n_real in self.feeds:
-                found = _first_output(session, feeds, n_real)
-                own = None if labels is None else labels[start : start + n_real]
-                tally.add(found, own, self.answers[start : start + n_real])
+                found = read_outputs(session, feeds, n_real, names)
+                part = slice(start, start + n_real)
+                expected = {name: self.answers[name][part] for name in names}
+                judgement.add(found, expected, None if labels is None else labels[part])
                 start += n_real
-        return tally
+        return judgement
 
     def _open(self, proto: onnx.ModelProto, folder: Path) -> Session:
         """From memory, or by way of a file where the weights outgrow protobuf."""
@@ -62,8 +66,18 @@ class Evaluator:
         return replace(session, what=str(self.model.path))  # a person knows nothing of the file in between
 
 
-def prepare_evaluator(model: Model, images: Images, *, batch_size: int = 8, provider: str = "cpu") -> Evaluator:
+def prepare_evaluator(
+    model: Model,
+    images: Images,
+    tasks: Sequence[OutputTask] | None = None,
+    *,
+    batch_size: int = 8,
+    provider: str = "cpu",
+) -> Evaluator:
     """Run the dense model on images and keep them with its answers: 4 bytes a pixel and channel stay in memory.
+
+    Args:
+        tasks: of the outputs that are judged; None asks `find_outputs`.
 
     Raises:
         ImageError: the images do not fit the model's inputs.
@@ -71,18 +85,18 @@ def prepare_evaluator(model: Model, images: Images, *, batch_size: int = 8, prov
     """
     session = open_session(model, provider=provider)
     feeds = tuple(session.stream(images, batch_size))
-    answers = np.concatenate([_first_output(session, f, n) for f, n in feeds])
-    return Evaluator(model, feeds, answers, provider)
+    tasks = tuple(find_outputs(session, feeds).judged_tasks if tasks is None else tasks)
+    names = [task.output for task in tasks]
+    batches = [read_outputs(session, fed, n_real, names) for fed, n_real in feeds]
+    answers = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+    return Evaluator(model, feeds, tasks, answers, provider)
 
 
 def draw_evaluator(
-    model: Model, images: Images, n: int, seed: int, *, batch_size: int = 8, provider: str = "cpu"
-) -> Evaluator:
+    model: Model, images: Images, n: int, seed: int, tasks: Sequence[OutputTask] | None = None, *, batch_size: int = 8,
+    provider: str = "cpu",
+) -> Evaluator:  # fmt: skip
     """As `prepare_evaluator`, on up to `n` of the images, drawn by the seed."""
     n_all = images.n_images
     chosen = np.sort(np.random.default_rng(seed).permutation(n_all)[: min(n, n_all)])
-    return prepare_evaluator(model, images.select(chosen), batch_size=batch_size, provider=provider)
-
-
-def _first_output(session: Session, feeds: Mapping[str, np.ndarray], n_real: int) -> np.ndarray:
-    return session.run([session.outputs[0]], feeds)[0][:n_real].astype(np.float64)
+    return prepare_evaluator(model, images.select(chosen), tasks, batch_size=batch_size, provider=provider)

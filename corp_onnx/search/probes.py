@@ -25,7 +25,7 @@ def draw_probes(problem: Problem) -> Evaluator:
     """The calibration images that probes are asked of, with the dense model's answers."""
     p = problem
     return draw_evaluator(
-        p.graph.model, p.calibration, PROBE_IMAGES, p.seed, batch_size=p.batch_size, provider=p.provider
+        p.graph.model, p.calibration, PROBE_IMAGES, p.seed, p.tasks, batch_size=p.batch_size, provider=p.provider
     )
 
 

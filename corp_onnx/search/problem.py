@@ -11,9 +11,10 @@ from corp_onnx.blocks import Blocks
 from corp_onnx.graph import Graph
 from corp_onnx.graph.cost import Cost
 from corp_onnx.images import Images
+from corp_onnx.metrics import OutputTask
 from corp_onnx.moments import Moments
 from corp_onnx.rewrite import Rewrite, plan_rewrite
-from corp_onnx.settings import Method
+from corp_onnx.settings import CONFIDENCE, Method
 from corp_onnx.tokens.sites import MergePlan, MergeSites, MergeStep, TokenMetric
 from corp_onnx.tokens.trim import TrimPlan
 from corp_onnx.units import (
@@ -43,7 +44,12 @@ class Problem:
         trim: the tokens that the pruned model will not compute.
         sites: where tokens can merge; nowhere, where they are not to.
         metrics: how they are compared, by block.
+        calibration: the images of the moments and of the probes.
+        judging: held back from both; a promise is searched for on them.
         merge: the tokens that merge, where that is decided; widths are searched for the rest of a budget.
+        tasks: of the outputs that are judged; None looks.
+        is_crossed: whether the calibration images choose the size as well, in folds (folds.py).
+        confidence: of the interval whose lower end a promise is about.
     """
 
     graph: Graph
@@ -52,7 +58,7 @@ class Problem:
     method: Method
     moments: Moments
     calibration: Images
-    held_out: Images
+    judging: Images
     batch_size: int = 8
     provider: str = "cpu"
     seed: int = 0
@@ -62,6 +68,9 @@ class Problem:
     sites: MergeSites = field(default_factory=MergeSites)
     metrics: Mapping[int, TokenMetric] = field(default_factory=dict)
     merge: MergePlan | None = None
+    tasks: tuple[OutputTask, ...] | None = None
+    is_crossed: bool = False
+    confidence: float = CONFIDENCE
 
     @property
     def cost(self) -> Cost:
@@ -99,7 +108,7 @@ class Solution:
 
     Attributes:
         merges: the tokens that merge.
-        expected_loss: on the held-back images, of the one-shot solution that a refit started from.
+        expected_loss: on the images that judge, of the one-shot solution that a refit started from.
     """
 
     changes: Changes

@@ -11,6 +11,7 @@ import onnx
 from corp_onnx.blocks import SiteKey, find_blocks
 from corp_onnx.errors import OptionError
 from corp_onnx.graph import Graph
+from corp_onnx.metrics.judgement import Kept
 from corp_onnx.refit import refit_changes
 from corp_onnx.refit.stream import StreamWalk, find_walk
 from corp_onnx.refit.token_weights import weigh_stops
@@ -204,10 +205,12 @@ class Search:
 
     @property
     def judge(self) -> Evaluator:
-        """The held-back images with the dense model's answers; computed when first asked."""
+        """The images that judge with the dense model's answers; computed when first asked."""
         p = self.problem
         if self._judge is None:
-            self._judge = prepare_evaluator(p.graph.model, p.held_out, batch_size=p.batch_size, provider=p.provider)
+            self._judge = prepare_evaluator(
+                p.graph.model, p.judging, p.tasks, batch_size=p.batch_size, provider=p.provider
+            )
         return self._judge
 
     def _token_weights(self, at: Stretches) -> dict[SiteKey, np.ndarray]:
@@ -218,23 +221,19 @@ class Search:
         key = tuple(at.graph.dims(stop.residual.stream) for stop in at.walk.stops)
         if key not in self._weights:
             self._weights[key] = weigh_stops(
-                at.graph, at.walk, p.calibration, given=at.given, batch_size=p.batch_size, provider=p.provider
+                at.graph,
+                at.walk,
+                p.calibration,
+                self.judge.tasks,
+                given=at.given,
+                batch_size=p.batch_size,
+                provider=p.provider,
             )
         return self._weights[key]
 
-    def agreement(self, solution: Solution) -> float:
-        """Share of the held-back images with the dense model's first answer.
-
-        Raises:
-            OptionError: the model's first output is not logits.
-        """
-        agreement = self.judge.evaluate(self.make(solution)).agreement
-        if agreement is None:
-            raise OptionError(
-                f"--min-agreement needs answers to compare, and the output '{self.problem.graph.outputs[0]}' of this "
-                "model is not [images, classes]. Give --macs or --params."
-            )
-        return agreement
+    def kept(self, solution: Solution) -> Kept:
+        """What a solution keeps of the dense model's answers on the images that judge."""
+        return self.judge.evaluate(self.make(solution)).kept
 
 
 def prepare_search(problem: Problem) -> Search:

@@ -2,7 +2,7 @@
 
     Fractions   the same fraction of every unit of a kind
     Threshold   every unit as far as a threshold on the loss allows                      amp.py
-    Budget      widths by allocation under a cost, or the smallest that keeps agreement  widths.py, agreement.py
+    Budget      widths by allocation under a cost, or the smallest that keeps a promise  widths.py, promise.py
 
 and behind each, where the method has one, the refit on the pruned stream (refit/).
 """
@@ -12,10 +12,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from corp_onnx.refit.stream import find_walk
-from corp_onnx.search.agreement import search_agreement
 from corp_onnx.search.amp import describe_widths, search_widths
+from corp_onnx.search.folds import cut_folds
 from corp_onnx.search.probes import draw_probes
 from corp_onnx.search.problem import Problem, Solution, solve_widths
+from corp_onnx.search.promise import PromiseSearch
 from corp_onnx.search.search import Search, prepare_search
 from corp_onnx.settings import Budget, Fractions, Threshold
 from corp_onnx.units import Choice, UnitKey, gather_changes
@@ -62,8 +63,9 @@ def solve_fixed(problem: Problem, choices: tuple[Choice, ...], widths: dict[Unit
 def follow_budget(problem: Problem, budget: Budget) -> Solution:
     """The best solution under a budget."""
     search = prepare_search(problem)
-    if budget.kind == "agreement":
-        solution = search_agreement(search, budget.value)
+    if budget.kind not in ("macs", "params"):
+        folds = tuple(prepare_search(fold) for fold in cut_folds(problem)) if problem.is_crossed else ()
+        solution = PromiseSearch(search, folds or (search,), budget, problem.confidence).find()
     else:
         solution = search.refitted(budget.kind, budget.value)
     return replace(solution, notes=(*search.notes, *solution.notes))

@@ -1,0 +1,111 @@
+"""How sure a figure of n images is: intervals that hold in 95 of 100 repetitions, or at another stated confidence.
+
+    a share           Wilson (1927):  (p + z^2/2n -+ z sqrt(p q / n + z^2/4n^2)) / (1 + z^2/n)
+    a mean            BCa bootstrap (Efron 1987) over images; beyond a thousand of them the normal one
+    a paired share    Agresti and Min (2005): half a pair is added to each of the four cells
+
+z is the normal quantile of (1 + confidence) / 2, so each end alone holds at that confidence. Images are taken to be
+drawn independently from what the model will see: of other images nothing follows.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+from jaxtyping import Float64
+from scipy import stats
+
+from corp_onnx.settings import CONFIDENCE
+
+RESAMPLES = 2000
+"""Of the bootstrap; its own noise is then a fiftieth of the interval."""
+
+MANY = 1000
+"""Images beyond which a mean is as good as normal."""
+
+Interval = tuple[float, float]
+"""(low, high)."""
+
+
+def normal_quantile(confidence: float) -> float:
+    """z of a two-sided interval: 1.96 at 0.95."""
+    return float(stats.norm.ppf((1 + confidence) / 2))
+
+
+def wilson_interval(count: float, n: int, confidence: float = CONFIDENCE) -> Interval:
+    """Of a share count / n of independent images. Never empty: 20 of 20 leave (0.84, 1)."""
+    z = normal_quantile(confidence)
+    share = count / n
+    centre = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    low, high = (centre - half) / scale, (centre + half) / scale
+    return (0.0 if count <= 0 else max(low, 0.0)), (1.0 if count >= n else min(high, 1.0))
+
+
+def mean_interval(values: Float64[np.ndarray, " n"], confidence: float = CONFIDENCE) -> Interval | None:
+    """Of the mean of one number an image; None of fewer than two images. The same values give the same interval."""
+    n = len(values)
+    if n < 2:
+        return None
+    mean, spread = float(values.mean()), float(values.std(ddof=1))
+    if spread <= 1e-12 * max(abs(mean), 1.0):
+        return mean, mean
+    if n > MANY:
+        half = normal_quantile(confidence) * spread / math.sqrt(n)
+        return mean - half, mean + half
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy warns where a jackknife is degenerate, and gives nan
+        found = stats.bootstrap(
+            (values,), np.mean, n_resamples=RESAMPLES, confidence_level=confidence, method="BCa",
+            rng=np.random.default_rng(0),
+        ).confidence_interval  # fmt: skip
+    if math.isfinite(found.low) and math.isfinite(found.high):
+        return float(found.low), float(found.high)
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * spread / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def kept_interval(kept: Float64[np.ndarray, " n"], is_share: bool, confidence: float = CONFIDENCE) -> Interval | None:
+    """Of the mean of what is kept of n images: Wilson's where that is 0 or 1 of every one."""
+    if is_share and len(kept):
+        return wilson_interval(float(kept.sum()), len(kept), confidence)
+    return mean_interval(kept, confidence)
+
+
+def paired_interval(n_gained: int, n_lost: int, n: int, confidence: float = CONFIDENCE) -> Interval:
+    """Of the difference (n_gained - n_lost) / n of two models' shares on the same images.
+
+    Args:
+        n_gained: images that only the first model has right.
+        n_lost: images that only the second has right.
+    """
+    gained, lost, total = n_gained + 0.5, n_lost + 0.5, n + 2
+    difference = (gained - lost) / total
+    error = math.sqrt(gained + lost - (gained - lost) ** 2 / total) / total
+    half = normal_quantile(confidence) * error
+    return max(difference - half, -1.0), min(difference + half, 1.0)
+
+
+def images_needed(wanted: float, share: float = 1.0, confidence: float = CONFIDENCE) -> int | None:
+    """How many images prove a share, where this share of them answers as wanted; None where no number does."""
+    if share <= wanted:
+        return None
+
+    def proves(n: int) -> bool:
+        return wilson_interval(share * n, n, confidence)[0] >= wanted
+
+    low, high = 0, 1
+    while not proves(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if proves(middle) else (middle, high)
+    return high
+
+
+def binomial_error(share: float, n: int) -> float:
+    """Standard error of a share of n independent samples, sqrt(p (1 - p) / n)."""
+    return math.sqrt(max(share * (1 - share), 0.0) / n)

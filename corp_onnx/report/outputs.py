@@ -1,0 +1,99 @@
+"""Outputs and their figures in words: what a metric is called, how it is written, and what an interval says.
+
+Enters `OutputScore`s and a `Promise`; leaves text. Definitions: docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from corp_onnx.results import Metric, OutputScore, Promise
+
+TITLES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "agreement": "agreement",
+    "kl": "KL",
+    "mean_iou": "mean IoU",
+    "cosine": "cosine",
+    "cosine_p1": "worst 1%",
+    "nn_agreement": "1-NN alike",
+    "cross_agreement": "1-NN, old index",
+    "correlation": "correlation",
+    "iou": "IoU",
+    "r2": "R2",
+    "relative_error": "error",
+}
+"""By the metric's name."""
+
+SHARES = ("top1", "top5", "agreement", "nn_agreement", "cross_agreement", "relative_error")
+"""Metrics that are written in percent."""
+
+LEGEND = {
+    "agreement": "agreement: images (tokens, pixels) whose first answer is the reference's",
+    "kl": "KL: how far the probabilities moved, in nats",
+    "mean_iou": "mean IoU: overlap of the areas of a class",
+    "cosine": "cosine: of the vector and the reference's, 1 is the same direction",
+    "cosine_p1": "worst 1%: the cosine that all but one vector in a hundred reach",
+    "nn_agreement": "1-NN alike: images that keep their nearest neighbour among these images",
+    "cross_agreement": "1-NN, old index: the same when the others are looked up as the reference made them",
+    "correlation": "correlation: of the map and the reference's",
+    "iou": "IoU: overlap of the areas that the maps mark",
+    "r2": "R2: share of the variation that is kept",
+    "relative_error": "error: distance over length of all answers as one vector",
+}
+"""What a reader has to know of a metric."""
+
+
+def name_metric(name: str) -> str:
+    """As tables call it."""
+    return TITLES.get(name) or name.replace("_", " ")
+
+
+def write_value(name: str, value: float) -> str:
+    """One figure of a metric."""
+    if name in SHARES or name.startswith("overlap_at"):
+        return f"{value:.1%}"
+    return f"{value:.4f}" if name in ("kl", "cosine", "cosine_p1") else f"{value:.3f}"
+
+
+def write_interval(metric: Metric) -> str:
+    """The ends of its interval; empty where it has none."""
+    if metric.low is None or metric.high is None:
+        return ""
+    low, high = (write_value(metric.name, end).removesuffix("%") for end in (metric.low, metric.high))
+    return f"[{low}, {high}]"
+
+
+def _write_metric(metric: Metric) -> str:
+    return f"{write_value(metric.name, metric.value)} {write_interval(metric)}".rstrip()
+
+
+def describe_outputs(outputs: Sequence[OutputScore]) -> list[str]:
+    """Every output's figures; with its name where there are several."""
+    lines: list[str] = []
+    for output in outputs:
+        own = ", ".join(f"{name_metric(m.name)} {_write_metric(m)}" for m in output.metrics)
+        lines.append(own if len(outputs) == 1 else f"{output.output} ({output.task}): {own}")
+    return lines
+
+
+def describe_promise(promise: Promise) -> str:
+    """What may be expected of images that nobody has seen."""
+    if promise.low is None:
+        return "nothing can be promised from one held-back image."
+    is_share = promise.metric == "agreement"
+    what = (
+        f"{promise.low:.1%} of the answers stay"
+        if is_share
+        else f"a {name_metric(promise.metric)} of {promise.low:.3f}"
+    )
+    return (
+        f"promise: of other images like these at least {what} (the lower end of a {promise.confidence:.0%} interval; "
+        f"measured {write_value(promise.metric, promise.value)} on {promise.n_images} images that chose nothing)."
+    )
+
+
+def list_legend(names: Iterable[str]) -> list[str]:
+    """What the metrics of a table mean."""
+    return [LEGEND[name] for name in dict.fromkeys(names) if name in LEGEND]

@@ -1,0 +1,163 @@
+"""A model's outputs on images: which have a row for every image, and what each is taken for.
+
+Enters a session and feeds; leaves float64 arrays by name, and `Outputs`: every output that can be compared with its
+task (metrics/task.py), those that are judged, and what was left out. What a person says of outputs comes first, then
+what the file says, then what a few answers look like.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+from corp_onnx.errors import ModelError, OptionError
+from corp_onnx.images.labels import count_labels
+from corp_onnx.metrics import OutputTask, Task, find_task
+from corp_onnx.metrics.task import TASKS
+from corp_onnx.results import read_json
+from corp_onnx.run.sessions import Session
+from corp_onnx.settings import TaskChoice
+
+TASKS_KEY = "corp_onnx.tasks"
+"""Where an ONNX file keeps what its outputs are: a JSON object, name -> task."""
+
+LOOKED_AT = 16
+"""Images whose answers are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What of a model can be compared.
+
+    Attributes:
+        tasks: of every output with a row an image, in the model's order.
+        judged: the outputs that losses and promises are about: the first, or those that a person named.
+        left_out: (output, reason) of the others.
+    """
+
+    tasks: tuple[OutputTask, ...]
+    judged: tuple[str, ...]
+    left_out: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def judged_tasks(self) -> tuple[OutputTask, ...]:
+        """The tasks of what is judged."""
+        return tuple(task for task in self.tasks if task.output in self.judged)
+
+    @property
+    def is_classes(self) -> bool:
+        """Whether every output that is judged answers with classes, so that answers can be counted."""
+        return all(t.task == "classify" or (t.task == "dense" and t.n_channels > 1) for t in self.judged_tasks)
+
+    def describe(self) -> tuple[str, ...]:
+        """A line for every output that is judged, and for what was left out."""
+        lines = [task.describe() for task in self.judged_tasks]
+        return (*lines, *(f"output '{name}' is not compared: {reason}." for name, reason in self.left_out))
+
+    def to_json(self) -> str:
+        """What stands in the ONNX file under `corp_onnx.tasks`."""
+        return json.dumps({task.output: task.task for task in self.tasks})
+
+
+def read_outputs(
+    session: Session, feeds: Mapping[str, np.ndarray], n_real: int, names: Sequence[str]
+) -> dict[str, Float64[np.ndarray, "n ..."]]:
+    """Outputs for the real samples of one batch."""
+    found = session.run(names, feeds)
+    return {name: np.asarray(array)[:n_real].astype(np.float64) for name, array in zip(names, found, strict=True)}
+
+
+def find_outputs(
+    session: Session, feeds: Iterable[tuple[dict[str, np.ndarray], int]], *, task: TaskChoice = "auto",
+    named: Sequence[str] = (),
+) -> Outputs:  # fmt: skip
+    """What the outputs of a model are, by its answers to a few images.
+
+    Args:
+        feeds: images as the model takes them (`Session.stream`, `Session.split`); LOOKED_AT of them are run.
+        task: what a person says of the outputs that are judged.
+        named: the outputs that are to be judged; none are the first that can be.
+
+    Raises:
+        OptionError: an output that is named is not there or can not be compared, or can not be what a person says.
+        ModelError: the model fails, or no output has a row for every image.
+    """
+    for name in named:
+        if name not in session.outputs:
+            raise OptionError(f"--judge {name}: {session.what} has the outputs {', '.join(session.outputs)}.")
+    answers, left_out = collect_answers(session, feeds)
+    for name, reason in left_out:
+        if name in named:
+            raise OptionError(f"--judge {name} can not be compared: {reason}.")
+    judged = tuple(named) or tuple(answers)[:1]
+    if not judged:
+        name, reason = left_out[0]
+        raise ModelError(f"{session.what}: output '{name}' can not be compared: {reason}.")
+    stored, n_labels = _read_tasks(session.metadata), count_labels(session.metadata)
+    sizes = [i.shape[-2:] for i in session.inputs if len(i.shape) == 4]
+    size = [side for side in (sizes[0] if sizes else ()) if side is not None]
+    given: dict[str, Task] = {} if task == "auto" else dict.fromkeys(judged, task)
+    tasks = [
+        _settle(name, values, given.get(name), stored.get(name), n_labels, size) for name, values in answers.items()
+    ]
+    return Outputs(tuple(tasks), judged, tuple(left_out))
+
+
+def collect_answers(
+    session: Session, feeds: Iterable[tuple[dict[str, np.ndarray], int]]
+) -> tuple[dict[str, Float64[np.ndarray, "n ..."]], list[tuple[str, str]]]:
+    """(answers of the outputs with a row for every image, why the others are none) to the first images."""
+    pieces: dict[str, list[np.ndarray]] = {name: [] for name in session.outputs}
+    reasons: dict[str, str] = {}
+    n_seen = 0
+    for batch, n_real in feeds:
+        n_fed = len(next(iter(batch.values())))
+        for name, array in zip(session.outputs, session.run(None, batch), strict=True):
+            if reason := _unfit(array, n_fed):
+                reasons.setdefault(name, reason)
+            else:
+                pieces[name].append(np.asarray(array)[:n_real].astype(np.float64))
+        n_seen += n_real
+        if n_seen >= LOOKED_AT:
+            break
+    for name, found in pieces.items():
+        if len({piece.shape[1:] for piece in found}) > 1:
+            reasons.setdefault(name, "its shape changes from image to image")
+    whole = {name: np.concatenate(found) for name, found in pieces.items() if name not in reasons}
+    return whole, list(reasons.items())
+
+
+def _unfit(array: object, n_fed: int) -> str:
+    """Why an output can not be compared image by image; empty where it can."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+        return "it holds no numbers"
+    if array.ndim < 1 or len(array) != n_fed:
+        return f"its shape is {list(array.shape)} for {n_fed} images, and one row for each is expected"
+    return "" if array.size else "it is empty"
+
+
+def _settle(
+    name: str, values: np.ndarray, given: Task | None, stored: Task | None, n_labels: int | None, size: Sequence[int]
+) -> OutputTask:
+    if given is None and stored is not None:
+        try:
+            found = find_task(name, values, given=stored, image_size=size)
+            return OutputTask(
+                name, found.task, "the file says so", found.shape, found.is_probability, found.channel_axis
+            )
+        except OptionError:
+            pass  # what the file says is of another model
+    return find_task(name, values, n_labels=n_labels, given=given, image_size=size)
+
+
+def _read_tasks(metadata: Mapping[str, str]) -> dict[str, Task]:
+    """What a file says of its outputs; nothing where that can not be read."""
+    try:
+        stored = read_json(metadata.get(TASKS_KEY, "{}"))
+    except ValueError:
+        return {}
+    return {str(k): v for k, v in stored.items() if v in TASKS} if isinstance(stored, dict) else {}

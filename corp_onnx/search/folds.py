@@ -1,0 +1,38 @@
+"""Few images that both fit and choose, without choosing on what was fitted: cross-fitting.
+
+The calibration images are cut into N_FOLDS; the search of a fold knows the moments of the others and is asked on its
+own. What such models keep together tells which size the model of all images may have: it saw more of them, so it keeps
+at least as much in the mean. Enters a problem; leaves one for every fold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from corp_onnx.calibrate.collect import collect_moments
+from corp_onnx.search.problem import Problem
+from corp_onnx.tokens.metric import learn_metrics
+
+N_FOLDS = 2
+"""A fold costs moments, curves and probes of its own, on a part of few images."""
+
+
+def cut_folds(problem: Problem) -> tuple[Problem, ...]:
+    """A problem for every fold, judged on images that its moments do not know; none of fewer than two images a fold."""
+    images, p = problem.calibration, problem
+    order = np.random.default_rng(p.seed).permutation(images.n_images)
+    if len(order) < 2 * N_FOLDS:
+        return ()
+    running = {"batch_size": p.batch_size, "provider": p.provider}
+    found: list[Problem] = []
+    for fold in np.array_split(order, N_FOLDS):
+        rest = images.select(np.sort(np.setdiff1d(order, fold)))
+        moments = collect_moments(p.graph, p.units, rest, **running)
+        metrics = p.metrics
+        if p.sites.sites:
+            metrics = learn_metrics(p.graph, p.blocks, p.sites, rest, p.method.merge_metric, **running)
+        judging = images.select(np.sort(fold))
+        found.append(replace(p, moments=moments, metrics=metrics, calibration=rest, judging=judging))
+    return tuple(found)

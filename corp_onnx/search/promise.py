@@ -1,0 +1,173 @@
+"""The smallest model that keeps a share of the dense model's answers, as far as held-back images can prove it.
+
+A share counts as kept where the lower end of its interval reaches what was wanted (metrics/intervals.py): 19 of 20 is
+not 95 %. Where there are too few images for that, however they answer, the share itself has to reach it, and the person
+is told how many images it takes. The images that choose here are not those that the report speaks of.
+
+The search re-uses moments, curves and probes; a step costs a rewrite and a run over the images that choose, and a refit
+where it has to be exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from corp_onnx.errors import OptionError
+from corp_onnx.metrics.intervals import images_needed
+from corp_onnx.metrics.judgement import Kept
+from corp_onnx.search.problem import Solution
+from corp_onnx.search.search import Search
+from corp_onnx.settings import Budget
+
+N_SEARCH = 7
+"""Bisections of the kept fraction by what one-shot solutions keep: to less than one percent of the MACs."""
+
+N_REFIT_SEARCH = 3
+"""Refits that the search may spend; each costs about two calibrations."""
+
+FIRST_STEP = 0.02
+"""Of the MACs, below the whole model: where the search with refits begins if the one-shot search ends above."""
+
+MIN_STEP = 0.005
+"""Of the MACs; a finer search is below what alignment to 8 can follow."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromiseSearch:
+    """Searches for what a promise needs.
+
+    Attributes:
+        search: of the model that will be written.
+        choosers: those whose solutions are tried: the search itself, or its folds where images are few (folds.py).
+        budget: what is to be kept.
+        confidence: of the interval whose lower end counts.
+    """
+
+    search: Search
+    choosers: tuple[Search, ...]
+    budget: Budget
+    confidence: float
+
+    @property
+    def n_images(self) -> int:
+        """Images that choose."""
+        return sum(chooser.judge.n_images for chooser in self.choosers)
+
+    @property
+    def n_needed(self) -> int | None:
+        """Images that it takes to prove a share that all of them keep; None of similarities, which have none."""
+        if self.budget.kind != "agreement":
+            return None
+        return images_needed(self.budget.value, confidence=self.confidence)
+
+    @property
+    def is_provable(self) -> bool:
+        """Whether there are enough images."""
+        return self.n_images >= (self.n_needed or 2)
+
+    def score(self, kept: Kept) -> float:
+        """What has to reach the wanted share."""
+        interval = kept.interval(self.confidence) if self.is_provable else None
+        return kept.mean if interval is None else interval[0]
+
+    def one_shot(self, fraction: float) -> Kept:
+        """What one-shot solutions of a fraction keep."""
+        return join_kept([chooser.kept(chooser.one_shot("macs", fraction)) for chooser in self.choosers])
+
+    def refitted(self, fraction: float) -> tuple[Solution | None, Kept]:
+        """(the model's own refitted solution, where it was made, what such solutions keep)."""
+        solutions = [chooser.refitted("macs", fraction) for chooser in self.choosers]
+        pairs = zip(self.choosers, solutions, strict=True)
+        kept = join_kept([chooser.kept(solution) for chooser, solution in pairs])
+        return (solutions[0] if self.choosers[0] is self.search else None), kept
+
+    def find(self) -> Solution:
+        """The smallest kept fraction of the MACs found that keeps the promise on the images that choose.
+
+        First by bisection without refit; then, where there is a refit, by up to N_REFIT_SEARCH solutions with it below
+        that, guided by what the refit gained: the smallest that still keeps it is taken.
+
+        Raises:
+            OptionError: no smaller model keeps that much.
+        """
+        low, high = smallest_fraction(self.search), whole_fraction(self.search)
+        tried: dict[float, Kept] = {}
+        curve = {high: 1.0}
+        for _ in range(N_SEARCH):
+            middle = (low + high) / 2
+            tried[middle] = self.one_shot(middle)
+            curve[middle] = self.score(tried[middle])
+            low, high = (low, middle) if curve[middle] >= self.budget.value else (middle, high)
+        if self.search.refits:
+            return self._refine(curve, high)
+        if high == 1.0:
+            raise OptionError(self._describe_failure())
+        return replace(self.search.one_shot("macs", high), notes=self._describe(high, tried.get(high)))
+
+    def _refine(self, curve: dict[float, float], start: float) -> Solution:
+        """Try refitted solutions from where the one-shot search ends, down while they keep it, up when they do not."""
+        fractions = np.array(sorted(curve))
+        scores = np.maximum.accumulate([curve[f] for f in fractions])
+        below, above = smallest_fraction(self.search), whole_fraction(self.search)
+        best: tuple[float, Solution | None, Kept] | None = None
+        trial = min(start, above - FIRST_STEP)
+        for _ in range(N_REFIT_SEARCH):
+            solution, kept = self.refitted(trial)
+            found = self.score(kept)
+            if found >= self.budget.value:
+                best, above = (trial, solution, kept), trial
+            else:
+                below = trial
+            gain = found - float(np.interp(trial, fractions, scores))
+            aim = float(np.interp(self.budget.value - gain, scores, fractions))
+            trial = aim if below < aim < above else (below + above) / 2
+            if above - below < MIN_STEP:
+                break
+        if best is None:
+            if whole_fraction(self.search) == 1.0:
+                raise OptionError(self._describe_failure())
+            whole = whole_fraction(self.search)
+            return Solution({}, (), whole, self._describe(whole, None))
+        fraction, solution, kept = best
+        return replace(solution or self.search.refitted("macs", fraction), notes=self._describe(fraction, kept))
+
+    def _describe(self, fraction: float, kept: Kept | None) -> tuple[str, ...]:
+        """What was found, and where it falls short of a proof."""
+        wanted, name = self.budget.value, f"--min-{self.budget.kind}"
+        found = "all answers" if kept is None else self._spell(kept)
+        notes = [f"{fraction:.1%} of the MACs keep {found} on the {self.n_images} images that chose the size."]
+        if not self.is_provable:
+            notes.append(
+                f"{name} {wanted:g} can not be proven by {self.n_images} images, even if all of them agree: that takes "
+                f"{self.n_needed}. The smallest model that keeps it on these is taken."
+            )
+        return tuple(notes)
+
+    def _spell(self, kept: Kept) -> str:
+        is_agreement = self.budget.kind == "agreement"
+        return f"{kept.mean:.1%} of the answers" if is_agreement else f"a {kept.name} of {kept.mean:.3f}"
+
+    def _describe_failure(self) -> str:
+        return (
+            f"--min-{self.budget.kind} {self.budget.value:g}: no smaller model keeps that much of the dense one on "
+            f"{self.n_images} held-back images. Ask for less, give more calibration images, or give --macs."
+        )
+
+
+def join_kept(several: Sequence[Kept]) -> Kept:
+    """What several models keep, each on images of its own."""
+    first = several[0]
+    return replace(first, values=np.concatenate([kept.values for kept in several]))
+
+
+def smallest_fraction(search: Search) -> float:
+    """The kept fraction of the MACs with every unit at its smallest aligned width, and a little above for rounding."""
+    return search.smallest_macs() / search.problem.graph.cost.total + 1e-9
+
+
+def whole_fraction(search: Search) -> float:
+    """The kept fraction of the MACs with every unit at full width: below 1 where tokens are left out."""
+    return search.problem.cost.total / search.problem.graph.cost.total
