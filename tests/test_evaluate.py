@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from shared import CLASSES, DEIT_TINY, VALIDATION, needs_shared
@@ -19,7 +17,7 @@ from corp_onnx.errors import ImageError, ModelError, NonFiniteError, OptionError
 from corp_onnx.evaluate import evaluate_models
 from corp_onnx.images import open_images
 from corp_onnx.images.recipe import METADATA_KEY, Recipe
-from corp_onnx.metrics import Tally, binomial_error, kl_divergence, log_softmax, rank_of_label
+from corp_onnx.metrics.intervals import wilson_interval
 
 SIZE = 8
 RECIPE = Recipe(size=(SIZE, SIZE))
@@ -80,9 +78,6 @@ def all_pixels(folder: Path, recipe: Recipe = RECIPE) -> np.ndarray:
     return np.concatenate([batch.pixels for batch in open_images(folder, recipe).batches(64)])
 
 
-# metrics
-
-
 def naive_kl(reference: np.ndarray, logits: np.ndarray) -> float:
     p = [math.exp(v) for v in reference]
     q = [math.exp(v) for v in logits]
@@ -91,57 +86,6 @@ def naive_kl(reference: np.ndarray, logits: np.ndarray) -> float:
 
 def naive_rank(logits: np.ndarray, label: int) -> int:
     return np.argsort(-logits, kind="stable").tolist().index(label)
-
-
-rows = st.lists(st.integers(-4, 4), min_size=3, max_size=3)
-
-
-@given(st.lists(st.tuples(rows, rows, st.integers(0, 2)), min_size=1, max_size=6))
-def test_metrics_are_those_of_the_naive_oracle(samples):
-    reference = np.array([s[0] for s in samples], dtype=np.float64)
-    logits = np.array([s[1] for s in samples], dtype=np.float64)
-    labels = np.array([s[2] for s in samples])
-    expected = [naive_kl(a, b) for a, b in zip(reference, logits, strict=True)]
-    np.testing.assert_allclose(kl_divergence(reference, logits), expected, atol=1e-12)
-    ranks = [naive_rank(row, label) for row, label in zip(logits, labels, strict=True)]
-    assert rank_of_label(logits, labels).tolist() == ranks
-
-
-def test_softmax_of_huge_logits_is_finite():
-    huge = np.array([[1e300, 0.0, -1e300], [1e4, 1e4, 0.0]])
-    found = log_softmax(huge)
-    assert found[0, 0] == 0.0
-    np.testing.assert_allclose(found[1, :2], -math.log(2))
-    assert kl_divergence(huge, huge).tolist() == [0.0, 0.0]
-    assert kl_divergence(np.array([[800.0, 0.0]]), np.array([[0.0, 800.0]]))[0] == pytest.approx(800.0)
-
-
-def test_tally_does_not_depend_on_how_batches_are_cut():
-    rng = np.random.default_rng(1)
-    outputs, reference = rng.standard_normal((2, 20, 8))
-    labels = rng.integers(0, 8, 20)
-    whole, parts = Tally(), Tally()
-    whole.add(outputs, labels, reference)
-    for cut in (slice(0, 3), slice(3, 17), slice(17, 20)):
-        parts.add(outputs[cut], labels[cut], reference[cut])
-    assert (parts.n_samples, parts.n_top1, parts.n_top5, parts.n_agree) == (
-        whole.n_samples,
-        whole.n_top1,
-        whole.n_top5,
-        whole.n_agree,
-    )
-    assert parts.kl_sum == pytest.approx(whole.kl_sum)
-    expected = np.linalg.norm(outputs - reference) / np.linalg.norm(reference)
-    assert parts.relative_error() == pytest.approx(expected)
-    assert Tally().relative_error() is None
-
-
-def test_binomial_error():
-    assert binomial_error(0.8, 100) == pytest.approx(0.04)
-    assert binomial_error(1.0, 10) == 0.0
-
-
-# models
 
 
 @pytest.fixture
@@ -178,10 +122,12 @@ def test_scores_are_those_of_the_oracle(tmp_path, folder):
     assert (score.n_images, found.n_images) == (11, 11)
     agreement = (z.argmax(axis=1) == z_ref.argmax(axis=1)).mean()
     assert score.agreement == pytest.approx(agreement)
-    assert score.agreement_error == pytest.approx(math.sqrt(agreement * (1 - agreement) / 11))
+    found_agreement = score.find("agreement")
+    assert found_agreement is not None
+    assert (found_agreement.low, found_agreement.high) == pytest.approx(wilson_interval(11 * agreement, 11))
     assert score.kl == pytest.approx(np.mean([naive_kl(a, b) for a, b in zip(z_ref, z, strict=True)]), abs=1e-6)
-    assert score.logit_error == pytest.approx(np.linalg.norm(z - z_ref) / np.linalg.norm(z_ref), abs=1e-6)
-    assert (score.top1, score.top5, score.top1_error, score.top5_error) == (None,) * 4
+    assert score.relative_error == pytest.approx(np.linalg.norm(z - z_ref) / np.linalg.norm(z_ref), abs=1e-6)
+    assert (score.top1, score.top5, score.difference) == (None, None, None)
     assert found.baseline == found.scores[0]
     assert (found.scores[0].agreement, found.scores[0].kl) == (None, None)
     assert score.recipe == RECIPE
@@ -196,7 +142,9 @@ def test_top1_and_top5_with_a_labels_file(tmp_path):
     model = make_model(tmp_path / "m.onnx", weight)
     (score,) = evaluate_models([model], open_images(val, labels=names)).scores
     assert score.top1 == pytest.approx(10 / 12)
-    assert score.top1_error == pytest.approx(math.sqrt(10 / 12 * 2 / 12 / 12))
+    top1 = score.find("top1")
+    assert top1 is not None
+    assert (top1.low, top1.high) == pytest.approx(wilson_interval(10, 12))
     (batch,) = open_images(val, RECIPE, labels=names).batches(64)
     logits = predict(batch.pixels, weight)
     assert batch.labels is not None
@@ -250,15 +198,15 @@ def test_fixed_batches_change_nothing(tmp_path, folder, batch):
     assert found.n_images == found.scores[0].n_images == 11
     assert seen == {1: [5, 10, 11], 4: [8, 11], 16: [11]}[batch]
     assert found.scores[0].agreement == 1.0
-    assert found.scores[0].logit_error == pytest.approx(0, abs=1e-6)
+    assert found.scores[0].relative_error == pytest.approx(0, abs=1e-6)
 
 
 def test_half_precision_models_get_half_precision_pixels(tmp_path, folder):
     dense = make_model(tmp_path / "dense.onnx", weights())
     half = make_model(tmp_path / "half.onnx", weights(), element=TensorProto.FLOAT16)
     (score,) = evaluate_models([half], open_images(folder), reference=dense).scores
-    assert score.logit_error == pytest.approx(0, abs=5e-3)
-    assert score.logit_error != 0
+    assert score.relative_error == pytest.approx(0, abs=5e-3)
+    assert score.relative_error != 0
 
 
 def test_each_model_gets_its_own_recipe(tmp_path, folder):
@@ -274,12 +222,12 @@ def test_each_model_gets_its_own_recipe(tmp_path, folder):
     assert [found.baseline.recipe, *(s.recipe for s in found.scores)] == [bilinear, RECIPE, large]
     for score, recipe in zip(found.scores, (RECIPE, large), strict=True):
         z, z_ref = (predict(all_pixels(folder, r), weights()) for r in (recipe, bilinear))
-        assert score.logit_error == pytest.approx(np.linalg.norm(z - z_ref) / np.linalg.norm(z_ref), abs=1e-5)
+        assert score.relative_error == pytest.approx(np.linalg.norm(z - z_ref) / np.linalg.norm(z_ref), abs=1e-5)
     alone = evaluate_models([paths[2]], open_images(folder), reference=paths[0])
     assert alone.scores[0].recipe == large  # a recipe for another size is not borrowed
     forced = evaluate_models(paths[:2], open_images(folder), reference=paths[0], recipe=bilinear)
     assert [s.recipe for s in forced.scores] == [bilinear, bilinear]
-    assert forced.scores[1].logit_error == 0
+    assert forced.scores[1].relative_error == 0
 
 
 def test_a_model_without_recipe_takes_that_of_its_descendant(tmp_path, folder):
@@ -289,18 +237,20 @@ def test_a_model_without_recipe_takes_that_of_its_descendant(tmp_path, folder):
     found = evaluate_models([pruned], open_images(folder, Recipe()), reference=dense)
     assert found.baseline is not None
     assert found.baseline.recipe == own
-    assert found.scores[0].logit_error == 0
+    assert found.scores[0].relative_error == 0
 
 
-def test_features_have_a_relative_error_only(tmp_path):
+def test_tokens_that_answer_by_themselves_have_no_top1(tmp_path):
     val, names = class_folder(tmp_path, weights())
     dense = make_model(tmp_path / "dense.onnx", weights(0), tail="Unsqueeze")
     other = make_model(tmp_path / "other.onnx", weights(1), tail="Unsqueeze")
     found = evaluate_models([other], open_images(val, labels=names), reference=dense)
     score = found.scores[0]
-    assert score.logit_error is not None
-    assert score.logit_error > 0.1
-    assert (score.top1, score.agreement, score.kl) == (None, None, None)
+    assert score.relative_error is not None
+    assert score.relative_error > 0.1
+    assert score.top1 is None
+    z_ref, z = (predict(all_pixels(val), w) for w in (weights(0), weights(1)))
+    assert score.agreement == pytest.approx((z.argmax(axis=1) == z_ref.argmax(axis=1)).mean())
     assert "has shape [12, 1, 7], not [n, classes]" in found.note
 
 
@@ -347,7 +297,7 @@ def test_models_that_can_not_be_compared_or_run(tmp_path, folder):
     dense = make_model(tmp_path / "dense.onnx", weights())
     wide = make_model(tmp_path / "wide.onnx", weights(n_classes=9))
     with pytest.raises(
-        ModelError, match=r"wide.onnx: its first output has shape \[11, 9\] and .*dense.onnx has \[11, 7\]"
+        ModelError, match=r"wide.onnx: its output 'logits' has shape \[11, 9\] and .*dense.onnx has \[11, 7\]"
     ):
         evaluate_models([wide], open_images(folder), reference=dense)
     small = open_images(folder, None)
@@ -356,7 +306,7 @@ def test_models_that_can_not_be_compared_or_run(tmp_path, folder):
     with pytest.raises(OptionError, match="batch size must be at least 1, found 0"):
         evaluate_models([dense], small, batch_size=0)
     summed = make_model(tmp_path / "summed.onnx", weights(), tail="ReduceMean")
-    with pytest.raises(ModelError, match=r"shape \[1, 1\] for 11 images; expected \[n, classes\], one row for each"):
+    with pytest.raises(ModelError, match=r"its shape is \[1, 1\] for 11 images, and one row for each is expected"):
         evaluate_models([summed], open_images(folder))
     wrong = make_model(tmp_path / "wrong.onnx", weights().repeat(2, axis=0))
     with pytest.raises(ModelError, match=r"wrong.onnx: ONNX Runtime (can not load|failed while running) it"):

@@ -6,7 +6,7 @@ in from before. Enters the dense graph, the units' plans and the written file; l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,9 +108,7 @@ def measure_model(
     """How far every output of the pruned file moved, and how the error of the residual stream grows with depth.
 
     Args:
-        images: that nothing was fitted to or chosen by.
         promised: what was asked to be kept.
-        confidence: of the intervals.
         trim: the tokens that the pruned file does not compute, from `find_left_out`; the others are compared.
         n_special: leading tokens that never merge; where others have, these are compared, or the mean of all.
 
@@ -123,11 +121,7 @@ def measure_model(
     pruned_run = open_tapped(pruned, streams, provider=provider).stream(images, batch_size)
     judgement, errors = Judgement(outputs.tasks, outputs.judged), np.zeros((len(streams), 2))
     for (dense, n_real), (cut, _) in zip(dense_run, pruned_run, strict=True):
-        for model, arrays in ((graph.model, dense), (pruned, cut)):
-            for name in names:
-                _require_finite(model, name, arrays[name])
-        answers = [{name: a[name][:n_real].astype(np.float64) for name in names} for a in (cut, dense)]
-        judgement.add(answers[0], answers[1])
+        judgement.add(_read_answers(pruned, names, cut, n_real), _read_answers(graph.model, names, dense, n_real))
         for row, name in zip(errors, streams, strict=True):
             whole = dense[name] if trim is None else trim.select(name, dense[name])
             pair = _match_tokens(whole, cut[name], n_special)
@@ -180,9 +174,13 @@ def check_expected(held: HeldOut, expected: float | None) -> CheckResult | None:
     return CheckResult("refit", bool(held.loss <= allowed), held.loss, allowed, detail)
 
 
-def _require_finite(model: Model, name: str, array: np.ndarray) -> None:
-    if not np.isfinite(array).all():
-        bad = int(np.size(array) - np.isfinite(array).sum())
-        raise NonFiniteError(
-            f"{model.path}: output '{name}' holds {bad} NaN or Inf on these images; nothing was pruned."
-        )
+def _read_answers(
+    model: Model, names: Sequence[str], arrays: Mapping[str, np.ndarray], n_real: int
+) -> dict[str, np.ndarray]:
+    for name in names:
+        bad = int((~np.isfinite(arrays[name])).sum())
+        if bad:
+            raise NonFiniteError(
+                f"{model.path}: output '{name}' holds {bad} NaN or Inf on these images; nothing was pruned."
+            )
+    return {name: arrays[name][:n_real].astype(np.float64) for name in names}

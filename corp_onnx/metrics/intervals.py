@@ -15,7 +15,7 @@ import warnings
 
 import numpy as np
 from jaxtyping import Float64
-from scipy import stats
+from scipy import special
 
 from corp_onnx.settings import CONFIDENCE
 
@@ -31,7 +31,7 @@ Interval = tuple[float, float]
 
 def normal_quantile(confidence: float) -> float:
     """z of a two-sided interval: 1.96 at 0.95."""
-    return float(stats.norm.ppf((1 + confidence) / 2))
+    return float(special.ndtri((1 + confidence) / 2))
 
 
 def wilson_interval(count: float, n: int, confidence: float = CONFIDENCE) -> Interval:
@@ -56,6 +56,8 @@ def mean_interval(values: Float64[np.ndarray, " n"], confidence: float = CONFIDE
     if n > MANY:
         half = normal_quantile(confidence) * spread / math.sqrt(n)
         return mean - half, mean + half
+    from scipy import stats  # half a second, which a run without a mean should not pay
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scipy warns where a jackknife is degenerate, and gives nan
         found = stats.bootstrap(
@@ -64,7 +66,7 @@ def mean_interval(values: Float64[np.ndarray, " n"], confidence: float = CONFIDE
         ).confidence_interval  # fmt: skip
     if math.isfinite(found.low) and math.isfinite(found.high):
         return float(found.low), float(found.high)
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * spread / math.sqrt(n)
+    half = float(special.stdtrit(n - 1, (1 + confidence) / 2)) * spread / math.sqrt(n)
     return mean - half, mean + half
 
 
@@ -104,8 +106,3 @@ def images_needed(wanted: float, share: float = 1.0, confidence: float = CONFIDE
         middle = (low + high) // 2
         low, high = (low, middle) if proves(middle) else (middle, high)
     return high
-
-
-def binomial_error(share: float, n: int) -> float:
-    """Standard error of a share of n independent samples, sqrt(p (1 - p) / n)."""
-    return math.sqrt(max(share * (1 - share), 0.0) / n)

@@ -17,8 +17,8 @@ TITLES = {
     "mean_iou": "mean IoU",
     "cosine": "cosine",
     "cosine_p1": "worst 1%",
-    "nn_agreement": "1-NN alike",
-    "cross_agreement": "1-NN, old index",
+    "nn_agreement": "1-NN",
+    "cross_agreement": "1-NN, old",
     "correlation": "correlation",
     "iou": "IoU",
     "r2": "R2",
@@ -29,14 +29,17 @@ TITLES = {
 SHARES = ("top1", "top5", "agreement", "nn_agreement", "cross_agreement", "relative_error")
 """Metrics that are written in percent."""
 
+WITH_INTERVAL = ("top1", "agreement", "cosine", "correlation", "r2")
+"""Metrics whose intervals are printed; all are in the JSON."""
+
 LEGEND = {
     "agreement": "agreement: images (tokens, pixels) whose first answer is the reference's",
     "kl": "KL: how far the probabilities moved, in nats",
     "mean_iou": "mean IoU: overlap of the areas of a class",
     "cosine": "cosine: of the vector and the reference's, 1 is the same direction",
     "cosine_p1": "worst 1%: the cosine that all but one vector in a hundred reach",
-    "nn_agreement": "1-NN alike: images that keep their nearest neighbour among these images",
-    "cross_agreement": "1-NN, old index: the same when the others are looked up as the reference made them",
+    "nn_agreement": "1-NN: images that keep their nearest neighbour among these images",
+    "cross_agreement": "1-NN, old: the same when the others are looked up as the reference made them",
     "correlation": "correlation: of the map and the reference's",
     "iou": "IoU: overlap of the areas that the maps mark",
     "r2": "R2: share of the variation that is kept",
@@ -47,7 +50,7 @@ LEGEND = {
 
 def name_metric(name: str) -> str:
     """As tables call it."""
-    return TITLES.get(name) or name.replace("_", " ")
+    return TITLES.get(name) or name.replace("overlap_at_", "") + "-NN"
 
 
 def write_value(name: str, value: float) -> str:
@@ -58,8 +61,8 @@ def write_value(name: str, value: float) -> str:
 
 
 def write_interval(metric: Metric) -> str:
-    """The ends of its interval; empty where it has none."""
-    if metric.low is None or metric.high is None:
+    """The ends of its interval; empty where it has none, or is not among those that are shown."""
+    if metric.name not in WITH_INTERVAL or metric.low is None or metric.high is None:
         return ""
     low, high = (write_value(metric.name, end).removesuffix("%") for end in (metric.low, metric.high))
     return f"[{low}, {high}]"
@@ -96,4 +99,7 @@ def describe_promise(promise: Promise) -> str:
 
 def list_legend(names: Iterable[str]) -> list[str]:
     """What the metrics of a table mean."""
-    return [LEGEND[name] for name in dict.fromkeys(names) if name in LEGEND]
+    seen = dict.fromkeys(names)
+    lines = [LEGEND[name] for name in seen if name in LEGEND]
+    k = next((name.removeprefix("overlap_at_") for name in seen if name.startswith("overlap_at_")), "")
+    return [*lines, f"{k}-NN: share of the {k} nearest neighbours that are kept"] if k else lines

@@ -12,14 +12,18 @@ import pytest
 from samples import OPERATOR, expectation, fixture_path, paper, weights_of, write_photos
 
 from corp_onnx.blocks import find_blocks
+from corp_onnx.calibrate.data import split_calibration
 from corp_onnx.checks.measure import measure_model, measure_units
 from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph.model import load_model
-from corp_onnx.images import ImageSet, open_images, split_holdout
+from corp_onnx.images import ImageSet, open_images
 from corp_onnx.images.recipe import Recipe
+from corp_onnx.metrics.intervals import wilson_interval
 from corp_onnx.prune import prune_model
-from corp_onnx.results import HeldOut, PruneResult
+from corp_onnx.results import PruneResult
+from corp_onnx.run.outputs import Outputs, find_outputs
 from corp_onnx.run.probe import probe_graph
+from corp_onnx.run.sessions import open_session
 from corp_onnx.units import AttentionChange, MlpChange, UnitPlan, list_units
 
 RECIPE = Recipe(size=(8, 8))
@@ -30,7 +34,7 @@ D, H, D_HEAD, D_HIDDEN = (expectation(OPERATOR)[k] for k in ("d_model", "n_heads
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     folder = write_photos(tmp_path_factory.mktemp("data") / "photos", 24)
-    images = split_holdout(open_images(folder, RECIPE), 0.125, 0)[1]
+    images = split_calibration(open_images(folder, RECIPE), paper()).reporting
     assert isinstance(images, ImageSet)
     return images
 
@@ -43,6 +47,11 @@ def pruned(held_out: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Prun
 @pytest.fixture(scope="module")
 def pixels(held_out: ImageSet) -> np.ndarray:
     return np.concatenate([b.pixels for b in held_out.batches(64)])
+
+
+def outputs_of(path: Path, images: ImageSet) -> Outputs:
+    session = open_session(path)
+    return find_outputs(session, session.stream(images, 8))
 
 
 def tap(path: Path | str, names: Sequence[str], pixels: np.ndarray) -> list[np.ndarray]:
@@ -162,35 +171,37 @@ class TestModel:
         agreement = float((dense[0].argmax(axis=1) == small[0].argmax(axis=1)).mean())
         assert held.n_images == n
         assert held.agreement == pytest.approx(agreement)
-        assert held.agreement_error == pytest.approx(np.sqrt(agreement * (1 - agreement) / n))
+        assert (held.promise.low, held.promise.high) == pytest.approx(wilson_interval(agreement * n, n))
         assert held.kl == pytest.approx(float((p * np.log(p / q)).sum(axis=1).mean()), rel=1e-4)
-        assert held.logit_error == pytest.approx(relative(small[0] - dense[0], dense[0]), rel=1e-4)
+        assert held.relative_error == pytest.approx(relative(small[0] - dense[0], dense[0]), rel=1e-4)
         expected = [relative(b - a, a) for a, b in zip(dense[1:], small[1:], strict=True)]
         assert held.stream_error == pytest.approx(expected, rel=1e-4)
 
     def test_model_against_itself(self, held_out: ImageSet) -> None:
         graph = probe_graph(load_model(DENSE))
-        measured = measure_model(graph, find_blocks(graph), load_model(DENSE), held_out)
-        assert measured == HeldOut(3, 1.0, 0.0, 0.0, 0.0, (0.0, 0.0))
+        measured = measure_model(graph, find_blocks(graph), load_model(DENSE), held_out, outputs_of(DENSE, held_out))
+        assert (measured.n_images, measured.agreement, measured.kl, measured.relative_error) == (5, 1.0, 0.0, 0.0)
+        assert (measured.loss, measured.stream_error) == (0.0, (0.0, 0.0))
+        assert measured.promise.low == pytest.approx(wilson_interval(5, 5)[0])
 
     def test_rows_that_fill_up_a_fixed_batch_do_not_count(
         self, pruned: PruneResult, held_out: ImageSet, tmp_path: Path
     ) -> None:
-        """Three images in batches of two: the third is there twice."""
+        """Five images in batches of two: the fifth is there twice."""
         paths = [fix_batch(Path(p), tmp_path / f"{i}.onnx", 2) for i, p in enumerate((DENSE, pruned.pruned.path))]
         graph = probe_graph(load_model(paths[0]))
         blocks = find_blocks(graph)
-        found = measure_model(graph, blocks, load_model(paths[1]), held_out)
-        assert found.n_images == 3
+        found = measure_model(graph, blocks, load_model(paths[1]), held_out, outputs_of(paths[0], held_out))
+        assert found.n_images == 5
         assert found.kl == pytest.approx(pruned.held_out.kl, rel=1e-4)
-        assert found.logit_error == pytest.approx(pruned.held_out.logit_error, rel=1e-4)
+        assert found.relative_error == pytest.approx(pruned.held_out.relative_error, rel=1e-4)
         assert found.stream_error == pytest.approx(pruned.held_out.stream_error, rel=1e-4)
 
     def test_held_out_set_smaller_than_the_batch(self, held_out: ImageSet, tmp_path: Path) -> None:
         path = fix_batch(DENSE, tmp_path / "fixed.onnx", 16)
         fixed = prune_model(path, held_out.root, tmp_path / "a.onnx", settings=paper())
         dynamic = prune_model(DENSE, held_out.root, tmp_path / "b.onnx", settings=paper())
-        assert fixed.held_out.n_images == 3
+        assert fixed.held_out.n_images == 5
         assert fixed.calibration.n_tokens == dynamic.calibration.n_tokens
         assert fixed.held_out.kl == pytest.approx(dynamic.held_out.kl, rel=1e-3)
         for a, b in zip(fixed.units, dynamic.units, strict=True):
@@ -202,8 +213,10 @@ class TestModel:
         bias.CopyFrom(onnx.numpy_helper.from_array(np.array([np.nan] * 5 + [np.inf] * 5, np.float32), bias.name))
         onnx.save(proto, tmp_path / "inf.onnx")
         graph = probe_graph(load_model(DENSE))
-        with pytest.raises(NonFiniteError, match=r"inf\.onnx: output 'logits' holds 30 NaN or Inf on these images; no"):
-            measure_model(graph, find_blocks(graph), load_model(tmp_path / "inf.onnx"), held_out)
+        with pytest.raises(NonFiniteError, match=r"inf\.onnx: output 'logits' holds 50 NaN or Inf on these images; no"):
+            measure_model(
+                graph, find_blocks(graph), load_model(tmp_path / "inf.onnx"), held_out, outputs_of(DENSE, held_out)
+            )
 
 
 def fix_batch(path: Path, output: Path, size: int) -> Path:

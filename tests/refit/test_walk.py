@@ -13,6 +13,7 @@ from samples import FIXED, OPERATOR, write_photos
 from corp_onnx.blocks import SiteKey
 from corp_onnx.images import open_images
 from corp_onnx.images.recipe import find_recipe
+from corp_onnx.metrics import OutputTask
 from corp_onnx.refit import refit_changes
 from corp_onnx.refit.stream import find_walk
 from corp_onnx.refit.token_weights import weigh_stops, weigh_tokens
@@ -94,7 +95,7 @@ class TestRefit:
         images, walk = photos(graph), find_walk(blocks)
         changes = cut_mlps(graph, blocks, np.random.default_rng(0))
         proto = apply_changes(graph, changes)
-        refitted = refit_changes(graph, walk, changes, proto, images, weigh_stops(graph, walk, images))
+        refitted = refit_changes(graph, walk, changes, proto, images, weigh_stops(graph, walk, images, LOGITS))
         assert set(refitted) == {s.key for s in walk.stops}
         better = apply_changes(graph, refitted)
         feeds = {graph.inputs[0]: next(iter(images.batches(12))).pixels}
@@ -106,12 +107,15 @@ class TestRefit:
         assert np.square(after - dense).sum() < 0.8 * np.square(before - dense).sum()
 
 
+LOGITS = (OutputTask("logits", "classify", "its name", (10,), channel_axis=1),)
+
+
 class TestTokenWeights:
     def test_pooled_token_is_found_without_gradients(self, photos) -> None:
         """Behind the last block only the class token is read: its weight is the largest, the others' one."""
         graph, blocks = probed(OPERATOR)
         walk = find_walk(blocks)
-        weights = weigh_stops(graph, walk, photos(graph))
+        weights = weigh_stops(graph, walk, photos(graph), LOGITS)
         last = weights[walk.stops[-1].key]
         assert last[0] == 100.0
         assert np.all(last[1:] == 1.0)
@@ -125,8 +129,9 @@ class TestTokenWeights:
             def run(self, tensors, _feeds):
                 return {"out": tensors["h"].mean(axis=1)}
 
+        tasks = (OutputTask("out", "classify", "its name", (5,), channel_axis=1),)
         stream = [np.random.default_rng(0).standard_normal((64, 9, 5), dtype=np.float32)]
-        weights = weigh_tokens(Mean(), stream, [{}], "h")  # type: ignore[arg-type]
+        weights = weigh_tokens(Mean(), stream, [{}], "h", tasks)  # type: ignore[arg-type]
         assert np.all(weights < 1.5)
 
 

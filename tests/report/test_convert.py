@@ -8,11 +8,17 @@ import pytest
 
 from corp_onnx.precision.conversion import ConvertResult, FileFacts, KeptProduct
 from corp_onnx.report.convert import describe_conversion
-from corp_onnx.results import CheckResult, Environment, StageTime
+from corp_onnx.results import CheckResult, Environment, Metric, OutputScore, StageTime
 from corp_onnx.run.comparison import Comparison
 
 NOISE = Comparison("noise", 4, 0.0123, 0.01)
-PHOTOS = Comparison("photos", 64, 0.0234, 0.02, 0.96875, 0.0217, 0.00123)
+FIGURES = (
+    Metric("agreement", 0.96875, 0.893, 0.991),
+    Metric("kl", 0.00123, 0.001, 0.002),
+    Metric("relative_error", 0.02),
+)
+LOGITS = OutputScore("logits", "classify", "its name", (10,), True, FIGURES)
+PHOTOS = Comparison("photos", 64, 0.0234, 0.02, (LOGITS,))
 
 
 def conversion(**changes: object) -> ConvertResult:
@@ -60,7 +66,8 @@ def test_integers() -> None:
     assert describe_conversion(integers("int8-dynamic")).splitlines() == [
         "vit.onnx: 20.0 MB in float32 -> 5.3 MB (26.5%)",
         "int8, dynamic: 48 of 50 products, 98.7% of the multiply-accumulates",
-        "on 64 images: agreement 96.9% ± 2.2%, KL 0.0012, answers off by at most 2.34% of the largest",
+        "on 64 images: agreement 96.9% [89.3, 99.1], KL 0.0012, error 2.0%, "
+        "answers off by at most 2.34% of the largest",
         "checks passed: structure, answers; 4 s",
         "converted -> vit.int8.onnx",
     ]
@@ -91,10 +98,7 @@ def test_products_that_stay_are_counted_by_kind_and_reason_and_measured_ones_nam
     ("comparison", "said"),
     [
         (replace(NOISE, n_images=1), "on 1 row of noise: answers off by at most 1.23% of the largest"),
-        (replace(PHOTOS, n_images=1, agreement=None), "on 1 image: answers off by at most 2.34% of the largest"),
-        (replace(PHOTOS, kl=None), "on 64 images: answers off by at most 2.34% of the largest"),
-        (replace(PHOTOS, agreement_error=None), "on 64 images: agreement 96.9% ± 0.0%, KL 0.0012, answers off by at "
-                                                "most 2.34% of the largest"),
+        (replace(PHOTOS, n_images=1, outputs=()), "on 1 image: answers off by at most 2.34% of the largest"),
     ],
 )  # fmt: skip
 def test_how_far_the_answers_moved(comparison, said) -> None:

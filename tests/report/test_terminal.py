@@ -27,7 +27,10 @@ from corp_onnx.results import (
     HeldOut,
     Inspection,
     MergeResult,
+    Metric,
     ModelFacts,
+    OutputScore,
+    Promise,
     PruneResult,
     SkipFacts,
     StageTime,
@@ -91,12 +94,19 @@ def unit(kind: str, block: int, before: int, after: int, error: float = 0.125, a
     return UnitResult(key, kind, block, before, after, error, alone, 1.0)
 
 
+LOGITS = OutputScore(
+    "logits", "classify", "its name", (10,), True,
+    (Metric("agreement", 0.953125, 0.871, 0.984), Metric("kl", 0.10349, 0.08, 0.13), Metric("relative_error", 0.2)),
+)  # fmt: skip
+PROMISE = Promise("agreement", 0.953125, 0.871, 0.984, 0.95, 64)
+
+
 def pruning(**changes: object) -> PruneResult:
-    held = HeldOut(64, 0.953125, 0.0264, 0.10349, 0.2, (0.287, 0.3, 0.271))
+    held = HeldOut(64, (LOGITS,), PROMISE, 0.10349, (0.287, 0.3, 0.271))
     checks = (CheckResult("structure", True, None, None, ""), CheckResult("replay", True, 1e-6, 1e-4, ""))
     base = PruneResult(
         dense=DENSE, pruned=PRUNED, settings={},
-        calibration=CalibrationData("photos", "0" * 64, 256, 64, 17, 0, None, ()),
+        calibration=CalibrationData("photos", "0" * 64, 256, 0, 64, 17, 0, None, ()),
         units=(unit("mlp", 0, 48, 24),), n_units_found=3, left_whole=(), skipped=(), merges=(), held_out=held,
         checks=checks, notes=(), warnings=("said elsewhere",),
         stages=(StageTime("solve", 20.3), StageTime("verify", 16.4)),
@@ -115,8 +125,10 @@ class TestPruning:
             "parameters 1,000,000 600,000 60.0%",
             "MACs 2.0000 G 1.0000 G 50.0%",
             "file 4.0 MB 2.5 MB 62.5%",
-            "on 64 held-back images: agreement 95.3% ± 2.6%, KL 0.103, residual stream off by 28.7% after the first "
-            "block and 27.1% after the last",
+            "on 64 held-back images: agreement 95.3% [87.1, 98.4], KL 0.1035, error 20.0%",
+            "residual stream off by 28.7% after the first block and 27.1% after the last",
+            "promise: of other images like these at least 87.1% of the answers stay (the lower end of a 95% interval; "
+            "measured 95.3% on 64 images that chose nothing).",
             "checks passed: structure, replay; 37 s",
             "pruned 1 of 3 units -> small.onnx",
             "report: small.report.json",
@@ -156,53 +168,84 @@ class TestPruning:
         ]  # fmt: skip
         assert not any("said elsewhere" in line for line in lines)  # warnings go to stderr, where they come up
 
-    @pytest.mark.parametrize(
-        ("changes", "line"),
-        [
-            ({"stream_error": ()}, "on 64 held-back images: agreement 95.3% ± 2.6%, KL 0.103"),
-            ({"stream_error": (), "agreement_error": None},
-             "on 64 held-back images: agreement 95.3% ± 0.0%, KL 0.103"),
-            ({"agreement": None}, "on 64 held-back images: output off by 20.0%"),
-            ({"kl": None}, "on 64 held-back images: output off by 20.0%"),
-            ({"agreement": None, "logit_error": None}, "on 64 held-back images: output off by 0.0%"),
-        ],
-    )  # fmt: skip
-    def test_how_far_the_answers_moved(self, printed, changes, line) -> None:
-        """Outputs that are no logits agree with nothing: how far they are off is said instead."""
-        print_pruning(pruning(held_out=replace(pruning().held_out, **changes)))
-        assert printed()[6] == line
+    def test_what_is_no_class_is_told_as_what_it_is(self, printed) -> None:
+        cosine = (Metric("cosine", 0.98765, 0.975, 0.99), Metric("cosine_p1", 0.9), Metric("relative_error", 0.15))
+        pooled = OutputScore("pooled", "embed", "its name", (384,), True, cosine)
+        promise = Promise("cosine", 0.98765, 0.975, 0.99, 0.95, 64, 0.98, "--min-similarity 0.98 is not proven.")
+        held = HeldOut(64, (pooled,), promise, 0.0123, ())
+        print_pruning(pruning(held_out=held))
+        assert printed()[6:9] == [
+            "on 64 held-back images: cosine 0.9877 [0.9750, 0.9900], worst 1% 0.9000, error 15.0%",
+            "promise: of other images like these at least a cosine of 0.975 (the lower end of a 95% interval; measured "
+            "0.9877 on 64 images that chose nothing).",
+            "--min-similarity 0.98 is not proven.",
+        ]
+
+    def test_every_output_has_a_line(self, printed) -> None:
+        other = replace(LOGITS, output="logits_dist")
+        print_pruning(pruning(held_out=replace(pruning().held_out, outputs=(LOGITS, other))))
+        assert printed()[6:9] == [
+            "on 64 held-back images:",
+            "logits (classify): agreement 95.3% [87.1, 98.4], KL 0.1035, error 20.0%",
+            "logits_dist (classify): agreement 95.3% [87.1, 98.4], KL 0.1035, error 20.0%",
+        ]
+
+    def test_one_image_promises_nothing(self, printed) -> None:
+        promise = Promise("agreement", 1.0, None, None, 0.95, 1)
+        print_pruning(pruning(held_out=replace(pruning().held_out, promise=promise)))
+        assert "nothing can be promised from one held-back image." in printed()
 
 
-FULL = Score("small.onnx", 400, None, 0.9325, 0.01254, 0.995, 0.0035, 0.9425, 0.0116, 0.10149, 0.297)
+def scored(model: str, *metrics: Metric, difference: Metric | None = None, output: str = "logits") -> Score:
+    return Score(model, 400, None, (OutputScore(output, "classify", "its name", (10,), True, metrics),), difference)
+
+
+FULL = scored(
+    "small.onnx", Metric("top1", 0.9325, 0.903, 0.953), Metric("top5", 0.995, 0.98, 0.999),
+    Metric("agreement", 0.9425, 0.915, 0.961), Metric("kl", 0.10149, 0.08, 0.12), Metric("relative_error", 0.297),
+    difference=Metric("top1_difference", -0.0425, -0.065, -0.02),
+)  # fmt: skip
 
 
 def evaluation(*scores: Score, baseline: Score | None = None) -> Evaluation:
-    return Evaluation(scores, baseline, 400, (), "0" * 64, "CPUExecutionProvider", "")
+    return Evaluation(scores, baseline, 400, (), "0" * 64, "CPUExecutionProvider")
 
 
 class TestEvaluation:
-    HEAD = "model top-1 top-5 agreement KL logit error"
+    HEAD = "model top-1 top-5 agreement KL error"
+    LAST = "400 images, CPUExecutionProvider; in brackets: 95% intervals"
 
-    def test_every_figure_and_its_spread(self, printed) -> None:
+    def test_every_figure_its_interval_and_what_it_means(self, printed) -> None:
         print_evaluation(evaluation(FULL))
         assert printed() == [
             self.HEAD,
-            "small.onnx 93.25% ± 1.3% 99.50% 94.25% ± 1.2% 0.1015 29.7%",
-            "400 images, CPUExecutionProvider",
+            "small.onnx 93.2% 99.5% 94.2% 0.1015 29.7%",
+            "[90.3, 95.3] [91.5, 96.1]",
+            "small.onnx: top-1 -4.25% against the reference, -6.50% to -2.00%",
+            "agreement: images (tokens, pixels) whose first answer is the reference's",
+            "KL: how far the probabilities moved, in nats",
+            "error: distance over length of all answers as one vector",
+            self.LAST,
         ]
 
     def test_what_is_not_defined_is_a_dash(self, printed) -> None:
-        print_evaluation(evaluation(Score("text.onnx", 400, None), replace(FULL, top1_error=None)))
-        assert printed()[1:3] == [
-            "text.onnx - - - - -", "small.onnx 93.25% 99.50% 94.25% ± 1.2% 0.1015 29.7%"
-        ]  # fmt: skip
+        print_evaluation(evaluation(scored("text.onnx"), FULL))
+        assert printed()[1:3] == ["text.onnx - - - - -", "small.onnx 93.2% 99.5% 94.2% 0.1015 29.7%"]
+
+    def test_several_outputs_have_a_table_each(self, printed) -> None:
+        both = replace(FULL, outputs=(*FULL.outputs, *scored("small.onnx", Metric("cosine", 0.9), output="x").outputs))
+        print_evaluation(evaluation(both))
+        lines = printed()
+        assert lines[0] == "output 'logits' (classify: its name)"
+        assert lines[4:7] == ["output 'x' (classify: its name)", "model cosine", "small.onnx 0.9000"]
 
     def test_the_reference_stands_first_and_once(self, printed) -> None:
-        dense = Score("dense.onnx", 400, None, 0.975, 0.0078, 0.995, 0.0035)
+        dense = scored("dense.onnx", Metric("top1", 0.975))
         print_evaluation(evaluation(FULL, baseline=dense))
         assert [line.split()[0] for line in printed()[1:3]] == ["dense.onnx", "small.onnx"]
         print_evaluation(evaluation(FULL, dense, baseline=dense))
-        assert [line.split()[0] for line in printed()[1:-1]] == ["small.onnx", "dense.onnx"]
+        rows = [line.split()[0] for line in printed() if " - " in line or "93.2%" in line]
+        assert rows == ["small.onnx", "dense.onnx"]
 
 
 class TestPaper:

@@ -13,7 +13,6 @@ from samples import DEMO, write_photos
 
 from corp_onnx.blocks import SiteKey
 from corp_onnx.errors import OptionError
-from corp_onnx.metrics import Tally
 from corp_onnx.prune import prune_model
 from corp_onnx.search.amp import bisect_width, describe_widths, search_widths
 from corp_onnx.settings import BEST, Budget, Method, PruneSettings, Threshold
@@ -57,9 +56,9 @@ class FakeEvaluator:
     rates: dict[SiteKey, float]
     n_images: int = 4
 
-    def evaluate(self, proto: Any) -> Tally:
+    def evaluate(self, proto: Any) -> Any:
         ((key, gone),) = proto
-        return Tally(n_samples=4, kl_sum=4 * self.rates[key] * gone)
+        return SimpleNamespace(loss=self.rates[key] * gone)
 
 
 class FakeProblem:
@@ -127,7 +126,7 @@ def test_a_threshold_is_a_loss_and_no_budget() -> None:
     for kl in (0.0, -1.0, float("nan")):
         with pytest.raises(OptionError, match=f"--amp-threshold is a KL in nats and must be above 0; found {kl:g}"):
             Threshold(kl)
-    assert not Method(widths=Threshold()).judges_by_agreement
+    assert not Method(widths=Threshold()).promises
 
 
 def test_a_larger_threshold_gives_a_smaller_model(tmp_path: Path) -> None:
@@ -141,7 +140,7 @@ def test_a_larger_threshold_gives_a_smaller_model(tmp_path: Path) -> None:
     assert large.pruned.macs < small.pruned.macs < small.dense.macs
     assert {u.kind for u in large.units} == {"mlp"}
     assert all(u.width_after % 8 == 0 for u in large.units)
-    assert "each MLP alone moves the answers by a KL of at most 0.3" in large.notes[0]
+    assert "each MLP alone moves the answers by a KL of at most 0.3" in large.notes[1]
     assert large.n_units_found == len(large.units) + len(large.left_whole)
 
 

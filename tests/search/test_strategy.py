@@ -16,10 +16,13 @@ from corp_onnx.errors import OptionError
 from corp_onnx.graph.model import load_model
 from corp_onnx.images import open_images, split_holdout
 from corp_onnx.images.recipe import find_recipe
+from corp_onnx.metrics import find_task
 from corp_onnx.rewrite import plan_rewrite
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.search.agreement import search_agreement
+from corp_onnx.search.evaluator import prepare_evaluator
+from corp_onnx.search.folds import cut_folds
 from corp_onnx.search.problem import Problem, Solution, solve_widths
+from corp_onnx.search.promise import PromiseSearch
 from corp_onnx.search.search import Search, prepare_search
 from corp_onnx.search.strategy import follow_budget, follow_method
 from corp_onnx.search.widths import LATE_WEIGHT, allow_cost, favour_late, find_depths, uniform_widths
@@ -135,30 +138,91 @@ class TestBudget:
         assert all(w % 2 == 0 or w == full[key] for key, w in widths.items())
 
 
-class TestAgreement:
-    def test_found_model_agrees_as_much_as_asked(self, search) -> None:
-        outcome = search_agreement(search, 0.8)
-        assert search.agreement(outcome) >= 0.8
+def find(search: Search, wanted: float, kind: str = "agreement", confidence: float = 0.95) -> Solution:
+    budget = Budget("agreement", 0.5) if wanted > 1 else Budget(kind, wanted)  # type: ignore[arg-type]
+    if wanted > 1:
+        object.__setattr__(budget, "value", wanted)  # more than any model can keep
+    return PromiseSearch(search, (search,), budget, confidence).find()
+
+
+class TestPromise:
+    def test_ten_images_prove_nothing_and_the_share_itself_is_kept(self, search) -> None:
+        outcome = find(search, 0.8)
+        assert search.kept(outcome).mean >= 0.8
         assert outcome.kept_fraction is not None
         assert outcome.kept_fraction < 1
-        assert "of the answers on 10 held-back images" in outcome.notes[0]
+        assert "of the answers on the 10 images that chose the size." in outcome.notes[0]
+        assert outcome.notes[1] == (
+            "--min-agreement 0.8 can not be proven by 10 images, even if all of them agree: that takes 16. "
+            "The smallest model that keeps it on these is taken."
+        )
+
+    def test_where_images_can_prove_it_the_lower_end_keeps_it(self, search) -> None:
+        """Of 10 images 0.6 is proven by 9 or more: the share alone would be content with 6."""
+        outcome = find(search, 0.6)
+        kept = search.kept(outcome)
+        interval = kept.interval(0.95)
+        assert interval is not None
+        assert interval[0] >= 0.6
+        assert kept.mean >= 0.9
+        assert len(outcome.notes) == 1
+
+    def test_less_confidence_is_content_with_a_smaller_model(self, search) -> None:
+        search = replace(search, problem=with_method(search.problem, refit=False))
+        sure, unsure = find(search, 0.6), find(search, 0.6, confidence=0.1)
+        assert (unsure.kept_fraction or 0) < (sure.kept_fraction or 0)
 
     def test_more_agreement_costs_no_less(self, search) -> None:
         search = replace(search, problem=with_method(search.problem, refit=False))
-        small, large = search_agreement(search, 0.5), search_agreement(search, 0.9)
+        small, large = find(search, 0.3), find(search, 0.6)
         assert (small.kept_fraction or 0) <= (large.kept_fraction or 0)
 
     def test_tokens_alone_keep_all_answers(self, search, problem) -> None:
-        """Where no unit can become narrower under the wanted agreement, what nobody reads is left out all the same."""
+        """Where no unit can become narrower under the promise, what nobody reads is left out all the same."""
         trim, _ = plan_trim(problem.graph, problem.blocks)
         assert trim is not None
         hopeless = replace(search, problem=replace(problem, trim=trim))
-        outcome = search_agreement(hopeless, 1.01)
+        outcome = find(hopeless, 1.01)
         assert outcome.plans == ()
         expected = trim.cost.total / problem.graph.cost.total
         assert outcome.kept_fraction == pytest.approx(expected, rel=1e-9)
-        with pytest.raises(OptionError, match=r"--min-agreement 1\.01: no smaller model agrees that much"):
-            search_agreement(search, 1.01)
+        with pytest.raises(OptionError, match=r"--min-agreement 1\.01: no smaller model keeps that much"):
+            find(search, 1.01)
+
+    def test_embeddings_keep_a_similarity(self, problem) -> None:
+        """The same graph, its logits taken for an embedding."""
+        feeds = prepare_evaluator(problem.graph.model, problem.judging).answers["logits"]
+        task = find_task("logits", feeds, given="embed")
+        search = prepare_search(replace(with_method(problem, refit=False), tasks=(task,)))
+        loose, tight = find(search, 0.8, "similarity"), find(search, 0.99, "similarity")
+        assert (loose.kept_fraction or 0) < (tight.kept_fraction or 0)
+        assert search.kept(tight).name == "cosine"
+        interval = search.kept(tight).interval()
+        assert interval is not None
+        assert interval[0] >= 0.99
+        assert "keep a cosine of 0.99" in tight.notes[0]
+
+
+class TestFolds:
+    def test_every_image_judges_once_and_never_what_it_was_fitted_to(self, problem) -> None:
+        folds = cut_folds(problem)
+        judged = [name for fold in folds for name in fold.judging.names]
+        assert sorted(judged) == sorted(problem.calibration.names)
+        for fold in folds:
+            assert not set(fold.judging.names) & set(fold.calibration.names)
+            assert max(m.n_tokens for _, m in fold.moments.entries) < max(
+                m.n_tokens for _, m in problem.moments.entries
+            )
+
+    def test_the_model_of_all_images_takes_the_size_that_folds_prove(self, problem) -> None:
+        crossed = replace(problem, is_crossed=True, method=replace(METHOD, widths=Budget("agreement", 0.2)))
+        outcome = follow_method(crossed)
+        assert "on the 30 images that chose the size" in outcome.notes[0]
+        assert outcome.changes
+        assert 0 < (outcome.kept_fraction or 0) < 1
+
+    def test_three_images_are_not_cut(self, problem) -> None:
+        assert cut_folds(replace(problem, calibration=problem.calibration.select([0, 1, 2]))) == ()
 
 
 class TestRefit:
@@ -224,14 +288,19 @@ class TestSettings:
     def test_budget_of_an_unknown_kind_or_rule(self) -> None:
         with pytest.raises(OptionError, match="--allocate must be search or uniform; found even"):
             Budget("macs", 0.5, "even")  # type: ignore[arg-type]
-        with pytest.raises(OptionError, match="a budget is of macs, params or agreement; found flops"):
+        with pytest.raises(
+            OptionError, match="a budget is of macs, params, agreement, similarity or promise; found flops"
+        ):
             Budget("flops", 0.5)  # type: ignore[arg-type]
 
-    def test_without_any_knob_agreement_decides(self) -> None:
-        assert BEST.widths == Budget("agreement", 0.95)
-        assert BEST.judges_by_agreement
-        assert not replace(BEST, widths=Budget("macs", 0.95)).judges_by_agreement
-        assert not PAPER.judges_by_agreement
+    def test_without_any_knob_a_promise_decides(self) -> None:
+        assert BEST.widths == Budget("promise")
+        assert BEST.promises
+        assert Budget().settle(is_classes=True) == Budget("agreement", 0.9)
+        assert Budget().settle(is_classes=False) == Budget("similarity", 0.95)
+        assert Budget("macs", 0.6).settle(is_classes=False) == Budget("macs", 0.6)
+        assert not replace(BEST, widths=Budget("macs", 0.95)).promises
+        assert not PAPER.promises
 
     def test_the_paper_cuts_fractions_and_does_nothing_else(self) -> None:
         assert (PAPER.units, PAPER.rank, PAPER.qk, PAPER.widths) == (
