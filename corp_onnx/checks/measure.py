@@ -28,10 +28,10 @@ from corp_onnx.units import UnitKey, UnitPlan
 from corp_onnx.units.taps import read_tokens
 
 MAX_SURPRISE = 3.0
-"""Times the loss of the one-shot solution; a refit whose rows do not correspond gives ten to a hundred times."""
+"""Times the loss that the search saw; a refit whose rows do not correspond gives ten to a hundred times."""
 
 SLACK = 0.05
-"""Added to that, in nats: below it the two differ by which images were held back."""
+"""Added to that, in nats: below it the two differ by which images are asked."""
 
 
 @dataclass(slots=True)
@@ -165,13 +165,13 @@ def check_expected(held: HeldOut, expected: float | None) -> CheckResult | None:
     """Whether the answers moved about as far as the search foresaw; None where it foresaw nothing.
 
     Args:
-        expected: loss of the one-shot solution on the same images; the refit that follows is to lower it.
+        expected: loss of the solution on the images that judged it, before a refit, which is to lower it.
     """
     if expected is None:
         return None
     allowed = MAX_SURPRISE * expected + SLACK
-    detail = f"loss on held-back images behind the refit, {held.loss:.3g}, against {expected:.3g} before it"
-    return CheckResult("refit", bool(held.loss <= allowed), held.loss, allowed, detail)
+    detail = f"loss on images that chose nothing, {held.loss:.3g}, where the search saw {expected:.3g}"
+    return CheckResult("expected", bool(held.loss <= allowed), held.loss, allowed, detail)
 
 
 def _read_answers(

@@ -108,7 +108,7 @@ class Solution:
 
     Attributes:
         merges: the tokens that merge.
-        expected_loss: on the images that judge, of the one-shot solution that a refit started from.
+        expected_loss: on the images that judge; of a refitted solution that of the one which the refit started from.
     """
 
     changes: Changes

@@ -105,7 +105,8 @@ class PromiseSearch:
             return self._refine(curve, high)
         if high == 1.0:
             raise OptionError(self._describe_failure())
-        return replace(self.search.one_shot("macs", high), notes=self._describe(high, tried.get(high)))
+        solution = self.search.expect(self.search.one_shot("macs", high))
+        return replace(solution, notes=self._describe(high, tried.get(high)))
 
     def _refine(self, curve: dict[float, float], start: float) -> Solution:
         """Try refitted solutions from where the one-shot search ends, down while they keep it, up when they do not."""

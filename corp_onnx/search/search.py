@@ -231,6 +231,10 @@ class Search:
             )
         return self._weights[key]
 
+    def expect(self, solution: Solution) -> Solution:
+        """A solution with what it loses on the images that judge."""
+        return replace(solution, expected_loss=self.judge.evaluate(self.make(solution)).loss)
+
     def kept(self, solution: Solution) -> Kept:
         """What a solution keeps of the dense model's answers on the images that judge."""
         return self.judge.evaluate(self.make(solution)).kept

@@ -333,7 +333,7 @@ class TestRuns:
         found = json.loads(capfd.readouterr().out)
         assert {u["kind"] for u in found["units"]} == {"vo"}
         assert found["n_units_found"] == 2
-        assert [c["name"] for c in found["checks"]][-2:] == ["batches", "refit"]
+        assert [c["name"] for c in found["checks"]][-2:] == ["batches", "expected"]
         assert (folder / "small.onnx").is_file()
 
     def test_weighted_rank(self, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

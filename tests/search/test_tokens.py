@@ -159,7 +159,7 @@ class TestExpected:
         check = check_expected(self.held(loss), 0.1)
         assert check is not None
         assert check.passed == passed
-        assert check.detail == f"loss on held-back images behind the refit, {loss:.3g}, against 0.1 before it"
+        assert check.detail == f"loss on images that chose nothing, {loss:.3g}, where the search saw 0.1"
 
 
 def test_metrics_of_all_blocks_have_directions(problem) -> None:
