@@ -29,6 +29,7 @@ from samples import (
     write_photos,
 )
 
+from corp_onnx.calibrate.data import HELD_OUT_FRACTION
 from corp_onnx.errors import ImageError, NothingToPruneError, OptionError, OutputError
 from corp_onnx.evaluate import evaluate_models
 from corp_onnx.graph.model import hash_file
@@ -118,12 +119,16 @@ class TestReport:
 
     def test_data_and_time_are_described(self, pruned: PruneResult, photos: Path) -> None:
         data, e = pruned.calibration, expectation(COMPUTED_SCALE)
-        assert (data.path, data.n_images, data.n_held_out, data.seed) == (str(photos), 21, 3, 0)
+        assert (data.path, data.n_images, data.n_held_out, data.seed) == (str(photos), 19, 5, 0)
         assert data.n_tokens == data.n_images * e["n_tokens"]
         assert data.recipe is not None
         assert data.recipe["size"] == [8, 8]
         assert data.skipped == ()
-        assert pruned.warnings == ("only 21 calibration images; a few hundred give a better model.",)
+        assert pruned.warnings == (
+            "only 19 calibration images; a few hundred give a better model.",
+            "only 5 images, held back from the others, say how good the model still is; 500 images in all would leave "
+            "100.",
+        )
         stages = [s.stage for s in pruned.stages]
         assert stages == ["load", "open images", "calibrate", "solve", "rewrite", "verify", "measure"]
         assert all(s.seconds >= 0 for s in pruned.stages)
@@ -208,7 +213,7 @@ class TestSettings:
         ups = [w for w in weights_of(model).values() if w.shape == (20, d_hidden)]
         downs = [w for w in weights_of(model).values() if w.shape == (d_hidden, 20)]
         kept_ups = [w for w in weights_of(output).values() if w.shape == (20, d_hidden * 3 // 4)]
-        calibration, _ = split_holdout(open_images(photos, Recipe(size=(8, 8))), 0.125, 0)
+        calibration, _ = split_holdout(open_images(photos, Recipe(size=(8, 8))), HELD_OUT_FRACTION, 0)
         pixels = np.concatenate([b.pixels for b in calibration.batches(64)])
         assert len(pixels) == result.calibration.n_images
         for up, down, kept, name in zip(ups, downs, kept_ups, hidden, strict=True):
@@ -256,7 +261,7 @@ class TestSettings:
 
     def test_draw_of_images(self, photos: Path, tmp_path: Path) -> None:
         result = prune_model(fixture_path(SEPARATE), photos, tmp_path / "out.onnx", settings=paper(n_images=8))
-        assert (result.calibration.n_images, result.calibration.n_held_out) == (7, 1)
+        assert (result.calibration.n_images, result.calibration.n_held_out) == (6, 2)
 
     def test_one_image_can_not_be_held_back_and_used(self, photos: Path, tmp_path: Path) -> None:
         with pytest.raises(OptionError, match="--images must be at least 2, one of them held back; found 1"):
@@ -326,7 +331,7 @@ class TestData:
     @pytest.mark.parametrize("n_damaged", [1, 3])
     def test_damaged_images_that_would_be_held_back_are_replaced(self, n_damaged: int, tmp_path: Path) -> None:
         """Every image that the seed holds back is damaged; the run goes on with others."""
-        folder = write_photos(tmp_path / "photos", 10)
+        folder = write_photos(tmp_path / "photos", 6)
         for _ in range(n_damaged):
             names = sorted(p.name for p in folder.iterdir())
             sound = [n for n in names if (folder / n).stat().st_size > 60]
@@ -335,7 +340,7 @@ class TestData:
             path.write_bytes(path.read_bytes()[:60])
         result = prune_model(fixture_path(OPERATOR), folder, tmp_path / "out.onnx", settings=paper())
         assert result.calibration.n_held_out == 1
-        assert result.calibration.n_images + result.calibration.n_held_out == 10 - n_damaged
+        assert result.calibration.n_images + result.calibration.n_held_out == 6 - n_damaged
         assert len(result.calibration.skipped) == n_damaged
         plural = "s" if n_damaged > 1 else ""
         assert result.warnings[0].startswith(f"{n_damaged} file{plural} gave no image and were left out: ")
@@ -354,7 +359,7 @@ class TestData:
             fixture_path(OPERATOR), photos, tmp_path / "out.onnx", settings=paper(),
             progress=lambda stage, done, total: seen.setdefault(stage, []).append((done, total)),
         )  # fmt: skip
-        assert seen["calibrate"] == [(8, 21), (16, 21), (21, 21)]
+        assert seen["calibrate"] == [(8, 19), (16, 19), (19, 19)]
         assert all(counts[-1][0] == counts[-1][1] for counts in seen.values())
 
 

@@ -332,7 +332,7 @@ class TestOptions:
             ("-o out/small.json", r"needs a name that ends in \.onnx"),
             ("--merge-blocks one", "--merge-blocks takes whole numbers separated by commas; found 'one'"),
             ("--no-merge --merge constant", "--no-merge leaves nothing to merge"),
-            ("--mlp 0.5 --merge-blocks 1", "tokens merge under a budget of MACs or agreement"),
+            ("--mlp 0.5 --merge-blocks 1", "tokens merge under a budget of MACs or a promise"),
         ],
     )
     def test_of_prune(self, options: str, sentence: str, folder: Path, capfd: Run) -> None:
@@ -344,12 +344,15 @@ class TestOptions:
             ("--macs 2", "--macs is a fraction and must lie between 0 and 1; found 2"),
             ("--params nan", "--params is a fraction and must lie between 0 and 1; found nan"),
             ("--min-agreement 1", "--min-agreement is a fraction and must lie between 0 and 1; found 1"),
-            ("--macs 0.7 --params 0.5", "--min-agreement, --macs and --params exclude each other; give one"),
+            (
+                "--macs 0.7 --params 0.5",
+                "--min-agreement, --min-similarity, --macs and --params exclude each other; give one",
+            ),
             ("--macs 0.5 --mlp 0.5", "--mlp and --attn fix the widths and a budget searches them: give one"),
             ("--macs 0.5 --preset paper", "the paper's method takes fractions: give --mlp and --attn"),
             ("--rank obs --preset paper", "--rank obs is not in the paper"),
             ("--macs 0.5 --merge-blocks 0,17", r"block 17: there is no such block\. They can in 0, 1\."),
-            ("--params 0.5 --merge search", "tokens merge under a budget of MACs or agreement"),
+            ("--params 0.5 --merge search", "tokens merge under a budget of MACs or a promise"),
             ("--macs 0.01", r"--macs 0\.01 asks for less than pruning can reach .* 0\.\d+ of its MACs is the smallest"),
         ],
     )

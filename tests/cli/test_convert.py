@@ -40,7 +40,10 @@ def test_static_in_words(folder: Path, capfd: Run) -> None:
     assert re.fullmatch(
         r"  float32: \w+ '.+' \(among the most sensitive: alone it moves the answers by \S+\)", lines[4]
     )
-    assert re.match(r"on 3 images: agreement \d+\.\d% ± \d+\.\d%, KL \d\.\d{4}, answers off by at most", lines[5])
+    assert re.match(
+        r"on 3 images: agreement \d+\.\d% \[\d+\.\d, \d+\.\d\], KL \d\.\d{4}, error \d+\.\d%, answers off by at most",
+        lines[5],
+    )
     assert lines[6].startswith("checks passed: loading, structure, signature, answers; ")
     assert lines[7:] == ["converted -> vit.int8.onnx"]
     assert "vit.int8.onnx" in listing(folder)

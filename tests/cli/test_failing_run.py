@@ -11,6 +11,7 @@ from graphs import feeds_of
 from onnx import TensorProto, helper, numpy_helper
 from samples import OPERATOR, fixture_path, listing
 
+from corp_onnx.calibrate.data import FEW_HELD_OUT, HELD_OUT_FRACTION
 from corp_onnx.cli import main
 from corp_onnx.graph import load_model
 from corp_onnx.images import open_images, split_holdout
@@ -60,7 +61,7 @@ def write_images(path: Path, loud: int | None = None) -> Path:
     return path
 
 
-def held_back(path: Path, fraction: float) -> tuple[int, ...]:
+def held_back(path: Path, fraction: float = HELD_OUT_FRACTION) -> tuple[int, ...]:
     """Rows of an array that a run of seed 0 holds back."""
     _, held_out = split_holdout(open_images(path), fraction)
     stored = np.load(path)
@@ -88,20 +89,20 @@ PRUNE = ["prune", "fragile.onnx", "--calib", "images.npy", "-o", "small.onnx"]
 
 @pytest.mark.parametrize("method", [["--preset", "paper"], ["--macs", "0.6"]])
 def test_calibration_image(method: list[str], capfd: Run, folder: Path) -> None:
-    first, *_ = set(range(N_IMAGES)) - set(held_back(write_images(folder / "images.npy"), 0.125))
+    first, *_ = set(range(N_IMAGES)) - set(held_back(write_images(folder / "images.npy")))
     write_images(folder / "images.npy", first)
     refuse([*PRUNE, *method], capfd, folder)
 
 
 def test_held_back_image_that_judges(capfd: Run, folder: Path) -> None:
-    rows = held_back(write_images(folder / "images.npy"), 0.25)
+    rows = held_back(write_images(folder / "images.npy"), FEW_HELD_OUT)
     write_images(folder / "images.npy", rows[-1])
     refuse([*PRUNE, "--min-agreement", "0.9"], capfd, folder)
 
 
 def test_held_back_image_that_is_measured_on(capfd: Run, folder: Path) -> None:
     """Behind the batch that the checks run on."""
-    rows = held_back(write_images(folder / "images.npy"), 0.125)
+    rows = held_back(write_images(folder / "images.npy"))
     write_images(folder / "images.npy", rows[-1])
     refuse([*PRUNE, "--preset", "paper", "--batch", "1"], capfd, folder)
 
@@ -126,7 +127,7 @@ def test_evaluate(capfd: Run, folder: Path) -> None:
 
 @pytest.mark.parametrize("keep", [[], ["--keep-float", "1"]])
 def test_convert(keep: list[str], capfd: Run, folder: Path) -> None:
-    first, *_ = set(range(N_IMAGES)) - set(held_back(write_images(folder / "images.npy"), 0.25))
+    first, *_ = set(range(N_IMAGES)) - set(held_back(write_images(folder / "images.npy"), FEW_HELD_OUT))
     write_images(folder / "images.npy", first)
     convert = ["convert", "fragile.onnx", "--int8", "static", "--calib", "images.npy", "-o", "int8.onnx"]
     refuse([*convert, *keep], capfd, folder)

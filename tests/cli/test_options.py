@@ -20,6 +20,7 @@ from graphs import probed
 from samples import OPERATOR, fixture_path, write_photos
 
 from corp_onnx.calibrate.collect import collect_moments
+from corp_onnx.calibrate.data import HELD_OUT_FRACTION
 from corp_onnx.cli import main
 from corp_onnx.cli import prune as prune_module
 from corp_onnx.cli.main import cli
@@ -280,7 +281,8 @@ class TestSettings:
             ("--min-agreement 0.9", Budget("agreement", 0.9)),
             ("--macs 0.6", Budget("macs", 0.6)),
             ("--params 0.6 --allocate uniform", Budget("params", 0.6, "uniform")),
-            ("--allocate uniform", Budget("agreement", 0.95, "uniform")),
+            ("--allocate uniform", Budget("promise", 0.9, "uniform")),
+            ("--min-similarity 0.9", Budget("similarity", 0.9)),
             ("--mlp 0.3", Fractions(0.3, 0.0)),
             ("--attn 0.3", Fractions(0.0, 0.3)),
             ("--mlp 0.3 --attn 0.2", Fractions(0.3, 0.2)),
@@ -342,7 +344,7 @@ class TestRuns:
         assert main(["prune", "vit.onnx", "--calib", "photos", *arguments]) == 0
         assert json.loads(capfd.readouterr().out)["settings"]["method"]["rank"] == "weighted"
         graph, blocks = probed(OPERATOR)
-        calibration, _ = split_holdout(open_images(folder / "photos", Recipe(size=(8, 8))), 0.125, 0)
+        calibration, _ = split_holdout(open_images(folder / "photos", Recipe(size=(8, 8))), HELD_OUT_FRACTION, 0)
         units = list_units(blocks, ("mlp",))
         moments: Any = collect_moments(graph, units, calibration)
         stored = [onnx.numpy_helper.to_array(t) for t in onnx.load(folder / "small.onnx").graph.initializer]

@@ -12,6 +12,7 @@ import pytest
 from samples import COMPUTED_SCALE, FIXED, FIXTURES, OPERATOR, TEXT, fixture_path, weights_of, write_photos
 
 from corp_onnx.blocks import find_blocks
+from corp_onnx.calibrate.data import HELD_OUT_FRACTION
 from corp_onnx.errors import ModelError, OptionError
 from corp_onnx.gradients import EntropyGradient, collect_taylor, find_logits, find_stretch
 from corp_onnx.gradients.operators import RULES, WITHOUT_GRADIENT, apply_operator
@@ -157,7 +158,7 @@ def test_the_channels_of_least_importance_go(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     photos = write_photos(tmp_path / "photos", 6)
     graph, _ = read(fixture_path(OPERATOR))
-    calibration, _ = split_holdout(open_images(photos, Recipe(size=(8, 8))), 0.125, 0)
+    calibration, _ = split_holdout(open_images(photos, Recipe(size=(8, 8))), HELD_OUT_FRACTION, 0)
     importances = collect_taylor(graph, list_units(find_blocks(graph), ("mlp",)), calibration)
     for name, method in (("paper", PAPER), ("best", replace(BEST, refit=False))):
         output = tmp_path / f"{name}.onnx"
