@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from corp_onnx.images.arrays import ArraySet
 from corp_onnx.images.batch import Batch, Skipped
 from corp_onnx.images.recipe import METADATA_KEY, Recipe, find_recipe
 from corp_onnx.metrics import Tally, binomial_error
+from corp_onnx.progress import Phase, Progress, follow
 from corp_onnx.run.feeds import fixed_batch
 from corp_onnx.run.runner import Runner, open_runner
 
@@ -96,7 +97,7 @@ def evaluate_models(
     batch_size: int = 32,
     provider: str = "cpu",
     threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Accuracy of every model, and its distance from the reference, on the same images.
 
@@ -109,7 +110,7 @@ def evaluate_models(
         batch_size: images at a time; changes nothing but speed and memory.
         provider: as in `open_session`.
         threads: as in `open_session`.
-        progress: called with (images done, images in all) after each batch.
+        progress: told how far the run is.
 
     Raises:
         OptionError: no model, or a number out of range.
@@ -121,17 +122,19 @@ def evaluate_models(
         raise OptionError("nothing to evaluate: give at least one model.")
     paths = [Path(model) for model in models]
     first = [] if reference is None else [Path(reference)]
+    run = follow(progress)
+    run.plan([Phase("evaluate", images.n_images * len(dict.fromkeys(first + paths)))])
     runners = [open_runner(path, provider=provider, threads=threads) for path in dict.fromkeys(first + paths)]
     recipes = [None] * len(runners) if isinstance(images, ArraySet) else _choose_recipes(runners, recipe)
     step = max(fixed_batch(runner.inputs) or 1 for runner in runners)
     batch_size = math.ceil(batch_size / step) * step  # a fixed batch is filled up only once, at the end
     tallies = [Tally() for _ in runners]
     n_done, note = 0, ""
-    for batches in _stream(images, batch_size, recipes):
-        note = _add_batches(runners, tallies, batches, images, bool(first)) or note
-        n_done += len(batches[0])
-        if progress is not None:
-            progress(n_done, images.n_images)
+    with run.enter("evaluate", images.n_images) as count:
+        for batches in _stream(images, batch_size, recipes):
+            note = _add_batches(runners, tallies, batches, images, bool(first)) or note
+            n_done += len(batches[0])
+            count(len(batches[0]))
     scores = {r.path: _score(r, t, c) for r, t, c in zip(runners, tallies, recipes, strict=True)}
     return Evaluation(
         scores=tuple(scores[path] for path in paths),

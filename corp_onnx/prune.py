@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from corp_onnx.calibrate.data import describe_data, open_calibration, warn_of_da
 from corp_onnx.checks.measure import check_expected, measure_model, measure_units
 from corp_onnx.checks.preflight import choose_units, protect_model, require_finite_weights, wanted_kinds, watch_source
 from corp_onnx.checks.verify import check_file, check_rewrite, require_passed
+from corp_onnx.checks.workload import plan_phases
 from corp_onnx.gradients import collect_taylor
 from corp_onnx.graph import Graph, Model, load_model
 from corp_onnx.graph.model import require_file
@@ -30,6 +31,7 @@ from corp_onnx.graph.write import outdated_data
 from corp_onnx.images import Images, ImageSet
 from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.inspect import describe_model, describe_skips
+from corp_onnx.progress import Progress, Run, follow
 from corp_onnx.results import (
     CheckResult,
     MergeResult,
@@ -53,9 +55,6 @@ from corp_onnx.units import Unit, UnitPlan, list_units
 
 PRUNE_KEY = "corp_onnx.prune"
 """Where the pruned file keeps the settings and the hash of the dense one."""
-
-Progress = Callable[[str, int, int], None]
-"""(stage, images done, images in all); called from the thread that prunes."""
 
 
 def default_output(model: Path) -> Path:
@@ -86,7 +85,7 @@ def prune_model(
         output: default `<stem>.pruned.onnx` beside the model.
         report: default `<output stem>.report.json` beside the output.
         force: replace files that exist.
-        progress: called as images are done.
+        progress: told how far the run is.
 
     Returns:
         The report, as it was written.
@@ -103,8 +102,8 @@ def prune_model(
     refuse_folder(output)
     report = Path(report) if report is not None else default_report(output)
     destinations = {"-o": output, "--report": report}
-    clock = StageClock()
-    with clock.stage("load"):
+    clock, run = StageClock(), follow(progress)
+    with clock.stage("load"), run.enter("load"):
         resolve_provider(settings.provider)
         loaded = load_model(model)
         unchanged = watch_source(loaded)
@@ -118,12 +117,12 @@ def prune_model(
         trim, trim_note = plan_trim(graph, blocks) if method.trim else (None, "")
         sites = find_merge_sites(graph, blocks) if method.merges else MergeSites()
         require_sites(sites, method.merge_blocks if method.merges else ())
-    with clock.stage("open images"):
+    with clock.stage("open images"), run.enter("open images"):
         calibration, held_out = open_calibration(graph.model, Path(calib), settings)
     running = {"batch_size": settings.batch_size, "provider": settings.provider}
     places = staged_files(destinations, force=force, outdated=outdated_data(output), before=unchanged)
     with places as (path, report_path):
-        problem = _pose_problem(graph, blocks, units, trim, sites, calibration, held_out, settings, progress, clock)
+        problem = _pose_problem(graph, blocks, units, trim, sites, calibration, held_out, settings, run, clock)
         with clock.stage("solve"):
             solution = follow_method(problem)
         with clock.stage("rewrite"):
@@ -131,18 +130,16 @@ def prune_model(
             rewrite = plan_rewrite(solution.changes, trim, origin, solution.merges)
             models = rewrite.write(graph, path)
             pruned = models[-1]
-        with clock.stage("verify"):
+        with clock.stage("verify"), run.enter("verify"):
             checks = check_file(graph.model, pruned, path)
             _require_passed(checks, output)
             checks += check_rewrite(graph, rewrite, models, _first_feeds(graph, held_out, settings), settings.provider)
             _require_passed(checks, output)
-        with clock.stage("measure"):
-            counting = _counting(progress, "measure units", held_out.n_images)
-            errors = measure_units(graph, solution.plans, held_out, **running, progress=counting)
-            counting = _counting(progress, "measure model", held_out.n_images)
+        with clock.stage("measure"), run.enter("measure", 2 * held_out.n_images) as count:
+            errors = measure_units(graph, solution.plans, held_out, **running, progress=count)
             left_out = find_left_out(models[-2]) if trim else None
             measured = measure_model(
-                graph, blocks, pruned, held_out, trim=left_out, n_special=sites.n_special, **running, progress=counting
+                graph, blocks, pruned, held_out, trim=left_out, n_special=sites.n_special, **running, progress=count
             )
             surprise = check_expected(measured, solution.expected_loss)
             checks += [surprise] if surprise else []
@@ -173,27 +170,26 @@ def prune_model(
 
 def _pose_problem(
     graph: Graph, blocks: Blocks, units: tuple[Unit, ...], trim: TrimPlan | None, sites: MergeSites,
-    calibration: Images, held_out: Images, settings: PruneSettings, progress: Progress | None, clock: StageClock,
+    calibration: Images, held_out: Images, settings: PruneSettings, run: Run, clock: StageClock,
 ) -> Problem:  # fmt: skip
     """Calibrate, and what the search will look at."""
     running = {"batch_size": settings.batch_size, "provider": settings.provider}
+    run.plan(plan_phases(graph, blocks, units, sites, settings.method, calibration.n_images, held_out.n_images))
     importances: dict[str, np.ndarray] = {}
     if settings.method.rank == "taylor":
-        with clock.stage("rank"):
-            counting = _counting(progress, "rank", calibration.n_images)
-            importances = collect_taylor(graph, units, calibration, **running, progress=counting)
-    with clock.stage("calibrate"):
-        counting = _counting(progress, "calibrate", calibration.n_images)
-        moments = collect_moments(graph, units, calibration, **running, progress=counting)
+        with clock.stage("rank"), run.enter("rank", calibration.n_images) as count:
+            importances = collect_taylor(graph, units, calibration, **running, progress=count)
+    with clock.stage("calibrate"), run.enter("calibrate", calibration.n_images) as count:
+        moments = collect_moments(graph, units, calibration, **running, progress=count)
     metrics: dict[int, TokenMetric] = {}
     if sites.sites:
-        with clock.stage("compare tokens"):
-            counting = _counting(progress, "compare tokens", min(METRIC_IMAGES, calibration.n_images))
+        n_images = min(METRIC_IMAGES, calibration.n_images)
+        with clock.stage("compare tokens"), run.enter("compare tokens", n_images) as count:
             kind = settings.method.merge_metric
-            metrics = learn_metrics(graph, blocks, sites, calibration, kind, **running, progress=counting)
+            metrics = learn_metrics(graph, blocks, sites, calibration, kind, **running, progress=count)
     return Problem(
         graph, blocks, units, settings.method, moments, calibration, held_out, **running, seed=settings.seed,
-        progress=progress, importances=importances, trim=trim, sites=sites, metrics=metrics,
+        run=run, importances=importances, trim=trim, sites=sites, metrics=metrics,
     )  # fmt: skip
 
 
@@ -229,19 +225,6 @@ def _note_merges(sites: MergeSites) -> list[str]:
         f"tokens do not merge in block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}: {reason}."
         for reason, blocks in reasons.items()
     ]
-
-
-def _counting(progress: Progress | None, stage: str, total: int) -> Callable[[int], None] | None:
-    if progress is None:
-        return None
-    done = 0
-
-    def count(n_images: int) -> None:
-        nonlocal done
-        done += n_images
-        progress(stage, done, total)
-
-    return count
 
 
 def _metadata(model: Model, images: Images, settings: PruneSettings) -> dict[str, str]:

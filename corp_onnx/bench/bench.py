@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from corp_onnx.bench.subjects import read_subject
 from corp_onnx.bench.timing import Latency, Ratio, Schedule, paired_ratio, summarise, time_turns
 from corp_onnx.errors import InputError, ModelError, OptionError
 from corp_onnx.images.batch import check_batch_size
+from corp_onnx.progress import Phase, Progress, follow
 from corp_onnx.results import Environment, describe_environment
 from corp_onnx.run.runtime import PROVIDERS, import_runtime, resolve_provider
 
@@ -32,8 +34,6 @@ DEFAULT_PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino")
 
 MAX_THREADS = 1024
 """ONNX Runtime starts as many as it is told, and a slip of the finger takes the memory of the machine."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def bench_models(
         threads: inside an operator, on the CPU; None lets ONNX Runtime take every core.
         schedule: rounds or seconds, for each provider and batch size.
         clock: monotonic seconds.
-        progress: called with (`bench`, provider and batch; rounds done; rounds in all).
+        progress: told how far the run is; a phase is a provider and a batch size.
 
     Raises:
         OptionError: a batch size, provider or number out of range, or no model.
@@ -134,6 +134,9 @@ def bench_models(
     _require_same_inputs(facts)
     chosen, notes = _choose_batches(facts, batches)
     notes += [f"{m.path} is bfloat16 and runs as its float32 twin." for m in facts if m.precision == "bfloat16"]
+    run = follow(progress)
+    engines = (ENGINE,) if any(model.is_engine for model in facts) else ()
+    run.plan(_plan_phases((*wanted, *engines), chosen, schedule))
     rows: list[BenchRow] = []
     failed: list[InputError] = []
     for provider in (*wanted, ENGINE):
@@ -141,10 +144,10 @@ def bench_models(
         try:
             opened = [subject.open(provider, threads) for subject in group]
             for batch in chosen if opened else ():
-                say = _name_progress(progress, f"bench {provider}, batch {batch}")
-                measure = partial(time_turns, schedule=schedule, clock=clock, progress=say)
-                bound = [one.bind(batch) for one in opened]
-                rows += _compare([s.facts for s in group], bound, provider, batch, measure)
+                with run.enter(_name_phase(provider, batch), things="rounds") as step:
+                    measure = partial(time_turns, schedule=schedule, clock=clock, progress=step.at)
+                    bound = [one.bind(batch) for one in opened]
+                    rows += _compare([s.facts for s in group], bound, provider, batch, measure)
         except InputError as error:
             if providers is not None:
                 raise
@@ -210,8 +213,16 @@ def _choose_batches(facts: Sequence[BenchModel], asked: Sequence[int]) -> tuple[
     return (size,), [] if tuple(asked) == (size,) else [note]
 
 
-def _name_progress(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, total: progress(name, done, total)
+def _name_phase(provider: str, batch: int) -> str:
+    return f"{provider}, batch {batch}"
+
+
+def _plan_phases(providers: Sequence[str], batches: Sequence[int], schedule: Schedule) -> list[Phase]:
+    """Every provider at every batch size: as long as the other, or as many images more as its batch is larger."""
+    pairs = product(providers, batches)
+    return [
+        Phase(_name_phase(p, b), schedule.repeats * b if schedule.repeats else schedule.seconds, p) for p, b in pairs
+    ]
 
 
 def _compare(

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from corp_onnx.blocks import Blocks
-from corp_onnx.calibrate.collect import Progress, tap_units
+from corp_onnx.calibrate.collect import tap_units
 from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
 from corp_onnx.metrics import Tally
+from corp_onnx.progress import Count
 from corp_onnx.results import CheckResult, HeldOut
 from corp_onnx.run.sessions import open_tapped
 from corp_onnx.tokens.liveness import TokenTrim
@@ -71,7 +72,7 @@ def measure_units(
     *,
     batch_size: int = 8,
     provider: str = "cpu",
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> dict[UnitKey, tuple[float, float]]:
     """(relative error, the same without compensation) of every unit that was planned (see `results.UnitResult`)."""
     units = [plan.unit for plan in plans]
@@ -96,7 +97,7 @@ def measure_model(
     n_special: int = 0,
     batch_size: int = 8,
     provider: str = "cpu",
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> HeldOut:
     """Agreement, KL and logit error of the pruned file, and how the error of the residual stream grows with depth.
 

@@ -65,9 +65,9 @@ def bench(
     if repeats is not None and seconds is not None:
         raise OptionError("--repeats and --seconds both say how long to measure; give one of them.")
     schedule = Schedule(repeats, Schedule().seconds if seconds is None else seconds, warmup, seed)
-    with show_progress() as progress:
+    with show_progress() as run:
         result = bench_models(
-            models, batches=batches, providers=providers, threads=threads, schedule=schedule, progress=progress
+            models, batches=batches, providers=providers, threads=threads, schedule=schedule, progress=run
         )
     if as_json:
         click.echo(to_json(result))

@@ -84,10 +84,8 @@ def convert(  # one parameter an option
         seed=seed,
         preprocessing=preprocessing,
     )
-    with show_progress() as progress:
-        result = convert_model(
-            model, output, settings=settings, calib=calib, images=images, force=force, progress=progress
-        )
+    with show_progress() as run:
+        result = convert_model(model, output, settings=settings, calib=calib, images=images, force=force, progress=run)
     warn(result.warnings)
     click.echo(to_json(result) if as_json else describe_conversion(result))
 

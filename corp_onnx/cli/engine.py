@@ -71,10 +71,7 @@ def engine(
     settings = EngineSettings(minimum, optimum, maximum, fp16, int8, workspace, timing_cache)
     if tool is not False:
         click.echo("trtexec builds and measures, which takes minutes ...", err=True)
-    with show_progress() as progress:
-        result = build_engine(
-            model, output, settings=settings, trtexec=tool, force=force,
-            progress=lambda phase, done, total: progress(f"engine: {phase}", done, total),
-        )  # fmt: skip
+    with show_progress() as run:
+        result = build_engine(model, output, settings=settings, trtexec=tool, force=force, progress=run)
     warn(result.warnings)
     click.echo(to_json(result) if as_json else describe_engine(result))

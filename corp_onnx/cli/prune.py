@@ -101,8 +101,8 @@ def prune(
             f"(--min-agreement {DEFAULT_AGREEMENT}); --macs F sets the cost instead.",
             err=True,
         )
-    with show_progress() as progress:
-        result = prune_model(model, calib, output, settings=settings, report=report, force=force, progress=progress)
+    with show_progress() as watched:
+        result = prune_model(model, calib, output, settings=settings, report=report, force=force, progress=watched)
     warn(result.warnings)
     if as_json:
         click.echo(to_json(result))

@@ -40,7 +40,8 @@ def search_agreement(search: Search, wanted: float) -> Solution:
     curve = {high: 1.0}
     for _ in range(N_SEARCH):
         middle = (low + high) / 2
-        curve[middle] = search.agreement(search.one_shot("macs", middle))
+        with search.problem.run.enter("search"):
+            curve[middle] = search.agreement(search.one_shot("macs", middle))
         low, high = (low, middle) if curve[middle] >= wanted else (middle, high)
     if not search.refits:
         if high == 1.0:
@@ -57,8 +58,9 @@ def _search_refitted(search: Search, wanted: float, curve: dict[float, float], s
     best: tuple[Solution, float] | None = None
     trial = min(start, above - FIRST_STEP)
     for _ in range(N_REFIT_SEARCH):
-        solution = search.refitted("macs", trial)
-        found = search.agreement(solution)
+        with search.problem.run.enter("refit"):
+            solution = search.refitted("macs", trial)
+            found = search.agreement(solution)
         if found >= wanted:
             best, above = (solution, found), trial
         else:

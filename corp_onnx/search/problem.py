@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +12,7 @@ from corp_onnx.graph import Graph
 from corp_onnx.graph.cost import Cost
 from corp_onnx.images import Images
 from corp_onnx.moments import Moments
+from corp_onnx.progress import Count, Run
 from corp_onnx.rewrite import Rewrite, plan_rewrite
 from corp_onnx.settings import Method
 from corp_onnx.tokens.sites import MergePlan, MergeSites, MergeStep, TokenMetric
@@ -28,9 +29,6 @@ from corp_onnx.units import (
     list_units,
 )
 
-Progress = Callable[[str, int, int], None]
-"""(stage, done, in all)."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Problem:
@@ -39,6 +37,7 @@ class Problem:
     Attributes:
         units: those that may become narrower.
         moments: of each, by its key as text.
+        run: where its stages tell how far they are.
         importances: of every MLP's channels, by the same; for the rank `taylor` only.
         trim: the tokens that the pruned model will not compute.
         sites: where tokens can merge; nowhere, where they are not to.
@@ -56,7 +55,7 @@ class Problem:
     batch_size: int = 8
     provider: str = "cpu"
     seed: int = 0
-    progress: Progress | None = None
+    run: Run = field(default_factory=Run)
     importances: Mapping[str, np.ndarray] = field(default_factory=dict)
     trim: TrimPlan | None = None
     sites: MergeSites = field(default_factory=MergeSites)
@@ -86,7 +85,8 @@ class Problem:
     def trace(self) -> tuple[Choice, ...]:
         """Every width of every unit; the OBS order costs n^3 for an MLP, the rest is small."""
         evidence = Evidence(self.graph, self.moments, self.importances)
-        return tuple(unit.trace(evidence, self.method) for unit in self.units)
+        with self.run.enter("trace", len(self.units), "units") as count:
+            return tuple(_counted(unit.trace(evidence, self.method), count) for unit in self.units)
 
     def rewrite(self, changes: Changes, merges: Sequence[MergeStep] = ()) -> Rewrite:
         """The passes from the dense model to one with these changes, without what is exact anyway."""
@@ -119,3 +119,8 @@ def solve_widths(choices: tuple[Choice, ...], widths: Mapping[UnitKey, int]) -> 
         if widths[choice.key] < choice.width and not (before is not None and before.removes):
             plans.append(choice.solve(widths[choice.key], before))
     return tuple(plans)
+
+
+def _counted(choice: Choice, count: Count) -> Choice:
+    count(1)
+    return choice

@@ -97,11 +97,11 @@ def _trace_sites(
     n_tokens, sites = problem.sites.n_tokens, problem.sites.sites
     numbers = sorted({min(most, max(1, round(n_tokens * share))) for share in PROBE_SHARES})
     losses = np.zeros((len(wanted), len(numbers)))
-    for i, j in np.ndindex(losses.shape):
-        site = sites[wanted[i]]
-        step = MergeStep(site, numbers[j], problem.metrics[site.block])
-        losses[i, j] = evaluator.evaluate(merge_tokens(problem.graph, (step,))).loss
-        if problem.progress:
-            problem.progress("probe tokens", i * len(numbers) + j + 1, losses.size)
+    with problem.run.enter("probe tokens", losses.size, "merges") as count:
+        for i, j in np.ndindex(losses.shape):
+            site = sites[wanted[i]]
+            step = MergeStep(site, numbers[j], problem.metrics[site.block])
+            losses[i, j] = evaluator.evaluate(merge_tokens(problem.graph, (step,))).loss
+            count()
     curves = [trace_loss(n_tokens, numbers, of_site) for of_site in smooth_losses(losses).tolist()]
     return dict(zip(wanted, curves, strict=True))

@@ -18,7 +18,7 @@ import io
 import json
 import shutil
 import warnings as python_warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +33,7 @@ from corp_onnx.graph.model import MAX_PROTO_BYTES, Model, file_size, load_model
 from corp_onnx.graph.write import outdated_data, write_model
 from corp_onnx.images.labels import LABELS_KEY
 from corp_onnx.images.recipe import METADATA_KEY
+from corp_onnx.progress import Phase, Progress, follow
 from corp_onnx.results import CheckResult, Environment, StageClock, StageTime, describe_environment
 from corp_onnx.run.comparison import relative_difference
 from corp_onnx.run.runtime import import_runtime
@@ -48,6 +49,11 @@ OPSETS = {"dynamo": (18, 23), "torchscript": (13, 20)}
 
 TRACE_BATCH = 2
 """torch.export takes a dimension of 1 for a constant."""
+
+PHASES = (
+    Phase("build the model", 10), Phase("trace it with PyTorch", 40), Phase("write", 5), Phase("check against PyTorch", 10)
+)  # fmt: skip
+"""And about how long each takes beside the others."""
 
 PARITY_BATCHES = (1, 3)
 """Others than the traced one, so that a frozen batch shows itself."""
@@ -116,7 +122,7 @@ def export_model(
     *,
     settings: ExportSettings | None = None,
     force: bool = False,
-    say: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> ExportResult:
     """Export a timm model to ONNX and check it against PyTorch.
 
@@ -124,7 +130,7 @@ def export_model(
         name: as timm lists it, with or without the tag of its weights; or timm's address hf-hub:... or local-dir:...
         output: default `<name>.onnx` in the working folder; weights beyond 2 GB lie in `<output>.data` beside it.
         force: replace files that exist.
-        say: called with each stage as it begins.
+        progress: told how far the run is.
 
     Raises:
         MissingExtraError: PyTorch, timm, onnxscript or ONNX Runtime is not installed.
@@ -138,18 +144,19 @@ def export_model(
         _require("onnxscript")
     import_runtime()
     check_name(timm, name)
-    clock = StageClock()
+    clock, run = StageClock(), follow(progress)
+    run.plan(PHASES)
     with staged_files({"-o": output}, force=force, outdated=outdated_data(output)) as (path,):
-        with _stage(clock, "build", say):
+        with clock.stage("build"), run.enter("build the model"):
             model = build_model(torch, timm, name, checkpoint=settings.checkpoint, pretrained=settings.pretrained)
             n_parameters = sum(p.numel() for p in model.module.parameters())
-        with _stage(clock, "trace", say):
+        with clock.stage("trace"), run.enter("trace it with PyTorch"):
             probes = _answer(torch, model, settings.batch)
             raw = _trace(torch, model, path.parent / "traced" / path.name, name, settings)
         model = replace(model, module=None)  # its weights are on disk now, and ONNX Runtime wants the memory
-        with _stage(clock, "write", say):
+        with clock.stage("write"), run.enter("write"):
             _write(raw, path, _metadata(model), settings.opset)
-        with _stage(clock, "check", say):
+        with clock.stage("check"), run.enter("check against PyTorch"):
             checks = (check_structure(path), _check_parity(path, probes))
             _require_passed(checks, output)
         return _report(name, model, n_parameters, load_model(path), output, settings, checks, clock.stages)
@@ -177,14 +184,6 @@ def _report(
         stages=tuple(stages),
         environment=_environment(),
     )
-
-
-@contextlib.contextmanager
-def _stage(clock: StageClock, name: str, say: Callable[[str], None] | None) -> Iterator[None]:
-    if say is not None:
-        say(name)
-    with clock.stage(name):
-        yield
 
 
 def _require(package: str) -> Any:
