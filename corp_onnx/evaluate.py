@@ -11,26 +11,24 @@ relative error and leave the rest.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
 from corp_onnx.errors import ImageError, ModelError, OptionError
-from corp_onnx.images import Images
+from corp_onnx.images import Images, open_images
 from corp_onnx.images.arrays import ArraySet
 from corp_onnx.images.batch import Batch, Skipped
 from corp_onnx.images.recipe import METADATA_KEY, Recipe, find_recipe
 from corp_onnx.metrics import Tally, binomial_error
 from corp_onnx.progress import Phase, Progress, follow
+from corp_onnx.results import Result, Rows
 from corp_onnx.run.feeds import fixed_batch
 from corp_onnx.run.runner import Runner, open_runner
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +58,17 @@ class Score:
     kl: float | None = None
     logit_error: float | None = None
 
+    @property
+    def figures(self) -> list[str]:
+        """Those that are defined, with their names."""
+        shares = (("top-1", self.top1), ("top-5", self.top5), ("agreement", self.agreement))
+        found = [f"{name} {value:.1%}" for name, value in shares if value is not None]
+        found += [] if self.kl is None else [f"KL {self.kl:.4f}"]
+        return found + ([] if self.logit_error is None else [f"output off by {self.logit_error:.1%}"])
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Evaluation(Result):
     """All models on the same images.
 
     Attributes:
@@ -83,14 +89,21 @@ class Evaluation:
     provider: str
     note: str = ""
 
-    def to_json(self) -> str:
-        """The evaluation as JSON, schema 1; keys are the attributes."""
-        return json.dumps({"schema": SCHEMA} | asdict(self))
+    @property
+    def summary(self) -> str:
+        """The models and their first figure."""
+        each = ", ".join(" ".join([score.model, *score.figures[:1]]) for score in self.scores)
+        return f"{each}; {self.n_images} images"
+
+    @property
+    def table(self) -> Rows:
+        """One row a model."""
+        return [("model", "figures"), *((score.model, ", ".join(score.figures) or "-") for score in self.scores)]
 
 
 def evaluate_models(
     models: Sequence[Path | str],
-    images: Images,
+    images: Images | Path | str,
     *,
     reference: Path | str | None = None,
     recipe: Recipe | None = None,
@@ -103,7 +116,8 @@ def evaluate_models(
 
     Args:
         models: ONNX files; they may be quantised or of fixed batch.
-        images: what `open_images` gave; its labels are used where it has them. Its own recipe is not.
+        images: what `open_images` gave; its labels are used where it has them. Its own recipe is not. Or the path of
+            a folder, whose class folders are the labels, or of arrays.
         reference: the model that the others are compared with; it may be one of `models`.
         recipe: preprocessing for every model. None: the one in a model's metadata, else the one that all other models
             of the same input size carry, else timm's for the input size.
@@ -120,6 +134,8 @@ def evaluate_models(
     """
     if not models:
         raise OptionError("nothing to evaluate: give at least one model.")
+    if isinstance(images, (str, Path)):
+        images = open_images(images, labels="folders")
     paths = [Path(model) for model in models]
     first = [] if reference is None else [Path(reference)]
     run = follow(progress)

@@ -100,6 +100,7 @@ class Step:
     is_muted: bool = False
 
     def __call__(self, n: int = 1) -> None:
+        """So many more are done."""
         self.at(self.done + n, self.total)
 
     def at(self, done: int, total: int) -> None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from corp_onnx.graph.write import outdated_data
 from corp_onnx.images import Images, ImageSet
 from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.inspect import describe_model, describe_skips
+from corp_onnx.options import choose_settings
 from corp_onnx.progress import Progress, Run, follow
 from corp_onnx.results import (
     CheckResult,
@@ -45,6 +47,7 @@ from corp_onnx.rewrite import plan_rewrite
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session, resolve_provider
 from corp_onnx.search.problem import Problem
+from corp_onnx.search.reach import require_reachable
 from corp_onnx.search.strategy import follow_method
 from corp_onnx.settings import PruneSettings
 from corp_onnx.staging import check_destination, refuse_folder, staged_files, write_text
@@ -76,6 +79,7 @@ def prune_model(
     report: Path | str | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    **options: Any,
 ) -> PruneResult:
     """Prune an ONNX Vision Transformer and write the smaller file and its report.
 
@@ -85,6 +89,9 @@ def prune_model(
         output: default `<stem>.pruned.onnx` beside the model.
         report: default `<output stem>.report.json` beside the output.
         force: replace files that exist.
+        settings: everything that can be chosen as one value, or
+        options: some of it by name, as on the command line: `macs=0.6`, `params`, `min_agreement`, `mlp` and `attn`,
+            `preset`, every field of `Method`, `PruneSettings` and `Preprocessing` (options.py).
         progress: told how far the run is.
 
     Returns:
@@ -94,7 +101,7 @@ def prune_model(
         InputError: the model, the images, an option or the destination can not be used.
         CheckFailedError: a tensor holds NaN, or the pruned model failed a check; nothing was written.
     """
-    settings = settings or PruneSettings()
+    settings = choose_settings(settings, **options)
     method = settings.method
     model = Path(model)
     require_file(model)
@@ -117,6 +124,7 @@ def prune_model(
         trim, trim_note = plan_trim(graph, blocks) if method.trim else (None, "")
         sites = find_merge_sites(graph, blocks) if method.merges else MergeSites()
         require_sites(sites, method.merge_blocks if method.merges else ())
+        require_reachable(graph, blocks, units, method, trim, sites)
     with clock.stage("open images"), run.enter("open images"):
         calibration, held_out = open_calibration(graph.model, Path(calib), settings)
     running = {"batch_size": settings.batch_size, "provider": settings.provider}

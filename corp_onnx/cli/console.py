@@ -45,7 +45,7 @@ class _Left(ProgressColumn):
         super().__init__(Column(no_wrap=True, justify="right"))
         self.run = run
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: Task) -> Text:  # noqa: ARG002 (rich's signature)
         moment = self.run.moment
         return Text("" if moment is None or moment.left is None else f"{spell_seconds(moment.left)} left")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from corp_onnx.cli.console import show_progress, warn
-from corp_onnx.results import to_json
 from corp_onnx.zoo.export import ExportResult, ExportSettings, export_model
 
 
@@ -58,7 +57,7 @@ def export(
     with show_progress() as run:
         result = export_model(name, output, settings=settings, force=force, progress=run)
     warn(result.warnings)
-    click.echo(to_json(result) if as_json else _describe(result))
+    click.echo(result.to_json() if as_json else _describe(result))
 
 
 def _describe(result: ExportResult) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,6 +33,7 @@ from corp_onnx.precision.conversion import (
     FileFacts,
     KeptProduct,
     Target,
+    choose_conversion,
     default_output,
 )
 from corp_onnx.precision.fp16 import HalfModel, convert_to_fp16
@@ -94,15 +96,19 @@ def convert_model(
     model: Path | str,
     output: Path | str | None = None,
     *,
-    settings: ConvertSettings,
+    settings: ConvertSettings | None = None,
     calib: Path | str | None = None,
     images: Path | str | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    **options: Any,
 ) -> ConvertResult:
     """Convert a float32 or bfloat16 model to another precision.
 
     Args:
+        settings: everything that can be chosen as one value, or
+        options: some of it by name: `fp16=True`, `int8="dynamic"` or `int8="static"`, and the fields of
+            `ConvertSettings` and `Preprocessing`.
         output: default `default_output`; weights beyond 2 GB lie in `<output>.data` beside it.
         calib: unlabelled images, for a static model and for `keep_float`.
         images: compare the two models on these; None takes images held back from `calib`, or noise.
@@ -113,6 +119,7 @@ def convert_model(
         InputError: the model is not float32 or bfloat16, or an option, an image folder or the destination is of no use.
         CheckFailedError: a converter fails, or the new file is not valid or answers differently; nothing is written.
     """
+    settings = choose_conversion(settings, **options)
     model = Path(model)
     require_file(model)
     output = Path(output) if output is not None else default_output(model, settings.target)

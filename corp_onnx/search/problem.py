@@ -31,6 +31,34 @@ from corp_onnx.units import (
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Spending:
+    """What units cost at full width.
+
+    Attributes:
+        cost: of the whole model, without the tokens that will not be computed or have merged.
+    """
+
+    graph: Graph
+    blocks: Blocks
+    units: tuple[Unit, ...]
+    trim: TrimPlan | None
+    cost: Cost
+
+    @property
+    def macs(self) -> dict[UnitKey, int]:
+        """Of every unit in that model."""
+        at = self.trim or self
+        units = list_units(at.blocks, {unit.kind for unit in self.units}, skipped=True)
+        return {unit.key: unit.describe(at.graph, self.cost).macs for unit in units}
+
+    @property
+    def parameters(self) -> dict[UnitKey, int]:
+        """Of every unit, less what no width changes."""
+        spent = {unit: unit.describe(self.graph, self.cost).n_parameters for unit in self.units}
+        return {unit.key: n - unit.n_fixed_parameters for unit, n in spent.items()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Problem:
     """Everything that a strategy may look at.
 
@@ -70,17 +98,9 @@ class Problem:
         return self.graph.cost if self.trim is None else self.trim.cost
 
     @property
-    def macs(self) -> dict[UnitKey, int]:
-        """Of every unit at full width, in that model."""
-        at = self.trim or self
-        units = list_units(at.blocks, {unit.kind for unit in self.units}, skipped=True)
-        return {unit.key: unit.describe(at.graph, self.cost).macs for unit in units}
-
-    @property
-    def parameters(self) -> dict[UnitKey, int]:
-        """Of every unit at full width, less what no width changes."""
-        spent = {unit: unit.describe(self.graph, self.cost).n_parameters for unit in self.units}
-        return {unit.key: n - unit.n_fixed_parameters for unit, n in spent.items()}
+    def spending(self) -> Spending:
+        """What units cost in that model."""
+        return Spending(self.graph, self.blocks, self.units, self.trim, self.cost)
 
     def trace(self) -> tuple[Choice, ...]:
         """Every width of every unit; the OBS order costs n^3 for an MLP, the rest is small."""

@@ -91,7 +91,7 @@ class Search:
         Args:
             merge: the tokens that merge besides.
         """
-        allowance = allow_cost(replace(self.problem, merge=merge), self.choices, kind, value)
+        allowance = allow_cost(replace(self.problem, merge=merge).spending, self.choices, kind, value)
         if self.is_uniform:
             return uniform_widths(self.choices, allowance)
         sensitivities = self.sensitivities
@@ -152,7 +152,7 @@ class Search:
     def smallest_macs(self) -> float:
         """The MACs of the smallest model that the rule for widths can reach."""
         merge = self.merging.plan(self.merging.schedules[-1]) if self.merging else None
-        allowance = allow_cost(replace(self.problem, merge=merge), self.choices, "macs", 1.0)
+        allowance = allow_cost(replace(self.problem, merge=merge).spending, self.choices, "macs", 1.0)
         return allowance.cost(narrowest_widths(self.choices)) if self.is_uniform else allowance.smallest
 
     def one_shot(self, kind: CostKind, value: float) -> Solution:

@@ -65,7 +65,7 @@ def prepare_merging(problem: Problem, evaluator: Evaluator) -> MergeCandidates |
     streams = [site.stream for site in sites.sites]
     trim = problem.trim.trim if problem.trim else None
     costs = count_costs(at.graph, trace_tokens(at.graph, streams), problem.cost, streams, trim)
-    wanted = _wanted_places(sites, problem.method.merge_blocks, trim.axes if trim else ())
+    wanted = wanted_places(sites, problem.method.merge_blocks, trim.axes if trim else ())
     most = most_merged(costs.n_tokens, costs.n_special)
     if not wanted or most < 1:
         return None
@@ -76,7 +76,7 @@ def prepare_merging(problem: Problem, evaluator: Evaluator) -> MergeCandidates |
     return MergeCandidates(problem, costs, list_schedules(stages, costs.n_tokens, costs.n_special, MERGE_MACS))
 
 
-def _wanted_places(sites: MergeSites, blocks: Collection[int], unread: Collection[str]) -> list[int]:
+def wanted_places(sites: MergeSites, blocks: Collection[int], unread: Collection[str]) -> list[int]:
     """Places among the sites in which merging is wanted.
 
     Args:

@@ -16,14 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from corp_onnx.checks.preflight import protect_source
 from corp_onnx.errors import OutputError
 from corp_onnx.graph.model import require_file
+from corp_onnx.options import fill_settings
 from corp_onnx.progress import Progress, Run, follow
-from corp_onnx.results import Environment, describe_environment, to_json
+from corp_onnx.results import Environment, Result, Rows, describe_environment, to_json
 from corp_onnx.staging import check_destination, staged_files, write_text
 from corp_onnx.tensorrt.blueprint import EngineSettings, Shapes, Source, choose_flags, plan_shapes, read_source
 from corp_onnx.tensorrt.cuda import device_name
@@ -45,8 +47,8 @@ class EngineTensor:
     maximum: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class EngineResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class EngineResult(Result):
     """What `build_engine` returns and writes beside the engine.
 
     Attributes:
@@ -91,6 +93,18 @@ class EngineResult:
     seconds: float
     environment: Environment
 
+    @property
+    def summary(self) -> str:
+        """The engine, and what it runs on."""
+        return f"{self.path}: {self.n_bytes / 1e6:.1f} MB, {self.precision}, TensorRT {self.tensorrt} on {self.gpu}"
+
+    @property
+    def table(self) -> Rows:
+        """The engine and its inputs."""
+        shapes = [(f"input {t.name}", f"{t.dtype} {list(t.optimum or t.shape)}") for t in self.inputs]
+        facts = (("engine", self.path), ("from", self.source), ("precision", self.precision), ("GPU", self.gpu))
+        return [("", ""), *facts, ("TensorRT", self.tensorrt), *shapes]
+
 
 @dataclass(frozen=True, slots=True)
 class _Work:
@@ -122,6 +136,7 @@ def build_engine(
     trtexec: Path | bool = False,
     force: bool = False,
     progress: Progress | None = None,
+    **options: Any,
 ) -> EngineResult:
     """Build a TensorRT engine on this machine's GPU, and describe it beside.
 
@@ -130,6 +145,8 @@ def build_engine(
         output: default `<model>.plan` beside the model.
         trtexec: build with the command-line tool: its path, or True to look for it. False uses the Python API.
         force: replace files that exist; the timing cache is always updated.
+        settings: as one value, or
+        options: its fields by name.
         progress: told how far the run is: phases are those of TensorRT, which count steps; trtexec reports none.
 
     Raises:
@@ -139,7 +156,7 @@ def build_engine(
         OutputError: the destination can not be written.
         CheckFailedError: the engine could not be built; nothing was written.
     """
-    settings = settings or EngineSettings()
+    settings = fill_settings(EngineSettings, settings, options)
     model = Path(model)
     require_file(model)
     output = default_output(model) if output is None else Path(output)

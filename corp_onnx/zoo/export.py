@@ -33,8 +33,9 @@ from corp_onnx.graph.model import MAX_PROTO_BYTES, Model, file_size, load_model
 from corp_onnx.graph.write import outdated_data, write_model
 from corp_onnx.images.labels import LABELS_KEY
 from corp_onnx.images.recipe import METADATA_KEY
+from corp_onnx.options import fill_settings
 from corp_onnx.progress import Phase, Progress, follow
-from corp_onnx.results import CheckResult, Environment, StageClock, StageTime, describe_environment
+from corp_onnx.results import CheckResult, Environment, Result, Rows, StageClock, StageTime, describe_environment
 from corp_onnx.run.comparison import relative_difference
 from corp_onnx.run.runtime import import_runtime
 from corp_onnx.run.sessions import open_session
@@ -51,7 +52,8 @@ TRACE_BATCH = 2
 """torch.export takes a dimension of 1 for a constant."""
 
 PHASES = (
-    Phase("build the model", 10), Phase("trace it with PyTorch", 40), Phase("write", 5), Phase("check against PyTorch", 10)
+    Phase("build the model", 10), Phase("trace it with PyTorch", 40), Phase("write", 5),
+    Phase("check against PyTorch", 10),
 )  # fmt: skip
 """And about how long each takes beside the others."""
 
@@ -89,8 +91,8 @@ class ExportSettings:
             raise InputError(f"{self.checkpoint}: no such file. Give a checkpoint in .safetensors, .pth, .pt or .bin.")
 
 
-@dataclass(frozen=True, slots=True)
-class ExportResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class ExportResult(Result):
     """What `export` returns. `weights` says where they came from; `recipe` is None where none could be embedded."""
 
     path: str
@@ -110,6 +112,20 @@ class ExportResult:
     stages: tuple[StageTime, ...]
     environment: Environment
 
+    @property
+    def summary(self) -> str:
+        """The file, and what it is of."""
+        batch = "dynamic batch" if self.batch is None else f"batch {self.batch}"
+        return f"{self.path}: {self.model}, {self.n_parameters:,} parameters, opset {self.opset}, {batch}"
+
+    @property
+    def table(self) -> Rows:
+        """What it holds."""
+        return [
+            ("", ""), ("file", self.path), ("model", self.model), ("weights", self.weights),
+            ("parameters", f"{self.n_parameters:,}"), ("opset", str(self.opset)), ("class names", str(self.n_labels)),
+        ]  # fmt: skip
+
 
 def default_output(name: str) -> Path:
     """`<name>.onnx` in the working folder; of an address such as hf-hub:owner/model, its last part."""
@@ -123,6 +139,7 @@ def export_model(
     settings: ExportSettings | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    **options: Any,
 ) -> ExportResult:
     """Export a timm model to ONNX and check it against PyTorch.
 
@@ -130,6 +147,8 @@ def export_model(
         name: as timm lists it, with or without the tag of its weights; or timm's address hf-hub:... or local-dir:...
         output: default `<name>.onnx` in the working folder; weights beyond 2 GB lie in `<output>.data` beside it.
         force: replace files that exist.
+        settings: as one value, or
+        options: its fields by name.
         progress: told how far the run is.
 
     Raises:
@@ -137,7 +156,7 @@ def export_model(
         InputError: the name, the checkpoint, an option or the destination can not be used, or the hub not be reached.
         CheckFailedError: the file is not valid or answers differently; nothing was written.
     """
-    settings = settings or ExportSettings()
+    settings = fill_settings(ExportSettings, settings, options)
     output = Path(output) if output is not None else default_output(name)
     torch, timm = _require("torch"), _require("timm")
     if settings.exporter == "dynamo":
