@@ -1,8 +1,7 @@
 """The smallest share of a model that a budget can ask for, from the graph's costs alone: before any image is read.
 
 Enters what is known of a model and a method; leaves nothing, or a refusal. Every unit is at its narrowest, and where
-tokens may merge, as many merge as can, for nothing: a bound that no search passes. What lies just above it may still be
-refused by the search, which pays for its merges (tokens.py).
+tokens may merge, they do as the cheapest schedule says, whatever it loses.
 """
 
 from __future__ import annotations
@@ -15,12 +14,13 @@ from corp_onnx.errors import OptionError
 from corp_onnx.graph import Graph
 from corp_onnx.graph.cost import Cost
 from corp_onnx.search.problem import Spending
-from corp_onnx.search.tokens import wanted_places
+from corp_onnx.search.tokens import MERGE_MACS, wanted_places
 from corp_onnx.search.widths import allow_cost, narrowest_widths, require_narrower
 from corp_onnx.settings import Budget, Method
-from corp_onnx.solve.schedule import most_merged
+from corp_onnx.solve.schedule import StageCurve, constant_schedules, list_schedules, most_merged
 from corp_onnx.tokens.costs import count_costs
 from corp_onnx.tokens.flow import trace_tokens
+from corp_onnx.tokens.metric import N_DIRECTIONS
 from corp_onnx.tokens.sites import MergeSites, MergeStep, TokenMetric
 from corp_onnx.tokens.trim import TrimPlan
 from corp_onnx.units import Change, Choice, Unit, UnitPlan
@@ -64,16 +64,22 @@ def require_reachable(
 
 
 def _merge_most(graph: Graph, whole: Cost, method: Method, trim: TrimPlan | None, sites: MergeSites) -> Cost:
-    """Of every node, with the fewest tokens that steps can leave; the steps themselves are not counted."""
+    """Of every node, and of the merges themselves, by the cheapest schedule that the search can choose from."""
     at = graph if trim is None else trim.graph
     unread = None if trim is None else trim.trim
     streams = [site.stream for site in sites.sites]
     costs = count_costs(at, trace_tokens(at, streams), whole, streams, unread)
     wanted = wanted_places(sites, method.merge_blocks, unread.axes if unread else ())
-    left, merged = costs.n_tokens, list[int]()
-    for place in range(len(streams)):
-        merged.append(most_merged(left, costs.n_special) if place in wanted else 0)
-        left -= merged[-1]
-    nothing = TokenMetric(np.zeros((1, 1), np.float32))
-    steps = [MergeStep(site, r, nothing) for site, r in zip(sites.sites, merged, strict=True) if r]
-    return Cost({name: macs for name, macs in costs.at(merged, steps).by_node.items() if name in whole.by_node})
+    for_nothing = np.zeros(costs.n_tokens + 1)
+    stages = [StageCurve(curve, for_nothing if i in wanted else None) for i, curve in enumerate(costs.curves())]
+    if not wanted or most_merged(costs.n_tokens, costs.n_special) < 1:
+        return whole
+    if method.merge == "constant":
+        schedules = constant_schedules(stages, costs.n_tokens, costs.n_special)
+    else:
+        schedules = list_schedules(stages, costs.n_tokens, costs.n_special, MERGE_MACS)
+    cheapest = min(schedules, key=lambda schedule: schedule.cost)
+    d_model = graph.dims(streams[0])[-1]
+    metric = TokenMetric(np.zeros((d_model, min(N_DIRECTIONS, d_model)), np.float32))
+    merging = zip(sites.sites, cheapest.n_merged, strict=True)
+    return costs.at(cheapest.n_merged, [MergeStep(site, r, metric) for site, r in merging if r])
