@@ -29,7 +29,7 @@ from corp_onnx.gradients import collect_taylor
 from corp_onnx.graph import Graph, Model, load_model
 from corp_onnx.graph.model import require_file
 from corp_onnx.graph.write import outdated_data
-from corp_onnx.images import Images, ImageSet
+from corp_onnx.images import Images, ImageSet, require_images
 from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.inspect import describe_model, describe_skips
 from corp_onnx.options import choose_settings
@@ -105,6 +105,7 @@ def prune_model(
     method = settings.method
     model = Path(model)
     require_file(model)
+    require_images(Path(calib))
     output = Path(output) if output is not None else default_output(model)
     refuse_folder(output)
     report = Path(report) if report is not None else default_report(output)

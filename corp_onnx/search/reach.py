@@ -16,7 +16,7 @@ from corp_onnx.graph.cost import Cost
 from corp_onnx.search.problem import Spending
 from corp_onnx.search.tokens import MERGE_MACS, wanted_places
 from corp_onnx.search.widths import allow_cost, narrowest_widths, require_narrower
-from corp_onnx.settings import Budget, Method
+from corp_onnx.settings import Budget, Fractions, Method
 from corp_onnx.solve.schedule import StageCurve, constant_schedules, list_schedules, most_merged
 from corp_onnx.tokens.costs import count_costs
 from corp_onnx.tokens.flow import trace_tokens
@@ -44,12 +44,15 @@ def require_reachable(
     Raises:
         OptionError: says what can be reached.
     """
-    if not isinstance(method.widths, Budget):
+    if isinstance(method.widths, Fractions):
         return
     widths = [_Width(unit, method) for unit in units]
     require_narrower(widths)
+    if not isinstance(method.widths, Budget):
+        return
     kind, kept = method.widths.kind, method.widths.value
     if kind == "agreement":
+        require_answers(graph)
         return
     whole = graph.cost if trim is None else trim.cost
     cost = _merge_most(graph, whole, method, trim, sites) if sites.sites and kind == "macs" else whole
@@ -60,6 +63,20 @@ def require_reachable(
         raise OptionError(
             f"--{kind} {kept:g} asks for less than pruning can reach on this model: {smallest / allowance.dense:.3f} "
             f"of its {name} is the smallest. Ask for more, lower --align, or name more --units."
+        )
+
+
+def require_answers(graph: Graph) -> None:
+    """Refuse a budget of agreement where there are no answers to agree with.
+
+    Raises:
+        OptionError: the model's first output is not logits.
+    """
+    output = graph.outputs[0]
+    if len(graph.dims(output)) != 2:
+        raise OptionError(
+            f"--min-agreement needs answers to compare, and the output '{output}' of this model is not [images, "
+            "classes]. Give --macs or --params."
         )
 
 
