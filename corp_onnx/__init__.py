@@ -9,7 +9,9 @@
     export_model     a timm model -> an ONNX file (extra: export)
     write_triton_repository  models -> folders that a Triton server loads (extra: triton)
 
-Each verb of the command line is one of these functions. Names are loaded when they are first used, so that importing
+Each verb of the command line is one of these functions, and takes its options by the same names: `macs=0.6` is `--macs
+0.6`. What it returns has a short `repr`, a table for notebooks, and `to_json()`; `progress` is a function (stage, done,
+total), or a `Run` with an estimate of the whole. Names are loaded when they are first used, so that importing
 the package costs nothing.
 """
 
@@ -28,16 +30,18 @@ if TYPE_CHECKING:
     from corp_onnx.images import open_images
     from corp_onnx.images.recipe import Recipe
     from corp_onnx.inspect import inspect_model
+    from corp_onnx.options import choose_settings
     from corp_onnx.precision.conversion import ConvertResult, ConvertSettings
     from corp_onnx.precision.convert import convert_model
+    from corp_onnx.progress import Moment, Run
     from corp_onnx.prune import prune_model
-    from corp_onnx.results import Inspection, PruneResult
+    from corp_onnx.results import Inspection, PruneResult, Result
     from corp_onnx.settings import BEST, PAPER, Budget, Fractions, Method, Preprocessing, PruneSettings, Threshold
     from corp_onnx.tensorrt.blueprint import EngineSettings
     from corp_onnx.tensorrt.engine import EngineResult, build_engine
     from corp_onnx.triton.config import TritonSettings
     from corp_onnx.triton.repository import TritonRepository, write_triton_repository
-    from corp_onnx.zoo.export import ExportResult, export_model
+    from corp_onnx.zoo.export import ExportResult, ExportSettings, export_model
 
 _HOMES = {
     "Threshold": "settings",
@@ -54,16 +58,21 @@ _HOMES = {
     "EngineSettings": "tensorrt.blueprint",
     "Evaluation": "evaluate",
     "ExportResult": "zoo.export",
+    "ExportSettings": "zoo.export",
     "Inspection": "results",
+    "Moment": "progress",
     "Preprocessing": "settings",
     "PruneResult": "results",
     "PruneSettings": "settings",
     "Recipe": "images.recipe",
+    "Result": "results",
+    "Run": "progress",
     "Schedule": "bench.timing",
     "TritonRepository": "triton.repository",
     "TritonSettings": "triton.config",
     "bench_models": "bench.bench",
     "build_engine": "tensorrt.engine",
+    "choose_settings": "options",
     "convert_model": "precision.convert",
     "evaluate_models": "evaluate",
     "export_model": "zoo.export",
@@ -85,13 +94,17 @@ __all__ = [
     "EngineSettings",
     "Evaluation",
     "ExportResult",
+    "ExportSettings",
     "Fractions",
     "Inspection",
     "Method",
+    "Moment",
     "Preprocessing",
     "PruneResult",
     "PruneSettings",
     "Recipe",
+    "Result",
+    "Run",
     "Schedule",
     "Threshold",
     "TritonRepository",
@@ -99,6 +112,7 @@ __all__ = [
     "__version__",
     "bench_models",
     "build_engine",
+    "choose_settings",
     "convert_model",
     "evaluate_models",
     "export_model",

@@ -9,29 +9,27 @@ embeddings by cosine and neighbours, maps by overlap. Labels are those of the fi
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
 from corp_onnx.errors import ImageError, ModelError, OptionError
-from corp_onnx.images import Images
+from corp_onnx.images import Images, open_images
 from corp_onnx.images.arrays import ArraySet
 from corp_onnx.images.batch import Batch, Skipped
 from corp_onnx.images.recipe import METADATA_KEY, Recipe, find_recipe
 from corp_onnx.metrics import Judgement
 from corp_onnx.metrics.classes import compare_right
-from corp_onnx.results import Metric, OutputScore
+from corp_onnx.progress import Phase, Progress, follow
+from corp_onnx.results import Metric, OutputScore, Result, Rows
 from corp_onnx.run.feeds import fixed_batch
 from corp_onnx.run.outputs import Outputs, find_outputs
 from corp_onnx.run.runner import Runner, open_runner
 from corp_onnx.settings import CONFIDENCE, TaskChoice
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +83,17 @@ class Score:
         found = self.find(name)
         return None if found is None else found.value
 
+    @property
+    def figures(self) -> list[str]:
+        """Those that are defined, with their names."""
+        shares = (("top-1", self.top1), ("top-5", self.top5), ("agreement", self.agreement))
+        found = [f"{name} {value:.1%}" for name, value in shares if value is not None]
+        found += [] if self.kl is None else [f"KL {self.kl:.4f}"]
+        return found + ([] if self.relative_error is None else [f"output off by {self.relative_error:.1%}"])
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Evaluation(Result):
     """All models on the same images.
 
     Attributes:
@@ -110,14 +116,21 @@ class Evaluation:
     confidence: float = CONFIDENCE
     note: str = ""
 
-    def to_json(self) -> str:
-        """The evaluation as JSON, schema 1; keys are the attributes."""
-        return json.dumps({"schema": SCHEMA} | asdict(self))
+    @property
+    def summary(self) -> str:
+        """The models and their first figure."""
+        each = ", ".join(" ".join([score.model, *score.figures[:1]]) for score in self.scores)
+        return f"{each}; {self.n_images} images"
+
+    @property
+    def table(self) -> Rows:
+        """One row a model."""
+        return [("model", "figures"), *((score.model, ", ".join(score.figures) or "-") for score in self.scores)]
 
 
 def evaluate_models(
     models: Sequence[Path | str],
-    images: Images,
+    images: Images | Path | str,
     *,
     reference: Path | str | None = None,
     recipe: Recipe | None = None,
@@ -127,13 +140,14 @@ def evaluate_models(
     batch_size: int = 32,
     provider: str = "cpu",
     threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Accuracy of every model, and its distance from the reference, on the same images.
 
     Args:
         models: ONNX files; they may be quantised or of fixed batch.
-        images: what `open_images` gave; its labels are used where it has them. Its own recipe is not.
+        images: what `open_images` gave; its labels are used where it has them. Its own recipe is not. Or the path of
+            a folder, whose class folders are the labels, or of arrays.
         reference: the model that the others are compared with; it may be one of `models`.
         recipe: preprocessing for every model. None: the one in a model's metadata, else the one that all other models
             of the same input size carry, else timm's for the input size.
@@ -143,7 +157,7 @@ def evaluate_models(
         batch_size: images at a time; changes nothing but speed and memory.
         provider: as in `open_session`.
         threads: as in `open_session`.
-        progress: called with (images done, images in all) after each batch.
+        progress: told how far the run is.
 
     Raises:
         OptionError: no model, or a number out of range.
@@ -153,21 +167,25 @@ def evaluate_models(
     """
     if not models:
         raise OptionError("nothing to evaluate: give at least one model.")
+    if isinstance(images, (str, Path)):
+        images = open_images(images, labels="folders")
     paths = [Path(model) for model in models]
     first = [] if reference is None else [Path(reference)]
+    run = follow(progress)
+    run.plan([Phase("evaluate", images.n_images * len(dict.fromkeys(first + paths)))])
     runners = [open_runner(path, provider=provider, threads=threads) for path in dict.fromkeys(first + paths)]
     recipes = [None] * len(runners) if isinstance(images, ArraySet) else _choose_recipes(runners, recipe)
     step = max(fixed_batch(runner.inputs) or 1 for runner in runners)
     batch_size = math.ceil(batch_size / step) * step  # a fixed batch is filled up only once, at the end
     contest: _Contest | None = None
     n_done, note = 0, ""
-    for batches in _stream(images, batch_size, recipes):
-        if contest is None:
-            contest = _open_contest(runners, batches, bool(first), task, outputs)
-        note = contest.add(batches, images) or note
-        n_done += len(batches[0])
-        if progress is not None:
-            progress(n_done, images.n_images)
+    with run.enter("evaluate", images.n_images) as count:
+        for batches in _stream(images, batch_size, recipes):
+            if contest is None:
+                contest = _open_contest(runners, batches, bool(first), task, outputs)
+            note = contest.add(batches, images) or note
+            n_done += len(batches[0])
+            count(len(batches[0]))
     assert contest is not None  # a set of images is never empty
     scores = {r.path: contest.score(i, recipes[i], confidence) for i, r in enumerate(runners)}
     return Evaluation(

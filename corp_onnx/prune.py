@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,13 +31,16 @@ from corp_onnx.checks.preflight import (
     watch_source,
 )
 from corp_onnx.checks.verify import check_file, check_rewrite, require_passed
+from corp_onnx.checks.workload import plan_phases
 from corp_onnx.gradients import collect_taylor
 from corp_onnx.graph import Graph, Model, load_model
 from corp_onnx.graph.model import require_file
 from corp_onnx.graph.write import outdated_data
-from corp_onnx.images import Images, ImageSet
+from corp_onnx.images import Images, ImageSet, require_images
 from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.inspect import describe_model, describe_skips
+from corp_onnx.options import choose_settings
+from corp_onnx.progress import Progress, Run, follow
 from corp_onnx.results import (
     CheckResult,
     MergeResult,
@@ -50,7 +54,9 @@ from corp_onnx.rewrite import plan_rewrite
 from corp_onnx.run.outputs import TASKS_KEY, Outputs, find_outputs
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session, resolve_provider
+from corp_onnx.search.folds import N_FOLDS
 from corp_onnx.search.problem import Problem
+from corp_onnx.search.reach import require_reachable
 from corp_onnx.search.strategy import follow_method
 from corp_onnx.settings import Budget, PruneSettings
 from corp_onnx.staging import check_destination, refuse_folder, staged_files, write_text
@@ -61,9 +67,6 @@ from corp_onnx.units import Unit, UnitPlan, list_units
 
 PRUNE_KEY = "corp_onnx.prune"
 """Where the pruned file keeps the settings and the hash of the dense one."""
-
-Progress = Callable[[str, int, int], None]
-"""(stage, images done, images in all); called from the thread that prunes."""
 
 
 def default_output(model: Path) -> Path:
@@ -85,6 +88,7 @@ def prune_model(
     report: Path | str | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    **options: Any,
 ) -> PruneResult:
     """Prune an ONNX Vision Transformer and write the smaller file and its report.
 
@@ -94,7 +98,10 @@ def prune_model(
         output: default `<stem>.pruned.onnx` beside the model.
         report: default `<output stem>.report.json` beside the output.
         force: replace files that exist.
-        progress: called as images are done.
+        settings: everything that can be chosen as one value, or
+        options: some of it by name, as on the command line: `macs=0.6`, `params`, `min_agreement`, `mlp` and `attn`,
+            `preset`, every field of `Method`, `PruneSettings` and `Preprocessing` (options.py).
+        progress: told how far the run is.
 
     Returns:
         The report, as it was written.
@@ -103,16 +110,17 @@ def prune_model(
         InputError: the model, the images, an option or the destination can not be used.
         CheckFailedError: a tensor holds NaN, or the pruned model failed a check; nothing was written.
     """
-    settings = settings or PruneSettings()
+    settings = choose_settings(settings, **options)
     method = settings.method
     model = Path(model)
     require_file(model)
+    require_images(Path(calib))
     output = Path(output) if output is not None else default_output(model)
     refuse_folder(output)
     report = Path(report) if report is not None else default_report(output)
     destinations = {"-o": output, "--report": report}
-    clock = StageClock()
-    with clock.stage("load"):
+    clock, run = StageClock(), follow(progress)
+    with clock.stage("load"), run.enter("load"):
         resolve_provider(settings.provider)
         loaded = load_model(model)
         unchanged = watch_source(loaded)
@@ -126,7 +134,8 @@ def prune_model(
         trim, trim_note = plan_trim(graph, blocks) if method.trim else (None, "")
         sites = find_merge_sites(graph, blocks) if method.merges else MergeSites()
         require_sites(sites, method.merge_blocks if method.merges else ())
-    with clock.stage("open images"):
+        require_reachable(graph, blocks, units, method, trim, sites)
+    with clock.stage("open images"), run.enter("open images"):
         data = open_calibration(graph.model, Path(calib), settings)
         session = open_session(graph.model, provider=settings.provider)
         seen = session.stream(data.reporting, settings.batch_size)
@@ -136,7 +145,7 @@ def prune_model(
     running = {"batch_size": settings.batch_size, "provider": settings.provider}
     places = staged_files(destinations, force=force, outdated=outdated_data(output), before=unchanged)
     with places as (path, report_path):
-        problem = _pose_problem(graph, blocks, units, trim, sites, data, outputs, settings, progress, clock)
+        problem = _pose_problem(graph, blocks, units, trim, sites, data, outputs, settings, run, clock)
         with clock.stage("solve"):
             solution = follow_method(problem)
         with clock.stage("rewrite"):
@@ -144,21 +153,19 @@ def prune_model(
             rewrite = plan_rewrite(solution.changes, trim, origin, solution.merges)
             models = rewrite.write(graph, path)
             pruned = models[-1]
-        with clock.stage("verify"):
+        with clock.stage("verify"), run.enter("verify"):
             checks = check_file(graph.model, pruned, path)
             _require_passed(checks, output)
             feeds = _first_feeds(graph, data.reporting, settings)
             checks += check_rewrite(graph, rewrite, models, feeds, settings.provider)
             _require_passed(checks, output)
-        with clock.stage("measure"):
-            counting = _counting(progress, "measure units", data.reporting.n_images)
-            errors = measure_units(graph, solution.plans, data.reporting, **running, progress=counting)
-            counting = _counting(progress, "measure model", data.reporting.n_images)
+        with clock.stage("measure"), run.enter("measure", 2 * data.reporting.n_images) as count:
+            errors = measure_units(graph, solution.plans, data.reporting, **running, progress=count)
             left_out = find_left_out(models[-2]) if trim else None
             measured = measure_model(
                 graph, blocks, pruned, data.reporting, outputs, trim=left_out, n_special=sites.n_special, **running,
                 promised=method.widths if isinstance(method.widths, Budget) else None, confidence=settings.confidence,
-                progress=counting,
+                progress=count,
             )  # fmt: skip
             surprise = check_expected(measured, solution.expected_loss)
             checks += [surprise] if surprise else []
@@ -189,28 +196,30 @@ def prune_model(
 
 def _pose_problem(
     graph: Graph, blocks: Blocks, units: tuple[Unit, ...], trim: TrimPlan | None, sites: MergeSites,
-    data: Calibration, outputs: Outputs, settings: PruneSettings, progress: Progress | None, clock: StageClock,
+    data: Calibration, outputs: Outputs, settings: PruneSettings, run: Run, clock: StageClock,
 ) -> Problem:  # fmt: skip
     """Calibrate, and what the search will look at."""
     running = {"batch_size": settings.batch_size, "provider": settings.provider}
-    calibration, importances = data.fitting, {}
+    calibration, judging = data.fitting, data.choosing or data.reporting
+    n_folds = N_FOLDS if data.is_crossed else 0
+    phases = plan_phases(graph, blocks, units, sites, settings.method, calibration.n_images, judging.n_images, n_folds)
+    run.plan(phases)
+    importances: dict[str, np.ndarray] = {}
     if settings.method.rank == "taylor":
-        with clock.stage("rank"):
-            counting = _counting(progress, "rank", calibration.n_images)
-            importances = collect_taylor(graph, units, calibration, **running, progress=counting)
-    with clock.stage("calibrate"):
-        counting = _counting(progress, "calibrate", calibration.n_images)
-        moments = collect_moments(graph, units, calibration, **running, progress=counting)
+        with clock.stage("rank"), run.enter("rank", calibration.n_images) as count:
+            importances = collect_taylor(graph, units, calibration, **running, progress=count)
+    with clock.stage("calibrate"), run.enter("calibrate", calibration.n_images) as count:
+        moments = collect_moments(graph, units, calibration, **running, progress=count)
     metrics: dict[int, TokenMetric] = {}
     if sites.sites:
-        with clock.stage("compare tokens"):
-            counting = _counting(progress, "compare tokens", min(METRIC_IMAGES, calibration.n_images))
+        n_images = min(METRIC_IMAGES, calibration.n_images)
+        with clock.stage("compare tokens"), run.enter("compare tokens", n_images) as count:
             kind = settings.method.merge_metric
-            metrics = learn_metrics(graph, blocks, sites, calibration, kind, **running, progress=counting)
+            metrics = learn_metrics(graph, blocks, sites, calibration, kind, **running, progress=count)
     return Problem(
-        graph, blocks, units, settings.method, moments, calibration, data.choosing or data.reporting, **running,
-        seed=settings.seed, progress=progress, importances=importances, trim=trim, sites=sites, metrics=metrics,
-        tasks=outputs.judged_tasks, is_crossed=data.is_crossed, confidence=settings.confidence,
+        graph, blocks, units, settings.method, moments, calibration, judging, **running, seed=settings.seed, run=run,
+        importances=importances, trim=trim, sites=sites, metrics=metrics, tasks=outputs.judged_tasks,
+        is_crossed=data.is_crossed, confidence=settings.confidence,
     )  # fmt: skip
 
 
@@ -246,19 +255,6 @@ def _note_merges(sites: MergeSites) -> list[str]:
         f"tokens do not merge in block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}: {reason}."
         for reason, blocks in reasons.items()
     ]
-
-
-def _counting(progress: Progress | None, stage: str, total: int) -> Callable[[int], None] | None:
-    if progress is None:
-        return None
-    done = 0
-
-    def count(n_images: int) -> None:
-        nonlocal done
-        done += n_images
-        progress(stage, done, total)
-
-    return count
 
 
 def _metadata(model: Model, images: Images, outputs: Outputs, settings: PruneSettings) -> dict[str, str]:

@@ -6,22 +6,57 @@ Numbers only, no arrays and no graphs; every value carries the baseline beside t
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from corp_onnx._version import __version__
+from corp_onnx.errors import clean_text
 
 SCHEMA = 1
+
+Rows: TypeAlias = Sequence[Sequence[str]]
+"""Of a small table; the first are its heads."""
+
+
+class Result:
+    """What a verb returns: one line for a Python session, a small table for a notebook, JSON for everything else."""
+
+    __slots__ = ()
+
+    @property
+    def summary(self) -> str:
+        """The essentials in less than a line."""
+        raise NotImplementedError
+
+    @property
+    def table(self) -> Rows:
+        """The essentials in a few rows."""
+        raise NotImplementedError
+
+    def to_json(self) -> str:
+        """All of it as JSON, schema 1; keys are the attributes."""
+        return to_json(self)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({clean_text(self.summary)})"
+
+    def _repr_html_(self) -> str:
+        """As Jupyter shows it: text only, escaped."""
+        heads, *rows = [[html.escape(clean_text(cell)) for cell in row] for row in self.table]
+        head = "".join(f"<th>{cell}</th>" for cell in heads)
+        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +120,8 @@ class DeadTokens:
     mac_share: float
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
+@dataclass(frozen=True, slots=True, repr=False)
+class Inspection(Result):
     """What `inspect` returns; `dead_tokens` is None where every token is read."""
 
     model: ModelFacts
@@ -94,6 +129,31 @@ class Inspection:
     units: tuple[UnitFacts, ...]
     skipped: tuple[SkipFacts, ...]
     dead_tokens: DeadTokens | None = None
+
+    @property
+    def prunable(self) -> dict[str, tuple[int, float]]:
+        """(units that can be pruned, their share of the MACs) by kind; those that share another's cost are left out."""
+        own = [unit for unit in self.units if unit.prunable and not unit.shares_site]
+        return {
+            kind: (sum(u.kind == kind for u in own), sum(u.mac_share for u in own if u.kind == kind))
+            for kind in dict.fromkeys(unit.kind for unit in own)
+        }
+
+    @property
+    def summary(self) -> str:
+        """Its size, and what can be pruned."""
+        n_units = sum(n for n, _ in self.prunable.values())
+        share = sum(share for _, share in self.prunable.values())
+        return (
+            f"{self.model.path}: {self.n_blocks} blocks, {self.model.macs / 1e9:.4g} GMACs, "
+            f"{self.model.n_parameters:,} parameters; {n_units} units with {share:.1%} of the MACs can be pruned"
+        )
+
+    @property
+    def table(self) -> Rows:
+        """One row a kind of unit."""
+        rows = [(kind, str(n), f"{share:.1%}") for kind, (n, share) in self.prunable.items()]
+        return [("units", "can be pruned", "of the MACs"), *rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,8 +340,8 @@ class Environment:
     versions: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class PruneResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class PruneResult(Result):
     """What `prune` returns and writes as its report.
 
     `n_units_found` counts the recognised units of the kinds that were to be pruned, whether they can be or not;
@@ -305,6 +365,42 @@ class PruneResult:
     peak_memory_bytes: int | None
     environment: Environment
     report_path: str
+
+    @property
+    def kept_macs(self) -> float:
+        """Share of the dense model's."""
+        return self.pruned.macs / self.dense.macs
+
+    @property
+    def kept_parameters(self) -> float:
+        """Share of the dense model's."""
+        return self.pruned.n_parameters / self.dense.n_parameters
+
+    @property
+    def summary(self) -> str:
+        """The new file, its size, and what it is worth."""
+        return (
+            f"{self.pruned.path}: {self.kept_macs:.1%} of the MACs, {self.kept_parameters:.1%} of the parameters; "
+            f"{_describe_held(self.held_out)}"
+        )
+
+    @property
+    def table(self) -> Rows:
+        """Dense beside pruned."""
+        before, after = self.dense, self.pruned
+        return [
+            ("", "dense", "pruned", "kept"),
+            ("file", before.path, after.path, f"{after.n_bytes / before.n_bytes:.1%}"),
+            ("MACs", f"{before.macs / 1e9:.4f} G", f"{after.macs / 1e9:.4f} G", f"{self.kept_macs:.1%}"),
+            ("parameters", f"{before.n_parameters:,}", f"{after.n_parameters:,}", f"{self.kept_parameters:.1%}"),
+            ("answers", "", _describe_held(self.held_out), ""),
+        ]
+
+
+def _describe_held(held: HeldOut) -> str:
+    if held.agreement is None:
+        return f"output off by {held.relative_error or 0:.1%} on {held.n_images} images"
+    return f"agreement {held.agreement:.1%} on {held.n_images} images"
 
 
 PACKAGES = ("numpy", "scipy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnx-graphsurgeon", "pillow")

@@ -237,6 +237,11 @@ class Method:
         return self.refit and self.compensate
 
     @property
+    def has_budget(self) -> bool:
+        """Whether the size of the model is given, and widths follow from it."""
+        return isinstance(self.widths, Budget)
+
+    @property
     def searches_widths(self) -> bool:
         """Whether a budget is shared out by a search."""
         return isinstance(self.widths, Budget) and self.widths.allocate == "search"

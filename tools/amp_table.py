@@ -66,7 +66,7 @@ def _solutions(problem: Problem, thresholds: list[float]) -> Iterator[tuple[str,
         for which, method in kinds.items():
             at = replace(plain, method=method)
             yield f"{name}: {which}", at, solve_fixed(at, at.trace(), widths)
-        kept = allow_cost(amp, choices, "macs", 1.0).cost(widths) / plain.graph.cost.total
+        kept = allow_cost(amp.spending, choices, "macs", 1.0).cost(widths) / plain.graph.cost.total
         for which, search in (("best, all tokens computed", whole), ("best", best)):
             yield f"{name}: {which}, same MACs", search.problem, search.refitted("macs", kept)
 

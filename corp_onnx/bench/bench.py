@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -20,10 +22,11 @@ from jaxtyping import Float
 from corp_onnx.bench.candidates import ENGINE, BenchModel, Candidate
 from corp_onnx.bench.session import SESSION_CONFIG
 from corp_onnx.bench.subjects import read_subject
-from corp_onnx.bench.timing import Latency, Ratio, Schedule, paired_ratio, summarise, time_turns
+from corp_onnx.bench.timing import Latency, Ratio, Schedule, choose_schedule, paired_ratio, summarise, time_turns
 from corp_onnx.errors import InputError, ModelError, OptionError
 from corp_onnx.images.batch import check_batch_size
-from corp_onnx.results import Environment, describe_environment
+from corp_onnx.progress import Phase, Progress, follow
+from corp_onnx.results import Environment, Result, Rows, describe_environment
 from corp_onnx.run.runtime import PROVIDERS, import_runtime, resolve_provider
 
 DEFAULT_BATCHES = (1, 8)
@@ -32,8 +35,6 @@ DEFAULT_PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino")
 
 MAX_THREADS = 1024
 """ONNX Runtime starts as many as it is told, and a slip of the finger takes the memory of the machine."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,8 @@ class SessionFacts:
     config: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class BenchResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class BenchResult(Result):
     """What `bench_models` returns."""
 
     models: tuple[BenchModel, ...]
@@ -97,6 +98,29 @@ class BenchResult:
     session: SessionFacts
     notes: tuple[str, ...]
     environment: Environment
+
+    @property
+    def summary(self) -> str:
+        """Every speed-up, or the latency of a model alone."""
+        faster = [row for row in self.rows if row.speed.speedup is not None]
+        return ", ".join(f"{row.model} {_describe_speed(row)} at {row.provider} batch {row.batch}"
+                         for row in faster or self.rows)  # fmt: skip
+
+    @property
+    def table(self) -> Rows:
+        """One row a model, provider and batch size."""
+        rows = [
+            (r.model, r.provider, str(r.batch), f"{1e3 * r.speed.latency.p50:.2f}", f"{r.speed.throughput:.1f}",
+             "-" if r.speed.speedup is None else f"{r.speed.speedup.median:.2f}")
+            for r in self.rows
+        ]  # fmt: skip
+        return [("model", "provider", "batch", "p50, ms", "images/s", "speed-up"), *rows]
+
+
+def _describe_speed(row: BenchRow) -> str:
+    if row.speed.speedup is None:
+        return f"{1e3 * row.speed.latency.p50:.2f} ms"
+    return f"{row.speed.speedup.median:.2f} times as fast"
 
 
 def bench_models(
@@ -108,6 +132,7 @@ def bench_models(
     schedule: Schedule | None = None,
     clock: Callable[[], float] = time.perf_counter,
     progress: Progress | None = None,
+    **options: Any,
 ) -> BenchResult:
     """Latency, throughput and speed-up of every model, on every provider and batch size.
 
@@ -116,9 +141,10 @@ def bench_models(
         batches: images at a time. A model of fixed batch sets it for all, so that they can be compared.
         providers: for the ONNX files. None: those of cpu, cuda, tensorrt and openvino that are there.
         threads: inside an operator, on the CPU; None lets ONNX Runtime take every core.
-        schedule: rounds or seconds, for each provider and batch size.
+        schedule: rounds or seconds, for each provider and batch size, as one value, or
+        options: its fields by name: `repeats`, `seconds`, `warmup`, `seed`.
         clock: monotonic seconds.
-        progress: called with (`bench`, provider and batch; rounds done; rounds in all).
+        progress: told how far the run is; a phase is a provider and a batch size.
 
     Raises:
         OptionError: a batch size, provider or number out of range, or no model.
@@ -126,7 +152,7 @@ def bench_models(
         MissingExtraError: ONNX Runtime, or for engines TensorRT, is not installed.
     """
     _check_numbers(len(models), batches, threads)
-    schedule = schedule or Schedule()
+    schedule = choose_schedule(schedule, **options)
     subjects = [read_subject(Path(path)) for path in models]
     facts = [subject.facts for subject in subjects]
     only_engines = all(model.is_engine for model in facts)  # which need no ONNX Runtime
@@ -134,6 +160,9 @@ def bench_models(
     _require_same_inputs(facts)
     chosen, notes = _choose_batches(facts, batches)
     notes += [f"{m.path} is bfloat16 and runs as its float32 twin." for m in facts if m.precision == "bfloat16"]
+    run = follow(progress)
+    engines = (ENGINE,) if any(model.is_engine for model in facts) else ()
+    run.plan(_plan_phases((*wanted, *engines), chosen, schedule))
     rows: list[BenchRow] = []
     failed: list[InputError] = []
     for provider in (*wanted, ENGINE):
@@ -141,10 +170,10 @@ def bench_models(
         try:
             opened = [subject.open(provider, threads) for subject in group]
             for batch in chosen if opened else ():
-                say = _name_progress(progress, f"bench {provider}, batch {batch}")
-                measure = partial(time_turns, schedule=schedule, clock=clock, progress=say)
-                bound = [one.bind(batch) for one in opened]
-                rows += _compare([s.facts for s in group], bound, provider, batch, measure)
+                with run.enter(_name_phase(provider, batch), things="rounds") as step:
+                    measure = partial(time_turns, schedule=schedule, clock=clock, progress=step.at)
+                    bound = [one.bind(batch) for one in opened]
+                    rows += _compare([s.facts for s in group], bound, provider, batch, measure)
         except InputError as error:
             if providers is not None:
                 raise
@@ -210,8 +239,14 @@ def _choose_batches(facts: Sequence[BenchModel], asked: Sequence[int]) -> tuple[
     return (size,), [] if tuple(asked) == (size,) else [note]
 
 
-def _name_progress(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, total: progress(name, done, total)
+def _name_phase(provider: str, batch: int) -> str:
+    return f"{provider}, batch {batch}"
+
+
+def _plan_phases(providers: Sequence[str], batches: Sequence[int], schedule: Schedule) -> list[Phase]:
+    """Every provider at every batch size: as long as the other, or as many images more as its batch is larger."""
+    costs = {batch: schedule.repeats * batch if schedule.repeats else schedule.seconds for batch in batches}
+    return [Phase(_name_phase(p, b), costs[b], p) for p, b in product(providers, batches)]
 
 
 def _compare(

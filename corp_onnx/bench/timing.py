@@ -15,11 +15,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64
 
 from corp_onnx.errors import OptionError
+from corp_onnx.options import fill_settings
 
 MIN_ROUNDS = 10
 """However slow a round is: quartiles of fewer say nothing."""
@@ -51,6 +53,18 @@ class Schedule:
             raise OptionError(f"--seconds must be a positive number; found {self.seconds:g}.")
         if self.warmup < 1:
             raise OptionError(f"--warmup must be at least 1, since first runs allocate memory; found {self.warmup}.")
+
+
+def choose_schedule(schedule: Schedule | None = None, **options: Any) -> Schedule:
+    """How long to measure, as one value or by the names of its fields; None is 'not given'.
+
+    Raises:
+        OptionError: a name that is not known, a value out of range, or rounds and seconds together.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if {"repeats", "seconds"} <= set(given):
+        raise OptionError("--repeats and --seconds both say how long to measure; give one of them.")
+    return fill_settings(Schedule, schedule, given)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,17 +6,15 @@ Units of tokens: sums run over all images and tokens alike, class token and padd
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from corp_onnx.graph import Graph
 from corp_onnx.images import Images
 from corp_onnx.moments import Moments
+from corp_onnx.progress import Count
 from corp_onnx.run.sessions import Tapped, open_tapped
 from corp_onnx.units import Unit
 from corp_onnx.units.taps import Taps
-
-Progress = Callable[[int], None]
-"""Called with the number of images that have just been done."""
 
 
 def collect_moments(
@@ -26,7 +24,7 @@ def collect_moments(
     *,
     batch_size: int = 8,
     provider: str = "cpu",
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> Moments:
     """The moments of every unit over a set of images, by the unit's key as text.
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from corp_onnx.blocks import Blocks
-from corp_onnx.calibrate.collect import Progress, tap_units
+from corp_onnx.calibrate.collect import tap_units
 from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
 from corp_onnx.metrics import Judgement
 from corp_onnx.metrics.intervals import images_needed
 from corp_onnx.metrics.judgement import Kept
+from corp_onnx.progress import Count
 from corp_onnx.results import CheckResult, HeldOut, Promise
 from corp_onnx.run.outputs import Outputs
 from corp_onnx.run.sessions import open_tapped
@@ -75,7 +76,7 @@ def measure_units(
     *,
     batch_size: int = 8,
     provider: str = "cpu",
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> dict[UnitKey, tuple[float, float]]:
     """(relative error, the same without compensation) of every unit that was planned (see `results.UnitResult`)."""
     units = [plan.unit for plan in plans]
@@ -103,7 +104,7 @@ def measure_model(
     n_special: int = 0,
     batch_size: int = 8,
     provider: str = "cpu",
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> HeldOut:
     """How far every output of the pruned file moved, and how the error of the residual stream grows with depth.
 

@@ -7,11 +7,9 @@ from pathlib import Path
 import click
 
 from corp_onnx.bench.bench import DEFAULT_BATCHES, bench_models
-from corp_onnx.bench.timing import Schedule
+from corp_onnx.bench.timing import choose_schedule
 from corp_onnx.cli.console import show_progress
-from corp_onnx.errors import OptionError
 from corp_onnx.report.bench import print_bench
-from corp_onnx.results import to_json
 
 
 def _parse_batches(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, ...]:
@@ -62,14 +60,12 @@ def bench(
       corp-onnx bench deit.onnx deit.pruned.onnx
       corp-onnx bench deit.onnx deit.pruned.onnx --batch 1,8,32 --threads 4 --seconds 30
     """
-    if repeats is not None and seconds is not None:
-        raise OptionError("--repeats and --seconds both say how long to measure; give one of them.")
-    schedule = Schedule(repeats, Schedule().seconds if seconds is None else seconds, warmup, seed)
-    with show_progress() as progress:
+    schedule = choose_schedule(repeats=repeats, seconds=seconds, warmup=warmup, seed=seed)
+    with show_progress() as run:
         result = bench_models(
-            models, batches=batches, providers=providers, threads=threads, schedule=schedule, progress=progress
+            models, batches=batches, providers=providers, threads=threads, schedule=schedule, progress=run
         )
     if as_json:
-        click.echo(to_json(result))
+        click.echo(result.to_json())
     else:
         print_bench(result)

@@ -1,87 +1,116 @@
-"""Progress and warnings on stderr: a bar with rate and remaining time on a terminal, plain lines elsewhere."""
+"""Progress and warnings on stderr: where the whole run is, on a terminal in one line with a bar, elsewhere in lines."""
 
 from __future__ import annotations
 
 import functools
-import sys
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn
+from rich.table import Column
 from rich.text import Text
 
 from corp_onnx.errors import clean_text
+from corp_onnx.progress import Moment, Run
 from corp_onnx.settings import Preprocessing
 
 PLAIN_SECONDS = 10.0
 """Without a terminal, a line this often."""
 
-THINGS = {"probe": "units", "refit": "units", "bench": "rounds", "engine": "steps"}
-"""What stages count, by their first word; images where it is not here."""
+BAR_COLUMNS = 16
+"""Of the bar; with the longest phase and what is left, a line is 80 columns long."""
 
 
-class _Rate(ProgressColumn):
-    """Images or units in a second."""
+class _Where(ProgressColumn):
+    """The phase and what it counts."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(Column(no_wrap=True, overflow="ellipsis", ratio=1))
+        self.run = run
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} {_counted(task.description)}/s" if task.speed else "")
+        moment = self.run.moment
+        task.total, task.completed = 1.0, (moment.share or 0.0) if moment else task.completed
+        return Text(describe_phase(moment) if moment else "")
 
 
-def _counted(stage: str) -> str:
-    """What a stage counts."""
-    return THINGS.get(stage.split()[0].rstrip(":"), "images")
+class _Left(ProgressColumn):
+    """The time that the whole run still takes."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(Column(no_wrap=True, justify="right"))
+        self.run = run
+
+    def render(self, task: Task) -> Text:  # noqa: ARG002 (rich's signature)
+        moment = self.run.moment
+        return Text("" if moment is None or moment.left is None else f"{spell_seconds(moment.left)} left")
+
+
+def describe_phase(moment: Moment) -> str:
+    """`search 3 of at most 7: 40 of 64 images, 10.3 images/s`, as far as there is something to count."""
+    if not moment.total:
+        return moment.stage
+    text = f"{moment.stage}: {moment.done} of {moment.total} {moment.things}"
+    if not moment.done or moment.stage_seconds <= 0:
+        return text
+    rate = moment.done / moment.stage_seconds
+    return f"{text}, {rate:.1f} {moment.things}/s" if rate >= 1 else f"{text}, {1 / rate:.1f} s each"
+
+
+def describe_moment(moment: Moment) -> str:
+    """The phase, and how much of the whole run is over."""
+    if moment.left is None or moment.share is None:
+        return describe_phase(moment)
+    return f"{describe_phase(moment)}; {moment.share:.0%} of the run, about {spell_seconds(moment.left)} left"
+
+
+def spell_seconds(seconds: float) -> str:
+    """A time as people say it: `35 s`, `4 min`, `1 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @contextmanager
-def show_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A function (stage, images or units done, and in all) that shows where a run is."""
-    if sys.stderr.isatty():
-        columns = (
-            TextColumn("{task.description:<14}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-            tasks: dict[str, int] = {}
+def show_progress() -> Iterator[Run]:
+    """A run that is shown as it goes: one line with a bar on a terminal, a line every ten seconds elsewhere."""
+    run = Run()
+    console = Console(stderr=True)
+    with _draw_bar(run, console) if console.is_terminal and not console.is_dumb_terminal else _say_lines(run):
+        yield run
 
-            def draw(stage: str, done: int, total: int) -> None:
-                if stage not in tasks:
-                    tasks[stage] = bars.add_task(stage, total=total)
-                bars.update(tasks[stage], completed=done)  # type: ignore[arg-type]
 
-            yield draw
-        return
-    started: dict[str, tuple[float, int]] = {}  # when the first images were done, and how many
-    said: dict[str, float] = {}
+@contextmanager
+def _draw_bar(run: Run, console: Console) -> Iterator[None]:
+    columns = (_Where(run), BarColumn(BAR_COLUMNS), TaskProgressColumn(), _Left(run))
+    with Progress(*columns, console=console, transient=True, refresh_per_second=4, expand=True) as bars:
+        bars.add_task("", total=1.0)
+        yield
 
-    def say(stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if stage in started and done <= started[stage][1]:  # the stage begins again
-            del started[stage]
-            said.pop(stage, None)
-        start, first = started.setdefault(stage, (now, done))
-        if now - said.get(stage, start) >= PLAIN_SECONDS or (done >= total and now - start > PLAIN_SECONDS):
-            said[stage] = now
-            rate = (done - first) / (now - start)
-            left = f", {(total - done) / rate:.0f} s left" if done < total else ""
-            things = _counted(stage)
-            click.echo(f"{stage}: {done}/{total} {things}, {rate:.1f} {things}/s{left}", err=True)
 
-    yield say
+@contextmanager
+def _say_lines(run: Run) -> Iterator[None]:
+    """From a thread of its own: a phase that counts nothing shall not look like one that hangs."""
+    stop = threading.Event()
+
+    def say() -> None:
+        while not stop.wait(PLAIN_SECONDS):
+            if (moment := run.moment) is not None:
+                with suppress(OSError, ValueError):  # nobody reads stderr
+                    click.echo(describe_moment(moment), err=True)
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def warn(sentences: Sequence[str]) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
-from corp_onnx.errors import OptionError
-from corp_onnx.precision.conversion import CALIBRATION_IMAGES, ConvertSettings, Target
+from corp_onnx.precision.conversion import CALIBRATION_IMAGES, choose_conversion
 from corp_onnx.precision.convert import convert_model
 from corp_onnx.report.convert import describe_conversion
-from corp_onnx.results import to_json
 from corp_onnx.settings import Preprocessing
 
 
@@ -75,25 +74,11 @@ def convert(  # one parameter an option
       corp-onnx convert deit.pruned.onnx --int8 static --calib photos/
       corp-onnx convert deit.pruned.onnx --fp16
     """
-    settings = ConvertSettings(
-        target=_choose_target(fp16, int8),
-        io=io,  # type: ignore[arg-type]
-        keep_float=keep_float,
-        limit=limit,
-        batch_size=batch_size,
-        seed=seed,
-        preprocessing=preprocessing,
-    )
-    with show_progress() as progress:
-        result = convert_model(
-            model, output, settings=settings, calib=calib, images=images, force=force, progress=progress
-        )
+    settings = choose_conversion(
+        fp16=fp16, int8=int8, io=io, keep_float=keep_float, limit=limit, batch_size=batch_size, seed=seed,
+        **asdict(preprocessing),
+    )  # fmt: skip
+    with show_progress() as run:
+        result = convert_model(model, output, settings=settings, calib=calib, images=images, force=force, progress=run)
     warn(result.warnings)
-    click.echo(to_json(result) if as_json else describe_conversion(result))
-
-
-def _choose_target(fp16: bool, int8: str | None) -> Target:
-    if fp16 == (int8 is not None):
-        found = "both" if fp16 else "neither"
-        raise OptionError(f"give one of --fp16 and --int8 dynamic|static; found {found}.")
-    return "fp16" if fp16 else "int8-dynamic" if int8 == "dynamic" else "int8-static"
+    click.echo(result.to_json() if as_json else describe_conversion(result))

@@ -9,7 +9,6 @@ import click
 from corp_onnx.cli.console import show_progress, warn
 from corp_onnx.errors import OptionError
 from corp_onnx.report.engine import describe_engine
-from corp_onnx.results import to_json
 from corp_onnx.tensorrt.blueprint import DEFAULT_BATCHES, EngineSettings
 from corp_onnx.tensorrt.engine import build_engine
 from corp_onnx.tensorrt.trtexec import find_trtexec
@@ -71,10 +70,7 @@ def engine(
     settings = EngineSettings(minimum, optimum, maximum, fp16, int8, workspace, timing_cache)
     if tool is not False:
         click.echo("trtexec builds and measures, which takes minutes ...", err=True)
-    with show_progress() as progress:
-        result = build_engine(
-            model, output, settings=settings, trtexec=tool, force=force,
-            progress=lambda phase, done, total: progress(f"engine: {phase}", done, total),
-        )  # fmt: skip
+    with show_progress() as run:
+        result = build_engine(model, output, settings=settings, trtexec=tool, force=force, progress=run)
     warn(result.warnings)
-    click.echo(to_json(result) if as_json else describe_engine(result))
+    click.echo(result.to_json() if as_json else describe_engine(result))

@@ -64,11 +64,10 @@ def evaluate(
         metadata = runner.session.metadata
         recipe = change_recipe(metadata, runner.inputs[0].shape, preprocessing, data)
     images = open_images(data, limit=limit, seed=seed, labels=labels or "folders")
-    with show_progress() as progress:
+    with show_progress() as run:
         result = evaluate_models(
             models, images, reference=reference, recipe=recipe, task=task, outputs=outputs, confidence=confidence,
-            batch_size=batch_size, provider=provider,
-            progress=lambda done, total: progress("evaluate", done, total),
+            batch_size=batch_size, provider=provider, progress=run,
         )  # fmt: skip
     if result.skipped:
         warn([describe_skipped(result.skipped)])

@@ -6,16 +6,8 @@ from pathlib import Path
 
 import click
 
-from corp_onnx.cli.console import warn
-from corp_onnx.results import to_json
+from corp_onnx.cli.console import show_progress, warn
 from corp_onnx.zoo.export import ExportResult, ExportSettings, export_model
-
-STAGES = {
-    "build": "building the model",
-    "trace": "tracing it with PyTorch",
-    "write": "writing",
-    "check": "checking against PyTorch",
-}
 
 
 def _parse_batch(_context: click.Context, _parameter: click.Parameter, value: str) -> int | None:
@@ -62,11 +54,10 @@ def export(
       corp-onnx export deit_small_patch16_224 --checkpoint mine.safetensors -o mine.onnx
     """
     settings = ExportSettings(exporter, opset, batch, checkpoint, not no_pretrained)  # type: ignore[arg-type]
-    result = export_model(
-        name, output, settings=settings, force=force, say=lambda stage: click.echo(f"{STAGES[stage]} ...", err=True)
-    )
+    with show_progress() as run:
+        result = export_model(name, output, settings=settings, force=force, progress=run)
     warn(result.warnings)
-    click.echo(to_json(result) if as_json else _describe(result))
+    click.echo(result.to_json() if as_json else _describe(result))
 
 
 def _describe(result: ExportResult) -> str:

@@ -8,7 +8,6 @@ import click
 
 from corp_onnx.inspect import inspect_model
 from corp_onnx.report.terminal import print_inspection
-from corp_onnx.results import to_json
 
 
 @click.command(short_help="Show what an ONNX file holds and what can be pruned.")
@@ -23,6 +22,6 @@ def inspect(model: Path, as_json: bool) -> None:
     """
     found = inspect_model(model)
     if as_json:
-        click.echo(to_json(found))
+        click.echo(found.to_json())
     else:
         print_inspection(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,17 @@ import click
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.cli.options import GroupedCommand, grouped, settings_options
 from corp_onnx.errors import OptionError
+from corp_onnx.options import MERGING, choose_settings, names_no_size
 from corp_onnx.prune import prune_model
 from corp_onnx.report.terminal import print_pruning
-from corp_onnx.results import to_json
 from corp_onnx.settings import (
     DEFAULT_AGREEMENT,
     DEFAULT_SIMILARITY,
     DEFAULT_THRESHOLD,
     METHODS,
-    Budget,
-    Fractions,
     Method,
     Preprocessing,
     PruneSettings,
-    Threshold,
-    WidthRule,
 )
 from corp_onnx.units import KINDS
 
@@ -43,10 +39,10 @@ FILES, SIZE, METHOD, RUN = "Files", "Size of the result", "Method", "Run"
          help="JSON report.  [default: <output stem>.report.json]")  # fmt: skip
 @grouped(FILES, "--force", is_flag=True, help="Replace files that exist.")
 @grouped(FILES, "--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@grouped(SIZE, "--min-agreement", "agreement", type=float, metavar="A",
+@grouped(SIZE, "--min-agreement", type=float, metavar="A",
          help="The smallest model that held-back images prove to keep this share of the answers: the lower end of "
          f"their interval.  [default, of classes: {DEFAULT_AGREEMENT}]")  # fmt: skip
-@grouped(SIZE, "--min-similarity", "similarity", type=float, metavar="S",
+@grouped(SIZE, "--min-similarity", type=float, metavar="S",
          help="The same of other answers: mean cosine of embeddings, correlation of maps, R2 of numbers.  "
          f"[default, where answers are no classes: {DEFAULT_SIMILARITY}]")  # fmt: skip
 @grouped(SIZE, "--macs", type=float, metavar="F", help="Keep this fraction of the multiply-accumulates instead.")
@@ -58,8 +54,9 @@ FILES, SIZE, METHOD, RUN = "Files", "Size of the result", "Method", "Run"
 @grouped(SIZE, "--allocate", type=click.Choice(["search", "uniform", "amp"]), default="search", show_default=True,
          help="Widths: searched under the budget, the same fraction everywhere, or, without a budget and of MLPs "
          "only, the smallest that --amp-threshold allows.")  # fmt: skip
-@grouped(SIZE, "--amp-threshold", type=float, default=DEFAULT_THRESHOLD, show_default=True, metavar="T",
-         help="How far each MLP alone may move the answers with --allocate amp: KL in nats.")  # fmt: skip
+@grouped(SIZE, "--amp-threshold", type=float, metavar="T",
+         help="How far each MLP alone may move the answers with --allocate amp: KL in nats.  "
+         f"[default: {DEFAULT_THRESHOLD}]")  # fmt: skip
 @grouped(METHOD, "--preset", type=click.Choice(list(METHODS)), default="best", show_default=True,
          help="best: the smallest error for a budget. paper: the method of arXiv 2602.05243.")  # fmt: skip
 @settings_options(Method, "given", METHOD, METHODS, {"units": KINDS})
@@ -73,16 +70,11 @@ def prune(
     report: Path | None,
     force: bool,
     as_json: bool,
-    preset: str,
-    allocate: str,
-    amp_threshold: float,
-    mlp: float | None,
-    attn: float | None,
     no_merge: bool,
     given: Mapping[str, Any],
     run: Mapping[str, Any],
     preprocessing: Preprocessing,
-    **budgets: float | None,
+    **sizes: Any,
 ) -> None:
     """Prune MODEL: remove MLP channels, query/key and value dimensions, and fold what they did into what stays.
 
@@ -90,66 +82,22 @@ def prune(
     Example:
       corp-onnx prune deit_base.onnx --calib photos/
     """
-    if preset == "paper" and given.get("rank") == "obs":
-        raise OptionError("--rank obs is not in the paper; leave out --preset paper, or rank by energy or magnitude.")
-    widths = _read_widths(preset, mlp, attn, {k: v for k, v in budgets.items() if v is not None}, allocate,
-                          amp_threshold)  # fmt: skip
-    alone = {"units": ("mlp",)} if isinstance(widths, Threshold) else {}  # AMP prunes nothing else
+    if no_merge and set(MERGING) & set(given):
+        raise OptionError("--no-merge leaves nothing to merge: leave out --merge, --merge-blocks and --merge-metric.")
     unmerged = {"merge": "none"} if no_merge else {}
-    method = replace(METHODS[preset], **{**alone, **given, **unmerged, "widths": widths})
-    _require_merge(no_merge, given, method)
-    settings = PruneSettings(method, **run, preprocessing=preprocessing)
-    if isinstance(widths, Budget) and widths.kind == "promise":
+    options = {**sizes, **given, **unmerged, **run, **asdict(preprocessing)}
+    settings = choose_settings(**options)
+    if names_no_size(options):
         click.echo(
             f"no budget given: looking for the smallest model that keeps {DEFAULT_AGREEMENT:.0%} of the answers "
             f"(--min-agreement {DEFAULT_AGREEMENT}), or, where they are no classes, is {DEFAULT_SIMILARITY} similar; "
             "--macs F sets the cost instead.",
             err=True,
         )
-    with show_progress() as progress:
-        result = prune_model(model, calib, output, settings=settings, report=report, force=force, progress=progress)
+    with show_progress() as watched:
+        result = prune_model(model, calib, output, settings=settings, report=report, force=force, progress=watched)
     warn(result.warnings)
     if as_json:
-        click.echo(to_json(result))
+        click.echo(result.to_json())
     else:
         print_pruning(result)
-
-
-def _require_merge(no_merge: bool, given: Mapping[str, Any], method: Method) -> None:
-    """Refuse options of merging where nothing can merge."""
-    named = {"merge", "merge_blocks", "merge_metric"} & set(given)
-    if no_merge and named:
-        raise OptionError("--no-merge leaves nothing to merge: leave out --merge, --merge-blocks and --merge-metric.")
-    if named and not method.merges and (named != {"merge"} or given["merge"] != "none"):
-        raise OptionError(
-            "tokens merge under a budget of MACs or a promise whose widths are searched: give --macs or "
-            "--min-agreement, or leave out --merge, --merge-blocks and --merge-metric."
-        )
-
-
-def _read_widths(
-    preset: str, mlp: float | None, attn: float | None, budgets: Mapping[str, float], allocate: str, threshold: float
-) -> WidthRule:
-    """The rule for widths that the options name together; a kind whose fraction was not named stays whole."""
-    has_cut = mlp is not None or attn is not None
-    if len(budgets) > 1:
-        raise OptionError(
-            "--min-agreement, --min-similarity, --macs and --params exclude each other; give one of them."
-        )
-    if allocate == "amp":
-        if preset == "paper" or has_cut or budgets:
-            raise OptionError(
-                "--allocate amp takes widths from --amp-threshold alone: leave out --preset paper, --mlp, --attn, "
-                "--macs, --params, --min-agreement and --min-similarity, or use --allocate search."
-            )
-        return Threshold(threshold)
-    if budgets and preset == "paper":
-        raise OptionError("the paper's method takes fractions: give --mlp and --attn, or leave out --preset paper.")
-    if budgets and has_cut:
-        raise OptionError("--mlp and --attn fix the widths and a budget searches them: give one or the other.")
-    if has_cut:
-        return Fractions(mlp or 0.0, attn or 0.0)
-    if preset == "paper":
-        return METHODS[preset].widths
-    ((kind, value),) = budgets.items() or (("promise", DEFAULT_AGREEMENT),)
-    return Budget(kind, value, allocate)  # type: ignore[arg-type]

@@ -11,7 +11,6 @@ from click.core import ParameterSource
 
 from corp_onnx.cli.console import warn
 from corp_onnx.report.triton import print_repository
-from corp_onnx.results import to_json
 from corp_onnx.triton.config import TritonSettings
 from corp_onnx.triton.repository import write_triton_repository
 
@@ -68,6 +67,6 @@ def triton(
     result = write_triton_repository(models, output, name=name, add=add, settings=settings, force=force)
     warn(result.warnings)
     if as_json:
-        click.echo(to_json(result))
+        click.echo(result.to_json())
     else:
         print_repository(result)

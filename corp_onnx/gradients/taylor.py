@@ -20,13 +20,13 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from corp_onnx.calibrate.collect import Progress
 from corp_onnx.errors import MissingExtraError, NonFiniteError, OptionError
 from corp_onnx.gradients.operators import apply_operator
 from corp_onnx.gradients.tensors import Torch
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.proto import feed_dtype
 from corp_onnx.images import Images
+from corp_onnx.progress import Count
 from corp_onnx.run.sessions import open_tapped
 from corp_onnx.units import Unit
 from corp_onnx.units.taps import read_tokens
@@ -175,7 +175,7 @@ def collect_taylor(
     *,
     batch_size: int = 8,
     provider: str = "cpu",
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> dict[str, Float[np.ndarray, " d_hidden"]]:
     """The importance of every hidden channel of every unit that a rank by gradients looks at, by its key as text.
 

@@ -27,6 +27,16 @@ MAX_REASON = 160
 """Characters of a reason; some of Pillow's quote the file."""
 
 
+def require_images(path: Path) -> None:
+    """Refuse a path where nothing lies that could hold images.
+
+    Raises:
+        ImageError: no folder and no file.
+    """
+    if not path.is_file() and not path.is_dir():
+        raise ImageError(f"{path}: no such folder or file; give a folder of images.")
+
+
 def list_files(path: Path) -> tuple[Path, list[str]]:
     """(folder, sorted posix paths below it); of a file, its folder and its name.
 
@@ -35,10 +45,9 @@ def list_files(path: Path) -> tuple[Path, list[str]]:
     Raises:
         ImageError: nothing at that path, or an empty folder.
     """
+    require_images(path)
     if path.is_file():
         return path.parent, [path.name]
-    if not path.is_dir():
-        raise ImageError(f"{path}: no such folder or file; give a folder of images.")
     names: list[str] = []
     entered: set[str] = set()
     for folder, folders, files in os.walk(path, followlinks=True):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from corp_onnx.errors import OptionError
-from corp_onnx.results import CheckResult, Environment, FileFacts, StageTime
+from corp_onnx.options import OF_IMAGES, require_either, require_known
+from corp_onnx.results import CheckResult, Environment, FileFacts, Result, Rows, StageTime
 from corp_onnx.run.comparison import Comparison
 from corp_onnx.settings import Preprocessing
 
@@ -54,6 +55,38 @@ class ConvertSettings:
             )
 
 
+def choose_conversion(settings: ConvertSettings | None = None, **options: Any) -> ConvertSettings:
+    """How `convert` works, from its options by name; None is 'not given'.
+
+    Args:
+        settings: everything as one value, in place of options.
+        options: `fp16=True`, `int8="dynamic"` or `int8="static"`; the fields of `ConvertSettings` and `Preprocessing`.
+
+    Raises:
+        OptionError: a name that is not known, a value out of range, or not one precision.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    require_either(settings, given)
+    if settings is not None:
+        return settings
+    own = [f.name for f in fields(ConvertSettings)]
+    require_known(given, ("fp16", "int8", *own, *OF_IMAGES))
+    preprocessing = {name: given.pop(name) for name in OF_IMAGES if name in given}
+    target = given.pop("target", None) or _choose_target(given.pop("fp16", False), given.pop("int8", None))
+    if {"fp16", "int8"} & set(given):
+        raise OptionError("target is given and also --fp16 or --int8; give one of them.")
+    return ConvertSettings(target, **{"preprocessing": Preprocessing(**preprocessing), **given})
+
+
+def _choose_target(fp16: bool, int8: str | None) -> Target:
+    if fp16 == (int8 is not None):
+        found = "both" if fp16 else "neither"
+        raise OptionError(f"give one of --fp16 and --int8 dynamic|static; found {found}.")
+    if int8 is not None and int8 not in ("dynamic", "static"):
+        raise OptionError(f"--int8 must be dynamic or static; found {int8}.")
+    return "fp16" if fp16 else "int8-dynamic" if int8 == "dynamic" else "int8-static"
+
+
 @dataclass(frozen=True, slots=True)
 class KeptProduct:
     """A product that stays in float32, and why; `loss` is the KL that its quantisation alone costs, where measured."""
@@ -65,8 +98,8 @@ class KeptProduct:
     loss: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ConvertResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class ConvertResult(Result):
     """What `convert_model` returns.
 
     Attributes:
@@ -99,6 +132,31 @@ class ConvertResult:
     warnings: tuple[str, ...]
     stages: tuple[StageTime, ...]
     environment: Environment
+
+    @property
+    def summary(self) -> str:
+        """The new file, its size, and how far its answers are off."""
+        size = f"{self.converted.n_bytes / self.source.n_bytes:.1%} of the bytes"
+        return f"{self.converted.path}: {self.converted.precision}, {size}; {self._answers}"
+
+    @property
+    def table(self) -> Rows:
+        """The source beside the new file."""
+        before, after = self.source, self.converted
+        return [
+            ("", "source", "converted"),
+            ("file", before.path, after.path),
+            ("precision", before.precision, after.precision),
+            ("size", f"{before.n_bytes / 1e6:.1f} MB", f"{after.n_bytes / 1e6:.1f} MB"),
+            ("answers", "", self._answers),
+        ]
+
+    @property
+    def _answers(self) -> str:
+        found = self.comparison
+        if found.agreement is None:
+            return f"off by at most {found.max_difference:.2%} of the largest"
+        return f"agreement {found.agreement:.1%} on {found.n_images} images"
 
 
 def default_output(model: Path, target: Target) -> Path:

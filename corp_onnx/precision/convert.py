@@ -8,9 +8,10 @@ fails leaves nothing at the destination. The conversion itself is ONNX Runtime's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,6 +33,7 @@ from corp_onnx.precision.conversion import (
     FileFacts,
     KeptProduct,
     Target,
+    choose_conversion,
     default_output,
 )
 from corp_onnx.precision.fp16 import HalfModel, convert_to_fp16
@@ -39,15 +41,13 @@ from corp_onnx.precision.int8 import Quantiser
 from corp_onnx.precision.products import Product, list_products
 from corp_onnx.precision.sensitivity import measure_products
 from corp_onnx.precision.trial import check_loading
+from corp_onnx.progress import ANSWERS, Phase, Progress, Run, follow
 from corp_onnx.results import CheckResult, StageClock, StageTime, describe_environment
 from corp_onnx.run.comparison import Comparison, compare_on_images, compare_on_noise
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session
 from corp_onnx.search.evaluator import draw_evaluator
 from corp_onnx.staging import check_destination, refuse_folder, staged_files
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, in all)."""
 
 TOLERANCES = {"fp16": 2e-2, "int8-dynamic": 0.5, "int8-static": 0.5}
 """Accepted difference relative to the largest answer. Float16 keeps 11 bits of every number, so twelve blocks stay
@@ -64,6 +64,10 @@ MAX_HELD_OUT = 128
 
 SENSITIVITY_IMAGES = 32
 """Images that a sensitivity is measured on."""
+
+CALIBRATION_COST, CONVERSION_COST, SESSION_COST = 4.0, 40.0, 20.0
+"""In images through the model: of a calibration image with every product's input exposed; of a conversion; of a model
+that is opened. First guesses, until there are measured times (progress.py)."""
 
 FEW_BITS = 0.01
 """A warning where more than this share of the weights is subnormal in float16."""
@@ -92,33 +96,38 @@ def convert_model(
     model: Path | str,
     output: Path | str | None = None,
     *,
-    settings: ConvertSettings,
+    settings: ConvertSettings | None = None,
     calib: Path | str | None = None,
     images: Path | str | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    **options: Any,
 ) -> ConvertResult:
     """Convert a float32 or bfloat16 model to another precision.
 
     Args:
+        settings: everything that can be chosen as one value, or
+        options: some of it by name: `fp16=True`, `int8="dynamic"` or `int8="static"`, and the fields of
+            `ConvertSettings` and `Preprocessing`.
         output: default `default_output`; weights beyond 2 GB lie in `<output>.data` beside it.
         calib: unlabelled images, for a static model and for `keep_float`.
         images: compare the two models on these; None takes images held back from `calib`, or noise.
         force: replace files that exist.
-        progress: called with (stage, done, in all).
+        progress: told how far the run is.
 
     Raises:
         InputError: the model is not float32 or bfloat16, or an option, an image folder or the destination is of no use.
         CheckFailedError: a converter fails, or the new file is not valid or answers differently; nothing is written.
     """
+    settings = choose_conversion(settings, **options)
     model = Path(model)
     require_file(model)
     output = Path(output) if output is not None else default_output(model, settings.target)
     refuse_folder(output)
     calib, images = (None if p is None else Path(p) for p in (calib, images))
     _check_calibration(settings, calib)
-    clock = StageClock()
-    with clock.stage("load"):
+    clock, run = StageClock(), follow(progress)
+    with clock.stage("load"), run.enter("load"):
         loaded = load_model(model)
         unchanged = watch_source(loaded)
         protect_model(loaded, {"-o": output}, output)
@@ -126,21 +135,22 @@ def convert_model(
         graph = probe_graph(loaded)
         _require_float(graph, settings)
         data = _open_data(loaded, settings, calib, images)
+        run.plan(_plan_phases(graph, data, settings))
     places = staged_files({"-o": output}, force=force, outdated=outdated_data(output), before=unchanged)
     with places as (path,):
         with clock.stage("convert"):
             work = path.parent / "work"
             work.mkdir()
-            made = _convert(graph, data, settings, work, progress)
+            made = _convert(graph, data, settings, work, run)
             _add_recipe(made.proto, data)
             write_model(made.proto, path, work)
-        with clock.stage("check"):
+        with clock.stage("check"), run.enter("verify"):
             checks = [check_loading(path)]
             _require_passed(checks, output)
             checks += [check_structure(path), _check_signature(graph, made.proto, settings)]
             _require_passed(checks, output)
         with clock.stage("compare"):
-            comparison = _compare(loaded, path, data, settings, progress)
+            comparison = _compare(loaded, path, data, settings, run)
             checks.append(_judge(comparison, settings.target, graph))
             _require_passed(checks, output)
         written = _describe(path, output, settings)
@@ -218,10 +228,11 @@ def _open_data(model: Model, settings: ConvertSettings, calib: Path | None, imag
     return _Data(calibration, judging, path)
 
 
-def _convert(graph: Graph, data: _Data, settings: ConvertSettings, work: Path, progress: Progress | None) -> _Converted:
+def _convert(graph: Graph, data: _Data, settings: ConvertSettings, work: Path, run: Run) -> _Converted:
     products = list_products(graph)
     if settings.target == "fp16":
-        half = convert_to_fp16(graph, keep_io=settings.io == "float32")
+        with run.enter("convert"):
+            half = convert_to_fp16(graph, keep_io=settings.io == "float32")
         return _Converted(half.proto, products, half=half)
     usable = [p for p in products if not p.reason]
     if not usable:
@@ -233,31 +244,41 @@ def _convert(graph: Graph, data: _Data, settings: ConvertSettings, work: Path, p
             "can be, give a smaller number."
         )
     static = settings.target == "int8-static"
-    feeds = (lambda: _feed(graph.model, data, settings, progress)) if static else None
+    feeds = (lambda: _feed(graph.model, data, settings, run)) if static else None
     quantiser = Quantiser(graph, usable, work, feeds)
-    losses = _measure(graph, quantiser, usable, data, settings, progress)
+    losses = _measure(graph, quantiser, usable, data, settings, run)
     worst = sorted(losses, key=lambda position: -losses[position])[: settings.keep_float]
-    proto = quantiser.quantise(p.node.position for p in usable if p.node.position not in worst)
+    with run.enter("convert"):
+        proto = quantiser.quantise(p.node.position for p in usable if p.node.position not in worst)
     kept = (_describe_kept(p, losses) for p in products if p.reason or p.node.position in worst)
     return _Converted(proto, products, tuple(kept))
 
 
-def _feed(
-    model: Model, data: _Data, settings: ConvertSettings, progress: Progress | None
-) -> Iterator[Mapping[str, np.ndarray]]:
+def _plan_phases(graph: Graph, data: _Data, settings: ConvertSettings) -> list[Phase]:
+    """What is to come, in images through the model."""
+    static, n_usable = settings.target == "int8-static", sum(not p.reason for p in list_products(graph))
+    n_judging = 1 if data.judging is None else data.judging.n_images
+    n = 0 if data.calibration is None else data.calibration.n_images
+    probes = Phase("probe products", n_usable * (min(n, SENSITIVITY_IMAGES) + SESSION_COST), ANSWERS)
+    calibrate = Phase("calibrate", CALIBRATION_COST * n)  # while products are converted for the first time
+    return [
+        *([probes] if settings.keep_float else []), Phase("convert", CONVERSION_COST), *([calibrate] if static else []),
+        Phase("verify", SESSION_COST), Phase("compare", 2 * n_judging),
+    ]  # fmt: skip
+
+
+def _feed(model: Model, data: _Data, settings: ConvertSettings, run: Run) -> Iterator[Mapping[str, np.ndarray]]:
     """The calibration images as the model takes them."""
     assert data.calibration is not None
-    done = 0
-    for feeds, n_real in open_session(model).stream(data.calibration, settings.batch_size):
-        yield feeds
-        done += n_real
-        if progress is not None:
-            progress("calibrate", done, data.calibration.n_images)
+    with run.enter("calibrate", data.calibration.n_images) as count:
+        for feeds, n_real in open_session(model).stream(data.calibration, settings.batch_size):
+            yield feeds
+            count(n_real)
 
 
 def _measure(
     graph: Graph, quantiser: Quantiser, usable: list[Product], data: _Data, settings: ConvertSettings,
-    progress: Progress | None,
+    run: Run,
 ) -> dict[int, float]:  # fmt: skip
     """The loss of every product alone, where some are to be kept; else nothing."""
     if not settings.keep_float:
@@ -265,8 +286,8 @@ def _measure(
     assert data.calibration is not None
     images, seed = data.calibration, settings.seed
     evaluator = draw_evaluator(graph.model, images, SENSITIVITY_IMAGES, seed, batch_size=settings.batch_size)
-    report = None if progress is None else lambda done, total: progress("probe", done, total)
-    return measure_products(quantiser, evaluator, usable, report)
+    with run.enter("probe products", len(usable), "products") as count:
+        return measure_products(quantiser, evaluator, usable, count)
 
 
 def _describe_kept(product: Product, losses: Mapping[int, float]) -> KeptProduct:
@@ -304,16 +325,15 @@ def _check_signature(graph: Graph, proto: onnx.ModelProto, settings: ConvertSett
     return CheckResult("signature", same, None, None, f"names and dimensions of the source, in {settings.io}")
 
 
-def _compare(
-    source: Model, converted: Path, data: _Data, settings: ConvertSettings, progress: Progress | None
-) -> Comparison:
+def _compare(source: Model, converted: Path, data: _Data, settings: ConvertSettings, run: Run) -> Comparison:
     if data.judging is None:
-        return compare_on_noise(source, _open_converted(converted))
-    report = None if progress is None else lambda done, total: progress("compare", done, total)
+        with run.enter("compare"):
+            return compare_on_noise(source, _open_converted(converted))
     assert data.judging_path is not None
-    return compare_on_images(
-        source.path, converted, data.judging, data.judging_path, batch_size=settings.batch_size, progress=report
-    )
+    with run.enter("compare", data.judging.n_images) as count:
+        return compare_on_images(
+            source.path, converted, data.judging, data.judging_path, batch_size=settings.batch_size, progress=count
+        )
 
 
 def _open_converted(path: Path) -> Model:

@@ -6,10 +6,11 @@ weight and one run over the images for each product.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from corp_onnx.precision.int8 import Quantiser
 from corp_onnx.precision.products import Product
+from corp_onnx.progress import Count
 from corp_onnx.search.evaluator import Evaluator
 
 
@@ -17,13 +18,13 @@ def measure_products(
     quantiser: Quantiser,
     evaluator: Evaluator,
     products: Sequence[Product],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Count | None = None,
 ) -> dict[int, float]:
     """KL in nats (squared relative error where the output is no logits) by node position, with that product in int8."""
     losses: dict[int, float] = {}
-    for done, product in enumerate(products, start=1):
+    for product in products:
         position = product.node.position
         losses[position] = evaluator.evaluate(quantiser.quantise([position])).loss
         if progress is not None:
-            progress(done, len(products))
+            progress(1)
     return losses

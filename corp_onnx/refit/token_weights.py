@@ -15,6 +15,7 @@ from corp_onnx.blocks import SiteKey
 from corp_onnx.graph import Graph
 from corp_onnx.images import Images
 from corp_onnx.metrics import Judgement, OutputTask
+from corp_onnx.progress import Count
 from corp_onnx.refit.stream import StreamWalk, advance_model, read_data, run_prefix
 from corp_onnx.run.segments import Segment, open_segment
 
@@ -35,6 +36,7 @@ def weigh_stops(
     given: Sequence[str] = (),
     batch_size: int = 8,
     provider: str = "cpu",
+    progress: Count | None = None,
 ) -> dict[SiteKey, Float[np.ndarray, " n_tokens"]]:
     """Weights of the token positions at every stop, from a few images through the dense model (see `weigh_tokens`).
 
@@ -57,6 +59,8 @@ def weigh_stops(
             tail = open_segment(graph.model, graph.types, [after], names, given=given, provider=provider)
             weights[stop.key] = weigh_tokens(tail, stream, [f for f, _ in data.feeds], after, tasks)
         before = after
+        if progress:
+            progress(1)
     return weights
 
 

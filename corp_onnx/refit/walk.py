@@ -16,7 +16,7 @@ number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -28,6 +28,7 @@ from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
 from corp_onnx.moments.sums import CrossSum
 from corp_onnx.moments.values import CrossMoments, merge_moments
+from corp_onnx.progress import Count
 from corp_onnx.refit.rows import RowFinder
 from corp_onnx.refit.stream import Arrays, Stop, StreamData, StreamWalk, advance_model, read_data, run_prefix
 from corp_onnx.run.segments import Segment, open_segment
@@ -50,7 +51,7 @@ def refit_changes(
     ridge: float | None = None,
     batch_size: int = 8,
     provider: str = "cpu",
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Count | None = None,
 ) -> dict[SiteKey, Change]:
     """The changes with the last product of every stop solved again, including of units that stayed whole.
 
@@ -69,7 +70,7 @@ def refit_changes(
     before = walk.stops[0].residual.skip or ""
     dense_stream = run_prefix(graph, data, before, provider)
     pruned_stream = list(dense_stream)
-    for done, stop in enumerate(walk.stops, start=1):
+    for stop in walk.stops:
         dense_stream = advance_model(graph.model, graph, data, dense_stream, before, stop.residual.stream, provider)
         change = changes.get(stop.key) or unchanged(stop.site, graph)
         step = _open_step(graph, cut, stop, change, before, data, provider)
@@ -82,7 +83,7 @@ def refit_changes(
             refitted[stop.key] = change.with_product(weight, bias)
         before = stop.residual.stream
         if progress:
-            progress("refit", done, len(walk.stops))
+            progress(1)
     return refitted
 
 

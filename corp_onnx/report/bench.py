@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from corp_onnx.bench.bench import BenchResult, BenchRow, Speed
 from corp_onnx.bench.timing import Ratio
-from corp_onnx.report.terminal import make_table, open_console, print_table
+from corp_onnx.report.terminal import fit_names, make_table, open_console, print_table
 
-COLUMNS = (
-    "model", "precision", "p50", "p90", "p99", "middle half", "images/s", "speed-up", "by MACs", "achieved",
-)  # fmt: skip
+COLUMNS = ("model", "p50", "p99", "images/s", "speed-up", "of ideal")
+
+NAME_ROOM = 21
+"""Columns for the name of a model; the table is then 80 wide."""
+
+LEGEND = (
+    "p50, p99: ms for a batch, half and 99 of 100 are faster; speed-up over the first model, round by round, with its "
+    "middle half; of ideal: which part that is of the speed-up that fewer multiply-accumulates promise"
+)
 
 
 def print_bench(result: BenchResult) -> None:
     """Latency in ms, images in a second, speed-up with its middle half, and what MACs promise."""
     console = open_console()
+    names, lines = fit_names([row.model for row in result.rows], NAME_ROOM)
+    for line in lines:
+        console.print(line, soft_wrap=True)
     for provider, batch in dict.fromkeys((row.provider, row.batch) for row in result.rows):
         rows = [row for row in result.rows if (row.provider, row.batch) == (provider, batch)]
         console.print(f"{provider}, batch {batch}, {_count(rows[0].rounds, 'round')}", soft_wrap=True)
@@ -23,18 +32,21 @@ def print_bench(result: BenchResult) -> None:
         for way, speeds in ways:
             if way:
                 console.print(f"{way}:", soft_wrap=True)
-            table = make_table(*COLUMNS, left=2)
-            precisions = {model.path: model.precision for model in result.models}
+            table = make_table(*COLUMNS)
             for row, speed in zip(rows, speeds, strict=True):
-                table.add_row(row.model, precisions[row.model], *_cells(row, speed))
+                table.add_row(names[row.model], *_cells(row, speed))
             print_table(console, table)
+    console.print(LEGEND, soft_wrap=True)
+    precisions = {names[model.path]: model.precision for model in result.models if model.path in names}
+    if len(set(precisions.values())) > 1:
+        console.print(", ".join(f"{name} is {precision}" for name, precision in precisions.items()), soft_wrap=True)
     for note in result.notes:
         console.print(note, soft_wrap=True)
     session, environment = result.session, result.environment
     threads = "every core" if session.threads is None else _count(session.threads, "thread")
     runtime = ", ".join(f"{k} {v}" for k, v in environment.versions.items() if k.startswith("onnxruntime"))
     console.print(
-        f"ms for a batch; models in turns, {_count(result.schedule.warmup, 'round')} of warm-up; {runtime}, "
+        f"models in turns, {_count(result.schedule.warmup, 'round')} of warm-up; {runtime}, "
         f"{threads}, graph optimisation {session.optimisation}, {session.execution}; {environment.machine}",
         soft_wrap=True,
     )
@@ -46,16 +58,20 @@ def _count(n: int, thing: str) -> str:
 
 def _cells(row: BenchRow, speed: Speed) -> list[str]:
     latency = speed.latency
-    times = (latency.p50, latency.p90, latency.p99)
     return [
-        *(f"{1e3 * seconds:.2f}" for seconds in times),
-        f"{1e3 * latency.q1:.2f} - {1e3 * latency.q3:.2f}",
+        f"{1e3 * latency.p50:.2f}",
+        f"{1e3 * latency.p99:.2f}",
         f"{speed.throughput:.1f}",
         "-" if speed.speedup is None else _ratio(speed.speedup),
-        "-" if row.ideal is None else f"{row.ideal:.2f}",
-        "-" if row.ideal is None or speed.speedup is None else f"{speed.speedup.median / row.ideal:.0%}",
+        _promise(row, speed),
     ]
 
 
+def _promise(row: BenchRow, speed: Speed) -> str:
+    if row.ideal is None or speed.speedup is None:
+        return "-"
+    return f"{speed.speedup.median / row.ideal:.0%} of {row.ideal:.2f}"
+
+
 def _ratio(ratio: Ratio) -> str:
-    return f"{ratio.median:.2f} ({ratio.q1:.2f} - {ratio.q3:.2f})"
+    return f"{ratio.median:.2f} ({ratio.q1:.2f}-{ratio.q3:.2f})"

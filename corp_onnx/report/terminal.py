@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,14 +27,28 @@ from corp_onnx.results import HeldOut, Inspection, MergeResult, ModelFacts, Prun
 from corp_onnx.units import KINDS
 
 KIND_NAMES = {name: kind.title for name, kind in KINDS.items()}
-PLAIN_WIDTH = 120
-"""Columns where stdout is a file or a pipe."""
+PLAIN_WIDTH = 80
+"""Columns where stdout is a file or a pipe, and that every table fits into."""
 
 HEIGHT = 25
 """Lines; nothing that is printed depends on it."""
 
-SPACING = 3
+SPACING = 2
 """Between two columns of a table."""
+
+
+MAX_KINDS = 3
+"""Of units side by side in a table."""
+
+INSPECTION_LEGEND = (
+    "width: hidden channels of an MLP, heads x dimensions of queries and keys (qk) or values (vo); MACs: "
+    "multiply-accumulates for one image"
+)
+
+PRUNING_LEGEND = (
+    "error: what the unit's own output loses on held-back images, before the refit; only cut: the same width without "
+    "compensation; -: left whole; tokens: behind the block, where similar ones have merged"
+)
 
 
 class _CleanConsole(Console):
@@ -55,24 +70,46 @@ def open_console() -> Console:
     return _CleanConsole(file=sys.stdout, width=width, height=HEIGHT, highlight=False, markup=False, emoji=False)
 
 
-def print_table(console: Console, table: Table) -> None:
-    """A table, in a narrow terminal as wide as it needs to be: a number cut short is another number."""
+def print_table(console: Console, table: Table, legend: str = "") -> None:
+    """A table, in a narrow terminal as wide as it needs to be: a number cut short is another number.
+
+    Args:
+        legend: what its columns mean, in a line below.
+    """
     for column in table.columns:
-        texts = [str(cell) for cell in (column.header, *column.cells)]
+        texts = [line for cell in (column.header, *column.cells) for line in str(cell).split("\n")]
         words = texts if column.no_wrap else [word for text in texts for word in text.split(" ")]
         column.min_width = max(cell_len(word) for word in words)
     shown = console.width
     console.width = max(shown, sum((column.min_width or 0) + SPACING for column in table.columns))
     console.print(table, crop=False)  # rich may still share the columns out a little wider than it has said
     console.width = shown
+    if legend:
+        console.print(legend, soft_wrap=True)
 
 
 def make_table(*columns: str, left: int = 1) -> Table:
-    """A table whose first `left` columns are text and the rest numbers."""
-    table = _CleanTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    """A table whose first `left` columns are text and the rest numbers; a head may have two lines."""
+    table = _CleanTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for idx, column in enumerate(columns):
-        table.add_column(clean_text(column), justify="left" if idx < left else "right", no_wrap=idx >= left)
+        head = "\n".join(map(clean_text, column.split("\n")))
+        table.add_column(head, justify="left" if idx < left else "right", no_wrap=idx >= left)
     return table
+
+
+def fit_names(paths: Sequence[str], room: int) -> tuple[dict[str, str], list[str]]:
+    """(what stands for a path in a table, lines to print above it).
+
+    As much of their ends as tells them apart where they do not all fit; numbers where that is too long as well.
+    """
+    distinct = list(dict.fromkeys(paths))
+    parts = [path.replace("\\", "/").split("/") for path in distinct]
+    for n_parts in (max(map(len, parts), default=1), 1, 2):
+        shown = ["/".join(own[-n_parts:]) for own in parts] if n_parts < max(map(len, parts)) else distinct
+        if max(map(cell_len, shown)) <= room and len(set(shown)) == len(distinct):
+            return dict(zip(distinct, shown, strict=True)), []
+    numbers = {path: str(i) for i, path in enumerate(distinct, start=1)}
+    return numbers, [f"{number}: {path}" for path, number in numbers.items()]
 
 
 def print_inspection(found: Inspection) -> None:
@@ -87,13 +124,15 @@ def print_inspection(found: Inspection) -> None:
     )
     own = [unit for unit in found.units if not unit.shares_site]
     if own:
-        table = make_table("unit", "spelling", "width", "tokens", "parameters", "MACs", "of MACs", left=2)
+        table = make_table("unit", "width", "tokens", "parameters", "MACs", "of MACs")
         for unit in own:
             table.add_row(
-                unit.key, unit.spelling if unit.prunable else f"skipped: {unit.reason}", _width(unit),
-                str(unit.n_tokens), f"{unit.n_parameters:,}", f"{unit.macs / 1e6:.1f} M", f"{unit.mac_share:.1%}",
+                unit.key, _width(unit), str(unit.n_tokens), f"{unit.n_parameters:,}", f"{unit.macs / 1e6:.1f} M",
+                f"{unit.mac_share:.1%}",
             )  # fmt: skip
-        print_table(console, table)
+        print_table(console, table, INSPECTION_LEGEND)
+    for line in _describe_spellings(own):
+        console.print(line, soft_wrap=True)
     for skip in found.skipped:
         console.print(f"skipped {KIND_NAMES[skip.kind]} at {skip.node}: {skip.reason}", soft_wrap=True)
     prunable = [u for u in own if u.prunable]
@@ -113,6 +152,16 @@ def print_inspection(found: Inspection) -> None:
         )
 
 
+def _describe_spellings(units: Sequence[UnitFacts]) -> Iterator[str]:
+    """How units are spelled, a line for each spelling; then those that stay, a line for each reason."""
+    for spelling in dict.fromkeys(unit.spelling for unit in units if unit.prunable):
+        kinds = Counter(KIND_NAMES[u.kind] for u in units if u.prunable and u.spelling == spelling)
+        yield f"spelled {spelling}: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}"
+    for reason in dict.fromkeys(unit.reason for unit in units if not unit.prunable):
+        keys = [unit.key for unit in units if not unit.prunable and unit.reason == reason]
+        yield f"stays whole, {reason}: {', '.join(keys)}"
+
+
 def _describe_shared(units: Sequence[UnitFacts]) -> Iterator[str]:
     """One line a kind whose cost is that of other units: where it can go, and the first reason why not."""
     for kind in dict.fromkeys(unit.kind for unit in units):
@@ -129,16 +178,12 @@ def _width(unit: UnitFacts) -> str:
 def print_pruning(result: PruneResult) -> None:
     """What went and how far the answers moved."""
     console = open_console()
-    columns = [column for k in _kinds(result.units) for column in (KIND_NAMES[k], "error", "only cut")]
-    table = make_table("block", *columns)
-    for block in sorted({u.block for u in result.units}):
-        cells: list[str] = []
-        for kind in _kinds(result.units):
-            unit = next((u for u in result.units if u.block == block and u.kind == kind), None)
-            cells += ["-", "-", "-"] if unit is None else _unit_cells(unit)
-        table.add_row(str(block), *cells)
-    if result.units:
-        print_table(console, table)
+    kinds = _kinds(result.units)
+    blocks = sorted({u.block for u in result.units} | {m.block for m in result.merges})
+    for first in range(0, len(kinds), MAX_KINDS):
+        own = kinds[first : first + MAX_KINDS]
+        table = _widths(result, blocks, own, () if first else result.merges)
+        print_table(console, table, PRUNING_LEGEND if own[-1] == kinds[-1] else "")
     print_table(console, _sizes(result.dense, result.pruned))
     if result.merges:
         console.print(_describe_merges(result.merges), soft_wrap=True)
@@ -178,8 +223,32 @@ def _kinds(units: Sequence[UnitResult]) -> list[str]:
     return [k for k in KIND_NAMES if any(u.kind == k for u in units)]
 
 
-def _unit_cells(unit: UnitResult) -> list[str]:
-    return [f"{unit.width_before} -> {unit.width_after}", f"{unit.error:.1%}", f"{unit.error_without:.1%}"]
+def _widths(result: PruneResult, blocks: Sequence[int], kinds: Sequence[str], merges: Sequence[MergeResult]) -> Table:
+    """One row a block: what is left of every kind, its error, and the tokens that are left behind its attention."""
+    units = {(u.block, u.kind): u for u in result.units}
+    wholes = {k: {u.width_before for u in result.units if u.kind == k} for k in kinds}
+    heads = [f"{KIND_NAMES[k]}\nof {min(wholes[k])}" if len(wholes[k]) == 1 else f"\n{KIND_NAMES[k]}" for k in kinds]
+    columns = [column for head in heads for column in (head, "error\n(only cut)")]
+    table = make_table("\nblock", *columns, *([f"tokens\nof {merges[0].tokens_before}"] if merges else []))
+    n_tokens = merges[0].tokens_before if merges else 0
+    for block in blocks:
+        cells = [c for k in kinds for c in _unit_cells(units.get((block, k)), is_alone=len(wholes[k]) > 1)]
+        n_tokens = next((m.tokens_after for m in merges if m.block == block), n_tokens)
+        table.add_row(str(block), *cells, *([str(n_tokens)] if merges else []))
+    return table
+
+
+def _unit_cells(unit: UnitResult | None, *, is_alone: bool) -> list[str]:
+    """Its width, with that before where the head does not say it, and its errors."""
+    if unit is None:
+        return ["-", ""]
+    width = f"{unit.width_before} -> {unit.width_after}" if is_alone else str(unit.width_after)
+    return [width, f"{_percent(unit.error)} ({_percent(unit.error_without)})"]
+
+
+def _percent(share: float) -> str:
+    """Two digits: more than an error measured on a few images holds."""
+    return f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}"
 
 
 def _sizes(dense: ModelFacts, pruned: ModelFacts) -> Table:

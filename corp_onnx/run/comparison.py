@@ -6,7 +6,7 @@ measures its activations over a batch and answers an image a little differently 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from onnx import TensorProto
 from corp_onnx.graph.model import Model, batch_kind
 from corp_onnx.images import Images
 from corp_onnx.metrics import Judgement
+from corp_onnx.progress import Count
 from corp_onnx.results import CheckResult, OutputScore
 from corp_onnx.run.noise import run_possible
 from corp_onnx.run.outputs import find_outputs
@@ -72,7 +73,7 @@ def compare_on_images(
     data: Path,
     *,
     batch_size: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Count | None = None,
 ) -> Comparison:
     """Every output of both models that has a row an image."""
     before, after = open_runner(source), open_runner(converted)
@@ -88,7 +89,7 @@ def compare_on_images(
         largest = max(largest, float(np.abs(expected[first]).max()))
         difference = max(difference, float(np.abs(found[first] - expected[first]).max()))
         if progress is not None:
-            progress(judgement.n_samples, images.n_images)
+            progress(len(batch))
     assert judgement is not None  # a set of images is never empty
     return Comparison(
         data=str(data),

@@ -50,17 +50,17 @@ def search_widths(
     """
     widths: dict[UnitKey, int] = {}
     least = np.inf
-    for done, choice in enumerate(choices, start=1):
+    with problem.run.enter("probe units", len(choices), "units") as count:
+        for choice in choices:
 
-        def loss(width: int, choice: Choice = choice) -> float:
-            nonlocal least
-            found = probe_loss(problem, evaluator, choice, width)
-            least = min(least, found)
-            return found
+            def loss(width: int, choice: Choice = choice) -> float:
+                nonlocal least
+                found = probe_loss(problem, evaluator, choice, width)
+                least = min(least, found)
+                return found
 
-        widths[choice.key] = bisect_width(choice.widths(), loss, threshold.kl)
-        if problem.progress:
-            problem.progress("probe", done, len(choices))
+            widths[choice.key] = bisect_width(choice.widths(), loss, threshold.kl)
+            count()
     if all(widths[c.key] == c.width for c in choices):
         raise OptionError(
             f"--amp-threshold {threshold.kl:g}: no {_name(choices)} can lose a channel; the smallest loss met is "

@@ -38,13 +38,13 @@ def probe_loss(problem: Problem, evaluator: Evaluator, choice: Choice, width: in
 def probe_choices(problem: Problem, choices: Sequence[Choice], evaluator: Evaluator) -> dict[UnitKey, float]:
     """The sensitivity of every unit."""
     sensitivities: dict[UnitKey, float] = {}
-    for done, choice in enumerate(choices, start=1):
-        width = reference_width(choice)
-        error = float(choice.error_curve[width])
-        loss = probe_loss(problem, evaluator, choice, width) if error > 0 else 0.0
-        sensitivities[choice.key] = loss / error if error > 0 else 0.0
-        if problem.progress:
-            problem.progress("probe", done, len(choices))
+    with problem.run.enter("probe units", len(choices), "units") as count:
+        for choice in choices:
+            width = reference_width(choice)
+            error = float(choice.error_curve[width])
+            loss = probe_loss(problem, evaluator, choice, width) if error > 0 else 0.0
+            sensitivities[choice.key] = loss / error if error > 0 else 0.0
+            count()
     return sensitivities
 
 

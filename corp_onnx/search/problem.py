@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,7 @@ from corp_onnx.graph.cost import Cost
 from corp_onnx.images import Images
 from corp_onnx.metrics import OutputTask
 from corp_onnx.moments import Moments
+from corp_onnx.progress import Count, Run
 from corp_onnx.rewrite import Rewrite, plan_rewrite
 from corp_onnx.settings import CONFIDENCE, Method
 from corp_onnx.tokens.sites import MergePlan, MergeSites, MergeStep, TokenMetric
@@ -29,8 +30,33 @@ from corp_onnx.units import (
     list_units,
 )
 
-Progress = Callable[[str, int, int], None]
-"""(stage, done, in all)."""
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spending:
+    """What units cost at full width.
+
+    Attributes:
+        cost: of the whole model, without the tokens that will not be computed or have merged.
+    """
+
+    graph: Graph
+    blocks: Blocks
+    units: tuple[Unit, ...]
+    trim: TrimPlan | None
+    cost: Cost
+
+    @property
+    def macs(self) -> dict[UnitKey, int]:
+        """Of every unit in that model."""
+        at = self.trim or self
+        units = list_units(at.blocks, {unit.kind for unit in self.units}, skipped=True)
+        return {unit.key: unit.describe(at.graph, self.cost).macs for unit in units}
+
+    @property
+    def parameters(self) -> dict[UnitKey, int]:
+        """Of every unit, less what no width changes."""
+        spent = {unit: unit.describe(self.graph, self.cost).n_parameters for unit in self.units}
+        return {unit.key: n - unit.n_fixed_parameters for unit, n in spent.items()}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +66,7 @@ class Problem:
     Attributes:
         units: those that may become narrower.
         moments: of each, by its key as text.
+        run: where its stages tell how far they are.
         importances: of every MLP's channels, by the same; for the rank `taylor` only.
         trim: the tokens that the pruned model will not compute.
         sites: where tokens can merge; nowhere, where they are not to.
@@ -62,7 +89,7 @@ class Problem:
     batch_size: int = 8
     provider: str = "cpu"
     seed: int = 0
-    progress: Progress | None = None
+    run: Run = field(default_factory=Run)
     importances: Mapping[str, np.ndarray] = field(default_factory=dict)
     trim: TrimPlan | None = None
     sites: MergeSites = field(default_factory=MergeSites)
@@ -80,22 +107,15 @@ class Problem:
         return self.graph.cost if self.trim is None else self.trim.cost
 
     @property
-    def macs(self) -> dict[UnitKey, int]:
-        """Of every unit at full width, in that model."""
-        at = self.trim or self
-        units = list_units(at.blocks, {unit.kind for unit in self.units}, skipped=True)
-        return {unit.key: unit.describe(at.graph, self.cost).macs for unit in units}
-
-    @property
-    def parameters(self) -> dict[UnitKey, int]:
-        """Of every unit at full width, less what no width changes."""
-        spent = {unit: unit.describe(self.graph, self.cost).n_parameters for unit in self.units}
-        return {unit.key: n - unit.n_fixed_parameters for unit, n in spent.items()}
+    def spending(self) -> Spending:
+        """What units cost in that model."""
+        return Spending(self.graph, self.blocks, self.units, self.trim, self.cost)
 
     def trace(self) -> tuple[Choice, ...]:
         """Every width of every unit; the OBS order costs n^3 for an MLP, the rest is small."""
         evidence = Evidence(self.graph, self.moments, self.importances)
-        return tuple(unit.trace(evidence, self.method) for unit in self.units)
+        with self.run.enter("trace", len(self.units), "units") as count:
+            return tuple(_counted(unit.trace(evidence, self.method), count) for unit in self.units)
 
     def rewrite(self, changes: Changes, merges: Sequence[MergeStep] = ()) -> Rewrite:
         """The passes from the dense model to one with these changes, without what is exact anyway."""
@@ -128,3 +148,8 @@ def solve_widths(choices: tuple[Choice, ...], widths: Mapping[UnitKey, int]) -> 
         if widths[choice.key] < choice.width and not (before is not None and before.removes):
             plans.append(choice.solve(widths[choice.key], before))
     return tuple(plans)
+
+
+def _counted(choice: Choice, count: Count) -> Choice:
+    count(1)
+    return choice

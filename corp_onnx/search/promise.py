@@ -98,7 +98,8 @@ class PromiseSearch:
         curve = {high: 1.0}
         for _ in range(N_SEARCH):
             middle = (low + high) / 2
-            tried[middle] = self.one_shot(middle)
+            with self.search.problem.run.enter("search"):
+                tried[middle] = self.one_shot(middle)
             curve[middle] = self.score(tried[middle])
             low, high = (low, middle) if curve[middle] >= self.budget.value else (middle, high)
         if self.search.refits:
@@ -116,7 +117,8 @@ class PromiseSearch:
         best: tuple[float, Solution | None, Kept] | None = None
         trial = min(start, above - FIRST_STEP)
         for _ in range(N_REFIT_SEARCH):
-            solution, kept = self.refitted(trial)
+            with self.search.problem.run.enter("refit"):
+                solution, kept = self.refitted(trial)
             found = self.score(kept)
             if found >= self.budget.value:
                 best, above = (trial, solution, kept), trial

@@ -92,7 +92,7 @@ class Search:
         Args:
             merge: the tokens that merge besides.
         """
-        allowance = allow_cost(replace(self.problem, merge=merge), self.choices, kind, value)
+        allowance = allow_cost(replace(self.problem, merge=merge).spending, self.choices, kind, value)
         if self.is_uniform:
             return uniform_widths(self.choices, allowance)
         sensitivities = self.sensitivities
@@ -153,7 +153,7 @@ class Search:
     def smallest_macs(self) -> float:
         """The MACs of the smallest model that the rule for widths can reach."""
         merge = self.merging.plan(self.merging.schedules[-1]) if self.merging else None
-        allowance = allow_cost(replace(self.problem, merge=merge), self.choices, "macs", 1.0)
+        allowance = allow_cost(replace(self.problem, merge=merge).spending, self.choices, "macs", 1.0)
         return allowance.cost(narrowest_widths(self.choices)) if self.is_uniform else allowance.smallest
 
     def one_shot(self, kind: CostKind, value: float) -> Solution:
@@ -162,7 +162,9 @@ class Search:
 
     def refitted(self, kind: CostKind, value: float) -> Solution:
         """The solution of a budget with every last product solved again on the pruned stream."""
-        return self.refit(self._split(kind, value, before_refit=True))
+        with self.problem.run.enter("search"):
+            solution = self._split(kind, value, before_refit=True)
+        return self.refit(solution)
 
     def _solve(self, widths: dict[UnitKey, int], merge: MergePlan | None, value: float) -> Solution:
         plans = solve_widths(self.choices, widths)
@@ -173,13 +175,14 @@ class Search:
         p = self.problem
         if not self.refits or not solution.plans:
             return solution
-        at = self._stretch(solution.merges)
-        proto = self.make(solution)
-        changes = refit_changes(
-            at.graph, at.walk, solution.changes, proto, p.calibration, self._token_weights(at), given=at.given,
-            batch_size=p.batch_size, provider=p.provider, progress=p.progress,
-        )  # fmt: skip
-        return replace(solution, changes=changes, expected_loss=self.judge.evaluate(proto).loss)
+        with p.run.enter("refit", len(self.walk.stops), "units") as count:
+            at = self._stretch(solution.merges)
+            proto = self.make(solution)
+            changes = refit_changes(
+                at.graph, at.walk, solution.changes, proto, p.calibration, self._token_weights(at), given=at.given,
+                batch_size=p.batch_size, provider=p.provider, progress=count,
+            )  # fmt: skip
+            return replace(solution, changes=changes, expected_loss=self.judge.evaluate(proto).loss)
 
     def _stretch(self, merges: Sequence[MergeStep]) -> Stretches:
         """The dense model that a refit brings the pruned one back to: with the same tokens merged."""
@@ -220,15 +223,11 @@ class Search:
             return {}
         key = tuple(at.graph.dims(stop.residual.stream) for stop in at.walk.stops)
         if key not in self._weights:
-            self._weights[key] = weigh_stops(
-                at.graph,
-                at.walk,
-                p.calibration,
-                self.judge.tasks,
-                given=at.given,
-                batch_size=p.batch_size,
-                provider=p.provider,
-            )
+            with p.run.enter("weigh tokens", len(at.walk.stops), "units") as count:
+                self._weights[key] = weigh_stops(
+                    at.graph, at.walk, p.calibration, self.judge.tasks, given=at.given, batch_size=p.batch_size,
+                    provider=p.provider, progress=count,
+                )  # fmt: skip
         return self._weights[key]
 
     def expect(self, solution: Solution) -> Solution:

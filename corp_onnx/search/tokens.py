@@ -65,7 +65,7 @@ def prepare_merging(problem: Problem, evaluator: Evaluator) -> MergeCandidates |
     streams = [site.stream for site in sites.sites]
     trim = problem.trim.trim if problem.trim else None
     costs = count_costs(at.graph, trace_tokens(at.graph, streams), problem.cost, streams, trim)
-    wanted = _wanted_places(sites, problem.method.merge_blocks, trim.axes if trim else ())
+    wanted = wanted_places(sites, problem.method.merge_blocks, trim.axes if trim else ())
     most = most_merged(costs.n_tokens, costs.n_special)
     if not wanted or most < 1:
         return None
@@ -76,7 +76,7 @@ def prepare_merging(problem: Problem, evaluator: Evaluator) -> MergeCandidates |
     return MergeCandidates(problem, costs, list_schedules(stages, costs.n_tokens, costs.n_special, MERGE_MACS))
 
 
-def _wanted_places(sites: MergeSites, blocks: Collection[int], unread: Collection[str]) -> list[int]:
+def wanted_places(sites: MergeSites, blocks: Collection[int], unread: Collection[str]) -> list[int]:
     """Places among the sites in which merging is wanted.
 
     Args:
@@ -97,11 +97,11 @@ def _trace_sites(
     n_tokens, sites = problem.sites.n_tokens, problem.sites.sites
     numbers = sorted({min(most, max(1, round(n_tokens * share))) for share in PROBE_SHARES})
     losses = np.zeros((len(wanted), len(numbers)))
-    for i, j in np.ndindex(losses.shape):
-        site = sites[wanted[i]]
-        step = MergeStep(site, numbers[j], problem.metrics[site.block])
-        losses[i, j] = evaluator.evaluate(merge_tokens(problem.graph, (step,))).loss
-        if problem.progress:
-            problem.progress("probe tokens", i * len(numbers) + j + 1, losses.size)
+    with problem.run.enter("probe tokens", losses.size, "merges") as count:
+        for i, j in np.ndindex(losses.shape):
+            site = sites[wanted[i]]
+            step = MergeStep(site, numbers[j], problem.metrics[site.block])
+            losses[i, j] = evaluator.evaluate(merge_tokens(problem.graph, (step,))).loss
+            count()
     curves = [trace_loss(n_tokens, numbers, of_site) for of_site in smooth_losses(losses).tolist()]
     return dict(zip(wanted, curves, strict=True))

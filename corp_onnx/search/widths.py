@@ -16,7 +16,7 @@ import numpy as np
 
 from corp_onnx.blocks import Blocks, SiteKey
 from corp_onnx.errors import OptionError
-from corp_onnx.search.problem import Problem
+from corp_onnx.search.problem import Spending
 from corp_onnx.solve.allocate import UnitCurve, allocate_widths, tie_curves
 from corp_onnx.units import Choice, UnitKey
 
@@ -103,13 +103,13 @@ class Allowance:
         return self.fixed + sum(group.cost(group.options[0]) for group in self.groups)
 
 
-def allow_cost(problem: Problem, choices: Sequence[Choice], kind: CostKind, kept: float) -> Allowance:
+def allow_cost(spending: Spending, choices: Sequence[Choice], kind: CostKind, kept: float) -> Allowance:
     """The allowance of a budget: what is left out besides widths is paid for already."""
     if kind == "params":
-        dense = whole = problem.graph.n_parameters
-        spent = problem.parameters
+        dense = whole = spending.graph.n_parameters
+        spent = spending.parameters
     else:
-        dense, whole, spent = problem.graph.cost.total, problem.cost.total, problem.macs
+        dense, whole, spent = spending.graph.cost.total, spending.cost.total, spending.macs
     slopes = {choice.key: spent[choice.key] / choice.width for choice in choices}
     shared = {choice.key.site for choice in choices if choice.unit.shares_site}
     members: dict[object, list[Choice]] = {}

@@ -14,18 +14,22 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from corp_onnx.checks.preflight import protect_source
 from corp_onnx.errors import OutputError
 from corp_onnx.graph.model import require_file
-from corp_onnx.results import Environment, describe_environment, to_json
+from corp_onnx.options import fill_settings
+from corp_onnx.progress import Progress, Run, follow
+from corp_onnx.results import Environment, Result, Rows, describe_environment, to_json
 from corp_onnx.staging import check_destination, staged_files, write_text
 from corp_onnx.tensorrt.blueprint import EngineSettings, Shapes, Source, choose_flags, plan_shapes, read_source
 from corp_onnx.tensorrt.cuda import device_name
-from corp_onnx.tensorrt.library import Progress, build_plan, import_tensorrt, load_plan
+from corp_onnx.tensorrt.library import build_plan, import_tensorrt, load_plan
 from corp_onnx.tensorrt.trtexec import Summary, find_trtexec, list_arguments, probe_version, run_trtexec
 
 SUFFIX = ".plan"
@@ -43,8 +47,8 @@ class EngineTensor:
     maximum: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class EngineResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class EngineResult(Result):
     """What `build_engine` returns and writes beside the engine.
 
     Attributes:
@@ -89,6 +93,18 @@ class EngineResult:
     seconds: float
     environment: Environment
 
+    @property
+    def summary(self) -> str:
+        """The engine, and what it runs on."""
+        return f"{self.path}: {self.n_bytes / 1e6:.1f} MB, {self.precision}, TensorRT {self.tensorrt} on {self.gpu}"
+
+    @property
+    def table(self) -> Rows:
+        """The engine and its inputs."""
+        shapes = [(f"input {t.name}", f"{t.dtype} {list(t.optimum or t.shape)}") for t in self.inputs]
+        facts = (("engine", self.path), ("from", self.source), ("precision", self.precision), ("GPU", self.gpu))
+        return [("", ""), *facts, ("TensorRT", self.tensorrt), *shapes]
+
 
 @dataclass(frozen=True, slots=True)
 class _Work:
@@ -120,6 +136,7 @@ def build_engine(
     trtexec: Path | bool = False,
     force: bool = False,
     progress: Progress | None = None,
+    **options: Any,
 ) -> EngineResult:
     """Build a TensorRT engine on this machine's GPU, and describe it beside.
 
@@ -128,7 +145,9 @@ def build_engine(
         output: default `<model>.plan` beside the model.
         trtexec: build with the command-line tool: its path, or True to look for it. False uses the Python API.
         force: replace files that exist; the timing cache is always updated.
-        progress: called with (phase of TensorRT, steps done, steps in all); trtexec reports none.
+        settings: as one value, or
+        options: its fields by name.
+        progress: told how far the run is: phases are those of TensorRT, which count steps; trtexec reports none.
 
     Raises:
         MissingExtraError: TensorRT, trtexec or a GPU is not there.
@@ -137,7 +156,7 @@ def build_engine(
         OutputError: the destination can not be written.
         CheckFailedError: the engine could not be built; nothing was written.
     """
-    settings = settings or EngineSettings()
+    settings = fill_settings(EngineSettings, settings, options)
     model = Path(model)
     require_file(model)
     output = default_output(model) if output is None else Path(output)
@@ -150,11 +169,12 @@ def build_engine(
     if tool is None:
         import_tensorrt()  # before a model with dynamic axes is run
     shapes = plan_shapes(source, settings)
-    start = time.perf_counter()
+    start, run = time.perf_counter(), follow(progress)
     with _staged_cache(settings) as cache, staged_files({"-o": output}, force=force) as (path,):
         if tool is None:
-            work = _build_by_api(source, shapes, settings, path, cache, progress)
+            work = _build_by_api(source, shapes, settings, path, cache, run)
         else:
+            run.report("trtexec builds and measures", 0, 0, "steps")
             work = _build_by_tool(tool, source, shapes, settings, path, cache)
         result = _describe(source, shapes, settings, path, output, work, time.perf_counter() - start)
         write_text(to_json(result), description_path(path), description_path(output))
@@ -189,10 +209,10 @@ def _staged_cache(settings: EngineSettings) -> Iterator[Path | None]:
 
 def _build_by_api(
     source: Source, shapes: Sequence[Shapes], settings: EngineSettings, path: Path, cache: Path | None,
-    progress: Progress | None,
+    run: Run,
 ) -> _Work:  # fmt: skip
     gpu = device_name()
-    built = build_plan(source, shapes, settings, progress)
+    built = build_plan(source, shapes, settings, partial(run.report, things="steps"))
     load_plan(built.plan, path)
     try:
         path.write_bytes(built.plan)

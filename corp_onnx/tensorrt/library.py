@@ -18,7 +18,7 @@ INSTALL = "pip install 'corp-onnx[tensorrt]' --extra-index-url https://pypi.nvid
 MAX_SENTENCE = 300
 """Characters of a message of TensorRT that an error quotes."""
 
-Progress = Callable[[str, int, int], None]
+PhaseReport = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +87,9 @@ def open_logger(trt: Any) -> tuple[Any, Messages]:
     return _Logger(), messages
 
 
-def build_plan(source: Source, shapes: Sequence[Shapes], settings: EngineSettings, progress: Progress | None) -> Built:
+def build_plan(
+    source: Source, shapes: Sequence[Shapes], settings: EngineSettings, progress: PhaseReport | None
+) -> Built:
     """Parse the ONNX file and build an engine of it.
 
     Raises:
@@ -181,7 +183,7 @@ def _load_timing_cache(config: Any, path: Path | None, messages: Messages) -> No
         messages.warnings.append(f"{path} belongs to another TensorRT or GPU; it is started anew.")
 
 
-def _watch(trt: Any, config: Any, progress: Progress | None) -> list[BaseException]:
+def _watch(trt: Any, config: Any, progress: PhaseReport | None) -> list[BaseException]:
     """Report the outermost phases; gives a list that holds what interrupted the build, if anything did."""
     stopped: list[BaseException] = []
     steps: dict[str, int] = {}

@@ -17,7 +17,7 @@ computed from its projections (norms or rotations on the way), all tokens count 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ from jaxtyping import Float
 from corp_onnx.blocks import Block, Blocks, QkPair
 from corp_onnx.graph import Graph
 from corp_onnx.images import Images
+from corp_onnx.progress import Count
 from corp_onnx.run.sessions import open_tapped
 from corp_onnx.settings import TokenMetricKind
 from corp_onnx.solve.ridge import solve_ridge
@@ -54,7 +55,7 @@ def learn_metrics(
     *,
     batch_size: int = 8,
     provider: str = "cpu",
-    progress: Callable[[int], None] | None = None,
+    progress: Count | None = None,
 ) -> dict[int, TokenMetric]:
     """The metric of every merge site, by block.
 

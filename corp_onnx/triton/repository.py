@@ -18,11 +18,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from corp_onnx.errors import OptionError, OutputError
 from corp_onnx.graph.external import find_beside
 from corp_onnx.graph.model import hash_file
 from corp_onnx.images.recipe import METADATA_KEY, Recipe
+from corp_onnx.options import fill_settings
+from corp_onnx.results import Result, Rows
 from corp_onnx.staging import staged_folders, write_text
 from corp_onnx.triton.config import (
     LABELS_FILE,
@@ -76,13 +79,24 @@ class ServedModel:
     versions: tuple[ServedVersion, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TritonRepository:
+@dataclass(frozen=True, slots=True, repr=False)
+class TritonRepository(Result):
     """What `triton` returns."""
 
     path: str
     models: tuple[ServedModel, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def summary(self) -> str:
+        """Where it is and what it serves."""
+        return f"{self.path}: {', '.join(model.name for model in self.models)}"
+
+    @property
+    def table(self) -> Rows:
+        """One row a model."""
+        rows = [(m.name, m.backend, ", ".join(str(v.version) for v in m.versions)) for m in self.models]
+        return [("model", "backend", "versions written"), *rows]
 
 
 def write_triton_repository(
@@ -93,6 +107,7 @@ def write_triton_repository(
     add: bool = False,
     settings: TritonSettings | None = None,
     force: bool = False,
+    **options: Any,
 ) -> TritonRepository:
     """Write models into a Triton model repository.
 
@@ -102,7 +117,8 @@ def write_triton_repository(
         output: the folder of the repository; other models in it stay.
         name: makes all of `models` versions 1, 2, ... of one model.
         add: makes them the next versions of a model that is there; its config.pbtxt stays as it is.
-        settings: how they are served; not with `add`.
+        settings: how they are served, as one value, or
+        options: its fields by name; not with `add`.
         force: replace a model that is there, with all of its versions.
 
     Raises:
@@ -110,9 +126,9 @@ def write_triton_repository(
         InputError: a model, an option or the destination can not be used; nothing was written.
     """
     import_schema()
-    if add and (settings is not None or force):
+    if add and (settings is not None or options or force):
         raise OptionError("--add leaves the model's config.pbtxt as it is: give it no option but --name.")
-    settings = settings or TritonSettings()
+    settings = fill_settings(TritonSettings, settings, options)
     root = Path(output)
     if root.exists() and not root.is_dir():
         raise OutputError(f"{root}: is not a folder; give the folder of a model repository.")

@@ -18,7 +18,7 @@ import io
 import json
 import shutil
 import warnings as python_warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -33,7 +33,9 @@ from corp_onnx.graph.model import MAX_PROTO_BYTES, Model, file_size, load_model
 from corp_onnx.graph.write import outdated_data, write_model
 from corp_onnx.images.labels import LABELS_KEY
 from corp_onnx.images.recipe import METADATA_KEY
-from corp_onnx.results import CheckResult, Environment, StageClock, StageTime, describe_environment
+from corp_onnx.options import fill_settings
+from corp_onnx.progress import Phase, Progress, follow
+from corp_onnx.results import CheckResult, Environment, Result, Rows, StageClock, StageTime, describe_environment
 from corp_onnx.run.comparison import relative_difference
 from corp_onnx.run.runtime import import_runtime
 from corp_onnx.run.sessions import open_session
@@ -48,6 +50,12 @@ OPSETS = {"dynamo": (18, 23), "torchscript": (13, 20)}
 
 TRACE_BATCH = 2
 """torch.export takes a dimension of 1 for a constant."""
+
+PHASES = (
+    Phase("build the model", 10), Phase("trace it with PyTorch", 40), Phase("write", 5),
+    Phase("check against PyTorch", 10),
+)  # fmt: skip
+"""And about how long each takes beside the others."""
 
 PARITY_BATCHES = (1, 3)
 """Others than the traced one, so that a frozen batch shows itself."""
@@ -83,8 +91,8 @@ class ExportSettings:
             raise InputError(f"{self.checkpoint}: no such file. Give a checkpoint in .safetensors, .pth, .pt or .bin.")
 
 
-@dataclass(frozen=True, slots=True)
-class ExportResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class ExportResult(Result):
     """What `export` returns. `weights` says where they came from; `recipe` is None where none could be embedded."""
 
     path: str
@@ -104,6 +112,20 @@ class ExportResult:
     stages: tuple[StageTime, ...]
     environment: Environment
 
+    @property
+    def summary(self) -> str:
+        """The file, and what it is of."""
+        batch = "dynamic batch" if self.batch is None else f"batch {self.batch}"
+        return f"{self.path}: {self.model}, {self.n_parameters:,} parameters, opset {self.opset}, {batch}"
+
+    @property
+    def table(self) -> Rows:
+        """What it holds."""
+        return [
+            ("", ""), ("file", self.path), ("model", self.model), ("weights", self.weights),
+            ("parameters", f"{self.n_parameters:,}"), ("opset", str(self.opset)), ("class names", str(self.n_labels)),
+        ]  # fmt: skip
+
 
 def default_output(name: str) -> Path:
     """`<name>.onnx` in the working folder; of an address such as hf-hub:owner/model, its last part."""
@@ -116,7 +138,8 @@ def export_model(
     *,
     settings: ExportSettings | None = None,
     force: bool = False,
-    say: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> ExportResult:
     """Export a timm model to ONNX and check it against PyTorch.
 
@@ -124,32 +147,35 @@ def export_model(
         name: as timm lists it, with or without the tag of its weights; or timm's address hf-hub:... or local-dir:...
         output: default `<name>.onnx` in the working folder; weights beyond 2 GB lie in `<output>.data` beside it.
         force: replace files that exist.
-        say: called with each stage as it begins.
+        settings: as one value, or
+        options: its fields by name.
+        progress: told how far the run is.
 
     Raises:
         MissingExtraError: PyTorch, timm, onnxscript or ONNX Runtime is not installed.
         InputError: the name, the checkpoint, an option or the destination can not be used, or the hub not be reached.
         CheckFailedError: the file is not valid or answers differently; nothing was written.
     """
-    settings = settings or ExportSettings()
+    settings = fill_settings(ExportSettings, settings, options)
     output = Path(output) if output is not None else default_output(name)
     torch, timm = _require("torch"), _require("timm")
     if settings.exporter == "dynamo":
         _require("onnxscript")
     import_runtime()
     check_name(timm, name)
-    clock = StageClock()
+    clock, run = StageClock(), follow(progress)
+    run.plan(PHASES)
     with staged_files({"-o": output}, force=force, outdated=outdated_data(output)) as (path,):
-        with _stage(clock, "build", say):
+        with clock.stage("build"), run.enter("build the model"):
             model = build_model(torch, timm, name, checkpoint=settings.checkpoint, pretrained=settings.pretrained)
             n_parameters = sum(p.numel() for p in model.module.parameters())
-        with _stage(clock, "trace", say):
+        with clock.stage("trace"), run.enter("trace it with PyTorch"):
             probes = _answer(torch, model, settings.batch)
             raw = _trace(torch, model, path.parent / "traced" / path.name, name, settings)
         model = replace(model, module=None)  # its weights are on disk now, and ONNX Runtime wants the memory
-        with _stage(clock, "write", say):
+        with clock.stage("write"), run.enter("write"):
             _write(raw, path, _metadata(model), settings.opset)
-        with _stage(clock, "check", say):
+        with clock.stage("check"), run.enter("check against PyTorch"):
             checks = (check_structure(path), _check_parity(path, probes))
             _require_passed(checks, output)
         return _report(name, model, n_parameters, load_model(path), output, settings, checks, clock.stages)
@@ -177,14 +203,6 @@ def _report(
         stages=tuple(stages),
         environment=_environment(),
     )
-
-
-@contextlib.contextmanager
-def _stage(clock: StageClock, name: str, say: Callable[[str], None] | None) -> Iterator[None]:
-    if say is not None:
-        say(name)
-    with clock.stage(name):
-        yield
 
 
 def _require(package: str) -> Any:

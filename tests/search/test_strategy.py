@@ -120,7 +120,7 @@ class TestBudget:
             prepare_search(with_method(problem, align=1000, widths=Budget("macs", 0.6, allocate)))
 
     def test_searched_widths_lose_less_than_uniform_ones(self, search, problem) -> None:
-        widths = uniform_widths(search.choices, allow_cost(problem, search.choices, "macs", 0.6))
+        widths = uniform_widths(search.choices, allow_cost(problem.spending, search.choices, "macs", 0.6))
         plans = solve_widths(search.choices, widths)
         uniform = Solution(gather_changes(plans), plans)
         assert loss(search, search.one_shot("macs", 0.6)) < loss(search, uniform)
