@@ -359,7 +359,8 @@ class TestData:
             fixture_path(OPERATOR), photos, tmp_path / "out.onnx", settings=paper(),
             progress=lambda stage, done, total: seen.setdefault(stage, []).append((done, total)),
         )  # fmt: skip
-        assert seen["calibrate"] == [(8, 19), (16, 19), (19, 19)]
+        assert seen["calibrate"] == [(0, 19), (8, 19), (16, 19), (19, 19)]
+        assert list(seen) == ["load", "open images", "calibrate", "trace", "verify", "measure"]
         assert all(counts[-1][0] == counts[-1][1] for counts in seen.values())
 
 

@@ -11,9 +11,20 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from samples import OPERATOR, fixture_path, write_photos
 
+import corp_onnx
 from corp_onnx import __version__
-from corp_onnx.results import CheckResult, Environment, StageTime, UnitResult, describe_environment, to_json
+from corp_onnx.results import (
+    CheckResult,
+    Environment,
+    Result,
+    Rows,
+    StageTime,
+    UnitResult,
+    describe_environment,
+    to_json,
+)
 
 
 @dataclass(frozen=True)
@@ -71,3 +82,85 @@ def test_environment() -> None:
     assert found.versions["numpy"] == np.__version__
     assert found.versions["onnxruntime"] == onnxruntime.__version__
     assert found.machine
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Made(Result):
+    """A result of a verb that does not exist."""
+
+    path: str
+
+    @property
+    def summary(self) -> str:
+        """Its path."""
+        return f"{self.path}: done"
+
+    @property
+    def table(self) -> Rows:
+        """Its path."""
+        return [("", "file"), ("new", self.path)]
+
+
+class TestResult:
+    def test_one_line_a_table_and_json(self) -> None:
+        made = Made("a.onnx")
+        assert repr(made) == str(made) == "Made(a.onnx: done)"
+        assert json.loads(made.to_json()) == {"schema": 1, "path": "a.onnx"}
+        assert made._repr_html_() == (
+            "<table><thead><tr><th></th><th>file</th></tr></thead>"
+            "<tbody><tr><td>new</td><td>a.onnx</td></tr></tbody></table>"
+        )
+
+    def test_a_name_is_text_wherever_it_is_shown(self) -> None:
+        made = Made("<script src='//x'>&\x1b[2J\n.onnx")
+        assert "\n" not in repr(made)
+        assert "\x1b" not in repr(made) + made._repr_html_()
+        assert "&lt;script src=&#x27;//x&#x27;&gt;&amp;" in made._repr_html_()
+        assert "<script" not in made._repr_html_()
+
+    def test_what_every_verb_returns_is_one(self) -> None:
+        names = ["PruneResult", "Inspection", "Evaluation", "BenchResult", "ConvertResult", "EngineResult",
+                 "ExportResult", "TritonRepository"]  # fmt: skip
+        for name in names:
+            kind = getattr(corp_onnx, name)
+            assert issubclass(kind, Result)
+            assert kind.__repr__ is Result.__repr__, f"{name}: repr=False"
+            assert {"summary", "table"} <= set(vars(kind)), name
+
+    def test_of_real_ones(self, tmp_path: Path) -> None:
+        """One line that names the file and no dump of tuples; as many cells in every row as heads."""
+        photos = write_photos(tmp_path / "photos", 16)
+        model, small = fixture_path(OPERATOR), tmp_path / "small.onnx"
+        found: list[Result] = [
+            corp_onnx.inspect_model(model),
+            corp_onnx.prune_model(model, photos, small, preset="paper"),
+            corp_onnx.evaluate_models([small], photos, reference=model),
+            corp_onnx.bench_models([model, small], repeats=1, batches=[1], providers=["cpu"]),
+            corp_onnx.bench_models([small], repeats=1, batches=[1], providers=["cpu"]),
+            corp_onnx.convert_model(small, tmp_path / "half.onnx", fp16=True),
+        ]
+        for result in found:
+            said = repr(result)
+            assert said.startswith(f"{type(result).__name__}(")
+            assert "onnx" in said
+            assert "((" not in said
+            assert len(said.replace(str(tmp_path), "").replace(str(model.parent), "")) < 200
+            heads, *rows = result.table
+            assert rows
+            assert all(len(row) == len(heads) for row in rows)
+            assert json.loads(result.to_json())["schema"] == 1
+        assert "units with" in repr(found[0])
+        assert "of the MACs, " in repr(found[1])
+        assert "agreement " in repr(found[1])
+        assert "images" in repr(found[2])
+        assert "times as fast at cpu batch 1" in repr(found[3])
+        assert " ms at cpu batch 1" in repr(found[4])
+        assert "float16" in repr(found[5])
+
+
+def test_everything_that_is_offered_is_there() -> None:
+    """All settings among it."""
+    for name in corp_onnx.__all__:
+        assert getattr(corp_onnx, name) is not None
+    settings = {name for name in corp_onnx.__all__ if name.endswith("Settings")}
+    assert settings == {"ConvertSettings", "EngineSettings", "ExportSettings", "PruneSettings", "TritonSettings"}

@@ -71,7 +71,6 @@ def plan_phases(
     """
     n_probes = min(PROBE_IMAGES, n_images)
     cubes = sum(unit.width**3 for unit in units if unit.n_heads is None) / max(graph.cost.total, 1)
-    trace = Phase("trace", WRITTEN / 2 + TRACED * cubes)
     rank = [Phase("rank", GRADIENTS * n_images)] if method.rank == "taylor" else []
     compare = [Phase("compare tokens", COMPARED * min(METRIC_IMAGES, n_images))] if sites.sites else []
     return (

@@ -25,29 +25,20 @@ BAR_COLUMNS = 16
 """Of the bar; with the longest phase and what is left, a line is 80 columns long."""
 
 
-class _Where(ProgressColumn):
-    """The phase and what it counts."""
+class _Watched(ProgressColumn):
+    """Something of the last moment of a run: between two phases the one before still stands there."""
 
-    def __init__(self, run: Run) -> None:
-        super().__init__(Column(no_wrap=True, overflow="ellipsis", ratio=1))
-        self.run = run
+    def __init__(self, run: Run, describe: Callable[[Moment], str], column: Column) -> None:
+        super().__init__(column)
+        self.run, self.describe = run, describe
+        self.last: Moment | None = None
 
     def render(self, task: Task) -> Text:
-        moment = self.run.moment
-        task.total, task.completed = 1.0, (moment.share or 0.0) if moment else task.completed
-        return Text(describe_phase(moment) if moment else "")
-
-
-class _Left(ProgressColumn):
-    """The time that the whole run still takes."""
-
-    def __init__(self, run: Run) -> None:
-        super().__init__(Column(no_wrap=True, justify="right"))
-        self.run = run
-
-    def render(self, task: Task) -> Text:  # noqa: ARG002 (rich's signature)
-        moment = self.run.moment
-        return Text("" if moment is None or moment.left is None else f"{spell_seconds(moment.left)} left")
+        self.last = self.run.moment or self.last
+        if self.last is None:
+            return Text("")
+        task.completed = self.last.share or 0.0
+        return Text(self.describe(self.last))
 
 
 def describe_phase(moment: Moment) -> str:
@@ -66,6 +57,10 @@ def describe_moment(moment: Moment) -> str:
     if moment.left is None or moment.share is None:
         return describe_phase(moment)
     return f"{describe_phase(moment)}; {moment.share:.0%} of the run, about {spell_seconds(moment.left)} left"
+
+
+def _describe_left(moment: Moment) -> str:
+    return "" if moment.left is None else f"{spell_seconds(moment.left)} left"
 
 
 def spell_seconds(seconds: float) -> str:
@@ -87,9 +82,12 @@ def show_progress() -> Iterator[Run]:
 
 @contextmanager
 def _draw_bar(run: Run, console: Console) -> Iterator[None]:
-    columns = (_Where(run), BarColumn(BAR_COLUMNS), TaskProgressColumn(), _Left(run))
+    where = _Watched(run, describe_phase, Column(no_wrap=True, overflow="ellipsis", ratio=1))
+    left = _Watched(run, _describe_left, Column(no_wrap=True, justify="right"))
+    columns = (where, BarColumn(BAR_COLUMNS), TaskProgressColumn(), left)
     with Progress(*columns, console=console, transient=True, refresh_per_second=4, expand=True) as bars:
         bars.add_task("", total=1.0)
+        run.watch = lambda moment: None if moment.done else bars.refresh()  # a phase begins
         yield
 
 

@@ -63,9 +63,9 @@ class _CleanTable(Table):
         super().add_row(*(clean_text(c) if isinstance(c, str) else c for c in cells), **options)
 
 
-def open_console() -> Console:
-    """On stdout, as wide as the terminal, or wide enough where there is none."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH
+def open_console(plain_width: int = PLAIN_WIDTH) -> Console:
+    """On stdout, as wide as the terminal, or so wide where there is none."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else plain_width
     # no markup: a path may hold brackets; without a height rich takes every dumb terminal for 80 columns wide
     return _CleanConsole(file=sys.stdout, width=width, height=HEIGHT, highlight=False, markup=False, emoji=False)
 

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from corp_onnx.report.terminal import make_table, open_console, print_table
 from corp_onnx.triton.repository import ServedModel, ServedTensor, TritonRepository
 
+PLAIN_WIDTH = 120
+"""Shapes of tensors are long."""
+
 
 def print_repository(result: TritonRepository) -> None:
     """One row a model, one line a version."""
-    console = open_console()
+    console = open_console(PLAIN_WIDTH)
     table = make_table("model", "backend", "takes", "gives", "labels", "max batch", left=4)
     for model in result.models:
         table.add_row(

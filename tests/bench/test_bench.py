@@ -178,7 +178,7 @@ class TestChoices:
         machine.add("a", 0.4)
         said: list[tuple[str, int, int]] = []
         machine.bench("a", batches=[8], schedule=Schedule(repeats=2), progress=lambda *now: said.append(now))
-        assert said == [("bench cpu, batch 8", 1, 2), ("bench cpu, batch 8", 2, 2)]
+        assert said == [("cpu, batch 8", 0, 0), ("cpu, batch 8", 1, 2), ("cpu, batch 8", 2, 2)]
 
 
 class TestRefused:
@@ -304,11 +304,10 @@ def test_the_table(machine: FakeMachine, capsys: pytest.CaptureFixture[str]) -> 
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines() if not line.startswith("─")]
     assert lines[0] == "cpu, batch 2, 5 rounds"
     assert lines[1] == "with transfers:"
-    assert lines[2] == "model precision p50 p90 p99 middle half images/s speed-up by MACs achieved"
-    assert lines[3] == "dense.onnx float32 1400.00 1400.00 1400.00 1400.00 - 1400.00 1.4 - - -"
-    small = "small.onnx float32 1100.00 1100.00 1100.00 1100.00 - 1100.00 1.8"
-    assert lines[4] == f"{small} 1.27 (1.27 - 1.27) 2.00 64%"
+    assert lines[2] == "model p50 p99 images/s speed-up of ideal"
+    assert lines[3] == "dense.onnx 1400.00 1400.00 1.4 - -"
+    assert lines[4] == "small.onnx 1100.00 1100.00 1.8 1.27 (1.27-1.27) 64% of 2.00"
     assert lines[5] == "on the device:"
-    assert lines[8].endswith(" 1.60 (1.60 - 1.60) 2.00 80%")
-    assert lines[9].startswith("ms for a batch; models in turns, 3 rounds of warm-up; onnxruntime ")
-    assert " 1 thread, graph optimisation all, sequential; " in lines[9]
+    assert lines[8].endswith(" 1.60 (1.60-1.60) 80% of 2.00")
+    assert lines[10].startswith("models in turns, 3 rounds of warm-up; onnxruntime ")
+    assert " 1 thread, graph optimisation all, sequential; " in lines[10]

@@ -44,5 +44,5 @@ def test_help_opens_with_an_imperative_and_has_an_example(verb: str, texts: dict
 
 
 def test_blur_keeps_sizes_and_hides_errors() -> None:
-    line = "0   24 -> 12   12.3%   0.0001 G   100.0%  \nKL 0.123, 6,398; 12 s\nx   0.0984 "
-    assert blur(line) == "0   24 -> 12 #%   0.0001 G #%\nKL #, 6,398; # s\nx #\n"
+    line = "0   24 -> 12   12.3%  (4%)  0.0001 G   100.0%  \nKL 0.123, 6,398; 12 s\nx   0.0984 "
+    assert blur(line) == "0   24 -> 12 #% (#%)  0.0001 G #%\nKL #, 6,398; # s\nx #\n"

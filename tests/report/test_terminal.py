@@ -12,6 +12,8 @@ from rich.console import Console
 
 from corp_onnx.evaluate import Evaluation, Score
 from corp_onnx.report.terminal import (
+    INSPECTION_LEGEND,
+    PRUNING_LEGEND,
     make_table,
     open_console,
     print_evaluation,
@@ -55,9 +57,12 @@ class TestInspection:
         assert printed() == [
             "dense.onnx: 2.0000 GMACs, 1,000,000 parameters, 4.0 MB, float32, opset 17, dynamic batch, "
             "from pytorch 2.13.0",
-            "unit spelling width tokens parameters MACs of MACs",
-            "blocks.0.mlp MatMul+gelu+MatMul 48 17 4,800 0.1 M 25.0%",
-            "blocks.0.attn.qk fused qkv 2 x 10 17 840 0.0 M 12.5%",
+            "unit width tokens parameters MACs of MACs",
+            "blocks.0.mlp 48 17 4,800 0.1 M 25.0%",
+            "blocks.0.attn.qk 2 x 10 17 840 0.0 M 12.5%",
+            INSPECTION_LEGEND,
+            "spelled MatMul+gelu+MatMul: 1 MLP",
+            "spelled fused qkv: 1 QK",
             "2 blocks; can be pruned: 1 MLP, 1 QK, 0 VO, 37.5% of the MACs",
         ]
 
@@ -69,13 +74,16 @@ class TestInspection:
         stays = replace(QK, prunable=False, reason="rotary embedding")
         print_inspection(inspection(units=(MLP, stays)))
         lines = printed()
-        assert lines[3] == "blocks.0.attn.qk skipped: rotary embedding 2 x 10 17 840 0.0 M 12.5%"
-        assert lines[4] == "2 blocks; can be pruned: 1 MLP, 0 QK, 0 VO, 25.0% of the MACs"
+        assert lines[3] == "blocks.0.attn.qk 2 x 10 17 840 0.0 M 12.5%"
+        assert lines[5:7] == [
+            "spelled MatMul+gelu+MatMul: 1 MLP", "stays whole, rotary embedding: blocks.0.attn.qk"
+        ]  # fmt: skip
+        assert lines[7] == "2 blocks; can be pruned: 1 MLP, 0 QK, 0 VO, 25.0% of the MACs"
 
     @pytest.mark.parametrize(("kind", "title"), [("mlp", "MLP"), ("qk", "QK"), ("vo", "VO")])
     def test_what_was_not_recognised_is_named(self, printed, kind, title) -> None:
         print_inspection(inspection(skipped=(SkipFacts(kind, "/blocks.1/MatMul", "no second product"),)))
-        assert printed()[4] == f"skipped {title} at /blocks.1/MatMul: no second product"
+        assert printed()[7] == f"skipped {title} at /blocks.1/MatMul: no second product"
 
     def test_a_model_without_units_has_no_table(self, printed) -> None:
         print_inspection(inspection(n_blocks=0, units=()))
@@ -119,8 +127,10 @@ class TestPruning:
     def test_widths_sizes_answers_and_where_it_lies(self, printed) -> None:
         print_pruning(pruning())
         assert printed() == [
-            "block MLP error only cut",
-            "0 48 -> 24 12.5% 50.0%",
+            "MLP error",
+            "block of 48 (only cut)",
+            "0 24 12% (50%)",
+            PRUNING_LEGEND,
             "dense pruned kept",
             "parameters 1,000,000 600,000 60.0%",
             "MACs 2.0000 G 1.0000 G 50.0%",
@@ -138,14 +148,51 @@ class TestPruning:
         print_pruning(pruning(merges=(MergeResult(1, 17, 15), MergeResult(3, 15, 10))))
         assert "similar tokens merge behind the attention: 17 -> 15 in block 1, 15 -> 10 in block 3." in printed()
 
-    def test_a_block_without_a_unit_of_a_kind_has_dashes(self, printed) -> None:
+    def test_tokens_have_a_column_behind_every_block(self, printed) -> None:
+        units = tuple(unit("mlp", i, 48, 24) for i in (0, 1, 3))
+        print_pruning(pruning(units=units, merges=(MergeResult(1, 17, 15), MergeResult(2, 15, 10))))
+        assert printed()[:6] == [
+            "MLP error tokens",
+            "block of 48 (only cut) of 17",
+            "0 24 12% (50%) 17",
+            "1 24 12% (50%) 15",
+            "2 - 10",
+            "3 24 12% (50%) 10",
+        ]
+
+    def test_a_block_without_a_unit_of_a_kind_has_a_dash(self, printed) -> None:
         units = (unit("vo", 2, 10, 8), unit("mlp", 10, 48, 24), unit("qk", 2, 10, 4, 0.01, 0.02))
         print_pruning(pruning(units=units))
-        assert printed()[:3] == [
-            "block MLP error only cut QK error only cut VO error only cut",
-            "2 - - - 10 -> 4 1.0% 2.0% 10 -> 8 12.5% 50.0%",
-            "10 48 -> 24 12.5% 50.0% - - - - - -",
+        assert printed()[:4] == [
+            "MLP error QK error VO error",
+            "block of 48 (only cut) of 10 (only cut) of 10 (only cut)",
+            "2 - 4 1.0% (2.0%) 8 12% (50%)",
+            "10 24 12% (50%) - -",
         ]
+
+    def test_where_blocks_differ_in_width_each_says_its_own(self, printed) -> None:
+        print_pruning(pruning(units=(unit("mlp", 0, 48, 24), unit("mlp", 1, 96, 24))))
+        assert printed()[:4] == [
+            "error", "block MLP (only cut)", "0 48 -> 24 12% (50%)", "1 96 -> 24 12% (50%)"
+        ]  # fmt: skip
+
+    def test_a_fourth_kind_has_a_table_of_its_own(self, printed) -> None:
+        units = tuple(unit(kind, 0, 10, 4) for kind in ("mlp", "heads", "qk", "vo"))
+        print_pruning(pruning(units=units, merges=(MergeResult(0, 17, 15),)))
+        lines = printed()
+        assert lines[1] == "block of 10 (only cut) of 10 (only cut) of 10 (only cut) of 17"
+        assert lines[3:7] == ["VO error", "block of 10 (only cut)", "0 4 12% (50%)", PRUNING_LEGEND]
+
+    @pytest.mark.parametrize("share", [0.0004, 0.09949, 0.0995, 0.999, 1.5])
+    def test_every_row_fits_80_columns(self, capsys, share: float) -> None:
+        """Of a model with every kind of unit, large ones, and tokens that merge."""
+        sizes = {"mlp": (12288, 12280), "heads": (48, 47), "qk": (128, 120), "vo": (128, 120)}
+        units = tuple(unit(k, b, *sizes[k], share, share) for b in (0, 47) for k in sizes)
+        print_pruning(pruning(units=units, merges=(MergeResult(7, 1025, 1000),)))
+        lines = capsys.readouterr().out.splitlines()
+        end = next(i for i, line in enumerate(lines) if line.startswith("error:"))
+        assert end == 12
+        assert all(len(line) <= 80 for line in lines[:end]), lines
 
     def test_without_a_unit_there_is_no_table_of_units(self, printed) -> None:
         """Where leaving out unread tokens meets the budget alone."""
@@ -163,7 +210,7 @@ class TestPruning:
         skip = SkipFacts("vo", "/blocks.1/MatMul", "a gate multiplies the heads' outputs")
         print_pruning(pruning(skipped=(skip,), notes=("one.", "two.")))
         lines = printed()
-        assert lines[6:9] == [
+        assert lines[8:11] == [
             "skipped VO at /blocks.1/MatMul: a gate multiplies the heads' outputs", "one.", "two."
         ]  # fmt: skip
         assert not any("said elsewhere" in line for line in lines)  # warnings go to stderr, where they come up
@@ -174,7 +221,7 @@ class TestPruning:
         promise = Promise("cosine", 0.98765, 0.975, 0.99, 0.95, 64, 0.98, "--min-similarity 0.98 is not proven.")
         held = HeldOut(64, (pooled,), promise, 0.0123, ())
         print_pruning(pruning(held_out=held))
-        assert printed()[6:9] == [
+        assert printed()[8:11] == [
             "on 64 held-back images: cosine 0.9877 [0.9750, 0.9900], worst 1% 0.9000, error 15.0%",
             "promise: of other images like these at least a cosine of 0.975 (the lower end of a 95% interval; measured "
             "0.9877 on 64 images that chose nothing).",
@@ -184,7 +231,7 @@ class TestPruning:
     def test_every_output_has_a_line(self, printed) -> None:
         other = replace(LOGITS, output="logits_dist")
         print_pruning(pruning(held_out=replace(pruning().held_out, outputs=(LOGITS, other))))
-        assert printed()[6:9] == [
+        assert printed()[8:11] == [
             "on 64 held-back images:",
             "logits (classify): agreement 95.3% [87.1, 98.4], KL 0.1035, error 20.0%",
             "logits_dist (classify): agreement 95.3% [87.1, 98.4], KL 0.1035, error 20.0%",
@@ -266,7 +313,7 @@ class TestPaper:
         narrow(kind)
         print_inspection(inspection(units=(replace(QK, prunable=False, reason="a norm sits between both"),)))
         text = "\n".join(printed())
-        for word in ("blocks.0.attn.qk", "skipped:", "between", "both", "2 x 10", "17", "840", "0.0 M", "12.5%"):
+        for word in ("blocks.0.attn.qk", "stays", "between", "both", "2 x 10", "17", "840", "0.0 M", "12.5%"):
             assert word in text
 
     @settings(max_examples=60, deadline=None)
@@ -292,8 +339,8 @@ class TestPaper:
         print_table(console, make_table("x" * 50))
         assert console.width == 30
 
-    def test_paper_without_a_terminal_is_wide_and_sentences_are_not_broken(self, capsys) -> None:
-        assert open_console().width == 120
+    def test_paper_without_a_terminal_is_80_columns_wide_and_sentences_are_not_broken(self, capsys) -> None:
+        assert open_console().width == 80
         print_pruning(pruning(notes=("a note " * 40,)))
         assert "a note " * 40 in capsys.readouterr().out
 

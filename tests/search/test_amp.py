@@ -13,6 +13,7 @@ from samples import DEMO, write_photos
 
 from corp_onnx.blocks import SiteKey
 from corp_onnx.errors import OptionError
+from corp_onnx.progress import follow
 from corp_onnx.prune import prune_model
 from corp_onnx.search.amp import bisect_width, describe_widths, search_widths
 from corp_onnx.settings import BEST, Budget, Method, PruneSettings, Threshold
@@ -67,12 +68,10 @@ class FakeProblem:
     def __init__(self) -> None:
         self.graph = None
         self.done: list[tuple[str, int, int]] = []
+        self.run = follow(lambda *step: self.done.append(step))
 
     def rewrite(self, changes: Any) -> Any:
         return SimpleNamespace(make=lambda _graph: changes.items())
-
-    def progress(self, *step: Any) -> None:
-        self.done.append(step)
 
 
 class FakeChoice(Choice):
@@ -99,7 +98,7 @@ def choices(align: int) -> tuple[Choice, ...]:
 def search(chosen: tuple[Choice, ...], threshold: float) -> dict[str, int]:
     problem, evaluator = FakeProblem(), FakeEvaluator(RATES)
     widths = search_widths(problem, chosen, evaluator, Threshold(threshold))  # type: ignore[arg-type]
-    assert problem.done == [("probe", i, len(chosen)) for i in range(1, len(chosen) + 1)]
+    assert problem.done == [("probe units", i, len(chosen)) for i in range(len(chosen) + 1)]
     return {str(key): width for key, width in widths.items()}
 
 

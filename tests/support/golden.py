@@ -30,7 +30,7 @@ def invoke(*arguments: str) -> str:
 
 def blur(text: str) -> str:
     """A report without what differs by machine."""
-    text = re.sub(r" *\d+\.\d+ ?%", " #%", text)
+    text = re.sub(r" *\(?\d+(?:\.\d+)? ?%", lambda found: " (#%" if "(" in found[0] else " #%", text)
     text = re.sub(r"(KL) \d+\.\d+", r"\1 #", text)
     text = re.sub(r" +\d\.\d{4}(?= |$)(?! G)", " #", text, flags=re.MULTILINE)
     text = re.sub(r"\b\d+ s\b", "# s", text)

@@ -338,7 +338,7 @@ def test_the_command_prints_the_result_alone_on_stdout(installed, tmp_path, caps
     assert "opset 18, dynamic batch" in out
     assert "weights: random (seed 0); preprocessing: 4 x 4, crop 0.95, bilinear; 5 class names" in out
     assert "allowed 1e-04" in out
-    assert "tracing it with PyTorch ..." in err
+    assert err == ""  # it is over before the first line of progress
     assert main([*arguments, "--force", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["schema"] == 1
 

@@ -1,0 +1,93 @@
+"""The plan of a prune: by method, and that every phase that a run enters is in it, under the same name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graphs import probed
+from samples import OPERATOR, fixture_path, write_photos
+
+from corp_onnx.checks.preflight import choose_units
+from corp_onnx.checks.workload import plan_phases
+from corp_onnx.options import choose_settings
+from corp_onnx.progress import Moment, Run
+from corp_onnx.prune import prune_model
+from corp_onnx.tokens.sites import MergeSites, find_merge_sites
+
+MERGING = "timm_vit_ts17_unfused"
+"""Tokens can merge in it."""
+
+
+def planned(name: str, n_images: int = 64, **options: Any) -> dict[str, tuple[int, float]]:
+    graph, blocks = probed(name)
+    method = choose_settings(**options).method
+    sites = find_merge_sites(graph, blocks) if method.merges else MergeSites()
+    units = choose_units(graph, blocks, method)
+    phases = plan_phases(graph, blocks, units, sites, method, n_images, 8)
+    return {phase.name: (phase.times, phase.cost) for phase in phases}
+
+
+def test_the_default_run() -> None:
+    found = planned(MERGING)
+    assert list(found) == [
+        "calibrate", "compare tokens", "trace", "probe units", "probe tokens", "search", "refit", "weigh tokens",
+        "verify", "measure",
+    ]  # fmt: skip
+    assert {name: times for name, (times, _) in found.items() if times > 1} == {"search": 7, "refit": 3}
+    assert all(cost > 0 for _, cost in found.values())
+
+
+def test_the_paper() -> None:
+    assert list(planned(MERGING, preset="paper")) == ["calibrate", "trace", "verify", "measure"]
+
+
+@pytest.mark.parametrize(
+    ("options", "gone", "more"),
+    [
+        ({"macs": 0.6, "merge": "none"}, {"compare tokens", "probe tokens"}, set[str]()),
+        ({"macs": 0.6, "refit": False}, {"refit", "weigh tokens"}, set[str]()),
+        ({"macs": 0.6, "weigh_tokens": False}, {"weigh tokens"}, set[str]()),
+        ({"rank": "taylor"}, set[str](), {"rank"}),
+        ({"allocate": "amp"}, {"compare tokens", "probe tokens", "search"}, set[str]()),
+        ({"macs": 0.6, "allocate": "uniform"}, {"compare tokens", "probe tokens", "probe units"}, set[str]()),
+    ],
+)
+def test_what_a_method_leaves_out(options: dict[str, Any], gone: set[str], more: set[str]) -> None:
+    assert set(planned(MERGING, **options)) == set(planned(MERGING)) - gone | more
+
+
+def test_more_images_cost_more() -> None:
+    few, many = planned(MERGING, 64), planned(MERGING, 640)
+    assert many["calibrate"][1] == 10 * few["calibrate"][1]
+    assert many["probe units"] == few["probe units"]
+    assert many["refit"][1] > few["refit"][1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"macs": 0.8}, {"params": 0.8, "allocate": "uniform"}, {"allocate": "amp"}, {"preset": "paper"}],
+)
+def test_a_run_goes_by_its_plan(options: dict[str, Any], tmp_path: Path) -> None:
+    """Every phase from calibration on was foreseen, once, and in the end nothing is left."""
+    photos = write_photos(tmp_path / "photos", 40)
+    seen: list[Moment] = []
+    entered = Run(seen.append)
+    extra = {"align": 2, "amp_threshold": 0.05} if options.get("allocate") == "amp" else {"align": 2}
+    if "min_agreement" not in options and not options:
+        extra |= {"min_agreement": 0.5}
+    if options == {"preset": "paper"}:
+        extra = {}
+    prune_model(fixture_path(OPERATOR), photos, tmp_path / "x.onnx", progress=entered, **options, **extra)
+    method = choose_settings(**options, **extra).method
+    graph, blocks = probed(OPERATOR)
+    sites = find_merge_sites(graph, blocks) if method.merges else MergeSites()
+    phases = plan_phases(graph, blocks, choose_units(graph, blocks, method), sites, method, 32, 8)
+    stages = list(dict.fromkeys(moment.stage for moment in seen))
+    known = {phase.name for phase in phases} | {"load", "open images"}
+    assert {stage.split(" of at most ")[0].rstrip(" 1234567") for stage in stages} <= known
+    assert {phase.name for phase in phases if phase.times == 1} <= set(stages)
+    assert stages[-1] == "measure"
+    assert seen[-1].left == pytest.approx(0, abs=1e-6)
+    assert seen[-1].share == pytest.approx(1)
