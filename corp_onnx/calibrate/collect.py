@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from corp_onnx.graph import Graph
 from corp_onnx.images import Images
 from corp_onnx.moments import Moments
+from corp_onnx.moments.sums import PooledSum
 from corp_onnx.progress import Count
 from corp_onnx.run.sessions import Tapped, open_tapped
 from corp_onnx.units import Unit
@@ -32,15 +33,16 @@ def collect_moments(
         graph: of the dense model, from `probe_graph`.
         units: what to expose.
         images: unlabelled; float32 or what the model's input takes.
-        batch_size: images at a time; has no effect on the result, nor on a model of fixed batch.
+        batch_size: images at a time; a model of a smaller fixed batch is run for as many before they are added up. Has
+            no effect on the result.
 
     Raises:
         NonFiniteError: an exposed tensor holds NaN or Inf; says which.
     """
-    sums = [unit.start_sum() for unit in units]
+    sums = [PooledSum(unit.start_sum(), batch_size) for unit in units]
     for arrays, n_real in tap_units(graph, units, provider=provider).stream(images, batch_size):
         for unit, running in zip(units, sums, strict=True):
-            running.update(*unit.read(arrays, graph, n_real))
+            running.update(n_real, *unit.read(arrays, graph, n_real))
         if progress:
             progress(n_real)
     return Moments(tuple((str(unit.key), running.result()) for unit, running in zip(units, sums, strict=True)))

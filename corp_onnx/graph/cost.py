@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from corp_onnx.graph.operators import CONVOLUTIONS, GEMMS, MATMULS, OPERATORS
+from corp_onnx.graph.operators import CONVOLUTIONS, GEMMS, MATMULS, OPERATORS, SPREADING
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,8 @@ def _node_macs(graph: Probed, op: str, inputs: tuple[str, ...], output: str, att
         return int(np.prod(graph.shapes[output])) * (rows if attrs.get("transA") else cols)
     if op in CONVOLUTIONS:
         weight = graph.dims(inputs[OPERATORS[op].factor])
-        return int(np.prod(graph.shapes[output])) * int(np.prod(weight[1:]))
+        numbers = graph.dims(inputs[0]) if op in SPREADING else graph.shapes[output]
+        return int(np.prod(numbers)) * int(np.prod(weight[1:]))
     if op in ("Attention", "QAttention"):
         return _attention_macs(graph, inputs, attrs)
     if op == "MultiHeadAttention":

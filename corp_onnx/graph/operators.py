@@ -41,6 +41,7 @@ class Trait(Flag):
     MATMUL = auto()  # multiplies the last axis of its first input
     GEMM = auto()  # multiplies two matrices, either of them transposed, and adds a third
     CONVOLUTION = auto()
+    SPREADS = auto()  # among convolutions: a number of its input is multiplied into many of its output
     ATTENTION = auto()  # attention as one operator
     QUANTISED = auto()  # integers in place of floating-point numbers
     MEASURED = auto()  # among quantised ones: ranges are measured while the model runs
@@ -128,6 +129,7 @@ TABLE: tuple[Operator, ...] = (
     *_rows("FusedGemm", T.GEMM, _MS),
     *_rows("Conv", T.CONVOLUTION),
     *_rows("FusedConv", T.CONVOLUTION, _MS),
+    *_rows("ConvTranspose", T.CONVOLUTION | T.SPREADS),
     *_rows("Attention LinearAttention", T.ATTENTION, _BOTH),
     *_rows("MultiHeadAttention GroupQueryAttention PackedAttention PackedMultiHeadAttention", T.ATTENTION, _MS),
     *_rows("DecoderAttention DecoderMaskedMultiHeadAttention DecoderMaskedSelfAttention", T.ATTENTION, _MS),
@@ -177,6 +179,7 @@ INT4 = name_operators(T.INT4)
 MATMULS = name_operators(T.MATMUL)
 GEMMS = name_operators(T.GEMM)
 CONVOLUTIONS = name_operators(T.CONVOLUTION)
+SPREADING = name_operators(T.SPREADS)
 ATTENTIONS = name_operators(T.ATTENTION)
 FLOAT_MATMULS = MATMULS - QUANTISED
 FLOAT_GEMMS = GEMMS - QUANTISED

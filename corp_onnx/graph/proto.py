@@ -122,6 +122,11 @@ def _subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
             yield from _subgraphs(inner)
 
 
+def uses_operator(proto: onnx.ModelProto, op: str) -> bool:
+    """Whether a node of the main graph, or of the graphs inside its nodes, is of this type."""
+    return any(node.op_type == op for graph in [proto.graph, *_subgraphs(proto.graph)] for node in graph.node)
+
+
 def has_bfloat16(proto: onnx.ModelProto) -> bool:
     """Whether a weight or an input is bfloat16."""
     stored = any(t.data_type == TensorProto.BFLOAT16 for t in proto.graph.initializer)

@@ -7,12 +7,17 @@ the covariance. How the images are cut into batches changes nothing but rounding
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 from scipy.linalg import get_blas_funcs
 
 from corp_onnx.errors import InputError, NonFiniteError
-from corp_onnx.moments.values import ChannelMoments, CrossMoments, LogitMoments
+from corp_onnx.moments.values import AnyMoments, ChannelMoments, CrossMoments, LogitMoments
+
+Rows = tuple[np.ndarray | None, ...]
+"""What one batch adds to a sum: arrays whose first axis is that of tokens or images."""
 
 
 class ChannelSum:
@@ -160,6 +165,42 @@ class LogitSum:
             k_centred_gram=self._k_centred_gram.copy(),
             logit_energy=self._energy.copy(),
         )
+
+
+Running = ChannelSum | CrossSum | LogitSum
+
+
+class PooledSum:
+    """A running sum that takes several small batches as one: a model of batch 1 gives so few rows that starting a
+    product, and adding its n^2 numbers in float64, costs more than the product."""
+
+    def __init__(self, running: Running, enough: int) -> None:
+        self._running, self._enough = running, enough
+        self._waiting: list[Rows] = []
+        self._n_images = 0
+
+    def update(self, n_images: int, *arrays: np.ndarray | None) -> None:
+        """As the sum's own `update` of these arrays; they are kept until `enough` images are there."""
+        self._waiting.append(arrays)
+        self._n_images += n_images
+        if self._n_images >= self._enough:
+            self._flush()
+
+    def result(self) -> AnyMoments:
+        """The moments of everything seen; raises what the sum's own `result` does."""
+        self._flush()
+        return self._running.result()
+
+    def _flush(self) -> None:
+        waiting, self._waiting, self._n_images = self._waiting, [], 0
+        if waiting:
+            self._running.update(*(_join(parts) for parts in zip(*waiting, strict=True)))
+
+
+def _join(parts: Rows) -> Any:
+    """The same rows in one array; nothing of nothing, which is how weights are left out."""
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if len(known) > 1 else next(iter(known), None)
 
 
 def _weighted(x: np.ndarray, weights: np.ndarray | None) -> np.ndarray:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import cast
 
 import numpy as np
 import onnx
@@ -26,7 +27,7 @@ import onnx
 from corp_onnx.blocks import SiteKey
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
-from corp_onnx.moments.sums import CrossSum
+from corp_onnx.moments.sums import CrossSum, PooledSum
 from corp_onnx.moments.values import CrossMoments, merge_moments
 from corp_onnx.progress import Count
 from corp_onnx.refit.rows import RowFinder
@@ -37,6 +38,9 @@ from corp_onnx.units import Change, Changes, unchanged
 
 N_FOLDS = 4
 """Of the batches, to choose the ridge by."""
+
+POOLED = 8
+"""Images of a model of smaller batch that are added up together."""
 
 
 def refit_changes(
@@ -155,10 +159,11 @@ class _Step:
         if not prior.shape[1]:
             return prior, self._mean_target(batches, dense_stream, weights)
         name = f"tensor '{self.stop.regressor}' ({self.stop.key})"
-        sums = [CrossSum(prior.shape[1], prior.shape[0], name) for _ in range(min(N_FOLDS, len(batches)))]
-        for i, (z, target, of_rows) in enumerate(self._pairs(batches, dense_stream, weights)):
-            sums[i % len(sums)].update(z, target, of_rows)
-        folds: list[CrossMoments] = [part.result() for part in sums]
+        n_folds = min(N_FOLDS, len(batches))
+        sums = [PooledSum(CrossSum(prior.shape[1], prior.shape[0], name), POOLED) for _ in range(n_folds)]
+        for i, (ran, pair) in enumerate(zip(batches, self._pairs(batches, dense_stream, weights), strict=True)):
+            sums[i % n_folds].update(ran.n_real, *pair)
+        folds = [cast(CrossMoments, part.result()) for part in sums]
         moments = reduce(merge_moments, folds)
         solved = refit_linear(moments, prior, choose_ridge(folds, prior) if ridge is None else ridge)
         return solved.weight, solved.bias

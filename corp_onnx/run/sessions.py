@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from corp_onnx.errors import ImageError, MissingExtraError, ModelError, OptionError
 from corp_onnx.graph.links import LinkedModel, load_model, require_readable_name
 from corp_onnx.graph.model import MAX_PROTO_BYTES, Model, require_file
-from corp_onnx.graph.proto import has_bfloat16, to_float32, without_weights
+from corp_onnx.graph.proto import has_bfloat16, to_float32, uses_operator, without_weights
 from corp_onnx.images import Images
 from corp_onnx.images.batch import Batch
 from corp_onnx.run.feeds import ELEMENT_TYPES, ModelInput, bind_feeds, fixed_batch, list_inputs, split_feeds
@@ -29,6 +29,11 @@ TAP_PREFIX = "corp_onnx.tap/"
 
 QUIET = 4
 """ONNX Runtime's severity 'fatal': its warnings speak of its own optimiser, and its errors are raised as well."""
+
+LAYOUT_PASS = "TransposeOptimizer_CPUExecutionProvider"
+"""ONNX Runtime's pass that moves a Transpose through a Resize on the CPU. Its kernel then meets channels last, which it
+has not for a cubic Resize that shrinks: in a file as it is the Resize of a position embedding is a constant long
+before, and in a graph with inner tensors exposed it no longer is (seen with 1.32)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,9 +172,10 @@ def _options(threads: int | None, config: Mapping[str, str] | None = None) -> An
     return options
 
 
-def _start(source: str | bytes, options: Any, provider: str, what: str) -> Session:
+def _start(source: str | bytes, options: Any, provider: str, what: str, skipped: Sequence[str] = ()) -> Session:
+    passes = {"disabled_optimizers": list(skipped)} if skipped else {}
     try:
-        native = import_runtime().InferenceSession(source, options, providers=[resolve_provider(provider)])
+        native = import_runtime().InferenceSession(source, options, providers=[resolve_provider(provider)], **passes)
     except (OptionError, MissingExtraError):
         raise
     except Exception as error:  # as in Session.run
@@ -279,4 +285,5 @@ def start_session(
             )
     options = _options(threads, config)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
-    return _start(proto.SerializeToString(), options, provider, str(model.path))
+    skipped = [LAYOUT_PASS] if uses_operator(proto, "Resize") else []
+    return _start(proto.SerializeToString(), options, provider, str(model.path), skipped)

@@ -16,6 +16,7 @@ from corp_onnx.blocks import Blocks
 from corp_onnx.calibrate.collect import collect_moments, tap_units
 from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph import Graph
+from corp_onnx.moments.sums import ChannelSum
 from corp_onnx.moments.values import ChannelMoments, LogitMoments
 from corp_onnx.run.sessions import Tapped, open_tapped
 from corp_onnx.units import KINDS, Unit, list_units
@@ -104,6 +105,22 @@ class TestOperands:
 
 
 class TestMoments:
+    def test_a_model_of_batch_one_is_added_up_by_the_batch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One image at a time, a product of [width, tokens] each, costs several times what one for all of them does."""
+        graph, blocks = probed("timm_vit_ts17_fused_fixed")
+        units = list_units(blocks, ("mlp",))
+        images = images_of(graph, 5)
+        seen: list[int] = []
+        add = ChannelSum.update
+        monkeypatch.setattr(ChannelSum, "update", lambda s, x, w=None: (seen.append(len(x)), add(s, x, w))[1])
+        found = collect_moments(graph, units, images, batch_size=4)
+        assert graph.n_images == 1
+        assert seen == [4 * 17] * len(units) + [17] * len(units)
+        alone = collect_moments(graph, units, images, batch_size=1)
+        for (_, one), (_, other) in zip(found.entries, alone.entries, strict=True):
+            assert one.n_tokens == other.n_tokens == 5 * 17
+            np.testing.assert_allclose(one.covariance, other.covariance, rtol=1e-3, atol=1e-5)
+
     @pytest.mark.parametrize(
         "name",
         ["timm_vit_ts17_fused", "hf_bert_ts17_eager_ortbert", "timm_swiglu_packed_ts17", "torchvision_vit_ts17",

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corp_onnx.errors import InputError, NonFiniteError
-from corp_onnx.moments.sums import ChannelSum, CrossSum, LogitSum
+from corp_onnx.moments.sums import ChannelSum, CrossSum, LogitSum, PooledSum
 
 FLOAT32 = 2e-5  # float32 batch Grams of a few hundred tokens
 
@@ -141,3 +141,34 @@ def test_a_bad_query_or_key_is_named(side):
     q_and_k[side, 0, 1, 1, 2] = np.nan
     with pytest.raises(NonFiniteError, match=r"blocks\.0 q and k holds NaN"):
         LogitSum(2, 3, name="blocks.0 q and k").update(*q_and_k)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_pooled_batches_are_added_up_together(weighted, monkeypatch):
+    """Seven images of five tokens, three at a time and the last one when the result is asked for."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(35, 4)).astype(np.float32), rng.normal(size=(35, 3)).astype(np.float32)
+    weights = rng.uniform(0.5, 2, size=35).astype(np.float32) if weighted else None
+    seen: list[int] = []
+    add = CrossSum.update
+    monkeypatch.setattr(CrossSum, "update", lambda self, *a: (seen.append(len(a[0])), add(self, *a))[1])
+    pooled = PooledSum(CrossSum(4, 3), 3)
+    for i in range(0, 35, 5):
+        pooled.update(1, x[i : i + 5], y[i : i + 5], None if weights is None else weights[i : i + 5])
+    found = pooled.result()
+    assert seen == [15, 15, 5]
+    whole = CrossSum(4, 3)
+    whole.update(x, y, weights)
+    expected = whole.result()
+    assert found.count == pytest.approx(expected.count)
+    np.testing.assert_allclose(found.x_gram, expected.x_gram, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.cross, expected.cross, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.y_energy, expected.y_energy, rtol=1e-4)
+    assert pooled.result().count == found.count  # nothing is counted twice
+
+
+def test_a_large_batch_does_not_wait():
+    pooled = PooledSum(ChannelSum(2), 3)
+    pooled.update(4, np.ones((4, 2), np.float32))
+    with pytest.raises(NonFiniteError):
+        pooled.update(3, np.full((3, 2), np.nan, np.float32))

@@ -225,3 +225,21 @@ def test_nobody_else_starts_a_session() -> None:
     words = ("InferenceSession(", "io_binding(", "run_with_iobinding(", "get_modelmeta(", "native.run(")
     users = {p.relative_to(package).as_posix() for p in package.rglob("*.py") if any(w in p.read_text() for w in words)}
     assert users == {"run/sessions.py", "run/device.py", "triton/model.py", "precision/trial.py"}
+
+
+@pytest.mark.parametrize("name", ["hf_dinov2_resized_ts14_eager", "hf_dinov2_sizes_ts14_eager"])
+def test_a_cubic_resize_that_shrinks_runs_with_anything_exposed(name: str) -> None:
+    """What positions are reshaped to is a number of the graph; exposed, ONNX Runtime 1.32 lays the Resize out anew."""
+    graph, _ = probed(name)
+    feeds = feeds_of(graph, 2)
+    (resize,) = [n for n in graph.nodes if n.op == "Resize"]
+    assert np.prod(graph.dims(resize.inputs[0])) > np.prod(graph.dims(resize.output))
+    reshape = next(n for n in graph.nodes if n.op == "Reshape" and len(graph.dims(n.output)) == 4)
+    tensors = [reshape.inputs[1], reshape.output, resize.output]
+    expected = open_session(graph.model).run(None, feeds)
+    found = open_tapped(graph.model, tensors).run(feeds)
+    for tensor, values in zip(graph.outputs, expected, strict=True):
+        np.testing.assert_allclose(found[tensor], values, rtol=1e-4, atol=1e-5)
+    stretch = open_segment(graph.model, graph.types, [reshape.output], [resize.output])
+    again = stretch.run({reshape.output: found[reshape.output]}, feeds)[resize.output]
+    np.testing.assert_allclose(again, found[resize.output], rtol=1e-4, atol=1e-5)
