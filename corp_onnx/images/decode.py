@@ -17,7 +17,8 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from corp_onnx.errors import ImageError
-from corp_onnx.images.recipe import Recipe, crop_image
+from corp_onnx.images.crop import crop_image
+from corp_onnx.images.recipe import Recipe
 from corp_onnx.images.regular import open_regular
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "JPEG2000", "PPM")

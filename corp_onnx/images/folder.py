@@ -25,9 +25,10 @@ from jaxtyping import Int
 from corp_onnx.errors import ImageError, OptionError
 from corp_onnx.images.arrays import ArraySet, is_array_file, open_arrays
 from corp_onnx.images.batch import PIXELS, Batch, Skipped, check_batch_size
+from corp_onnx.images.crop import normalize_crops
 from corp_onnx.images.decode import choose_images, decode_file, list_files, quiet_pillow
 from corp_onnx.images.labels import Labels, LabelSource, label_files
-from corp_onnx.images.recipe import Recipe, normalize_crops
+from corp_onnx.images.recipe import Recipe
 from corp_onnx.images.regular import open_regular
 
 N_THREADS = min(4, os.cpu_count() or 1)
