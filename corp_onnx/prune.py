@@ -27,7 +27,7 @@ from corp_onnx.gradients import collect_taylor
 from corp_onnx.graph import Graph, Model, load_model
 from corp_onnx.graph.model import require_file
 from corp_onnx.graph.write import outdated_data
-from corp_onnx.images import Images, ImageSet
+from corp_onnx.images import Images, ImageSet, ImageSource
 from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.inspect import describe_model, describe_skips
 from corp_onnx.results import (
@@ -70,7 +70,7 @@ def default_report(output: Path) -> Path:
 
 def prune_model(
     model: Path | str,
-    calib: Path | str,
+    calib: ImageSource,
     output: Path | str | None = None,
     *,
     settings: PruneSettings | None = None,
@@ -82,7 +82,9 @@ def prune_model(
 
     Args:
         model: the dense .onnx file.
-        calib: unlabelled images: a folder, or arrays in .npy or .npz.
+        calib: unlabelled images: a folder, or arrays in .npy or .npz; or what `open_images` gave; or preprocessed
+            arrays in memory: one [n, ...], a mapping by the names of the model's inputs, or an iterable of either,
+            batches or single samples (by the number of axes), which is read once and kept.
         output: default `<stem>.pruned.onnx` beside the model.
         report: default `<output stem>.report.json` beside the output.
         force: replace files that exist.
@@ -119,7 +121,7 @@ def prune_model(
         sites = find_merge_sites(graph, blocks) if method.merges else MergeSites()
         require_sites(sites, method.merge_blocks if method.merges else ())
     with clock.stage("open images"):
-        calibration, held_out = open_calibration(graph.model, Path(calib), settings)
+        calibration, held_out = open_calibration(graph.model, calib, settings)
     running = {"batch_size": settings.batch_size, "provider": settings.provider}
     places = staged_files(destinations, force=force, outdated=outdated_data(output), before=unchanged)
     with places as (path, report_path):
@@ -152,7 +154,7 @@ def prune_model(
             dense=describe_model(graph),
             pruned=replace(facts, path=str(output)),
             settings=asdict(settings),
-            calibration=describe_data(Path(calib), calibration, held_out, problem.moments, settings),
+            calibration=describe_data(calib, calibration, held_out, problem.moments, settings),
             units=tuple(_unit_result(plan, errors[plan.key]) for plan in solution.plans),
             n_units_found=len(list_units(blocks, wanted_kinds(method), skipped=True)),
             left_whole=_left_whole(units, solution.plans),
@@ -249,7 +251,7 @@ def _metadata(model: Model, images: Images, settings: PruneSettings) -> dict[str
     origin = {"schema": 1, "corp_onnx": __version__, "dense_sha256": model.sha256, "settings": asdict(settings)}
     metadata = {PRUNE_KEY: json.dumps(origin)}
     if isinstance(images, ImageSet):
-        metadata[METADATA_KEY] = images.recipe.to_json()
+        metadata[METADATA_KEY] = images.recipe_json()
     return metadata
 
 

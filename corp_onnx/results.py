@@ -176,7 +176,7 @@ class StageClock:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationData:
-    """What the moments were made from."""
+    """What the moments were made from; `recipe_origin` says who gave the recipe, as in `from the model's metadata`."""
 
     path: str
     data_hash: str
@@ -186,6 +186,7 @@ class CalibrationData:
     seed: int
     recipe: dict[str, Any] | None
     skipped: tuple[tuple[str, str], ...]
+    recipe_origin: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,10 @@ class Preprocessing:
     preprocessor: str | None = None
     """Path of a Hugging Face preprocessor_config.json, timm's config.json or a recipe of ours."""
 
+    def __post_init__(self) -> None:
+        if self.preprocessor is not None:
+            object.__setattr__(self, "preprocessor", str(self.preprocessor))  # settings are stored as JSON
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:

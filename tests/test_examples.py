@@ -20,7 +20,8 @@ from PIL import Image
 from samples import DEMO, ROOT
 
 from corp_onnx.cli.main import cli
-from corp_onnx.images.recipe import Recipe, crop_image, normalize_crops
+from corp_onnx.images.crop import crop_image, normalize_crops
+from corp_onnx.images.recipe import Recipe
 
 CLASSIFY = ROOT / "examples" / "onnxruntime" / "classify.py"
 CLIENT = ROOT / "examples" / "triton" / "client.py"

@@ -26,7 +26,8 @@ import pytest
 from PIL import Image
 from samples import DEMO, ROOT, paper
 
-from corp_onnx.images.recipe import Recipe, crop_image, normalize_crops
+from corp_onnx.images.crop import crop_image, normalize_crops
+from corp_onnx.images.recipe import Recipe
 from corp_onnx.prune import prune_model
 from corp_onnx.run.sessions import open_session
 from corp_onnx.settings import BEST, Budget, PruneSettings

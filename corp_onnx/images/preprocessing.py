@@ -62,8 +62,8 @@ class FoundRecipe:
         if not self.guessed:
             return ""
         return (
-            f"preprocessing: {self.origin}; give --preprocessor FILE (preprocessor_config.json, timm's config.json), or "
-            "--mean, --std and --crop-pct, where the model was trained on other pixels."
+            f"preprocessing: {self.origin}; give --preprocessor FILE (preprocessor_config.json, timm's config.json), "
+            "or --mean, --std and --crop-pct, where the model was trained on other pixels."
         )
 
 

@@ -139,9 +139,7 @@ def _list_numbers(value: Any) -> tuple[float, ...]:
     return tuple(map(float, value)) if isinstance(value, list) else (float(value),) * 3
 
 
-def _read_geometry(
-    stored: Mapping[str, Any], kind: str
-) -> tuple[tuple[int, int], int | tuple[int, int] | None, Fit]:
+def _read_geometry(stored: Mapping[str, Any], kind: str) -> tuple[tuple[int, int], int | tuple[int, int] | None, Fit]:
     """(size of the input, what `resize` is, fit)."""
     sides, short = _read_size(stored["size"], kind)
     if kind.startswith("ConvNext") and short is not None:

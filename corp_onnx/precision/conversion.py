@@ -80,6 +80,7 @@ class ConvertResult:
         n_calibration: images that the scales of a static model come from.
         data_hash: identity of those images.
         comparison: on images held back or given, else on noise.
+        recipe_origin: who said how images are prepared; None without images, or for arrays.
     """
 
     source: FileFacts
@@ -99,6 +100,7 @@ class ConvertResult:
     warnings: tuple[str, ...]
     stages: tuple[StageTime, ...]
     environment: Environment
+    recipe_origin: str | None = None
 
 
 def default_output(model: Path, target: Target) -> Path:

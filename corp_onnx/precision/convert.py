@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from corp_onnx.calibrate.data import change_recipe, describe_skipped
+from corp_onnx.calibrate.data import describe_origin, describe_skipped, name_source, open_for_model, warn_of_recipe
 from corp_onnx.checks.preflight import protect_model, watch_source
 from corp_onnx.checks.verify import check_structure, require_passed
 from corp_onnx.errors import ModelError, OptionError
-from corp_onnx.graph import Graph, input_dims, load_model
+from corp_onnx.graph import Graph, load_model
 from corp_onnx.graph.model import Model, describe_file, hash_file, require_file
 from corp_onnx.graph.operators import CHOOSERS
 from corp_onnx.graph.write import outdated_data, write_model
-from corp_onnx.images import Images, ImageSet, open_images, split_holdout
+from corp_onnx.images import Images, ImageSet, ImageSource, split_holdout
 from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.images.variety import describe_monotony
 from corp_onnx.precision.conversion import (
@@ -75,7 +75,7 @@ class _Data:
 
     calibration: Images | None
     judging: Images | None
-    judging_path: Path | None
+    judging_name: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,8 +93,8 @@ def convert_model(
     output: Path | str | None = None,
     *,
     settings: ConvertSettings,
-    calib: Path | str | None = None,
-    images: Path | str | None = None,
+    calib: ImageSource | None = None,
+    images: ImageSource | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> ConvertResult:
@@ -102,7 +102,8 @@ def convert_model(
 
     Args:
         output: default `default_output`; weights beyond 2 GB lie in `<output>.data` beside it.
-        calib: unlabelled images, for a static model and for `keep_float`.
+        calib: unlabelled images, for a static model and for `keep_float`: a path, arrays, an iterable of arrays or
+            what `open_images` gave, as for `prune_model`.
         images: compare the two models on these; None takes images held back from `calib`, or noise.
         force: replace files that exist.
         progress: called with (stage, done, in all).
@@ -115,7 +116,6 @@ def convert_model(
     require_file(model)
     output = Path(output) if output is not None else default_output(model, settings.target)
     refuse_folder(output)
-    calib, images = (None if p is None else Path(p) for p in (calib, images))
     _check_calibration(settings, calib)
     clock = StageClock()
     with clock.stage("load"):
@@ -165,6 +165,7 @@ def _report(
         n_subnormal=half.n_subnormal if half else 0,
         n_calibration=0 if data.calibration is None else data.calibration.n_images,
         data_hash=None if data.calibration is None else data.calibration.data_hash(),
+        recipe_origin=None if (images := data.calibration or data.judging) is None else describe_origin(images),
         comparison=comparison,
         checks=tuple(checks),
         warnings=_warn(made, data),
@@ -173,7 +174,7 @@ def _report(
     )
 
 
-def _check_calibration(settings: ConvertSettings, calib: Path | None) -> None:
+def _check_calibration(settings: ConvertSettings, calib: ImageSource | None) -> None:
     needs = settings.target == "int8-static" or settings.keep_float > 0
     fresh = ConvertSettings(settings.target)
     if calib is None and not needs and (settings.limit, settings.seed) != (fresh.limit, fresh.seed):
@@ -197,25 +198,23 @@ def _require_float(graph: Graph, settings: ConvertSettings) -> None:
     )
 
 
-def _open_data(model: Model, settings: ConvertSettings, calib: Path | None, images: Path | None) -> _Data:
+def _open_data(model: Model, settings: ConvertSettings, calib: ImageSource | None, images: ImageSource | None) -> _Data:
     """Images opened with the model's recipe, and those of `calib` split where they also judge."""
 
-    def read(path: Path, limit: int | None, minimum: int) -> Images:
-        shape = next(iter(input_dims(model).values()))
-        recipe = change_recipe(model.metadata, shape, settings.preprocessing, path)
-        return open_images(path, recipe, limit=limit, seed=settings.seed, minimum=minimum)
+    def read(source: ImageSource, limit: int | None, minimum: int) -> Images:
+        return open_for_model(model, source, settings.preprocessing, limit=limit, seed=settings.seed, minimum=minimum)
 
     if calib is None and images is None:
         given = [name for name, value in asdict(settings.preprocessing).items() if value is not None]
         if given:
             raise OptionError(f"--{given[0].replace('_', '-')} says how images are prepared, and no images are given.")
     calibration = None if calib is None else read(calib, settings.limit, 2)
-    judging, path = (None if images is None else read(images, None, 1)), images
+    judging, judged = (None if images is None else read(images, None, 1)), images
     if calibration is not None and judging is None:
         fraction = min(HELD_OUT_FRACTION, MAX_HELD_OUT / calibration.n_images)
         calibration, judging = split_holdout(calibration, fraction, settings.seed)
-        path = calib
-    return _Data(calibration, judging, path)
+        judged = calib
+    return _Data(calibration, judging, "" if judged is None else name_source(judged))
 
 
 def _convert(graph: Graph, data: _Data, settings: ConvertSettings, work: Path, progress: Progress | None) -> _Converted:
@@ -286,7 +285,7 @@ def _add_recipe(proto: onnx.ModelProto, data: _Data) -> None:
     """Store the recipe that images went through, as `prune` does, where the file has none."""
     images = data.calibration or data.judging
     if isinstance(images, ImageSet) and all(p.key != METADATA_KEY for p in proto.metadata_props):
-        proto.metadata_props.add(key=METADATA_KEY, value=images.recipe.to_json())
+        proto.metadata_props.add(key=METADATA_KEY, value=images.recipe_json())
 
 
 def _check_signature(graph: Graph, proto: onnx.ModelProto, settings: ConvertSettings) -> CheckResult:
@@ -310,9 +309,8 @@ def _compare(
     if data.judging is None:
         return compare_on_noise(source, _open_converted(converted))
     report = None if progress is None else lambda done, total: progress("compare", done, total)
-    assert data.judging_path is not None
     return compare_on_images(
-        source.path, converted, data.judging, data.judging_path, batch_size=settings.batch_size, progress=report
+        source.path, converted, data.judging, data.judging_name, batch_size=settings.batch_size, progress=report
     )
 
 
@@ -341,9 +339,10 @@ def _describe(path: Path, output: Path, settings: ConvertSettings) -> FileFacts:
 
 
 def _warn(made: _Converted, data: _Data) -> tuple[str, ...]:
-    found: list[str] = []
+    found = warn_of_recipe(data.calibration or data.judging)
+    n_own = len(found)
     for images in {id(i): i for i in (data.calibration, data.judging) if i is not None}.values():
-        if images.skipped and not found:
+        if images.skipped and len(found) == n_own:
             found.append(describe_skipped(images.skipped))
     if data.calibration is not None and (monotony := describe_monotony(data.calibration)):
         found.append(monotony)

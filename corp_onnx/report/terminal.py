@@ -139,6 +139,9 @@ def print_pruning(result: PruneResult) -> None:
     for note in result.notes:
         console.print(note, soft_wrap=True)
     console.print(_describe_answers(result.held_out), soft_wrap=True)
+    origin = result.calibration.recipe_origin
+    if origin is not None and not origin.startswith("guessed"):  # a guess is among the warnings
+        console.print(f"preprocessing: {origin}", soft_wrap=True)
     n_pruned = len({u.key for u in result.units if u.width_after < u.width_before})
     checks = ", ".join(c.name for c in result.checks)
     seconds = sum(s.seconds for s in result.stages)
@@ -194,6 +197,11 @@ def print_evaluation(result: Evaluation) -> None:
         table.add_row(score.model, *_score_cells(score))
     print_table(console, table)
     console.print(f"{result.n_images} images, {result.provider}", soft_wrap=True)
+    if result.labels:
+        console.print(f"labels: {result.labels}", soft_wrap=True)
+    origins = [origin for origin in dict.fromkeys(result.preprocessing) if not origin.startswith("guessed")]
+    if origins:
+        console.print(f"preprocessing: {'; '.join(origins)}", soft_wrap=True)
 
 
 def _score_cells(score: Score) -> list[str]:

@@ -58,7 +58,7 @@ def compare_on_images(
     source: Path,
     converted: Path,
     images: Images,
-    data: Path,
+    data: str,
     *,
     batch_size: int,
     progress: Callable[[int, int], None] | None = None,
@@ -74,7 +74,7 @@ def compare_on_images(
         if progress is not None:
             progress(tally.n_samples, images.n_images)
     return Comparison(
-        data=str(data),
+        data=data,
         n_images=tally.n_samples,
         max_difference=difference / (largest or 1.0),
         logit_error=tally.relative_error(),

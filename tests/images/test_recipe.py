@@ -13,15 +13,8 @@ from photos import photo
 from PIL import Image
 
 from corp_onnx.errors import ModelError, OptionError
-from corp_onnx.images.recipe import (
-    METADATA_KEY,
-    Recipe,
-    crop_image,
-    default_recipe,
-    find_recipe,
-    make_recipe,
-    normalize_crops,
-)
+from corp_onnx.images.crop import crop_image, normalize_crops
+from corp_onnx.images.recipe import METADATA_KEY, Recipe, default_recipe, find_recipe, make_recipe
 
 
 def torchvision_oracle(image: Image.Image, size: tuple[int, int], short: int, filter_: int, mean, std) -> np.ndarray:
