@@ -18,6 +18,7 @@ from samples import (
     DEMO,
     EXTERNAL,
     FIXED,
+    GUESS,
     OPERATOR,
     SEPARATE,
     TEXT,
@@ -123,7 +124,8 @@ class TestReport:
         assert data.recipe is not None
         assert data.recipe["size"] == [8, 8]
         assert data.skipped == ()
-        assert pruned.warnings == ("only 21 calibration images; a few hundred give a better model.",)
+        assert pruned.warnings == ("only 21 calibration images; a few hundred give a better model.", GUESS)
+        assert data.recipe_origin == "guessed (ImageNet, 8)"
         stages = [s.stage for s in pruned.stages]
         assert stages == ["load", "open images", "calibrate", "solve", "rewrite", "verify", "measure"]
         assert all(s.seconds >= 0 for s in pruned.stages)

@@ -64,10 +64,8 @@ def open_calibration(model: Model, source: ImageSource, settings: PruneSettings)
         damaged = {s.name for s in images.skipped}  # all that were held back: draw others
         sound = [i for i, name in enumerate(images.names) if name not in damaged]
         if len(sound) < MIN_IMAGES:
-            counted = f"{len(sound)} readable image{'' if len(sound) == 1 else 's'}"
-            raise ImageError(
-                f"{name_source(source)}: {counted}, and at least {MIN_IMAGES} needed; {describe_skipped(images.skipped)}"
-            )
+            counted = f"{name_source(source)}: {len(sound)} readable image{'' if len(sound) == 1 else 's'}"
+            raise ImageError(f"{counted}, and at least {MIN_IMAGES} needed; {describe_skipped(images.skipped)}")
         images = images.select(sound)
 
 
@@ -117,7 +115,7 @@ def describe_data(
     source: ImageSource, calibration: Images, held_out: Images, moments: Moments, settings: PruneSettings
 ) -> CalibrationData:
     """What the moments were made from."""
-    recipe = json.loads(calibration.recipe.to_json()) if isinstance(calibration, ImageSet) else None
+    recipe = json.loads(calibration.recipe_json()) if isinstance(calibration, ImageSet) else None
     return CalibrationData(
         path=name_source(source),
         data_hash=calibration.data_hash(),
@@ -153,7 +151,7 @@ def describe_skipped(skipped: Sequence[Skipped]) -> str:
 
 def warn_of_data(units: Sequence[Unit], moments: Moments, calibration: Images) -> tuple[str, ...]:
     """What a person should know about the data, one sentence each."""
-    found = warn_of_recipe(calibration)
+    found: list[str] = []
     if calibration.skipped:
         found.append(describe_skipped(calibration.skipped))
     if calibration.n_images < FEW_IMAGES:
@@ -168,4 +166,4 @@ def warn_of_data(units: Sequence[Unit], moments: Moments, calibration: Images) -
             f"{n_tokens} tokens for up to {max(u.n_regressors for u in short)} channels in {len(short)} units: the "
             "ridge still solves them, and more images would give better weights."
         )
-    return tuple(found)
+    return (*found, *warn_of_recipe(calibration))

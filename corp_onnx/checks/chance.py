@@ -72,8 +72,8 @@ class LabelWatch:
         else:
             return ""
         return (
-            f"top-1 of {model} is at chance ({top1:.1%} with {self._n_classes} classes), and yet {evidence}: the labels "
-            "are probably in another order than the model's answers. Give --labels in the order of the answers."
+            f"top-1 of {model} is at chance ({top1:.1%} with {self._n_classes} classes), and yet {evidence}: the "
+            "labels are probably in another order than the model's answers. Give --labels in the order of the answers."
         )
 
     def _is_sure(self, answers: Int64[np.ndarray, " n"]) -> bool:

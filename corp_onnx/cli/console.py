@@ -118,7 +118,7 @@ def preprocessing_options(command: Callable[..., None]) -> Callable[..., None]:
         preprocessor: Path | None,
         **others: Any,
     ) -> None:
-        colour = None if fill is None else tuple(int(v) if v == int(v) else -1 for v in fill)
+        colour = None if fill is None else tuple(int(v) if v.is_integer() else -1 for v in fill)
         file = None if preprocessor is None else str(preprocessor)
         command(preprocessing=Preprocessing(resize, crop_pct, interpolation, mean, std, fit, colour, file), **others)
 
@@ -132,7 +132,7 @@ def preprocessing_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(get_args(Fit)),
             help="Cover the size and crop, squash to it, or fit inside and pad; without --resize and --crop-pct "
             f"nothing is cropped by the last two.  {of_model}, else cover]",
-        ),  # fmt: skip
+        ),
         click.option("--std", **numbers, help=f"Divides pixels after the mean.  {of_model}]"),
         click.option("--mean", **numbers, help=f"Subtracted from pixels in 0..1.  {of_model}]"),
         click.option("--interpolation", type=filters, help=f"Resize filter.  {of_model}, else bicubic]"),
@@ -146,7 +146,7 @@ def preprocessing_options(command: Callable[..., None]) -> Callable[..., None]:
             metavar="FILE",
             help="Hugging Face's preprocessor_config.json or timm's config.json.  [default: the model's "
             "metadata, else such a file beside it]",
-        ),  # fmt: skip
+        ),
     )
     for option in options:
         gathered = option(gathered)

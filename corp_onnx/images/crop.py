@@ -41,7 +41,7 @@ def crop_image(image: Image.Image, recipe: Recipe) -> UInt8[np.ndarray, "h w c"]
     crop_height, crop_width = recipe.size
     left, top = _offset(width, crop_width, recipe), _offset(height, crop_height, recipe)
     if any(recipe.fill) and (crop_width > width or crop_height > height):
-        colour = recipe.fill if len(recipe.fill) > 1 else recipe.fill[0]
+        colour = recipe.fill if recipe.channels == "RGB" else max(recipe.fill)
         canvas = Image.new(recipe.channels, (crop_width, crop_height), colour)
         canvas.paste(image, (-left, -top))
         image = canvas

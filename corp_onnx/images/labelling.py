@@ -25,6 +25,7 @@ from corp_onnx.images.labels import (
     Truth,
     class_folder,
     find_contradiction,
+    is_wordnet_id,
     match_names,
     name_some,
 )
@@ -142,6 +143,11 @@ def _label_by_folders(names: Sequence[str], request: Request, model: ModelClasse
         if found.index or found.ambiguous:
             odd = name_some([*found.unknown, *found.ambiguous])
             return Labels(note=f"class folder {odd} of {request.root} is not one of {own.meaning}, and others are")
+        if not all(map(is_wordnet_id, request.folders)):
+            return Labels(
+                note=f"no class folder of {request.root} ({name_some(request.folders)}) is one of {own.meaning} "
+                f"({name_some(own.titles)}); rename them, or give a labels file"
+            )
     index = {name: i for i, name in enumerate(request.folders)}
     n_classes = len(index)
     if model is not None and model.n_classes not in (None, n_classes):
@@ -151,6 +157,6 @@ def _label_by_folders(names: Sequence[str], request: Request, model: ModelClasse
             "so folder order is not class order; give a labels file that names every class",
         )
     meaning = f"{n_classes} class folders in sorted order"
-    if own is not None:
-        meaning += f", since none of them is one of {own.meaning}"
+    if all(map(is_wordnet_id, request.folders)):
+        meaning = f"{n_classes} WordNet ids, the class folders, in sorted order"
     return Labels(tuple(index[f] for f in folders), n_classes, meaning=meaning)

@@ -41,16 +41,15 @@ def _read_values(truth: Truth, model: ModelClasses | None) -> tuple[dict[str, in
     """
     distinct = sorted(set(truth.values))
     own, n_classes = (None, None) if model is None else (model.names, model.n_classes)
-    if own is not None:
-        found = match_names(distinct, own)
-        if not found.unknown and not found.ambiguous and not found.how:
-            return found.index, f"classes by {own.meaning}"
+    found = None if own is None else match_names(distinct, own)
+    if own is not None and found is not None and not found.unknown and not found.ambiguous and not found.how:
+        return found.index, f"classes by {own.meaning}"
     if all(value.isascii() and value.isdecimal() and len(value) < 10 for value in distinct):
         return _read_indices(truth, model)
     if n_classes in (None, len(distinct)):
         return {value: i for i, value in enumerate(distinct)}, f"{len(distinct)} classes in sorted order"
     assert model is not None
-    if own is not None:
+    if own is not None and found is not None:
         odd = name_some([*found.unknown, *found.ambiguous])
         raise ImageError(f"{truth.source}: label {odd} is not one of {own.meaning}; give class names or indices.")
     raise ImageError(

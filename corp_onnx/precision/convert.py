@@ -339,10 +339,9 @@ def _describe(path: Path, output: Path, settings: ConvertSettings) -> FileFacts:
 
 
 def _warn(made: _Converted, data: _Data) -> tuple[str, ...]:
-    found = warn_of_recipe(data.calibration or data.judging)
-    n_own = len(found)
+    found: list[str] = []
     for images in {id(i): i for i in (data.calibration, data.judging) if i is not None}.values():
-        if images.skipped and len(found) == n_own:
+        if images.skipped and not found:
             found.append(describe_skipped(images.skipped))
     if data.calibration is not None and (monotony := describe_monotony(data.calibration)):
         found.append(monotony)
@@ -355,4 +354,4 @@ def _warn(made: _Converted, data: _Data) -> tuple[str, ...]:
     if made.half and made.half.n_subnormal > FEW_BITS * made.half.n_stored:
         share = made.half.n_subnormal / made.half.n_stored
         found.append(f"{share:.1%} of the weights are below 6.1e-5 and keep fewer than 11 bits in float16.")
-    return tuple(found)
+    return (*found, *warn_of_recipe(data.calibration or data.judging))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -52,15 +53,16 @@ def require_labels(images: Images) -> None:
     if isinstance(images, ArraySet):
         if images.all_labels is None:
             raise OptionError(
-                f"{images.path}: no array called labels, no --labels and no --reference: nothing to measure. Give one of "
-                "them."
+                f"{images.path}: no array called labels, no --labels and no --reference: nothing to measure. Give "
+                "one of them."
             )
         return
     labels = images.labels
     if labels.request is None or (labels.indices is None and labels.request.given is None):
         why = f" ({labels.note})" if labels.note else ""
         raise OptionError(
-            f"{images.root}: no class folders{why}, no --labels and no --reference: nothing to measure. Give one of them."
+            f"{images.root}: no class folders{why}, no --labels and no --reference: nothing to measure. "
+            "Give one of them."
         )
 
 
@@ -153,7 +155,7 @@ def _lend_names(classes: Sequence[ModelClasses]) -> list[ModelClasses]:
         ImageError: two models have the same names in different orders, so that their answers mean different things.
     """
     named = [model for model in classes if model.names is not None]
-    for one, other in zip(named, named[1:], strict=False):
+    for one, other in pairwise(named):
         assert one.names is not None
         assert other.names is not None
         if why := find_contradiction(one.names, other.names):
