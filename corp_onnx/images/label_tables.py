@@ -113,9 +113,9 @@ def _read_label(cell: str) -> str:
 
 def _read_numbered(lines: Sequence[str]) -> NumberedNames | None:
     """Names beside their numbers, in the order of the numbers; with or without a header."""
-    for skipped in (0, 1):
-        body = lines[skipped:]
-        for split in (_split_front, _split_back):
+    for split in (_split_front, _split_back):
+        skips = (0, 1) if split(lines[0])[0] is None and len(lines) > 1 else (0,)  # a header has no number
+        for body in (lines[skipped:] for skipped in skips):
             pairs = [split(line) for line in body]
             numbers = sorted(number for number, _ in pairs if number is not None)
             base = numbers[0] if len(numbers) == len(body) and numbers else None
