@@ -38,8 +38,9 @@ def test_squash_then_crop_as_deit_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "inside", "where"), [((16, 16), (16, 8), (4, 12)), ((15, 15), (15, 8), (3, 11)), ((10, 30), (20, 10), None)]
-)  # fmt: skip
+    ("size", "inside", "where"),
+    [((16, 16), (16, 8), (4, 12)), ((15, 15), (15, 8), (3, 11)), ((10, 30), (20, 10), None)],
+)
 def test_letterbox_fits_inside_and_fills(
     size: tuple[int, int], inside: tuple[int, int], where: tuple[int, int] | None
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_processors import TIMM, processor, square
+from processors import TIMM, processor, square
 
 from corp_onnx.errors import ImageError, ModelError, OptionError
 from corp_onnx.images.preprocessing import choose_recipe, find_own_recipe, refuse_changes
@@ -99,9 +99,7 @@ def test_a_file_that_is_given_comes_first(tmp_path: Path) -> None:
     found = choose_recipe(tmp_path / "m.onnx", {}, SHAPE, changed)
     assert (found.origin, found.recipe.interpolation) == (f"from {path}, changed by --interpolation", "box")
     write(path, processor("ViT", size=square(24)))
-    with pytest.raises(
-        ImageError, match=r"given\.json: prepares 3 x 24 x 24 and the model takes 3 x 32 x 32 .*give the"
-    ):
+    with pytest.raises(ImageError, match=r"given\.json: prepares 3 x 24 x 24 and the model takes 3 x 32 x 32 .*give"):
         choose_recipe(tmp_path / "m.onnx", {}, SHAPE, Preprocessing(preprocessor=str(path)))
     assert choose_recipe(tmp_path / "m.onnx", {}, (None, 3, "h", "w"), changed).recipe.size == (24, 24)
 
@@ -129,7 +127,5 @@ def test_models_of_no_images_and_broken_metadata(tmp_path: Path) -> None:
 
 def test_arrays_are_not_preprocessed() -> None:
     refuse_changes(NONE, "x.npy")
-    with pytest.raises(
-        OptionError, match=r"x\.npy: holds arrays, which are not preprocessed; leave out --fit, --preproc"
-    ):
+    with pytest.raises(OptionError, match=r"x\.npy: holds arrays, which are not preprocessed; leave out --fit, --pre"):
         refuse_changes(Preprocessing(fit="squash", preprocessor="p.json"), "x.npy")

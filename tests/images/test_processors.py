@@ -10,26 +10,12 @@ import numpy as np
 import pytest
 from photos import photo
 from PIL import Image
+from processors import BASE, MEAN, STD, TIMM, processor, square
 
 from corp_onnx.errors import ImageError
 from corp_onnx.images.crop import crop_image, normalize_crops
 from corp_onnx.images.processors import is_preprocessor, parse_preprocessor, read_preprocessor
 from corp_onnx.images.recipe import Recipe
-
-HALF = [0.5, 0.5, 0.5]
-MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
-BASE: dict[str, Any] = {
-    "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "resample": 3,
-    "image_mean": MEAN, "image_std": STD,
-}  # fmt: skip
-
-
-def square(side: int) -> dict[str, int]:
-    return {"height": side, "width": side}
-
-
-def processor(kind: str, **changes: Any) -> dict[str, Any]:
-    return BASE | {"image_processor_type": f"{kind}ImageProcessor"} | changes
 
 
 def recipe(size: int, resize: object, fit: str, interpolation: str = "bicubic") -> Recipe:
@@ -44,7 +30,7 @@ def short(side: int) -> dict[str, int]:
 
 KINDS = [
     ("ViT", processor("ViT", size=square(224), resample=2), recipe(224, (224, 224), "squash", "bilinear")),
-    ("old ViT", BASE | {"feature_extractor_type": "ViTFeatureExtractor", "size": 224}, recipe(224, (224, 224), "squash")),
+    ("old ViT", BASE | {"feature_extractor_type": "ViTFeatureExtractor", "size": 32}, recipe(32, (32, 32), "squash")),
     ("fast", processor("ViT") | {"image_processor_type": "ViTImageProcessorFast", "size": square(96)},
      recipe(96, (96, 96), "squash")),
     ("DeiT", processor("DeiT", size=square(256), do_center_crop=True, crop_size=square(224)),
@@ -56,10 +42,12 @@ KINDS = [
     ("old CLIP", BASE | {"feature_extractor_type": "CLIPFeatureExtractor", "size": 224, "do_center_crop": True,
                          "crop_size": 224}, recipe(224, 224, "cover")),
     ("SigLIP", processor("Siglip", size=square(384)), recipe(384, (384, 384), "squash")),
-    ("DINOv2", processor("Bit", size=short(256), do_center_crop=True, crop_size=square(224)), recipe(224, 256, "cover")),
+    ("DINOv2", processor("Bit", size=short(256), do_center_crop=True, crop_size=square(224)),
+     recipe(224, 256, "cover")),
     ("ConvNeXt", processor("ConvNext", size=short(224), crop_pct=0.875), recipe(224, 256, "cover")),
     ("large ConvNeXt", processor("ConvNext", size=short(384)), recipe(384, (384, 384), "squash")),
-    ("LeViT", processor("Levit", size=short(224), do_center_crop=True, crop_size=square(224)), recipe(224, 256, "cover")),
+    ("LeViT", processor("Levit", size=short(224), do_center_crop=True, crop_size=square(224)),
+     recipe(224, 256, "cover")),
     ("PoolFormer", processor("PoolFormer", size=short(224), crop_pct=0.9, do_center_crop=True, crop_size=square(224)),
      recipe(224, 248, "cover")),
     ("nested", {"processor_class": "CLIPProcessor", "image_processor": processor("ViT", size=square(32))},
@@ -81,13 +69,13 @@ def test_geometry_of_every_kind(stored: dict[str, Any], expected: Recipe) -> Non
     ("changes", "of_pixel"),
     [
         ({}, lambda x, m, s: (x / 255 - m) / s),
-        ({"do_normalize": False}, lambda x, m, s: x / 255),
+        ({"do_normalize": False}, lambda x, _m, _s: x / 255),
         ({"do_rescale": False}, lambda x, m, s: (x - m) / s),
-        ({"do_rescale": False, "do_normalize": False}, lambda x, m, s: x),
+        ({"do_rescale": False, "do_normalize": False}, lambda x, _m, _s: x),
         ({"rescale_factor": 1 / 127.5}, lambda x, m, s: (x / 127.5 - m) / s),
         ({"rescale_factor": 1 / 127.5, "rescale_offset": True}, lambda x, m, s: (x / 127.5 - 1 - m) / s),
         ({"include_top": True}, lambda x, m, s: (x / 255 - m) / s / s),
-        ({"include_top": True, "do_normalize": False}, lambda x, m, s: x / 255 / s),
+        ({"include_top": True, "do_normalize": False}, lambda x, _m, s: x / 255 / s),
     ],
 )
 def test_colours_of_every_kind(changes: dict[str, Any], of_pixel: Any) -> None:
@@ -102,9 +90,6 @@ def test_colours_of_every_kind(changes: dict[str, Any], of_pixel: Any) -> None:
 
 def test_efficientnet_divides_twice_unless_it_says_no() -> None:
     assert parse_preprocessor(processor("EfficientNet", size=square(16))).std == pytest.approx([s * s for s in STD])
-
-
-TIMM = {"input_size": [3, 32, 48], "mean": MEAN, "std": STD, "interpolation": "bilinear", "crop_pct": 0.8}
 
 
 @pytest.mark.parametrize(
@@ -144,7 +129,7 @@ def test_one_channel() -> None:
         ({"do_flip_channel_order": True}, "do_flip_channel_order is true"),
         (
             {"size": {"shortest_edge": 800, "longest_edge": 1333}},
-            "or the shortest_edge alone; found shortest_edge, longes",
+            "or the shortest_edge alone; found shortest_edge, lo",
         ),
         ({"size": {"longest_edge": 512}}, "size must say height and width, .*found longest_edge"),
         ({"size": short(224)}, "size is the short side alone and do_center_crop is off, so images differ in size"),
