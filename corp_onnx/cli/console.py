@@ -138,7 +138,10 @@ def preprocessing_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--interpolation", type=filters, help=f"Resize filter.  {of_model}, else bicubic]"),
         click.option("--crop-pct", type=float, metavar="F", help=f"Share that the crop keeps.  {of_model}, else 0.9]"),
         click.option(
-            "--resize", type=int, metavar="PX", help="Short side before the crop.  [default: size / crop-pct]"
+            "--resize",
+            type=int,
+            metavar="PX",
+            help="Side before the crop: short, both or long, by --fit.  [default: size / crop-pct]",
         ),
         click.option(
             "--preprocessor",
