@@ -20,6 +20,7 @@ from corp_onnx.images.label_files import read_labels
 from corp_onnx.images.labels import (
     ClassNames,
     Labels,
+    Matched,
     ModelClasses,
     Request,
     Truth,
@@ -74,7 +75,7 @@ def label_files(names: Sequence[str], request: Request | None, model: ModelClass
     """
     if request is None:
         return Labels()
-    given, own = request.given, None if model is None else model.names
+    given = request.given
     if isinstance(given, Truth):
         return label_by_truth(names, request, given, model)
     if given is None:
@@ -85,7 +86,7 @@ def label_files(names: Sequence[str], request: Request | None, model: ModelClass
         raise ImageError(
             f"{request.root}: {loose[0]} lies in no class folder, so {given.source.name} gives it no label."
         )
-    return replace(_label_by_names(names, request, given, own), request=request)
+    return replace(_label_by_names(names, request, given), request=request)
 
 
 def _require_fit(given: ClassNames, model: ModelClasses | None) -> None:
@@ -101,14 +102,10 @@ def _require_fit(given: ClassNames, model: ModelClasses | None) -> None:
         raise ImageError(f"{why}; leave the labels file out, or give it in the order of the model.")
 
 
-def _label_by_names(names: Sequence[str], request: Request, given: ClassNames, own: ClassNames | None) -> Labels:
+def _label_by_names(names: Sequence[str], request: Request, given: ClassNames) -> Labels:
     """Class folders among the names of a file."""
     folders = [class_folder(name) or "" for name in names]
-    found = match_names(folders, given)
-    if found.unknown and own is not None and not match_names(folders, own).unknown:
-        found = match_names(
-            folders, own
-        )  # the file spells the same classes otherwise than the folders, the model as they
+    found = _match_folders(folders, request, given)
     if found.ambiguous:
         folder, classes = next(iter(found.ambiguous.items()))
         raise ImageError(
@@ -124,6 +121,14 @@ def _label_by_names(names: Sequence[str], request: Request, given: ClassNames, o
     return Labels(indices, len(given), given.source, meaning=f"{given.meaning}{_spell_how(found.how)}")
 
 
+def _match_folders(used: Sequence[str], request: Request, classes: ClassNames) -> Matched:
+    """The classes of the folders in use; the others show from what numbers count, or hold something else."""
+    found = match_names(request.folders, classes)
+    if set(used) - set(found.index):
+        return match_names(used, classes)
+    return Matched(found.index, (), {}, found.how)
+
+
 def _spell_how(how: str) -> str:
     return f"; class folders{how}" if how else ""
 
@@ -136,8 +141,8 @@ def _label_by_folders(names: Sequence[str], request: Request, model: ModelClasse
     folders = [class_folder(name) or "" for name in names]
     own = None if model is None else model.names
     if own is not None and model is not None and model.n_classes in (None, len(own)):
-        found = match_names(request.folders, own)
-        if not found.unknown and not found.ambiguous:
+        found = _match_folders(folders, request, own)
+        if not set(folders) - set(found.index):
             meaning = f"class folders among {own.meaning}{found.how}"
             return Labels(tuple(found.index[f] for f in folders), len(own), meaning=meaning)
         if found.index or found.ambiguous:
