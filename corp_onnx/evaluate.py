@@ -10,18 +10,22 @@ embeddings by cosine and neighbours, maps by overlap. Labels are those of the fi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
+from corp_onnx.checks.chance import LabelWatch
 from corp_onnx.errors import ImageError, ModelError, OptionError
-from corp_onnx.images import Images, open_images
+from corp_onnx.images import Images, ImageSet, ImageSource, open_images
 from corp_onnx.images.arrays import ArraySet
 from corp_onnx.images.batch import Batch, Skipped
-from corp_onnx.images.recipe import METADATA_KEY, Recipe, find_recipe
+from corp_onnx.images.labelling import LabelSource
+from corp_onnx.images.open import is_stored
+from corp_onnx.images.recipe import Recipe
 from corp_onnx.metrics import Judgement
 from corp_onnx.metrics.classes import compare_right
 from corp_onnx.progress import Phase, Progress, follow
@@ -29,7 +33,8 @@ from corp_onnx.results import Metric, OutputScore, Result, Rows
 from corp_onnx.run.feeds import fixed_batch
 from corp_onnx.run.outputs import Outputs, find_outputs
 from corp_onnx.run.runner import Runner, open_runner
-from corp_onnx.settings import CONFIDENCE, TaskChoice
+from corp_onnx.run.views import View, prepare_views, require_labels, stream_views
+from corp_onnx.settings import CONFIDENCE, Preprocessing, TaskChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,9 @@ class Evaluation(Result):
         provider: where ONNX Runtime ran.
         confidence: of every interval.
         note: why there is no top-1 although labels were asked for; empty otherwise.
+        labels: what the class labels are and how they were found; empty where there are none.
+        preprocessing: where the recipe of each model comes from, in the order of `scores`; empty for arrays.
+        warnings: what a person should know, one sentence each.
     """
 
     scores: tuple[Score, ...]
@@ -115,6 +123,9 @@ class Evaluation(Result):
     provider: str
     confidence: float = CONFIDENCE
     note: str = ""
+    labels: str = ""
+    preprocessing: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -130,13 +141,17 @@ class Evaluation(Result):
 
 def evaluate_models(
     models: Sequence[Path | str],
-    images: Images | Path | str,
+    images: ImageSource,
     *,
     reference: Path | str | None = None,
+    labels: LabelSource = None,
+    preprocessing: Preprocessing | None = None,
     recipe: Recipe | None = None,
     task: TaskChoice = "auto",
     outputs: Sequence[str] = (),
     confidence: float = CONFIDENCE,
+    limit: int | None = None,
+    seed: int = 0,
     batch_size: int = 32,
     provider: str = "cpu",
     threads: int | None = None,
@@ -146,48 +161,60 @@ def evaluate_models(
 
     Args:
         models: ONNX files; they may be quantised or of fixed batch.
-        images: what `open_images` gave; its labels are used where it has them. Its own recipe is not. Or the path of
-            a folder, whose class folders are the labels, or of arrays.
+        images: a path, arrays or an iterable of arrays (`open_images` says which), or what `open_images` gave: its
+            labels are used where it has them, its own recipe is not.
         reference: the model that the others are compared with; it may be one of `models`.
-        recipe: preprocessing for every model. None: the one in a model's metadata, else the one that all other models
-            of the same input size carry, else timm's for the input size.
+        labels: a labels file, or class names in index order (`images/labelling.py`); for arrays the class index of
+            each sample. None: the names that a model carries and the class folders, or what the images bring.
+        preprocessing: changes to the recipe of the reference, or of the first model; it is then that of all.
+        recipe: preprocessing for every model. None: the one in a model's metadata, or of a file beside it; a model
+            with neither takes the one that all other models of the same input size have, else timm's for ImageNet.
         task: what the outputs are that are judged; `auto` looks.
         outputs: the outputs of the first model that are judged; none are the first that can be.
         confidence: of every interval.
+        limit: take this many images, drawn at random.
+        seed: of that draw.
         batch_size: images at a time; changes nothing but speed and memory.
         provider: as in `open_session`.
         threads: as in `open_session`.
         progress: told how far the run is.
 
     Raises:
-        OptionError: no model, or a number out of range.
+        OptionError: no model, a number out of range, or neither labels nor a reference, so nothing to measure.
         ModelError: a file can not be loaded or run, or its output has another shape than the reference's.
         ImageError: too few readable images, or labels or arrays that do not fit a model.
         NonFiniteError: a model answers NaN or Inf.
     """
     if not models:
         raise OptionError("nothing to evaluate: give at least one model.")
-    if isinstance(images, (str, Path)):
-        images = open_images(images, labels="folders")
     paths = [Path(model) for model in models]
     first = [] if reference is None else [Path(reference)]
     run = follow(progress)
+    opening = partial(open_runner, provider=provider, threads=threads)
+    opened = {} if is_stored(images) else {first_path: opening(first_path) for first_path in (first or paths)[:1]}
+    ranks = {i.name: len(i.shape) for runner in opened.values() for i in runner.inputs}
+    images = open_images(images, limit=limit, seed=seed, labels=_ask(images, labels), ranks=ranks)
+    if not first:
+        require_labels(images)
     run.plan([Phase("evaluate", images.n_images * len(dict.fromkeys(first + paths)))])
-    runners = [open_runner(path, provider=provider, threads=threads) for path in dict.fromkeys(first + paths)]
-    recipes = [None] * len(runners) if isinstance(images, ArraySet) else _choose_recipes(runners, recipe)
+    runners = [opened.get(path) or opening(path) for path in dict.fromkeys(first + paths)]
+    views = prepare_views(images, runners, recipe, preprocessing or Preprocessing())
+    if not first and isinstance(images, ImageSet) and all(view.labels.indices is None for view in views):
+        raise OptionError(f"nothing to measure without --reference: no top-1, because {views[0].labels.note}.")
     step = max(fixed_batch(runner.inputs) or 1 for runner in runners)
     batch_size = math.ceil(batch_size / step) * step  # a fixed batch is filled up only once, at the end
     contest: _Contest | None = None
     n_done, note = 0, ""
     with run.enter("evaluate", images.n_images) as count:
-        for batches in _stream(images, batch_size, recipes):
+        for batches in stream_views(images, views, batch_size):
             if contest is None:
                 contest = _open_contest(runners, batches, bool(first), task, outputs)
             note = contest.add(batches, images) or note
             n_done += len(batches[0])
             count(len(batches[0]))
     assert contest is not None  # a set of images is never empty
-    scores = {r.path: contest.score(i, recipes[i], confidence) for i, r in enumerate(runners)}
+    scores = {v.runner.path: contest.score(i, v.recipe, confidence) for i, v in enumerate(views)}
+    origins = {view.runner.path: view.found.origin for view in views if view.found is not None}
     return Evaluation(
         scores=tuple(scores[path] for path in paths),
         baseline=scores[first[0]] if first else None,
@@ -196,8 +223,24 @@ def evaluate_models(
         data_hash=images.data_hash(),
         provider=runners[0].session.provider,
         confidence=confidence,
-        note=note,
+        note=next((f"no top-1 and top-5: {view.labels.note}" for view in views if view.labels.note), note),
+        labels=next((view.labels.meaning for view in views if view.labels.meaning), ""),
+        preprocessing=tuple(origins[path] for path in paths if path in origins),
+        warnings=_warn(views, contest.watches),
     )
+
+
+def _ask(images: ImageSource, labels: LabelSource) -> LabelSource:
+    """The labels to open images with: where nothing is given, what folders say, or what was asked for before."""
+    is_opened = isinstance(images, (ImageSet, ArraySet))
+    return "folders" if labels is None and not is_opened else labels
+
+
+def _warn(views: Sequence[View], watches: Sequence[LabelWatch]) -> tuple[str, ...]:
+    """Guessed preprocessing, once; labels that look as if they were in another order, for the models that show it."""
+    guesses = (view.found.advise() for view in views if view.found is not None)
+    orders = (watch.describe_order(view.runner.path) for view, watch in zip(views, watches, strict=True))
+    return tuple(text for text in dict.fromkeys((*guesses, *orders)) if text)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -209,21 +252,26 @@ class _Contest:
         names: of every model, its name for each of the first model's outputs that are compared.
         judgements: one a model; its tasks go by the first model's names.
         has_reference: whether the others are compared with the first.
+        watches: of the labels of every model.
     """
 
     runners: Sequence[Runner]
     names: tuple[Mapping[str, str], ...]
     judgements: tuple[Judgement, ...]
     has_reference: bool
+    watches: tuple[LabelWatch, ...]
 
     def add(self, batches: Sequence[Batch], images: Images) -> str:
         """Run every model on its batch and count. Gives why labels went unused, or nothing."""
         reference: dict[str, np.ndarray] | None = None
         note = ""
-        for runner, names, judgement, batch in zip(self.runners, self.names, self.judgements, batches, strict=True):
+        rows = zip(self.runners, self.names, self.judgements, self.watches, batches, strict=True)
+        for runner, names, judgement, watch, batch in rows:
             found = runner.run(batch, list(names.values()))
             answers = {name: found[own] for name, own in names.items()}
-            labels, why = _usable_labels(images, batch, answers[judgement.first.task.output], runner.path)
+            judged = answers[judgement.first.task.output]
+            labels, why = _usable_labels(images, batch, judged, runner.path)
+            watch.add(judged, labels)
             note = note or why
             if reference is not None:
                 self._require_shapes(runner, answers, reference)
@@ -267,7 +315,7 @@ def _open_contest(
         Judgement([task for task in outputs.tasks if task.output in own], outputs.judged)
         for outputs, own in zip(shown, names, strict=True)
     )
-    return _Contest(runners, tuple(names), judgements, has_reference)
+    return _Contest(runners, tuple(names), judgements, has_reference, tuple(LabelWatch() for _ in runners))
 
 
 def _match_names(outputs: Outputs, runner: Runner) -> dict[str, str]:
@@ -279,60 +327,15 @@ def _match_names(outputs: Outputs, runner: Runner) -> dict[str, str]:
     return dict(zip(wanted, own, strict=False))
 
 
-def _choose_recipes(runners: Sequence[Runner], given: Recipe | None) -> list[Recipe | None]:
-    """The recipe of each model, as `evaluate_models` says under `recipe`."""
-    if given is not None:
-        return [given] * len(runners)
-    metadata = [runner.session.metadata for runner in runners]
-    owns: list[Recipe] = []
-    for runner, properties in zip(runners, metadata, strict=True):
-        try:
-            owns.append(find_recipe(properties, runner.inputs[0].shape))
-        except ModelError as error:
-            raise ModelError(f"{runner.path}: {error}") from error
-    carried = {own for own, properties in zip(owns, metadata, strict=True) if METADATA_KEY in properties}
-    chosen: list[Recipe | None] = []
-    for own, properties in zip(owns, metadata, strict=True):
-        # a pruned file carries its recipe and the dense one it came from may not: the same pixels must go to both
-        if METADATA_KEY not in properties and len(carried) == 1:
-            other = next(iter(carried))
-            own = other if (other.size, other.channels) == (own.size, own.channels) else own
-        chosen.append(own)
-    return chosen
-
-
-def _stream(images: Images, batch_size: int, recipes: Sequence[Recipe | None]) -> Iterator[tuple[Batch, ...]]:
-    """One batch for each model at a time; models with the same recipe share it."""
-    if isinstance(images, ArraySet):
-        yield from ((batch,) * len(recipes) for batch in images.batches(batch_size))
-        return
-    distinct = list(dict.fromkeys(recipe for recipe in recipes if recipe is not None))
-    for batches in images.batches_by_recipe(batch_size, distinct):
-        of_recipe = dict(zip(distinct, batches, strict=True))
-        yield tuple(of_recipe[recipe] for recipe in recipes if recipe is not None)
-
-
 def _usable_labels(
     images: Images, batch: Batch, outputs: np.ndarray, path: Path
 ) -> tuple[Int64[np.ndarray, " n"] | None, str]:
     """(labels to count with, or None; why they were asked for and can not be used, or empty)."""
-    note = "" if isinstance(images, ArraySet) else images.labels.note
     if batch.labels is None:
-        return None, f"no top-1 and top-5: {note}" if note else ""
+        return None, ""
     if outputs.ndim != 2:
         return None, f"no top-1 and top-5: the output of {path.name} has shape {list(outputs.shape)}, not [n, classes]"
     n_classes = outputs.shape[1]
-    if isinstance(images, ArraySet):
-        if batch.labels.min() < 0 or batch.labels.max() >= n_classes:
-            raise ImageError(f"{images.path}: a label lies outside 0..{n_classes - 1}, the classes of {path.name}.")
-    elif images.labels.n_classes != n_classes and images.labels.source is not None:
-        raise ImageError(
-            f"{images.labels.source}: {images.labels.n_classes} class names, and {path.name} has {n_classes} classes; "
-            "give the labels file of the data set that the model was trained on."
-        )
-    elif images.labels.n_classes != n_classes:
-        return None, (
-            f"no top-1 and top-5: {images.root} has {images.labels.n_classes} class folders and {path.name} has "
-            f"{n_classes} classes, so folder order is not class order; give a labels file that names every class"
-        )
+    if isinstance(images, ArraySet) and (batch.labels.min() < 0 or batch.labels.max() >= n_classes):
+        raise ImageError(f"{images.path}: a label lies outside 0..{n_classes - 1}, the classes of {path.name}.")
     return batch.labels, ""

@@ -36,7 +36,7 @@ from corp_onnx.gradients import collect_taylor
 from corp_onnx.graph import Graph, Model, load_model
 from corp_onnx.graph.model import require_file
 from corp_onnx.graph.write import outdated_data
-from corp_onnx.images import Images, ImageSet, require_images
+from corp_onnx.images import Images, ImageSet, ImageSource, require_path
 from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.inspect import describe_model, describe_skips
 from corp_onnx.options import choose_settings
@@ -81,7 +81,7 @@ def default_report(output: Path) -> Path:
 
 def prune_model(
     model: Path | str,
-    calib: Path | str,
+    calib: ImageSource,
     output: Path | str | None = None,
     *,
     settings: PruneSettings | None = None,
@@ -94,7 +94,9 @@ def prune_model(
 
     Args:
         model: the dense .onnx file.
-        calib: unlabelled images: a folder, or arrays in .npy or .npz.
+        calib: unlabelled images: a folder, or arrays in .npy or .npz; or what `open_images` gave; or preprocessed
+            arrays in memory: one [n, ...], a mapping by the names of the model's inputs, or an iterable of either,
+            batches or single samples (by the number of axes), which is read once and kept.
         output: default `<stem>.pruned.onnx` beside the model.
         report: default `<output stem>.report.json` beside the output.
         force: replace files that exist.
@@ -114,7 +116,8 @@ def prune_model(
     method = settings.method
     model = Path(model)
     require_file(model)
-    require_images(Path(calib))
+    if isinstance(calib, (str, Path)):
+        require_path(Path(calib))
     output = Path(output) if output is not None else default_output(model)
     refuse_folder(output)
     report = Path(report) if report is not None else default_report(output)
@@ -136,7 +139,7 @@ def prune_model(
         require_sites(sites, method.merge_blocks if method.merges else ())
         require_reachable(graph, blocks, units, method, trim, sites)
     with clock.stage("open images"), run.enter("open images"):
-        data = open_calibration(graph.model, Path(calib), settings)
+        data = open_calibration(graph.model, calib, settings)
         session = open_session(graph.model, provider=settings.provider)
         seen = session.stream(data.reporting, settings.batch_size)
         outputs = find_outputs(session, seen, task=settings.task, named=settings.outputs)
@@ -175,7 +178,7 @@ def prune_model(
             dense=describe_model(graph),
             pruned=replace(facts, path=str(output)),
             settings=asdict(settings),
-            calibration=describe_data(Path(calib), data, problem.moments, settings),
+            calibration=describe_data(calib, data, problem.moments, settings),
             units=tuple(_unit_result(plan, errors[plan.key]) for plan in solution.plans),
             n_units_found=len(list_units(blocks, wanted_kinds(method), skipped=True)),
             left_whole=_left_whole(units, solution.plans),
@@ -262,7 +265,7 @@ def _metadata(model: Model, images: Images, outputs: Outputs, settings: PruneSet
     origin = {"schema": 1, "corp_onnx": __version__, "dense_sha256": model.sha256, "settings": asdict(settings)}
     metadata = {PRUNE_KEY: json.dumps(origin), TASKS_KEY: outputs.to_json()}
     if isinstance(images, ImageSet):
-        metadata[METADATA_KEY] = images.recipe.to_json()
+        metadata[METADATA_KEY] = images.recipe_json()
     return metadata
 
 

@@ -315,7 +315,10 @@ class StageClock:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationData:
-    """What the moments were made from: `n_images` of it; others chose the size, and others again were held back."""
+    """What the moments were made from: `n_images` of it; others chose the size, and others again were held back.
+
+    `recipe_origin` says who gave the recipe, as in `from the model's metadata`.
+    """
 
     path: str
     data_hash: str
@@ -326,6 +329,7 @@ class CalibrationData:
     seed: int
     recipe: dict[str, Any] | None
     skipped: tuple[tuple[str, str], ...]
+    recipe_origin: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,13 +57,21 @@ def option(
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """What a person gave to replace parts of the model's recipe; None keeps the recipe's own."""
+    """What a person gave to replace the model's recipe, or parts of it; None keeps the recipe's own."""
 
     resize: int | None = None
     crop_pct: float | None = None
     interpolation: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    fit: str | None = None
+    fill: tuple[int, ...] | None = None
+    preprocessor: str | None = None
+    """Path of a Hugging Face preprocessor_config.json, timm's config.json or a recipe of ours."""
+
+    def __post_init__(self) -> None:
+        if self.preprocessor is not None:
+            object.__setattr__(self, "preprocessor", str(self.preprocessor))  # settings are stored as JSON
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,7 @@ def class_folder(tmp_path: Path, weight: np.ndarray, n_names: int = N_CLASSES) -
         (tmp_path / "val" / f"c{label}").mkdir(parents=True, exist_ok=True)
         (tmp_path / "flat" / f"{i:02d}.png").rename(tmp_path / "val" / f"c{label}" / f"{i:02d}.png")
     names = tmp_path / "names.txt"
-    names.write_text("\n".join(f"c{i}" for i in reversed(range(n_names))))
+    names.write_text("\n".join(f"c{i}" for i in range(n_names)))
     return tmp_path / "val", names
 
 
@@ -167,7 +167,7 @@ def test_too_few_class_folders_give_no_top1_but_say_so(tmp_path):
     assert [s.top1 is None for s in found.scores] == [True, False]
     assert "m.onnx has 7 classes" in found.note
     write_photos(val, 1, seed=5)
-    found = evaluate_models([model], open_images(val, labels="folders"))
+    found = evaluate_models([model], open_images(val, labels="folders"), reference=model)
     assert found.note.startswith("no top-1 and top-5: 00.png lies in no class folder of")
 
 
@@ -282,7 +282,7 @@ def test_text_models_take_named_arrays(tmp_path):
         ModelError,
         match=r"t.onnx: the model's input has shape \[None, 6\], and images go into \[n, 1 or 3, height, width\] only",
     ):
-        evaluate_models([tmp_path / "t.onnx"], open_images(tmp_path / "photos"))
+        evaluate_models([tmp_path / "t.onnx"], tmp_path / "photos", reference=tmp_path / "t.onnx")
 
 
 def test_answers_that_are_not_finite_name_the_model_and_image(tmp_path, folder):
@@ -290,7 +290,7 @@ def test_answers_that_are_not_finite_name_the_model_and_image(tmp_path, folder):
     weight[:, 2] = np.nan
     model = make_model(tmp_path / "broken.onnx", weight)
     with pytest.raises(NonFiniteError, match=r"broken.onnx: output 'logits' holds NaN or Inf for 11 of 11 .* 00.png"):
-        evaluate_models([model], open_images(folder))
+        evaluate_models([model], open_images(folder), reference=model)
 
 
 def test_models_that_can_not_be_compared_or_run(tmp_path, folder):
@@ -302,18 +302,18 @@ def test_models_that_can_not_be_compared_or_run(tmp_path, folder):
         evaluate_models([wide], open_images(folder), reference=dense)
     small = open_images(folder, None)
     with pytest.raises(ImageError, match=r"dense.onnx: input 'x' takes shape \[n, 3, 8, 8\], and its array has"):
-        evaluate_models([dense], small, recipe=Recipe(size=(4, 4)))
+        evaluate_models([dense], small, reference=dense, recipe=Recipe(size=(4, 4)))
     with pytest.raises(OptionError, match="batch size must be at least 1, found 0"):
-        evaluate_models([dense], small, batch_size=0)
+        evaluate_models([dense], small, reference=dense, batch_size=0)
     summed = make_model(tmp_path / "summed.onnx", weights(), tail="ReduceMean")
     with pytest.raises(ModelError, match=r"its shape is \[1, 1\] for 11 images, and one row for each is expected"):
-        evaluate_models([summed], open_images(folder))
+        evaluate_models([summed], open_images(folder), reference=summed)
     wrong = make_model(tmp_path / "wrong.onnx", weights().repeat(2, axis=0))
     with pytest.raises(ModelError, match=r"wrong.onnx: ONNX Runtime (can not load|failed while running) it"):
-        evaluate_models([wrong], open_images(folder))
+        evaluate_models([wrong], open_images(folder), reference=wrong)
     stuck = make_model(tmp_path / "stuck.onnx", weights(), tail="Reshape")  # 11 x 7 numbers do not fill rows of 5
     with pytest.raises(ModelError, match=r"stuck.onnx: ONNX Runtime failed while running it .*Reshape"):
-        evaluate_models([stuck], open_images(folder))
+        evaluate_models([stuck], open_images(folder), reference=stuck)
     with pytest.raises(OptionError, match="give at least one model"):
         evaluate_models([], open_images(folder))
 

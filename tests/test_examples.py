@@ -20,7 +20,8 @@ from PIL import Image
 from samples import DEMO, ROOT
 
 from corp_onnx.cli.main import cli
-from corp_onnx.images.recipe import Recipe, crop_image, normalize_crops
+from corp_onnx.images.crop import crop_image, normalize_crops
+from corp_onnx.images.recipe import Recipe
 
 CLASSIFY = ROOT / "examples" / "onnxruntime" / "classify.py"
 CLIENT = ROOT / "examples" / "triton" / "client.py"
@@ -50,6 +51,12 @@ def run_program(*arguments: object) -> subprocess.CompletedProcess[str]:
         Recipe(size=(32, 32), resize=40, interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3),
         Recipe(size=(24, 36), crop_pct=0.875, interpolation="lanczos"),
         Recipe(size=(32, 32), crop_pct=1.0, mean=(0.4,), std=(0.2,), channels="L"),
+        Recipe(size=(24, 36), resize=(24, 36), fit="squash", interpolation="box"),
+        Recipe(size=(30, 30), resize=37, fit="squash", crop_rounding="down"),
+        Recipe(size=(31, 31), resize=34, crop_rounding="down"),
+        Recipe(size=(32, 40), crop_pct=1.0, fit="letterbox", fill=(114, 100, 90), interpolation="hamming"),
+        Recipe(size=(33, 33), crop_pct=0.9, fit="letterbox", fill=(9,), mean=(0.4,), std=(0.2,), channels="L"),
+        Recipe(size=(32, 32), resize=25),
     ],
 )
 def test_photographs_are_prepared_as_everywhere(recipe: Recipe, size: tuple[int, int], mode: str) -> None:

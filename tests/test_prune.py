@@ -18,6 +18,7 @@ from samples import (
     DEMO,
     EXTERNAL,
     FIXED,
+    GUESS,
     OPERATOR,
     SEPARATE,
     TEXT,
@@ -128,7 +129,9 @@ class TestReport:
             "only 19 calibration images; a few hundred give a better model.",
             "only 5 images, held back from the others, say how good the model still is; 500 images in all would leave "
             "100.",
+            GUESS,
         )
+        assert data.recipe_origin == "guessed (ImageNet, 8)"
         stages = [s.stage for s in pruned.stages]
         assert stages == ["load", "open images", "calibrate", "solve", "rewrite", "verify", "measure"]
         assert all(s.seconds >= 0 for s in pruned.stages)

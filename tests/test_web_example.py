@@ -26,7 +26,8 @@ import pytest
 from PIL import Image
 from samples import DEMO, ROOT, paper
 
-from corp_onnx.images.recipe import Recipe, crop_image, normalize_crops
+from corp_onnx.images.crop import crop_image, normalize_crops
+from corp_onnx.images.recipe import Recipe
 from corp_onnx.prune import prune_model
 from corp_onnx.run.sessions import open_session
 from corp_onnx.settings import BEST, Budget, PruneSettings
@@ -170,6 +171,32 @@ def test_pixels_are_those_of_pillow(page: Any, size: tuple[int, int], interpolat
     levels = np.abs(np.array(found).reshape(expected.shape) - expected) * 0.2 * 255
     assert levels.max() < 1.01
     assert (levels < 0.01).mean() > 0.95  # the rest are halves, which Pillow's 22-bit weights round either way
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe((32, 24), (32, 24), fit="squash", interpolation="bilinear"),
+        Recipe((32, 32), None, 1.0, fit="letterbox", fill=(114, 20, 7), crop_rounding="down"),
+        Recipe((33, 32), 35, fit="squash", crop_rounding="down", interpolation="box"),
+        Recipe((31, 31), 27, interpolation="hamming"),
+    ],
+)
+def test_other_fits_are_those_of_pillow(page: Any, recipe: Recipe) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (61, 40, 3), dtype=np.uint8)
+    rgba = np.dstack([pixels, np.full((61, 40), 255, np.uint8)])
+    found = page.evaluate(
+        """async ([data, width, height, recipe]) => {
+            const { prepareImage } = await import("./recipe.js");
+            return Array.from(prepareImage({ data: Uint8ClampedArray.from(data), width, height }, recipe));
+        }""",
+        [rgba.ravel().tolist(), 40, 61, json.loads(recipe.to_json())],
+    )
+    expected = normalize_crops(crop_image(Image.fromarray(pixels), recipe)[None], recipe)[0]
+    std = np.array(recipe.std)[:, None, None]
+    levels = np.abs(np.array(found).reshape(expected.shape) - expected) * std * 255
+    assert levels.max() < 1.01
+    assert (levels < 0.01).mean() > 0.95
 
 
 def test_build_explains_itself(tmp_path: Path, pruned: Path) -> None:

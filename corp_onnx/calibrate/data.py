@@ -1,23 +1,26 @@
 """Images for calibration: opened, split by their use, and described for the report.
 
-Enters a path and a model; leaves disjoint `Images`: those that weights are fitted to, those that choose a size, and
-those that the report speaks of, which neither fit nor choose. The recipe is the model's own with a person's changes.
+Enters images, wherever they are, and a model; leaves disjoint `Images`: those that weights are fitted to, those that
+choose a size, and those that the report speaks of, which neither fit nor choose. The recipe is the model's own with a
+person's changes.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from corp_onnx.errors import ImageError, OptionError
 from corp_onnx.graph import Model, input_dims
-from corp_onnx.images import Images, ImageSet, open_images, split_holdout
-from corp_onnx.images.arrays import is_array_file
+from corp_onnx.images import Images, ImageSet, ImageSource, open_images, split_holdout
+from corp_onnx.images.arrays import ArraySet
 from corp_onnx.images.batch import Skipped
-from corp_onnx.images.recipe import Recipe, find_recipe, make_recipe
+from corp_onnx.images.memory import IN_MEMORY
+from corp_onnx.images.open import is_files
+from corp_onnx.images.preprocessing import choose_recipe, refuse_changes
 from corp_onnx.images.variety import describe_monotony
 from corp_onnx.moments import Moments
 from corp_onnx.results import CalibrationData
@@ -67,14 +70,13 @@ class Calibration:
     is_crossed: bool = False
 
 
-def open_calibration(model: Model, path: Path, settings: PruneSettings) -> Calibration:
+def open_calibration(model: Model, source: ImageSource, settings: PruneSettings) -> Calibration:
     """Images by their use; those held back are known to be readable."""
     if settings.n_images is not None and settings.n_images < MIN_IMAGES:
         raise OptionError(f"--images must be at least {MIN_IMAGES}, one of them held back; found {settings.n_images}.")
-    images = open_images(
-        path, change_recipe(model.metadata, next(iter(input_dims(model).values())), settings.preprocessing, path),
-        limit=settings.n_images, seed=settings.seed, minimum=MIN_IMAGES,
-    )  # fmt: skip
+    images = open_for_model(
+        model, source, settings.preprocessing, limit=settings.n_images, seed=settings.seed, minimum=MIN_IMAGES
+    )
     while True:
         found = split_calibration(images, settings)
         held_back = [part for part in (found.choosing, found.reporting) if part is not None]
@@ -89,8 +91,8 @@ def open_calibration(model: Model, path: Path, settings: PruneSettings) -> Calib
         damaged = {s.name for s in images.skipped}  # all that were held back for one use: draw others
         sound = [i for i, name in enumerate(images.names) if name not in damaged]
         if len(sound) < MIN_IMAGES:
-            counted = f"{len(sound)} readable image{'' if len(sound) == 1 else 's'}"
-            raise ImageError(f"{path}: {counted}, and at least {MIN_IMAGES} needed; {describe_skipped(images.skipped)}")
+            counted = f"{name_source(source)}: {len(sound)} readable image{'' if len(sound) == 1 else 's'}"
+            raise ImageError(f"{counted}, and at least {MIN_IMAGES} needed; {describe_skipped(images.skipped)}")
         images = images.select(sound)
 
 
@@ -107,34 +109,47 @@ def split_calibration(images: Images, settings: PruneSettings) -> Calibration:
     return Calibration(fitting, reporting, choosing)
 
 
-def change_recipe(
-    metadata: Mapping[str, str], shape: Sequence[int | str | None], changes: Preprocessing, data: Path
-) -> Recipe | None:
-    """The recipe of a model with a person's changes; None where the data is arrays and nothing is preprocessed.
+def open_for_model(
+    model: Model, source: ImageSource, changes: Preprocessing, *, limit: int | None, seed: int, minimum: int
+) -> Images:
+    """Images as a model takes them: with its recipe and a person's changes where they are photographs.
 
     Args:
-        metadata: the model's metadata properties.
-        shape: of its image input.
+        source: as for `open_images`. A set that was opened with a recipe keeps it, unless there are changes.
 
     Raises:
         OptionError: changes for arrays.
-        ModelError: the model takes no images.
+        ModelError: the images are photographs and the model takes none.
     """
-    if data.is_file() and is_array_file(data):
-        given = [f"--{name.replace('_', '-')}" for name, value in asdict(changes).items() if value is not None]
-        if given:
-            raise OptionError(f"{data}: holds arrays, which are not preprocessed; leave out {', '.join(given)}.")
-        return None
-    base = find_recipe(metadata, shape)
-    return make_recipe(base.size, base=base, channels=base.channels, **asdict(changes))
+    dims = input_dims(model)
+    if is_files(source):
+        keeps = isinstance(source, ImageSet) and source.is_prepared and changes == Preprocessing()
+        found = None if keeps else choose_recipe(model.path, model.metadata, next(iter(dims.values())), changes)
+        if isinstance(source, ImageSet) and found is not None:
+            source = replace(source, recipe=found.recipe, found=found)
+        return open_images(source, found, limit=limit, seed=seed, minimum=minimum)
+    ranks = {name: len(shape) for name, shape in dims.items()}
+    images = open_images(source, limit=limit, seed=seed, minimum=minimum, ranks=ranks)
+    if isinstance(images, ArraySet):
+        refuse_changes(changes, images.path)
+    return images
 
 
-def describe_data(path: Path, data: Calibration, moments: Moments, settings: PruneSettings) -> CalibrationData:
+def name_source(source: ImageSource) -> str:
+    """What texts and reports call images: their path, or that they were in memory."""
+    if isinstance(source, ImageSet):
+        return str(source.root)
+    if isinstance(source, ArraySet):
+        return str(source.path)
+    return str(source) if isinstance(source, (str, Path)) else str(IN_MEMORY)
+
+
+def describe_data(source: ImageSource, data: Calibration, moments: Moments, settings: PruneSettings) -> CalibrationData:
     """What the moments were made from."""
     calibration = data.fitting
-    recipe = json.loads(calibration.recipe.to_json()) if isinstance(calibration, ImageSet) else None
+    recipe = json.loads(calibration.recipe_json()) if isinstance(calibration, ImageSet) else None
     return CalibrationData(
-        path=str(path),
+        path=name_source(source),
         data_hash=calibration.data_hash(),
         n_images=calibration.n_images,
         n_choosing=0 if data.choosing is None else data.choosing.n_images,
@@ -142,8 +157,22 @@ def describe_data(path: Path, data: Calibration, moments: Moments, settings: Pru
         n_tokens=int(max(m.n_tokens for _, m in moments.entries)),
         seed=settings.seed,
         recipe=recipe,
+        recipe_origin=describe_origin(calibration),
         skipped=tuple((s.name, s.reason) for s in calibration.skipped),
     )
+
+
+def describe_origin(images: Images) -> str | None:
+    """Where the recipe of the images comes from; None for arrays, which have none."""
+    if isinstance(images, ArraySet):
+        return None
+    return "given with the images" if images.found is None else images.found.origin
+
+
+def warn_of_recipe(images: Images | None) -> list[str]:
+    """That the preprocessing is a guess, where it is one."""
+    found = images.found if isinstance(images, ImageSet) else None
+    return [found.advise()] if found is not None and found.guessed else []
 
 
 def describe_skipped(skipped: Sequence[Skipped]) -> str:
@@ -176,4 +205,4 @@ def warn_of_data(units: Sequence[Unit], moments: Moments, data: Calibration) -> 
             f"{n_tokens} tokens for up to {max(u.n_regressors for u in short)} channels in {len(short)} units: the "
             "ridge still solves them, and more images would give better weights."
         )
-    return tuple(found)
+    return (*found, *warn_of_recipe(calibration))

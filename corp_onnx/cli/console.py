@@ -6,7 +6,8 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import click
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.table import Column
 from rich.text import Text
 
 from corp_onnx.errors import clean_text
+from corp_onnx.images.recipe import FILTERS, Fit
 from corp_onnx.progress import Moment, Run
 from corp_onnx.settings import Preprocessing
 
@@ -138,20 +140,42 @@ def preprocessing_options(command: Callable[..., None]) -> Callable[..., None]:
         interpolation: str | None,
         mean: tuple[float, ...] | None,
         std: tuple[float, ...] | None,
+        fit: str | None,
+        fill: tuple[float, ...] | None,
+        preprocessor: Path | None,
         **others: Any,
     ) -> None:
-        command(preprocessing=Preprocessing(resize, crop_pct, interpolation, mean, std), **others)
+        colour = None if fill is None else tuple(int(v) if v.is_integer() else -1 for v in fill)
+        file = None if preprocessor is None else str(preprocessor)
+        command(preprocessing=Preprocessing(resize, crop_pct, interpolation, mean, std, fit, colour, file), **others)
 
-    filters = click.Choice(["bicubic", "bilinear", "nearest", "lanczos"])
+    filters = click.Choice(list(FILTERS))
     of_model = "[default: the model's"
     numbers = {"callback": parse_numbers, "metavar": "R,G,B"}
     options = (
+        click.option("--fill", **numbers, help=f"Colour of padding, 0..255.  {of_model}, else black]"),
+        click.option(
+            "--fit",
+            type=click.Choice(get_args(Fit)),
+            help="Cover the size and crop, squash to it, or fit inside and pad; without --resize and --crop-pct "
+            f"nothing is cropped by the last two.  {of_model}, else cover]",
+        ),
         click.option("--std", **numbers, help=f"Divides pixels after the mean.  {of_model}]"),
         click.option("--mean", **numbers, help=f"Subtracted from pixels in 0..1.  {of_model}]"),
         click.option("--interpolation", type=filters, help=f"Resize filter.  {of_model}, else bicubic]"),
         click.option("--crop-pct", type=float, metavar="F", help=f"Share that the crop keeps.  {of_model}, else 0.9]"),
         click.option(
-            "--resize", type=int, metavar="PX", help="Short side before the crop.  [default: size / crop-pct]"
+            "--resize",
+            type=int,
+            metavar="PX",
+            help="Side before the crop: short, both or long, by --fit.  [default: size / crop-pct]",
+        ),
+        click.option(
+            "--preprocessor",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Hugging Face's preprocessor_config.json or timm's config.json.  [default: the model's "
+            "metadata, else such a file beside it]",
         ),
     )
     for option in options:

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
 import click
 
-from corp_onnx.calibrate.data import change_recipe, describe_skipped
+from corp_onnx.calibrate.data import describe_skipped
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.evaluate import evaluate_models
-from corp_onnx.images import open_images
 from corp_onnx.report.terminal import print_evaluation
-from corp_onnx.run.runner import open_runner
 from corp_onnx.settings import CONFIDENCE, Preprocessing, TaskChoice
 
 
 @click.command(short_help="Measure accuracy, and agreement with another model.")
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--images", "data", type=click.Path(path_type=Path), required=True, metavar="DIR",
-              help="Images, in class folders for top-1 and top-5; or arrays in .npy or .npz.")  # fmt: skip
+@click.option(
+    "--images",
+    "data",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Images, in class folders or with --labels for top-1 and top-5; or arrays in .npy or .npz.",
+)
 @click.option("--reference", type=click.Path(path_type=Path), metavar="DENSE",
               help="Compare answers with this model; needs no labels.")  # fmt: skip
 @click.option("--labels", type=click.Path(path_type=Path), metavar="FILE",
-              help="Class names, one a line; sorted, they count the classes.  [default: folder names]")  # fmt: skip
+              help="Class names in index order, WordNet ids, synset_words.txt, JSON, or a table of file and label.  "
+              "[default: the model's names, else folder names]")  # fmt: skip
 @click.option("--task", type=click.Choice(get_args(TaskChoice)), default="auto", show_default=True,
               help="What is judged: classes, an embedding, a map, other numbers.")  # fmt: skip
 @click.option("--judge", "outputs", multiple=True, metavar="NAME",
@@ -58,21 +62,14 @@ def evaluate(
     Example:
       corp-onnx evaluate deit.onnx deit.pruned.onnx --images val/ --reference deit.onnx
     """
-    recipe = None
-    if any(value is not None for value in asdict(preprocessing).values()):
-        runner = open_runner(reference or models[0], provider=provider)
-        metadata = runner.session.metadata
-        recipe = change_recipe(metadata, runner.inputs[0].shape, preprocessing, data)
-    images = open_images(data, limit=limit, seed=seed, labels=labels or "folders")
     with show_progress() as run:
         result = evaluate_models(
-            models, images, reference=reference, recipe=recipe, task=task, outputs=outputs, confidence=confidence,
-            batch_size=batch_size, provider=provider, progress=run,
+            models, data, reference=reference, labels=labels, preprocessing=preprocessing, task=task, outputs=outputs,
+            confidence=confidence, limit=limit, seed=seed, batch_size=batch_size, provider=provider, progress=run,
         )  # fmt: skip
     if result.skipped:
         warn([describe_skipped(result.skipped)])
-    if result.note:
-        warn([f"{result.note}."])
+    warn([*([f"{result.note}."] if result.note else []), *result.warnings])
     if as_json:
         click.echo(result.to_json())
     else:

@@ -36,7 +36,8 @@ from corp_onnx.triton.repository import write_triton_repository
 @click.option("--instances", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
               help="Copies of the model, on every GPU.")  # fmt: skip
 @click.option("--labels", type=click.Path(path_type=Path), metavar="FILE",
-              help="Class names, one a line, in the order of the classes.  [default: those in the model]")  # fmt: skip
+              help="Class names, one a line in the order of the classes; also JSON and synset_words.txt.  [default: "
+              "those in the model]")  # fmt: skip
 @click.option("--tensorrt-accelerator", "accelerator", type=click.Choice(["fp32", "fp16"]),
               help="Let ONNX Runtime hand the model to TensorRT, in this precision; with --device gpu.")  # fmt: skip
 @click.option("--engine-cache", metavar="DIR",

@@ -95,6 +95,45 @@ def is_array_file(path: Path) -> bool:
     return start == NPY_START or start.startswith(ZIP_STARTS)
 
 
+def make_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> ArraySet:
+    """All samples of arrays by name, of which one may be called `labels`.
+
+    Args:
+        path: the file that they come from, or what errors call them.
+
+    Raises:
+        ImageError: they hold no numbers or differ in length.
+    """
+    inputs = {name: array for name, array in arrays.items() if name != LABELS}
+    labels = arrays.get(LABELS)
+    _check_arrays(path, inputs, labels)
+    return ArraySet(path, inputs, np.arange(len(next(iter(inputs.values())))), labels)
+
+
+def label_arrays(arrays: ArraySet, labels: object) -> ArraySet:
+    """The same samples with a class index for each, from outside.
+
+    Args:
+        labels: whole numbers, one a sample; None and 'folders' leave the samples their own.
+
+    Raises:
+        ImageError: anything else, as the class names that a labels file holds: arrays lie in no folders.
+    """
+    if labels is None or (isinstance(labels, str) and labels == "folders"):
+        return arrays
+    given = np.asarray(labels) if isinstance(labels, (np.ndarray, list, tuple)) else np.empty(0)
+    if given.ndim != 1 or given.dtype.kind not in "iu" or len(given) != len(arrays.rows):
+        found = f"{len(given)} of {given.dtype}" if given.size else str(labels)[:MAX_REASON]
+        raise ImageError(
+            f"{arrays.path}: labels of arrays are {len(arrays.rows)} whole numbers, one a sample, as the array "
+            f"'labels' of an .npz holds them; found {found}."
+        )
+    n_all = len(next(iter(arrays.arrays.values())))
+    every = np.zeros(n_all, dtype=np.int64)
+    every[arrays.rows] = given
+    return replace(arrays, all_labels=every)
+
+
 def open_arrays(path: Path) -> ArraySet:
     """All samples of a .npy or .npz file; a .npy is mapped and not read.
 
@@ -106,10 +145,7 @@ def open_arrays(path: Path) -> ArraySet:
             arrays = _read_arrays(path)
     except Exception as error:  # NumPy, its parser of headers and zipfile raise whatever a spoilt file makes them meet
         raise ImageError(f"{path}: NumPy can not read it ({_reason(error)}).") from error
-    labels = arrays.pop(LABELS, None)
-    _check_arrays(path, arrays, labels)
-    n_samples = len(next(iter(arrays.values())))
-    return ArraySet(path, arrays, np.arange(n_samples), labels)
+    return make_arrays(path, arrays)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -17,7 +17,8 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from corp_onnx.errors import ImageError
-from corp_onnx.images.recipe import Recipe, crop_image
+from corp_onnx.images.crop import crop_image
+from corp_onnx.images.recipe import Recipe
 from corp_onnx.images.regular import open_regular
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "JPEG2000", "PPM")
@@ -27,7 +28,7 @@ MAX_REASON = 160
 """Characters of a reason; some of Pillow's quote the file."""
 
 
-def require_images(path: Path) -> None:
+def require_path(path: Path) -> None:
     """Refuse a path where nothing lies that could hold images.
 
     Raises:
@@ -45,7 +46,7 @@ def list_files(path: Path) -> tuple[Path, list[str]]:
     Raises:
         ImageError: nothing at that path, or an empty folder.
     """
-    require_images(path)
+    require_path(path)
     if path.is_file():
         return path.parent, [path.name]
     names: list[str] = []

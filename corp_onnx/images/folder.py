@@ -1,7 +1,7 @@
-"""Photographs in, batches out: a folder of images, or arrays that are preprocessed already.
+"""Image files on disk as batches: streamed through a small pool of threads that decodes one batch ahead.
 
-Enters a path; leaves an `ImageSet` (files, streamed through a small pool of threads that decodes one batch ahead) or an
-`ArraySet` (`arrays.py`). Both answer to `n_images`, `skipped`, `batches`, `select` and `data_hash`.
+Enters a folder and names of files below it; leaves an `ImageSet`, which answers to `n_images`, `skipped`, `batches`,
+`select` and `data_hash` as an `ArraySet` does (arrays.py). Who opens them: open.py.
 
 What is an image is decided by opening it. A file that is no image, or is damaged, is named and counted in `skipped`
 and the run goes on, until too few are left. Damage shows only when a file is decoded, so `skipped` grows during the
@@ -17,17 +17,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Int
 
-from corp_onnx.errors import ImageError, OptionError
-from corp_onnx.images.arrays import ArraySet, is_array_file, open_arrays
+from corp_onnx.errors import ImageError
 from corp_onnx.images.batch import PIXELS, Batch, Skipped, check_batch_size
-from corp_onnx.images.decode import choose_images, decode_file, list_files, quiet_pillow
-from corp_onnx.images.labels import Labels, LabelSource, label_files
-from corp_onnx.images.recipe import Recipe, normalize_crops
+from corp_onnx.images.crop import normalize_crops
+from corp_onnx.images.decode import decode_file, quiet_pillow
+from corp_onnx.images.labels import Labels
+from corp_onnx.images.preprocessing import FoundRecipe
+from corp_onnx.images.recipe import Recipe
 from corp_onnx.images.regular import open_regular
 
 N_THREADS = min(4, os.cpu_count() or 1)
@@ -42,7 +42,7 @@ N_NAMED = 3
 
 
 @dataclass(slots=True, eq=False)
-class _Memory:
+class Memory:
     """What passes over a set have found out: damaged files with their reason, and crops up to `MAX_KEPT_BYTES`."""
 
     bad: dict[str, str]
@@ -50,6 +50,7 @@ class _Memory:
     n_bytes: int = 0
 
     def keep(self, name: str, recipes: tuple[Recipe, ...], crops: tuple[np.ndarray, ...]) -> None:
+        """Keep the crops of a file while there is room."""
         size = sum(crop.nbytes for crop in crops)
         if (name, recipes) not in self.crops and self.n_bytes + size <= MAX_KEPT_BYTES:
             self.crops[name, recipes] = crops
@@ -64,6 +65,8 @@ class ImageSet:
         root: the folder.
         names: posix paths below `root`, sorted.
         recipe: what `batches` does to every image.
+        found: where that recipe comes from; None where it was given, or is the default.
+        is_prepared: whether it was given.
         labels: class indices, one for each of `names`, or none.
         minimum: fewer readable images than this are an error.
         n_files: files that were looked at, images or not.
@@ -75,7 +78,9 @@ class ImageSet:
     labels: Labels
     minimum: int
     n_files: int
-    _memory: _Memory = field(default_factory=lambda: _Memory({}))  # a set and its splits share one
+    found: FoundRecipe | None = None
+    is_prepared: bool = False
+    _memory: Memory = field(default_factory=lambda: Memory({}))  # a set and its splits share one
 
     @property
     def n_images(self) -> int:
@@ -86,6 +91,10 @@ class ImageSet:
     def skipped(self) -> tuple[Skipped, ...]:
         """Files that gave no image so far, in the order they were met; the splits of one set share them."""
         return tuple(Skipped(name, reason) for name, reason in self._memory.bad.items())
+
+    def recipe_json(self) -> str:
+        """The recipe as a model keeps it; a guess says so."""
+        return self.recipe.to_json() if self.found is None else self.found.to_json()
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Preprocessed images in order, `batch_size` at a time; only the last batch is shorter.
@@ -138,7 +147,7 @@ class ImageSet:
                 crops = future.result()
                 if isinstance(crops, str):
                     self._memory.bad[name] = crops
-                    _require(self.root, self.n_images, self.minimum, self.n_files, self.skipped)
+                    require_images(self.root, self.n_images, self.minimum, self.n_files, self.skipped)
                 else:
                     self._memory.keep(name, tuple(recipes), crops)
                     yield name, crops
@@ -162,68 +171,6 @@ class ImageSet:
         return tuple(Batch({PIXELS: normalize_crops(stack, recipe)}, names, labels) for stack, recipe in pairs)
 
 
-Images: TypeAlias = ImageSet | ArraySet
-"""What every stage that needs data takes."""
-
-
-def open_images(
-    path: Path | str,
-    recipe: Recipe | None = None,
-    *,
-    limit: int | None = None,
-    seed: int = 0,
-    minimum: int = 1,
-    labels: LabelSource = None,
-) -> Images:
-    """The images of a folder (searched recursively), of one image file, or the samples of a .npy or .npz file.
-
-    Args:
-        path: what to open. Hidden folders are not entered; hidden files are named in `skipped`.
-        recipe: what `batches` does to every image; None is timm's for 224 x 224. Has no effect on arrays.
-        limit: take this many, drawn at random without replacement; the order stays sorted. Files drawn that are no
-            images are replaced by further draws, damaged ones are not.
-        seed: of that draw; has no effect without `limit`.
-        minimum: fewer readable images than this are an error.
-        labels: a file of class names, 'folders', or None (`labels.LabelSource`). Arrays carry their own.
-
-    Raises:
-        ImageError: nothing there, no image, too few, or labels that do not fit.
-        OptionError: limit or minimum out of range.
-    """
-    path = Path(path)
-    if minimum < 1 or (limit is not None and limit < minimum):
-        raise OptionError(f"expected 1 <= minimum <= limit, found minimum {minimum} and limit {limit}.")
-    if path.is_file() and is_array_file(path):
-        arrays = open_arrays(path)
-        _require(path, arrays.n_images, minimum, arrays.n_images, ())
-        return arrays if limit is None else arrays.select(np.sort(_shuffle(arrays.n_images, seed)[:limit]))
-    root, listed = list_files(path)
-    order = listed if limit is None else [listed[i] for i in _shuffle(len(listed), seed)]
-    chosen, bad = choose_images(root, order, limit)
-    if path.is_file() and not chosen:
-        raise ImageError(f"{path}: {bad[path.name]}; expected a folder of images, an image, a .npy or a .npz file.")
-    images = ImageSet(root, tuple(chosen), recipe or Recipe(), Labels(), minimum, len(listed), _Memory(bad))
-    _require(path, len(chosen), minimum, len(listed), images.skipped)
-    return replace(images, labels=label_files(root, chosen, listed, labels))
-
-
-def split_holdout(images: Images, fraction: float, seed: int = 0) -> tuple[Images, Images]:
-    """(the rest, a random `fraction` held back): disjoint, together the whole, the same for the same seed.
-
-    Raises:
-        OptionError: the fraction is not between 0 and 1.
-        ImageError: fewer than two images.
-    """
-    if not 0 < fraction < 1:
-        raise OptionError(f"the fraction held back must lie between 0 and 1, found {fraction}.")
-    total = len(images.names) if isinstance(images, ImageSet) else images.n_images
-    if total < 2:
-        raise ImageError("one image can not be split into two sets; give more images.")
-    n_held = min(max(round(fraction * total), 1), total - 1)
-    order = _shuffle(total, seed)
-    return images.select(np.sort(order[n_held:])), images.select(np.sort(order[:n_held]))
-
-
 def _hash_file(path: Path) -> bytes:
     """sha256 of a file's bytes, a piece at a time: nobody says how large a file in the folder is."""
     digest = hashlib.sha256()
@@ -236,11 +183,7 @@ def _hash_file(path: Path) -> bytes:
     return digest.digest()
 
 
-def _shuffle(n: int, seed: int) -> Int[np.ndarray, " n"]:
-    return np.random.default_rng(seed).permutation(n)
-
-
-def _require(path: Path, n_images: int, minimum: int, n_files: int, skipped: Sequence[Skipped]) -> None:
+def require_images(path: Path, n_images: int, minimum: int, n_files: int, skipped: Sequence[Skipped]) -> None:
     """Raise where fewer than `minimum` images are left."""
     if n_images >= minimum:
         return

@@ -1,16 +1,11 @@
-"""The preprocessing recipe: what happens to a photograph between its file and the network's input.
+"""The preprocessing recipe: what happens to a photograph between its file and the network's input, as a value.
 
-Enters a decoded Pillow image; leaves the uint8 crop and, for a stack of crops, the float32 pixels
+Enters what a person, a model or a file says; leaves a `Recipe`. What is done with it: crop.py; where one comes from:
+preprocessing.py. Three ways to bring a photograph to the size of the input:
 
-    x = (crop / 255 - mean) / std        [n, c, h, w]
-
-The geometry is torchvision's Resize(short side) + CenterCrop on Pillow images, as timm's evaluation transform composes
-them, so a model sees the pixels that it was trained for (bit-equal to timm 1.0.31 with torchvision 0.28 on 400 random
-sizes and recipes). One deviation, and two habits of timm that surprise:
-
-* 16-bit greyscale files are scaled to 8 bits; Pillow's own conversion, which timm calls, clips them to white.
-* The EXIF orientation is not applied.
-* An alpha channel is dropped, so what a transparent pixel hides becomes visible.
+    cover      its short side becomes `resize`, then the centre is cropped: torchvision, timm, CLIP, DINOv2
+    squash     both sides become `resize`, whatever the ratio, then the centre is cropped: ViT, DeiT, BEiT, SigLIP
+    letterbox  its long side becomes `resize`, and what is missing to the size is filled with a colour
 """
 
 from __future__ import annotations
@@ -19,10 +14,8 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
-import numpy as np
-from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from corp_onnx.errors import ModelError, OptionError
@@ -42,10 +35,14 @@ FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
     "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
 }
 BANDS = {"RGB": 3, "L": 1}
-MAX_RESIZED_PIXELS = 2**27
-"""A 1 x 100000 image resized by its short side would take gigabytes; beyond this many pixels it is refused."""
+Fit = Literal["cover", "squash", "letterbox"]
+CropRounding = Literal["even", "down"]
+LATER = ("fit", "fill", "crop_rounding")
+"""Fields that recipes of the first release do not have; they mean the default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +51,39 @@ class Recipe:
 
     Attributes:
         size: (height, width) of the network's input in pixels.
-        resize: short side after resizing, in pixels; None derives it from `crop_pct` as floor(size / crop_pct).
+        resize: the side that `fit` speaks of, in pixels, or (height, width); None derives both from `crop_pct` as
+            floor(size / crop_pct).
         crop_pct: share of the resized image that the crop keeps, in (0, 1]; has no effect where `resize` is given.
-        interpolation: bicubic, bilinear, nearest or lanczos.
+        interpolation: bicubic, bilinear, nearest, lanczos, box or hamming.
         mean: subtracted from pixels in 0..1, one number a channel.
         std: divides them afterwards, one number a channel.
         channels: 'RGB' or 'L' (greyscale).
+        fit: cover, squash or letterbox, as the module says.
+        fill: the colour of padding, a number 0..255 for each channel; none is black.
+        crop_rounding: of half the difference between image and crop: to even (torchvision), or down (Hugging Face).
     """
 
     size: tuple[int, int] = (224, 224)
-    resize: int | None = None
+    resize: int | tuple[int, int] | None = None
     crop_pct: float = 0.9
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     channels: str = "RGB"
+    fit: Fit = "cover"
+    fill: tuple[int, ...] = ()
+    crop_rounding: CropRounding = "even"
 
     def __post_init__(self) -> None:
         _check_geometry(self)
         _check_colours(self)
+
+    @property
+    def resized(self) -> tuple[int, int]:
+        """(height, width) that the image is resized to, cover or fit into, before the crop."""
+        if self.resize is None:
+            return math.floor(self.size[0] / self.crop_pct), math.floor(self.size[1] / self.crop_pct)
+        return (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
 
     def to_json(self) -> str:
         """One line of JSON, schema 1: what stands in the ONNX file under `corp_onnx.preprocessing`."""
@@ -89,8 +100,10 @@ class Recipe:
             stored = read_json(text)
             if not isinstance(stored, dict) or stored.get("schema") != SCHEMA:
                 raise OptionError(f"expected an object with schema {SCHEMA}")
-            values: dict[str, Any] = {f.name: stored[f.name] for f in fields(cls)}
-            values |= {k: tuple(values[k]) for k in ("size", "mean", "std")}
+            values: dict[str, Any] = {f.name: stored[f.name] for f in fields(cls) if f.name not in LATER}
+            values |= {name: stored[name] for name in LATER if name in stored}
+            values |= {k: tuple(values[k]) for k in ("size", "mean", "std", "fill") if k in values}
+            values |= {"resize": tuple(values["resize"])} if isinstance(values["resize"], list) else {}
             return cls(**values)
         except (ValueError, TypeError, KeyError, OverflowError, OptionError) as error:
             raise ModelError(
@@ -109,10 +122,13 @@ def make_recipe(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     channels: str | None = None,
+    fit: str | None = None,
+    fill: Sequence[int] | None = None,
 ) -> Recipe:
     """The recipe for a network input of (height, width): what is given here, over `base`, over the defaults.
 
     A `crop_pct` given here replaces a `resize` of the base, since both say how large the image is before the crop.
+    Another `fit` than the base's crops nothing, unless one of the two is given with it.
 
     Raises:
         OptionError: a value out of its range, or `resize` and `crop_pct` together.
@@ -123,10 +139,12 @@ def make_recipe(
         )
     start = base if base is not None else default_recipe(size, channels or "RGB")
     given: dict[str, Any] = {"crop_pct": crop_pct, "interpolation": interpolation, "channels": channels}
-    given |= {"mean": None if mean is None else tuple(mean), "std": None if std is None else tuple(std)}
-    given = {k: v for k, v in given.items() if v is not None}
+    given |= {name: None if v is None else tuple(v) for name, v in (("mean", mean), ("std", std), ("fill", fill))}
+    given = {k: v for k, v in (given | {"fit": fit}).items() if v is not None}
     if resize is not None or crop_pct is not None:
         given["resize"] = resize
+    elif fit is not None and fit != start.fit:
+        given |= {"resize": None, "crop_pct": 1.0}
     return replace(start, size=size, **given)
 
 
@@ -162,69 +180,20 @@ def find_recipe(metadata: Mapping[str, str], shape: Sequence[int | str | None]) 
     return default_recipe((axes[2] or 224, axes[3] or 224), "L" if axes[1] == 1 else "RGB")
 
 
-def crop_image(image: Image.Image, recipe: Recipe) -> UInt8[np.ndarray, "h w c"]:
-    """The resized and centre-cropped image, padded with black where it is smaller than the crop.
-
-    Raises:
-        OSError, ValueError: Pillow can not decode or convert it, or resizing would take too much memory.
-    """
-    image = _to_eight_bits(image).convert(recipe.channels)
-    width, height = _resized_size(image.width, image.height, recipe)
-    if width < 1 or height < 1 or width * height > MAX_RESIZED_PIXELS:
-        raise ValueError(f"too elongated: {image.width} x {image.height} would be resized to {width} x {height}")
-    if (width, height) != image.size:
-        image = image.resize((width, height), FILTERS[recipe.interpolation])
-    crop_height, crop_width = recipe.size
-    # torchvision pads first, the odd pixel right and below, and then crops what is still larger
-    left = -((crop_width - width) // 2) if crop_width > width else round((width - crop_width) / 2.0)
-    top = -((crop_height - height) // 2) if crop_height > height else round((height - crop_height) / 2.0)
-    image = image.crop((left, top, left + crop_width, top + crop_height))
-    return np.asarray(image, dtype=np.uint8).reshape(crop_height, crop_width, BANDS[recipe.channels])
-
-
-def normalize_crops(crops: UInt8[np.ndarray, "n h w c"], recipe: Recipe) -> Float32[np.ndarray, "n c h w"]:
-    """The network's input, (crop / 255 - mean) / std in float32: torchvision's ToTensor and Normalize."""
-    pixels = np.ascontiguousarray(crops.transpose(0, 3, 1, 2)).astype(np.float32)  # [n, c, h, w]
-    pixels /= np.float32(255)
-    pixels -= np.asarray(recipe.mean, dtype=np.float32)[:, None, None]
-    pixels /= np.asarray(recipe.std, dtype=np.float32)[:, None, None]
-    return pixels
-
-
-def _resized_size(width: int, height: int, recipe: Recipe) -> tuple[int, int]:
-    """(width, height) before the crop."""
-    goal_height, goal_width = (
-        (recipe.resize, recipe.resize)
-        if recipe.resize is not None
-        else (math.floor(recipe.size[0] / recipe.crop_pct), math.floor(recipe.size[1] / recipe.crop_pct))
-    )
-    if goal_height == goal_width:  # torchvision: the long side is cut down to an integer, not rounded
-        if width <= height:
-            return goal_width, int(goal_width * height / width)
-        return int(goal_height * width / height), goal_height
-    ratio = min(height / goal_height, width / goal_width)  # timm's ResizeKeepRatio: cover both sides, rounded
-    return round(width / ratio), round(height / ratio)
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # I;16 and its byte orders; I is how older Pillow opens a 16-bit PNG
-        wide = np.asarray(image).astype(np.int64)
-        return Image.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
-    return image
-
-
 def _check_geometry(recipe: Recipe) -> None:
     size = recipe.size
     if len(size) != 2 or any(not _is_count(s) for s in size):
         raise OptionError(f"the input size must be two positive integers (height, width), found {size}.")
-    if recipe.resize is not None and not _is_count(recipe.resize):
+    sides = recipe.resize if isinstance(recipe.resize, tuple) else (recipe.resize,) * 2
+    if recipe.resize is not None and (len(sides) != 2 or not all(_is_count(side) for side in sides)):
         raise OptionError(f"resize must be a positive number of pixels, found {recipe.resize}.")
     if not _is_number(recipe.crop_pct) or not 0 < recipe.crop_pct <= 1:
         raise OptionError(f"the crop fraction must lie in (0, 1], found {recipe.crop_pct}.")
     if recipe.interpolation not in FILTERS:
         raise OptionError(f"interpolation must be one of {', '.join(FILTERS)}, found '{recipe.interpolation}'.")
+    for name, value, known in (("fit", recipe.fit, Fit), ("crop_rounding", recipe.crop_rounding, CropRounding)):
+        if value not in get_args(known):
+            raise OptionError(f"{name} must be one of {', '.join(get_args(known))}, found '{value}'.")
 
 
 def _check_colours(recipe: Recipe) -> None:
@@ -236,6 +205,9 @@ def _check_colours(recipe: Recipe) -> None:
             raise OptionError(f"{name} must be {n_channels} finite numbers for {recipe.channels}, found {values}.")
     if min(recipe.std) <= 0:
         raise OptionError(f"std must be positive, found {recipe.std}.")
+    whole = all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= 255 for v in recipe.fill)
+    if len(recipe.fill) not in (0, n_channels) or not whole:
+        raise OptionError(f"fill must be {n_channels} numbers 0..255 for {recipe.channels}, found {recipe.fill}.")
 
 
 def _is_count(value: object) -> bool:

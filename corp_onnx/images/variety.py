@@ -11,7 +11,8 @@ import hashlib
 import numpy as np
 
 from corp_onnx.errors import ImageError
-from corp_onnx.images.folder import Images, ImageSet
+from corp_onnx.images.folder import ImageSet
+from corp_onnx.images.open import Images
 
 LOOKED_AT = 32
 BATCH = 8

@@ -113,6 +113,7 @@ class ConvertResult(Result):
         n_calibration: images that the scales of a static model come from.
         data_hash: identity of those images.
         comparison: on images held back or given, else on noise.
+        recipe_origin: who said how images are prepared; None without images, or for arrays.
     """
 
     source: FileFacts
@@ -132,6 +133,7 @@ class ConvertResult(Result):
     warnings: tuple[str, ...]
     stages: tuple[StageTime, ...]
     environment: Environment
+    recipe_origin: str | None = None
 
     @property
     def summary(self) -> str:

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import onnx
 
-from corp_onnx.calibrate.data import change_recipe, describe_skipped
+from corp_onnx.calibrate.data import describe_origin, describe_skipped, name_source, open_for_model, warn_of_recipe
 from corp_onnx.checks.preflight import protect_model, watch_source
 from corp_onnx.checks.verify import check_structure, require_passed
 from corp_onnx.errors import ModelError, OptionError
-from corp_onnx.graph import Graph, input_dims, load_model
+from corp_onnx.graph import Graph, load_model
 from corp_onnx.graph.model import Model, describe_file, hash_file, require_file
 from corp_onnx.graph.operators import CHOOSERS
 from corp_onnx.graph.write import outdated_data, write_model
-from corp_onnx.images import Images, ImageSet, open_images, split_holdout
+from corp_onnx.images import Images, ImageSet, ImageSource, split_holdout
 from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.images.variety import describe_monotony
 from corp_onnx.precision.conversion import (
@@ -79,7 +79,7 @@ class _Data:
 
     calibration: Images | None
     judging: Images | None
-    judging_path: Path | None
+    judging_name: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,8 +97,8 @@ def convert_model(
     output: Path | str | None = None,
     *,
     settings: ConvertSettings | None = None,
-    calib: Path | str | None = None,
-    images: Path | str | None = None,
+    calib: ImageSource | None = None,
+    images: ImageSource | None = None,
     force: bool = False,
     progress: Progress | None = None,
     **options: Any,
@@ -110,7 +110,8 @@ def convert_model(
         options: some of it by name: `fp16=True`, `int8="dynamic"` or `int8="static"`, and the fields of
             `ConvertSettings` and `Preprocessing`.
         output: default `default_output`; weights beyond 2 GB lie in `<output>.data` beside it.
-        calib: unlabelled images, for a static model and for `keep_float`.
+        calib: unlabelled images, for a static model and for `keep_float`: a path, arrays, an iterable of arrays or
+            what `open_images` gave, as for `prune_model`.
         images: compare the two models on these; None takes images held back from `calib`, or noise.
         force: replace files that exist.
         progress: told how far the run is.
@@ -124,7 +125,6 @@ def convert_model(
     require_file(model)
     output = Path(output) if output is not None else default_output(model, settings.target)
     refuse_folder(output)
-    calib, images = (None if p is None else Path(p) for p in (calib, images))
     _check_calibration(settings, calib)
     clock, run = StageClock(), follow(progress)
     with clock.stage("load"), run.enter("load"):
@@ -175,6 +175,7 @@ def _report(
         n_subnormal=half.n_subnormal if half else 0,
         n_calibration=0 if data.calibration is None else data.calibration.n_images,
         data_hash=None if data.calibration is None else data.calibration.data_hash(),
+        recipe_origin=None if (images := data.calibration or data.judging) is None else describe_origin(images),
         comparison=comparison,
         checks=tuple(checks),
         warnings=_warn(made, data),
@@ -183,7 +184,7 @@ def _report(
     )
 
 
-def _check_calibration(settings: ConvertSettings, calib: Path | None) -> None:
+def _check_calibration(settings: ConvertSettings, calib: ImageSource | None) -> None:
     needs = settings.target == "int8-static" or settings.keep_float > 0
     fresh = ConvertSettings(settings.target)
     if calib is None and not needs and (settings.limit, settings.seed) != (fresh.limit, fresh.seed):
@@ -207,25 +208,23 @@ def _require_float(graph: Graph, settings: ConvertSettings) -> None:
     )
 
 
-def _open_data(model: Model, settings: ConvertSettings, calib: Path | None, images: Path | None) -> _Data:
+def _open_data(model: Model, settings: ConvertSettings, calib: ImageSource | None, images: ImageSource | None) -> _Data:
     """Images opened with the model's recipe, and those of `calib` split where they also judge."""
 
-    def read(path: Path, limit: int | None, minimum: int) -> Images:
-        shape = next(iter(input_dims(model).values()))
-        recipe = change_recipe(model.metadata, shape, settings.preprocessing, path)
-        return open_images(path, recipe, limit=limit, seed=settings.seed, minimum=minimum)
+    def read(source: ImageSource, limit: int | None, minimum: int) -> Images:
+        return open_for_model(model, source, settings.preprocessing, limit=limit, seed=settings.seed, minimum=minimum)
 
     if calib is None and images is None:
         given = [name for name, value in asdict(settings.preprocessing).items() if value is not None]
         if given:
             raise OptionError(f"--{given[0].replace('_', '-')} says how images are prepared, and no images are given.")
     calibration = None if calib is None else read(calib, settings.limit, 2)
-    judging, path = (None if images is None else read(images, None, 1)), images
+    judging, judged = (None if images is None else read(images, None, 1)), images
     if calibration is not None and judging is None:
         fraction = min(HELD_OUT_FRACTION, MAX_HELD_OUT / calibration.n_images)
         calibration, judging = split_holdout(calibration, fraction, settings.seed)
-        path = calib
-    return _Data(calibration, judging, path)
+        judged = calib
+    return _Data(calibration, judging, "" if judged is None else name_source(judged))
 
 
 def _convert(graph: Graph, data: _Data, settings: ConvertSettings, work: Path, run: Run) -> _Converted:
@@ -307,7 +306,7 @@ def _add_recipe(proto: onnx.ModelProto, data: _Data) -> None:
     """Store the recipe that images went through, as `prune` does, where the file has none."""
     images = data.calibration or data.judging
     if isinstance(images, ImageSet) and all(p.key != METADATA_KEY for p in proto.metadata_props):
-        proto.metadata_props.add(key=METADATA_KEY, value=images.recipe.to_json())
+        proto.metadata_props.add(key=METADATA_KEY, value=images.recipe_json())
 
 
 def _check_signature(graph: Graph, proto: onnx.ModelProto, settings: ConvertSettings) -> CheckResult:
@@ -329,10 +328,9 @@ def _compare(source: Model, converted: Path, data: _Data, settings: ConvertSetti
     if data.judging is None:
         with run.enter("compare"):
             return compare_on_noise(source, _open_converted(converted))
-    assert data.judging_path is not None
     with run.enter("compare", data.judging.n_images) as count:
         return compare_on_images(
-            source.path, converted, data.judging, data.judging_path, batch_size=settings.batch_size, progress=count
+            source.path, converted, data.judging, data.judging_name, batch_size=settings.batch_size, progress=count
         )
 
 
@@ -376,4 +374,4 @@ def _warn(made: _Converted, data: _Data) -> tuple[str, ...]:
     if made.half and made.half.n_subnormal > FEW_BITS * made.half.n_stored:
         share = made.half.n_subnormal / made.half.n_stored
         found.append(f"{share:.1%} of the weights are below 6.1e-5 and keep fewer than 11 bits in float16.")
-    return tuple(found)
+    return (*found, *warn_of_recipe(data.calibration or data.judging))

@@ -18,10 +18,17 @@ def describe_conversion(result: ConvertResult) -> str:
         _describe_integers(result) if after.precision == "int8" else _describe_half(result),
         *(f"  float32: {text}" for text in _describe_kept(result)),
         _describe_comparison(result),
+        *_describe_origin(result),
         f"checks passed: {', '.join(c.name for c in result.checks)}; {sum(s.seconds for s in result.stages):.0f} s",
         f"converted -> {after.path}",
     ]
     return "\n".join(map(clean_text, lines))
+
+
+def _describe_origin(result: ConvertResult) -> list[str]:
+    """Who said how the images are prepared; a guess is among the warnings."""
+    origin = result.recipe_origin
+    return [] if origin is None or origin.startswith("guessed") else [f"preprocessing: {origin}"]
 
 
 def _describe_integers(result: ConvertResult) -> str:

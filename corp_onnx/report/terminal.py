@@ -193,6 +193,9 @@ def print_pruning(result: PruneResult) -> None:
         console.print(note, soft_wrap=True)
     for line in _describe_answers(result.held_out):
         console.print(line, soft_wrap=True)
+    origin = result.calibration.recipe_origin
+    if origin is not None and not origin.startswith("guessed"):  # a guess is among the warnings
+        console.print(f"preprocessing: {origin}", soft_wrap=True)
     n_pruned = len({u.key for u in result.units if u.width_after < u.width_before})
     checks = ", ".join(c.name for c in result.checks)
     seconds = sum(s.seconds for s in result.stages)
@@ -295,3 +298,8 @@ def print_evaluation(result: Evaluation) -> None:
     console.print(
         f"{result.n_images} images, {result.provider}; in brackets: {result.confidence:.0%} intervals", soft_wrap=True
     )
+    if result.labels:
+        console.print(f"labels: {result.labels}", soft_wrap=True)
+    origins = [origin for origin in dict.fromkeys(result.preprocessing) if not origin.startswith("guessed")]
+    if origins:
+        console.print(f"preprocessing: {'; '.join(origins)}", soft_wrap=True)

@@ -22,6 +22,8 @@ def print_repository(result: TritonRepository) -> None:
         )  # fmt: skip
     print_table(console, table)
     for model in result.models:
+        if model.labels:
+            console.print(f"{model.name}, labels: {model.labels}", soft_wrap=True)
         for version in model.versions:
             console.print(
                 f"{model.path}/{version.version}: {version.source}, {version.n_bytes / 1e6:.1f} MB", soft_wrap=True

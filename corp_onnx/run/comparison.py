@@ -70,7 +70,7 @@ def compare_on_images(
     source: Path,
     converted: Path,
     images: Images,
-    data: Path,
+    data: str,
     *,
     batch_size: int,
     progress: Count | None = None,
@@ -92,7 +92,7 @@ def compare_on_images(
             progress(len(batch))
     assert judgement is not None  # a set of images is never empty
     return Comparison(
-        data=str(data),
+        data=data,
         n_images=judgement.n_samples,
         max_difference=difference / (largest or 1.0),
         logit_error=judgement.first.relative_error,

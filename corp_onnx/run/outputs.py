@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64
 
 from corp_onnx.errors import ModelError, OptionError
-from corp_onnx.images.labels import count_labels
+from corp_onnx.images.label_files import read_model_names
 from corp_onnx.metrics import OutputTask, Task, find_task
 from corp_onnx.metrics.task import TASKS
 from corp_onnx.results import read_json
@@ -97,7 +98,8 @@ def find_outputs(
     if not judged:
         name, reason = left_out[0]
         raise ModelError(f"{session.what}: output '{name}' can not be compared: {reason}.")
-    stored, n_labels = _read_tasks(session.metadata), count_labels(session.metadata)
+    stored, names = _read_tasks(session.metadata), read_model_names(Path(session.what), session.metadata)
+    n_labels = len(names) if names else None
     sizes = [i.shape[-2:] for i in session.inputs if len(i.shape) == 4]
     size = [side for side in (sizes[0] if sizes else ()) if side is not None]
     given: dict[str, Task] = {} if task == "auto" else dict.fromkeys(judged, task)

@@ -53,7 +53,7 @@ class TritonSettings:
             no batching for a fixed one.
         device: where instances run; None is gpu for `tensorrt` and cpu for the others.
         instances: copies of the model, on every GPU or on the CPU.
-        labels: class names, one a line, in the order of the model's classes; None takes those in the ONNX file.
+        labels: a file of class names (images/label_files.py); None takes those in the ONNX file.
         accelerator: precision of ONNX Runtime's TensorRT provider inside Triton; None leaves it out.
         engine_cache: the folder on the server's machine where that provider keeps the engines it builds; nobody else
             should be able to write there, since an engine is code. None builds them at every start.

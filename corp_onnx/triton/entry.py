@@ -13,6 +13,8 @@ from typing import Any
 
 from corp_onnx.bench.candidates import ENGINE_SUFFIXES
 from corp_onnx.errors import InputError, ModelError, OptionError, OutputError
+from corp_onnx.images.label_files import read_class_names
+from corp_onnx.images.labels import ClassNames, find_contradiction
 from corp_onnx.images.recipe import METADATA_KEY, Recipe
 from corp_onnx.images.regular import read_text
 from corp_onnx.triton.config import (
@@ -57,6 +59,7 @@ class Entry:
         versions: those that are to be written.
         is_new: whether its folder is to be made, and not only that of its versions.
         warnings: for the person.
+        meaning: what the class names are and where they come from, empty for none.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Entry:
     versions: tuple[Version, ...]
     is_new: bool
     warnings: tuple[str, ...]
+    meaning: str = ""
 
 
 def name_models(paths: Sequence[Path], name: str | None) -> dict[str, tuple[Path, ...]]:
@@ -114,11 +118,16 @@ def new_entry(name: str, files: tuple[Path, ...], root: Path, settings: TritonSe
     found = [read_engine_signature(path, settings.like) if is_engine else read_signature(path) for path in files]
     first = _agree(found, files)
     labels, warnings = first.labels, []
+    meaning = f"the {len(labels)} names of the model" if labels else ""
     if settings.labels is not None:
-        labels = _read_labels(settings.labels)
+        given = read_class_names(settings.labels)
+        labels, meaning = given.titles, given.meaning
+        own = ClassNames(tuple((label,) for label in first.labels), files[0], "")
+        if why := find_contradiction(given, own):
+            raise InputError(f"{why}; leave --labels out, or give it in the order of the model.")
     elif labels and all(not t.shape or t.shape[-1] != len(labels) for t in first.outputs):
         warnings.append(f"{name}: no output has {len(labels)} classes, so its class names were left out.")
-        labels = ()
+        labels, meaning = (), ""
     if first.sizes is None:
         warnings.append(f"{name}: no warm-up, because it ran on no size that was tried for its dynamic axes.")
     if not first.joins:
@@ -128,7 +137,7 @@ def new_entry(name: str, files: tuple[Path, ...], root: Path, settings: TritonSe
         )
     config = make_config(name, first, labels, settings, files[0])
     beside = [_beside(one, path) for one, path in zip(found, files, strict=True)]
-    return Entry(name, settings.backend, config, labels, _number(files, beside, 1), True, tuple(warnings))
+    return Entry(name, settings.backend, config, labels, _number(files, beside, 1), True, tuple(warnings), meaning)
 
 
 def _agree(found: Sequence[Signature], files: Sequence[Path]) -> Signature:
@@ -174,7 +183,7 @@ def extend_entry(name: str, files: tuple[Path, ...], root: Path) -> Entry:
     try:
         config = parse_config(_read_config(folder / CONFIG_FILE))
         stored = folder / LABELS_FILE
-        labels = _read_labels(stored) if stored.exists() else ()
+        labels = _read_stored_labels(stored) if stored.exists() else ()
         numbers = [int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdecimal()]
     except OSError as error:
         known = sorted(p.parent.name for p in root.glob(f"*/{CONFIG_FILE}"))
@@ -255,8 +264,8 @@ def _require_suffix(path: Path, backend: str) -> None:
         raise ModelError(f"{path}: no such file. Give the path of an engine.")
 
 
-def _read_labels(path: Path) -> tuple[str, ...]:
-    """Class names, one a line, by index; not sorted, unlike those of `--labels` elsewhere, which count folders."""
+def _read_stored_labels(path: Path) -> tuple[str, ...]:
+    """The class names that a repository holds, one a line by index, whatever they look like."""
     try:
         labels = tuple(read_text(path).splitlines())
     except (OSError, UnicodeDecodeError) as error:

@@ -66,7 +66,11 @@ class ServedVersion:
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One model of the repository. `versions` are those that were written now; `max_batch_size` 0 joins nothing."""
+    """One model of the repository.
+
+    `versions` are those that were written now; `max_batch_size` 0 joins nothing; `labels` says what the class names are
+    and where they come from.
+    """
 
     name: str
     path: str
@@ -77,6 +81,7 @@ class ServedModel:
     n_labels: int
     recipe: Recipe | None
     versions: tuple[ServedVersion, ...]
+    labels: str = ""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -196,6 +201,7 @@ def _report(entry: Entry, root: Path) -> ServedModel:
         n_labels=len(entry.labels),
         recipe=None if recipe is None else Recipe.from_json(recipe),
         versions=tuple(_describe(version) for version in entry.versions),
+        labels=entry.meaning,
     )
 
 

@@ -19,14 +19,14 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from corp_onnx.errors import InputError, ModelError, OptionError, clean_text
+from corp_onnx.errors import InputError, ModelError, OptionError
 from corp_onnx.graph.external import list_locations
 from corp_onnx.graph.model import hash_file
 from corp_onnx.graph.proto import has_bfloat16
-from corp_onnx.images.labels import LABELS_KEY
-from corp_onnx.images.recipe import METADATA_KEY, Recipe, find_recipe
+from corp_onnx.images.label_files import read_model_names
+from corp_onnx.images.preprocessing import find_own_recipe
+from corp_onnx.images.recipe import METADATA_KEY, Recipe
 from corp_onnx.images.regular import read_text
-from corp_onnx.results import read_json
 from corp_onnx.run.feeds import ELEMENT_TYPES
 from corp_onnx.run.noise import IMAGE_SIZES, TOKEN_COUNTS, describe_feeds
 from corp_onnx.run.sessions import Session, open_session
@@ -55,7 +55,7 @@ class Signature:
         sizes: for each input, the shape of one sample (without the batch axis where `is_batched`) that the model ran
             on; None where its dynamic axes were not guessed.
         recipe: preprocessing of photographs, None for other inputs.
-        carries_recipe: whether `recipe` stands in the file, and is not only the default for its input size.
+        carries_recipe: whether `recipe` stands in the file or beside it, and is not only a guess for its input size.
         labels: class names by index, empty where the file has none.
         max_batch: the most samples that it takes at once, None where it knows no bound.
         beside: names of the files that hold its weights, relative to its folder.
@@ -97,13 +97,14 @@ def read_signature(path: Path) -> Signature:
     outputs = tuple(_read_spec(v, path) for v in session.native.get_outputs())
     metadata = session.metadata
     try:
-        recipe = find_recipe(metadata, inputs[0].shape)
+        own = find_own_recipe(path, metadata, inputs[0].shape)
+        recipe, is_known = own.recipe, METADATA_KEY in metadata or not own.guessed
     except ModelError as error:
         if METADATA_KEY in metadata:
             raise ModelError(f"{path}: {error}") from error
-        recipe = None  # token ids, features: nothing that photographs go into
-    labels, beside = _read_labels(metadata, path), _name_external_files(proto, path)
-    found = Signature(inputs, outputs, None, recipe, METADATA_KEY in metadata, labels, beside=beside)
+        recipe, is_known = None, False  # token ids, features: nothing that photographs go into
+    names, beside = read_model_names(path, metadata), _name_external_files(proto, path)
+    found = Signature(inputs, outputs, None, recipe, is_known, names.titles if names else (), beside=beside)
     found = replace(found, sizes=_find_sizes(session, found))
     if found.sizes is None or not found.is_batched or _gives_rows(session, found, found.sizes):
         return found
@@ -177,16 +178,6 @@ def _read_spec(value: Any, path: Path) -> TensorSpec:
         raise ModelError(f"{path}: tensor '{value.name}' has type {value.type}; expected a tensor of numbers.")
     shape = tuple(axis if isinstance(axis, int) and axis > 0 else None for axis in value.shape)
     return TensorSpec(value.name, ELEMENT_TYPES[value.type], shape)
-
-
-def _read_labels(metadata: dict[str, str], path: Path) -> tuple[str, ...]:
-    try:
-        labels = read_json(metadata.get(LABELS_KEY, "[]"))
-    except ValueError:
-        labels = None
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise ModelError(f"{path}: {LABELS_KEY} in its metadata is no JSON list of names; remove the entry.")
-    return tuple(" ".join(clean_text(label).split()) for label in labels)  # one a line in the labels file
 
 
 def _find_sizes(session: Session, found: Signature) -> tuple[tuple[int, ...], ...] | None:

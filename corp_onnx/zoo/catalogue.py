@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from corp_onnx.errors import InputError, OptionError
+from corp_onnx.images.processors import parse_timm
 from corp_onnx.images.recipe import FILTERS, Recipe
 
 HUB_SECONDS = 10.0
@@ -209,21 +210,15 @@ def first_line(error: object) -> str:
 
 def _read_recipe(data: Mapping[str, Any], notes: list[str]) -> Recipe | None:
     """The recipe in timm's data configuration; what it can not say is added to `notes`."""
-    n_channels, height, width = data["input_size"]
-    channels = {1: "L", 3: "RGB"}.get(n_channels)
-    if channels is None:
+    n_channels = data["input_size"][0]
+    if n_channels not in (1, 3):
         notes.append(f"the model takes {n_channels} channels, so no preprocessing for photographs was embedded.")
         return None
     interpolation = data["interpolation"]
     if interpolation not in FILTERS:
         notes.append(f"timm resizes with '{interpolation}'; the embedded recipe says bicubic.")
         interpolation = "bicubic"
-    if data.get("crop_mode", "center") != "center":
-        notes.append(f"timm crops this model by '{data['crop_mode']}'; the embedded recipe crops the centre.")
-    return Recipe(
-        size=(height, width), crop_pct=float(data["crop_pct"]), interpolation=interpolation,
-        mean=tuple(map(float, data["mean"])), std=tuple(map(float, data["std"])), channels=channels,
-    )  # fmt: skip
+    return parse_timm({**data, "interpolation": interpolation})
 
 
 def _read_labels(timm: Any, model: Any) -> tuple[str, ...]:

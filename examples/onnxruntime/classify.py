@@ -47,20 +47,26 @@ def main() -> None:
 
 
 def prepare_image(image: Image.Image, recipe: dict[str, Any]) -> np.ndarray:
-    """An image as the model wants it, [1, channels, height, width]: short side resized, centre cropped, normalised."""
+    """An image as the model wants it, [1, channels, height, width]: resized, centre cropped or padded, normalised."""
     crop_height, crop_width = recipe["size"]
-    goals = [recipe["resize"] or math.floor(size / recipe["crop_pct"]) for size in (crop_height, crop_width)]
-    scale = max(goals[0] / image.height, goals[1] / image.width)
-    rounded = int if goals[0] == goals[1] else round  # as torchvision does, and as timm does for oblong inputs
+    resize, fit = recipe["resize"], recipe.get("fit", "cover")
+    derived = [resize or math.floor(size / recipe["crop_pct"]) for size in (crop_height, crop_width)]
+    goals = resize if isinstance(resize, list) else derived
+    scale = (min if fit == "letterbox" else max)(goals[0] / image.height, goals[1] / image.width)
+    rounded = int if fit == "cover" and goals[0] == goals[1] else round  # int as torchvision, round as timm
     height, width = (
-        goal if side * scale <= goal else rounded(side * scale)
+        goal if fit == "squash" or (fit == "cover" and side * scale <= goal) else rounded(side * scale)
         for side, goal in zip((image.height, image.width), goals, strict=True)
     )
     image = image.convert(recipe["channels"])
     image = image.resize((width, height), Image.Resampling[recipe["interpolation"].upper()])
-    left, top = round((width - crop_width) / 2), round((height - crop_height) / 2)
-    image = image.crop((left, top, left + crop_width, top + crop_height))
-    pixels = np.asarray(image, dtype=np.float32).reshape(crop_height, crop_width, -1) / np.float32(255)
+    left, top = (
+        extra // 2 if recipe.get("crop_rounding") == "down" else round(extra / 2) if extra > 0 else -(-extra // 2)
+        for extra in (width - crop_width, height - crop_height)
+    )
+    canvas = Image.new(recipe["channels"], (crop_width, crop_height), tuple(recipe.get("fill", ())) or 0)
+    canvas.paste(image, (-left, -top))
+    pixels = np.asarray(canvas, dtype=np.float32).reshape(crop_height, crop_width, -1) / np.float32(255)
     pixels = (pixels - np.asarray(recipe["mean"], np.float32)) / np.asarray(recipe["std"], np.float32)
     return pixels.transpose(2, 0, 1)[None]
 

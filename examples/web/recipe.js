@@ -1,4 +1,4 @@
-// The recipe that corp-onnx stores in a model, on RGBA pixels: short side resized, centre cropped, normalised.
+// The recipe that corp-onnx stores in a model, on RGBA pixels: resized, centre cropped or padded, normalised.
 //
 // Canvases resize each in its own way. This does what Pillow does, a separable filter that widens when it shrinks and
 // rounds to 8 bits after each direction, so that the network meets the pixels that it meets on a server.
@@ -6,6 +6,8 @@
 const FILTERS = {
   bilinear: { support: 1, weigh: (x) => Math.max(0, 1 - Math.abs(x)) },
   bicubic: { support: 2, weigh: bicubic },
+  box: { support: 0.5, weigh: (x) => (x > -0.5 && x <= 0.5 ? 1 : 0) },
+  hamming: { support: 1, weigh: (x) => (Math.abs(x) < 1 ? sinc(x) * (0.54 + 0.46 * Math.cos(Math.PI * x)) : 0) },
   lanczos: { support: 3, weigh: (x) => (Math.abs(x) < 3 ? sinc(x) * sinc(x / 3) : 0) },
 };
 const BICUBIC_A = -0.5;
@@ -75,12 +77,21 @@ function roundEven(x) {
 }
 
 function targetSize(width, height, recipe) {
-  const goals = recipe.size.map((side) => recipe.resize ?? Math.floor(side / recipe.crop_pct));
-  const scale = Math.max(goals[0] / height, goals[1] / width);
-  const rounded = goals[0] === goals[1] ? Math.floor : roundEven;
+  const { resize, fit = "cover" } = recipe;
+  const goals = Array.isArray(resize) ? resize
+    : recipe.size.map((side) => resize ?? Math.floor(side / recipe.crop_pct));
+  const scales = [goals[0] / height, goals[1] / width];
+  const scale = fit === "letterbox" ? Math.min(...scales) : Math.max(...scales);
+  const rounded = fit === "cover" && goals[0] === goals[1] ? Math.floor : roundEven;
   const [newHeight, newWidth] = [height, width].map((side, i) =>
-    side * scale <= goals[i] ? goals[i] : rounded(side * scale));
+    fit === "squash" || (fit === "cover" && side * scale <= goals[i]) ? goals[i] : rounded(side * scale));
   return { newWidth, newHeight };
+}
+
+// Where the crop begins; negative where it pads.
+function offset(extra, recipe) {
+  if (recipe.crop_rounding === "down") return Math.floor(extra / 2);
+  return extra > 0 ? roundEven(extra / 2) : -Math.floor(-extra / 2);
 }
 
 // RGBA pixels -> the network's input, float32 [channels, height, width].
@@ -89,14 +100,16 @@ export function prepareImage(image, recipe) {
   const { newWidth, newHeight } = targetSize(image.width, image.height, recipe);
   const { data } = resize(grey ? toGrey(image) : image, newWidth, newHeight, recipe.interpolation);
   const [height, width] = recipe.size;
-  const [left, top] = [roundEven((newWidth - width) / 2), roundEven((newHeight - height) / 2)];
+  const [left, top] = [offset(newWidth - width, recipe), offset(newHeight - height, recipe)];
+  const { fill = [] } = recipe;
   const bands = grey ? 1 : 3;
   const input = new Float32Array(bands * height * width);
   for (let band = 0; band < bands; band++) {
     for (let y = 0; y < height; y++) {
       for (let x = 0; x < width; x++) {
-        const value = data[((top + y) * newWidth + left + x) * 4 + band] / 255;
-        input[(band * height + y) * width + x] = (value - recipe.mean[band]) / recipe.std[band];
+        const inside = top + y >= 0 && top + y < newHeight && left + x >= 0 && left + x < newWidth;
+        const value = inside ? data[((top + y) * newWidth + left + x) * 4 + band] : fill[band] ?? 0;
+        input[(band * height + y) * width + x] = (value / 255 - recipe.mean[band]) / recipe.std[band];
       }
     }
   }

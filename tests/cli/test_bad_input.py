@@ -65,7 +65,7 @@ def one_sentence(err: str) -> None:
 
 class TestModel:
     def every_verb(self, model: str) -> list[list[str]]:
-        return [["inspect", model], prune(model), ["evaluate", model, "--images", "photos"]]
+        return [["inspect", model], prune(model), ["evaluate", model, "--images", "photos", "--reference", model]]
 
     def test_missing(self, folder: Path, capfd: Run) -> None:
         for arguments in self.every_verb("nothing.onnx"):
@@ -154,7 +154,7 @@ class TestModel:
     def test_nan_in_a_weight_shows_in_evaluate(self, folder: Path, capfd: Run) -> None:
         spoil(folder / "vit.onnx", (10, 20), np.nan)
         sentence = r"vit\.onnx: output 'logits' holds NaN or Inf for 8 of 8 images"
-        refuse(["evaluate", "vit.onnx", "--images", "photos"], 1, sentence, capfd, folder)
+        refuse(["evaluate", "vit.onnx", "--images", "photos", "--reference", "vit.onnx"], 1, sentence, capfd, folder)
 
     @pytest.mark.parametrize(("field", "sentence"), [
         ("opset", r"ONNX Runtime can not load it \(ONNX Runtime only \*guarantees\* support for models"),
@@ -186,7 +186,13 @@ class TestModel:
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid("org.example", 1)]
         onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), "odd.onnx")
         refuse(prune("odd.onnx"), 2, r"corp-onnx: .*", capfd, folder)
-        refuse(["evaluate", "odd.onnx", "--images", "photos"], 2, r"corp-onnx: .*", capfd, folder)
+        refuse(
+            ["evaluate", "odd.onnx", "--images", "photos", "--reference", "odd.onnx"],
+            2,
+            r"corp-onnx: .*",
+            capfd,
+            folder,
+        )
 
     def test_nodes_in_any_order(self, folder: Path, capfd: Run) -> None:
         """ONNX Runtime runs them so; then we do as well, and what is written is in order."""
@@ -382,7 +388,8 @@ class TestOptions:
     def test_runtime_is_not_installed(self, folder: Path, capfd: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
         sentence = r"ONNX Runtime is not installed: pip install 'corp-onnx\[cpu\]', or 'corp-onnx\[gpu\]'"
-        for arguments in (prune(), ["inspect", "vit.onnx"], ["evaluate", "vit.onnx", "--images", "photos"]):
+        evaluate = ["evaluate", "vit.onnx", "--images", "photos", "--reference", "vit.onnx"]
+        for arguments in (prune(), ["inspect", "vit.onnx"], evaluate):
             one_sentence(refuse(arguments, 2, sentence, capfd, folder))
         assert main(["--help"]) == 0
 

@@ -85,6 +85,7 @@ def refuse(arguments: list[str], capfd: Run, folder: Path) -> None:
 
 
 PRUNE = ["prune", "fragile.onnx", "--calib", "images.npy", "-o", "small.onnx"]
+EVALUATE = ["evaluate", "fragile.onnx", "--images", "images.npy", "--reference", "fragile.onnx"]
 
 
 @pytest.mark.parametrize("method", [["--preset", "paper"], ["--macs", "0.6"]])
@@ -115,14 +116,14 @@ def test_probe(capfd: Run, folder: Path) -> None:
     feeds.append(feeds_of(probe_graph(load_model(fixture_path(OPERATOR))), 2))  # what the graph is probed with
     largest = max(float(np.abs(session.run(None, f)[0]).max()) for f in feeds)
     write_fragile(folder / "fragile.onnx", "inner", 1.0001 * largest)
-    assert main(["evaluate", "fragile.onnx", "--images", "images.npy", "--json"]) == 0
+    assert main([*EVALUATE, "--json"]) == 0
     capfd.readouterr()
     refuse([*PRUNE, "--macs", "0.6"], capfd, folder)
 
 
 def test_evaluate(capfd: Run, folder: Path) -> None:
     write_images(folder / "images.npy", 5)
-    refuse(["evaluate", "fragile.onnx", "--images", "images.npy"], capfd, folder)
+    refuse(EVALUATE, capfd, folder)
 
 
 @pytest.mark.parametrize("keep", [[], ["--keep-float", "1"]])

@@ -12,8 +12,9 @@ from PIL import Image
 
 from corp_onnx.errors import ImageError
 from corp_onnx.images import Skipped
+from corp_onnx.images.crop import crop_image
 from corp_onnx.images.decode import MAX_REASON, choose_images, decode_file, identify_file, list_files, quiet_pillow
-from corp_onnx.images.recipe import Recipe, crop_image
+from corp_onnx.images.recipe import Recipe
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from PIL import Image
 import corp_onnx.images.folder as images_module
 from corp_onnx.errors import ImageError, OptionError
 from corp_onnx.images import ImageSet, open_images, split_holdout
-from corp_onnx.images.recipe import Recipe, crop_image, normalize_crops
+from corp_onnx.images.crop import crop_image, normalize_crops
+from corp_onnx.images.recipe import Recipe
 
 
 def test_batches_keep_the_order_and_do_not_depend_on_the_batch_size(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,15 +14,8 @@ from photos import photo
 from PIL import Image
 
 from corp_onnx.errors import ModelError, OptionError
-from corp_onnx.images.recipe import (
-    METADATA_KEY,
-    Recipe,
-    crop_image,
-    default_recipe,
-    find_recipe,
-    make_recipe,
-    normalize_crops,
-)
+from corp_onnx.images.crop import crop_image, normalize_crops
+from corp_onnx.images.recipe import METADATA_KEY, Recipe, default_recipe, find_recipe, make_recipe
 
 
 def torchvision_oracle(image: Image.Image, size: tuple[int, int], short: int, filter_: int, mean, std) -> np.ndarray:
@@ -91,8 +85,14 @@ def test_recipe_survives_json():
     recipe = Recipe(size=(192, 256), resize=200, interpolation="bilinear", mean=(0.5,), std=(0.25,), channels="L")
     stored = json.loads(recipe.to_json())
     assert stored["schema"] == 1
-    assert set(stored) == {"schema", "size", "resize", "interpolation", "crop_pct", "mean", "std", "channels"}
+    first = {"schema", "size", "resize", "interpolation", "crop_pct", "mean", "std", "channels"}
+    assert set(stored) == first | {"fit", "fill", "crop_rounding"}
     assert Recipe.from_json(recipe.to_json()) == recipe
+    old = json.dumps({key: value for key, value in stored.items() if key in first})
+    assert Recipe.from_json(old) == recipe, "as the first release wrote it"
+    padded = replace(recipe, fit="letterbox", fill=(114,), crop_rounding="down")
+    squashed = replace(recipe, resize=(200, 300), fit="squash")
+    assert [Recipe.from_json(r.to_json()) for r in (padded, squashed)] == [padded, squashed]
 
 
 @pytest.mark.parametrize(
@@ -123,10 +123,13 @@ def test_a_broken_recipe_in_a_model_is_a_model_error(text, match):
         ({"crop_pct": math.nan}, "crop fraction"),
         ({"resize": 0}, "resize must be a positive number of pixels, found 0"),
         ({"resize": 200, "crop_pct": 0.5}, "give one of the two"),
-        ({"interpolation": "cubic"}, "bicubic, bilinear, nearest, lanczos, found 'cubic'"),
+        ({"interpolation": "cubic"}, "bicubic, bilinear, nearest, lanczos, box, hamming, found 'cubic'"),
         ({"mean": (0.5,)}, r"mean must be 3 finite numbers for RGB, found \(0.5,\)"),
         ({"std": (1.0, 1.0, math.inf)}, "std must be 3 finite numbers"),
         ({"std": (1.0, 0.0, 1.0)}, "std must be positive"),
+        ({"fit": "stretch"}, "fit must be one of cover, squash, letterbox, found 'stretch'"),
+        ({"fill": (0, 0)}, r"fill must be 3 numbers 0..255 for RGB, found \(0, 0\)"),
+        ({"fill": (0, 0, 256)}, r"fill must be 3 numbers 0..255"),
         ({"channels": "BGR"}, "channels must be RGB or L, found 'BGR'"),
     ],
 )

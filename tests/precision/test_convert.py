@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
-from samples import DEMO, EXTERNAL, FIXED, OPERATOR, ROOT, TEXT, fixture_path, listing, paper, write_photos
+from samples import DEMO, EXTERNAL, FIXED, GUESS, OPERATOR, ROOT, TEXT, fixture_path, listing, paper, write_photos
 
 from corp_onnx.errors import CheckFailedError, ImageError, ModelError, OptionError, OutputError
 from corp_onnx.evaluate import evaluate_models
@@ -176,7 +176,8 @@ class TestWarnings:
         shutil.copytree(photos, tmp_path / "photos")
         (tmp_path / "photos" / "note.txt").write_text("no image")
         found = convert_model(VIT, tmp_path / "m.onnx", settings=STATIC, calib=tmp_path / "photos")
-        assert found.warnings == ("1 file gave no image and were left out: note.txt (not an image).",)
+        assert found.warnings == ("1 file gave no image and were left out: note.txt (not an image).", GUESS)
+        assert found.recipe_origin == "guessed (ImageNet, 8)"
 
 
 class TestRefusals:

@@ -28,6 +28,13 @@ FIXED = "timm_vit_dynamo23_fused_fixed"  # batch of 1
 TEXT = "hf_bert_classifier_ts17_sdpa"  # three integer inputs
 
 
+GUESS = (
+    "preprocessing: guessed (ImageNet, 8); give --preprocessor FILE (preprocessor_config.json, timm's config.json), or "
+    "--mean, --std and --crop-pct, where the model was trained on other pixels."
+)
+"""What is said of photographs for a fixture that carries no recipe."""
+
+
 def fixture_path(name: str) -> Path:
     return FIXTURES / f"{name}.onnx"
 

@@ -440,6 +440,31 @@ class TestLabels:
         assert config.output[0].label_filename == "labels.txt"
         assert (tmp_path / "r" / "m" / "labels.txt").read_text().splitlines() == names
 
+    def test_a_file_means_the_same_as_elsewhere(self, tmp_path: Path, capfd: Run) -> None:
+        """WordNet ids count in sorted order, words behind them are for people, tables of images are none."""
+        ids = [f"n{100 - k:08d}" for k in range(10)]
+        (tmp_path / "ids.txt").write_text("".join(f"{i}\n" for i in ids))
+        (tmp_path / "words.txt").write_text("".join(f"{i} word {k}, other\n" for k, i in enumerate(ids)))
+        (tmp_path / "names.json").write_text(json.dumps({k: f"name {k}" for k in reversed(range(10))}))
+        (tmp_path / "truth.csv").write_text("".join(f"{k}.png,{k}\n" for k in range(10)))
+        for file, expected in (
+            ("ids.txt", sorted(ids)),
+            ("words.txt", [f"word {k}, other" for k in range(10)]),
+            ("names.json", [f"name {k}" for k in range(10)]),
+        ):
+            assert main(["triton", str(VIT), "-o", str(tmp_path / file[:-4]), "--name", "m",
+                         "--labels", str(tmp_path / file)]) == 0  # fmt: skip
+            assert (tmp_path / file[:-4] / "m" / "labels.txt").read_text().splitlines() == expected
+            assert f"m, labels: 10 {'WordNet ids' if file == 'ids.txt' else 'names'} in " in capfd.readouterr().out
+        with pytest.raises(InputError, match=r"truth\.csv: says the label of single images; expected the names"):
+            make_config(VIT, tmp_path / "r", labels=tmp_path / "truth.csv")
+
+    def test_a_file_in_another_order_than_the_model(self, tmp_path: Path) -> None:
+        (tmp_path / "names.txt").write_text("".join(f"{9 - k}\n" for k in range(10)))
+        sentence = r"names\.txt and .*demo_vit\.onnx have the same class names in different orders.*leave --labels out"
+        with pytest.raises(InputError, match=sentence):
+            make_config(DEMO, tmp_path / "r", labels=tmp_path / "names.txt")
+
     def test_on_the_output_that_has_as_many(self, tmp_path: Path) -> None:
         (tmp_path / "names.txt").write_text("a\n" * 20)
         config = make_config(fixture_path("hf_dinov2_dynamo18_sdpa"), tmp_path / "r", labels=tmp_path / "names.txt")

@@ -96,7 +96,7 @@ def odd_model_name(work: Path, rng: Rng) -> Command:
         Command(("inspect", name)),
         Command(("prune", name, "--calib", "calib.npz", "--macs", "0.8", "-o", "p.onnx"), PRUNED),
         Command(("triton", name, "-o", "repository"), ("repository",)),
-        Command(("evaluate", name, "--images", "calib.npz")),
+        Command(("evaluate", name, "--images", "calib.npz", "--reference", name)),
         Command(("convert", name, "--fp16", "-o", "p.onnx"), PRUNED[:2]),
     )
     return pick(rng, verbs)
