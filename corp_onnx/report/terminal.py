@@ -38,9 +38,16 @@ INSPECTION_LEGEND = (
 )
 
 PRUNING_LEGEND = (
-    "error: what the unit's own output loses on held-back images, before the refit; only cut: the same width without "
-    "compensation; -: left whole; tokens: behind the block, where similar ones have merged"
+    "error: of the unit's own output on held-back images, before the refit; only cut: the same width without "
+    "compensation"
 )
+WHOLE_LEGEND, TOKENS_LEGEND = "; -: left whole", "; tokens: left behind the block"
+
+ANSWERS = (
+    "agreement: the same first answer as the dense model; KL: how far its probabilities moved, in nats, 0 is not at all"
+)
+ANSWERS_LEGEND = f"{ANSWERS}; residual stream: what a block hands on to the next"
+EVALUATION_LEGEND = f"{ANSWERS}; logit error: how far the outputs are off, relative to their size"
 
 
 class _CleanConsole(Console):
@@ -174,8 +181,11 @@ def print_pruning(result: PruneResult) -> None:
     blocks = sorted({u.block for u in result.units} | {m.block for m in result.merges})
     for first in range(0, len(kinds), MAX_KINDS):
         own = kinds[first : first + MAX_KINDS]
-        table = _widths(result, blocks, own, () if first else result.merges)
-        print_table(console, table, PRUNING_LEGEND if own[-1] == kinds[-1] else "")
+        print_table(console, _widths(result, blocks, own, () if first else result.merges))
+    if kinds:
+        has_whole = len(result.units) < len(blocks) * len(kinds)
+        legend = (PRUNING_LEGEND, WHOLE_LEGEND * has_whole, TOKENS_LEGEND * bool(result.merges))
+        console.print("".join(legend), soft_wrap=True)
     print_table(console, _sizes(result.dense, result.pruned))
     if result.merges:
         console.print(_describe_merges(result.merges), soft_wrap=True)
@@ -184,6 +194,8 @@ def print_pruning(result: PruneResult) -> None:
     for note in result.notes:
         console.print(note, soft_wrap=True)
     console.print(_describe_answers(result.held_out), soft_wrap=True)
+    if result.held_out.agreement is not None:
+        console.print(ANSWERS_LEGEND, soft_wrap=True)
     n_pruned = len({u.key for u in result.units if u.width_after < u.width_before})
     checks = ", ".join(c.name for c in result.checks)
     seconds = sum(s.seconds for s in result.stages)
@@ -259,9 +271,10 @@ def print_evaluation(result: Evaluation) -> None:
         [result.baseline] if result.baseline and result.baseline.model not in {s.model for s in result.scores} else []
     )
     table = make_table("model", "top-1", "top-5", "agreement", "KL", "logit error")
+    has_agreement = any(score.agreement is not None for score in result.scores)
     for score in [*baseline, *result.scores]:
         table.add_row(score.model, *_score_cells(score))
-    print_table(console, table)
+    print_table(console, table, EVALUATION_LEGEND if result.baseline or has_agreement else "")
     console.print(f"{result.n_images} images, {result.provider}", soft_wrap=True)
 
 

@@ -12,8 +12,12 @@ from rich.console import Console
 
 from corp_onnx.evaluate import Evaluation, Score
 from corp_onnx.report.terminal import (
+    ANSWERS_LEGEND,
+    EVALUATION_LEGEND,
     INSPECTION_LEGEND,
     PRUNING_LEGEND,
+    TOKENS_LEGEND,
+    WHOLE_LEGEND,
     make_table,
     open_console,
     print_evaluation,
@@ -127,6 +131,7 @@ class TestPruning:
             "file 4.0 MB 2.5 MB 62.5%",
             "on 64 held-back images: agreement 95.3% ± 2.6%, KL 0.103, residual stream off by 28.7% after the first "
             "block and 27.1% after the last",
+            ANSWERS_LEGEND,
             "checks passed: structure, replay; 37 s",
             "pruned 1 of 3 units -> small.onnx",
             "report: small.report.json",
@@ -139,13 +144,14 @@ class TestPruning:
     def test_tokens_have_a_column_behind_every_block(self, printed) -> None:
         units = tuple(unit("mlp", i, 48, 24) for i in (0, 1, 3))
         print_pruning(pruning(units=units, merges=(MergeResult(1, 17, 15), MergeResult(2, 15, 10))))
-        assert printed()[:6] == [
+        assert printed()[:7] == [
             "MLP error tokens",
             "block of 48 (only cut) of 17",
             "0 24 12% (50%) 17",
             "1 24 12% (50%) 15",
             "2 - 10",
             "3 24 12% (50%) 10",
+            PRUNING_LEGEND + WHOLE_LEGEND + TOKENS_LEGEND,
         ]
 
     def test_a_block_without_a_unit_of_a_kind_has_a_dash(self, printed) -> None:
@@ -169,7 +175,7 @@ class TestPruning:
         print_pruning(pruning(units=units, merges=(MergeResult(0, 17, 15),)))
         lines = printed()
         assert lines[1] == "block of 10 (only cut) of 10 (only cut) of 10 (only cut) of 17"
-        assert lines[3:7] == ["VO error", "block of 10 (only cut)", "0 4 12% (50%)", PRUNING_LEGEND]
+        assert lines[3:7] == ["VO error", "block of 10 (only cut)", "0 4 12% (50%)", PRUNING_LEGEND + TOKENS_LEGEND]
 
     @pytest.mark.parametrize("share", [0.0004, 0.09949, 0.0995, 0.999, 1.5])
     def test_every_row_fits_80_columns(self, capsys, share: float) -> None:
@@ -235,6 +241,7 @@ class TestEvaluation:
         assert printed() == [
             self.HEAD,
             "small.onnx 93.25% ± 1.3% 99.50% 94.25% ± 1.2% 0.1015 29.7%",
+            EVALUATION_LEGEND,
             "400 images, CPUExecutionProvider",
         ]
 
@@ -249,7 +256,7 @@ class TestEvaluation:
         print_evaluation(evaluation(FULL, baseline=dense))
         assert [line.split()[0] for line in printed()[1:3]] == ["dense.onnx", "small.onnx"]
         print_evaluation(evaluation(FULL, dense, baseline=dense))
-        assert [line.split()[0] for line in printed()[1:-1]] == ["small.onnx", "dense.onnx"]
+        assert [line.split()[0] for line in printed()[1:3]] == ["small.onnx", "dense.onnx"]
 
 
 class TestPaper:
