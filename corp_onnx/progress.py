@@ -93,11 +93,13 @@ class Step:
     total: int
     things: str
     planned: bool
-    tell: Callable[[], None]
+    told: Callable[[Step], None]
     done: int = 0
     seconds: float = 0.0
     since: float = 0.0
     is_muted: bool = False
+    first: tuple[int, float] | None = None
+    """Things done when it counted for the first time, and its seconds by then."""
 
     def __call__(self, n: int = 1) -> None:
         """So many more are done."""
@@ -107,12 +109,23 @@ class Step:
         """So many are done, of so many."""
         self.done, self.total = done, total
         if not self.is_muted:
-            self.tell()
+            self.told(self)
 
     @property
     def share(self) -> float:
         """Of what it counts, that is done."""
         return min(self.done / self.total, 1.0) if self.total else 0.0
+
+    def left(self, expected: float, spent: float) -> float:
+        """Seconds that are left of it: by the plan at first, by its count later, without what came before that."""
+        share = self.share
+        if not share:
+            return max(expected - spent, OVERDUE * spent)
+        counted = spent * (1 - share) / share
+        if self.first is not None and self.done > self.first[0]:
+            counted = (spent - self.first[1]) / (self.done - self.first[0]) * max(self.total - self.done, 0)
+        trust = min(share / FULL_TRUST, 1.0)
+        return (1 - trust) * max(expected - spent, 0.0) + trust * counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,14 +217,14 @@ class Run:
         self._began = now if self._began is None else self._began
         place = next((i for i, phase in enumerate(self._plan) if phase.name == name), None)
         if place is None:
-            return Step(Phase(name, 0.0), name, total, things, False, self._tell, since=now, is_muted=is_inner)
+            return Step(Phase(name, 0.0), name, total, things, False, self._hear, since=now, is_muted=is_inner)
         phase = self._plan.pop(place)
         if not is_inner:
             del self._plan[:place]
         n, most = self._times[name]
         self._times[name] = (n + 1, most)
         label = name if most == 1 else f"{name} {n + 1} of at most {most}"
-        return Step(phase, label, total, things, True, self._tell, since=now)
+        return Step(phase, label, total, things, True, self._hear, since=now)
 
     def _leave(self, step: Step) -> None:
         now = self.clock()
@@ -223,6 +236,11 @@ class Run:
         if step.planned:
             pace = self._paces.get(step.phase.work, _Pace())
             self._paces[step.phase.work] = pace.after(step.seconds, step.phase.cost)
+
+    def _hear(self, step: Step) -> None:
+        if step.done and step.first is None:
+            step.first = (step.done, step.seconds + self.clock() - step.since)
+        self._tell()
 
     def _tell(self) -> None:
         if self.watch is not None and (moment := self.moment) is not None:
@@ -239,7 +257,7 @@ class Run:
             return None
         left = sum(_expect(phase, paces) for phase in tuple(self._plan))
         for step, seconds in zip(steps, spent, strict=True):
-            left += _left_of(_expect(step.phase, paces) if step.planned else 0.0, seconds, step.share)
+            left += step.left(_expect(step.phase, paces) if step.planned else 0.0, seconds)
         return left
 
 
@@ -254,15 +272,6 @@ def _expect(phase: Phase, paces: dict[str, _Pace]) -> float:
         if kind in paces and paces[kind].cost:
             return phase.cost * paces[kind].seconds / paces[kind].cost
     return phase.cost * sum(p.seconds for p in paces.values()) / sum(p.cost for p in paces.values())
-
-
-def _left_of(expected: float, spent: float, share: float) -> float:
-    """Seconds that are left of a phase: by the plan at first, by its count later."""
-    planned = max(expected - spent, OVERDUE * spent if not share else 0.0)
-    if not share:
-        return planned
-    trust = min(share / FULL_TRUST, 1.0)
-    return (1 - trust) * planned + trust * spent * (1 - share) / share
 
 
 Progress: TypeAlias = Callable[[str, int, int], None] | Run

@@ -145,6 +145,16 @@ class TestLeft:
             count()
             assert left(run) == pytest.approx(30)
 
+    def test_what_comes_before_the_first_count_is_no_part_of_its_pace(self, run: Run, clock: Clock) -> None:
+        run.plan([Phase("calibrate", 10), Phase("refit", 10)])
+        work(run, clock, "calibrate", 10)
+        with run.enter("refit", 4) as count:
+            clock.now += 60  # everything is opened
+            count()
+            clock.now += 1
+            count()
+            assert left(run) == pytest.approx(2)
+
     def test_a_phase_that_counts_nothing_is_never_over(self, run: Run, clock: Clock) -> None:
         run.plan([Phase("calibrate", 10), Phase("verify", 10)])
         work(run, clock, "calibrate", 10)

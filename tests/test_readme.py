@@ -1,7 +1,8 @@
 """The README is executed: every `$ corp-onnx ...` in a console block runs on the demo model and prints what is shown.
 
-A command is run where the model it names is among the demo's files or was written by a command before it; examples
-with a reader's own model (`deit_base.onnx`) are not. Lines with digits differ by machine; all others must be printed.
+Every block of Python runs there as well. A command is run where the model it names is among the demo's files or was
+written by a command before it; examples with a reader's own model (`deit_base.onnx`) are not. Lines with digits differ
+by machine; all others must be printed.
 """
 
 from __future__ import annotations
@@ -50,6 +51,14 @@ def named_model(arguments: list[str], folder: Path) -> bool:
     return not files or (folder / files[0]).exists()
 
 
+def copy_demo(folder: Path, every: int) -> None:
+    """The demo model, and every so many-th of its images."""
+    shutil.copytree(DEMO.parent, folder / "models")
+    images = sorted(p for p in (folder / "models").rglob("*") if p.suffix in (".png", ".jpg"))
+    for image in (p for i, p in enumerate(images) if i % every):
+        image.unlink()
+
+
 def words(line: str) -> str:
     return " ".join(line.split())
 
@@ -95,10 +104,7 @@ def test_options_shown_exist() -> None:
 @pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
 def test_session_runs(every: int, tmp_path: Path) -> None:
     """On every eighth of the demo's images, and (slow) on all of them."""
-    shutil.copytree(DEMO.parent, tmp_path / "models")
-    images = sorted(p for p in (tmp_path / "models").rglob("*") if p.suffix in (".png", ".jpg"))
-    for image in (p for i, p in enumerate(images) if i % every):
-        image.unlink()
+    copy_demo(tmp_path, every)
     n_run = 0
     for command in read_commands(README.read_text(encoding="utf-8")):
         if command.text.startswith(NOT_OURS):
@@ -111,6 +117,21 @@ def test_session_runs(every: int, tmp_path: Path) -> None:
         assert missing_lines(command, done.stdout + done.stderr) == [], command.text
         n_run += 1
     assert n_run > 0, "the README shows no session with the demo model"
+
+
+@pytest.mark.skipif(not README.exists() or not DEMO.exists(), reason="README.md or the demo model is not here")
+def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every Python block, one after the other, on every eighth of the demo's images."""
+    copy_demo(tmp_path, 8)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert blocks
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    out = capsys.readouterr().out
+    assert re.search(r"^PruneResult\(out/sixty\.onnx: \d+\.\d% of the MACs", out, flags=re.MULTILINE)
+    assert re.search(r"^Evaluation\(out/sixty\.onnx .*, out/sixty\.int8\.onnx .* images\)$", out, flags=re.MULTILINE)
 
 
 @pytest.mark.skipif(not README.exists(), reason="README.md is not here")

@@ -57,7 +57,7 @@ def describe_phase(moment: Moment) -> str:
 def describe_moment(moment: Moment) -> str:
     """The phase, and how much of the whole run is over."""
     if moment.left is None or moment.share is None:
-        return describe_phase(moment)
+        return describe_phase(moment) if moment.total else f"{moment.stage} ..."
     return f"{describe_phase(moment)}; {moment.share:.0%} of the run, about {spell_seconds(moment.left)} left"
 
 

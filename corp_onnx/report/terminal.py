@@ -46,9 +46,10 @@ INSPECTION_LEGEND = (
 )
 
 PRUNING_LEGEND = (
-    "error: what the unit's own output loses on held-back images, before the refit; only cut: the same width without "
-    "compensation; -: left whole; tokens: behind the block, where similar ones have merged"
+    "error: of the unit's own output on held-back images, before the refit; only cut: the same width without "
+    "compensation"
 )
+WHOLE_LEGEND, TOKENS_LEGEND = "; -: left whole", "; tokens: left behind the block"
 
 
 class _CleanConsole(Console):
@@ -182,8 +183,11 @@ def print_pruning(result: PruneResult) -> None:
     blocks = sorted({u.block for u in result.units} | {m.block for m in result.merges})
     for first in range(0, len(kinds), MAX_KINDS):
         own = kinds[first : first + MAX_KINDS]
-        table = _widths(result, blocks, own, () if first else result.merges)
-        print_table(console, table, PRUNING_LEGEND if own[-1] == kinds[-1] else "")
+        print_table(console, _widths(result, blocks, own, () if first else result.merges))
+    if kinds:
+        has_whole = len(result.units) < len(blocks) * len(kinds)
+        legend = (PRUNING_LEGEND, WHOLE_LEGEND * has_whole, TOKENS_LEGEND * bool(result.merges))
+        console.print("".join(legend), soft_wrap=True)
     print_table(console, _sizes(result.dense, result.pruned))
     if result.merges:
         console.print(_describe_merges(result.merges), soft_wrap=True)
@@ -217,6 +221,8 @@ def _describe_answers(held: HeldOut) -> Iterator[str]:
     if stream := held.stream_error:
         ends = f"{stream[0]:.1%} after the first block and {stream[-1]:.1%} after the last"
         yield f"residual stream off by {ends}"
+    seen = [metric.name for output in held.outputs for metric in output.metrics]
+    yield "; ".join([*list_legend(seen), *(["residual stream: what a block hands on to the next"] if stream else [])])
     yield describe_promise(held.promise)
     if held.promise.note:
         yield held.promise.note

@@ -67,20 +67,20 @@ def test_more_images_cost_more() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"macs": 0.8}, {"params": 0.8, "allocate": "uniform"}, {"allocate": "amp"}, {"preset": "paper"}],
+    [
+        {"min_agreement": 0.5, "align": 2},
+        {"macs": 0.6, "align": 2},
+        {"params": 0.8, "align": 2, "allocate": "uniform"},
+        {"amp_threshold": 0.05, "align": 2, "allocate": "amp"},
+        {"preset": "paper"},
+    ],
 )
 def test_a_run_goes_by_its_plan(options: dict[str, Any], tmp_path: Path) -> None:
-    """Every phase from calibration on was foreseen, once, and in the end nothing is left."""
+    """Every phase from calibration on was foreseen, and in the end nothing is left."""
     photos = write_photos(tmp_path / "photos", 40)
     seen: list[Moment] = []
-    entered = Run(seen.append)
-    extra = {"align": 2, "amp_threshold": 0.05} if options.get("allocate") == "amp" else {"align": 2}
-    if "min_agreement" not in options and not options:
-        extra |= {"min_agreement": 0.5}
-    if options == {"preset": "paper"}:
-        extra = {}
-    prune_model(fixture_path(OPERATOR), photos, tmp_path / "x.onnx", progress=entered, **options, **extra)
-    method = choose_settings(**options, **extra).method
+    prune_model(fixture_path(OPERATOR), photos, tmp_path / "x.onnx", progress=Run(seen.append), **options)
+    method = choose_settings(**options).method
     graph, blocks = probed(OPERATOR)
     sites = find_merge_sites(graph, blocks) if method.merges else MergeSites()
     phases = plan_phases(graph, blocks, choose_units(graph, blocks, method), sites, method, 32, 8)

@@ -23,6 +23,7 @@ def moment(**changes: object) -> Moment:
     [
         ({}, "calibrate: 120 of 448 images, 10.0 images/s; 20% of the run, about 80 s left"),
         ({"left": None}, "calibrate: 120 of 448 images, 10.0 images/s"),
+        ({"left": None, "total": 0, "done": 0, "stage": "load"}, "load ..."),
         ({"done": 0}, "calibrate: 0 of 448 images; 20% of the run, about 80 s left"),
         ({"total": 0, "done": 0, "stage": "verify"}, "verify; 20% of the run, about 80 s left"),
         ({"stage": "refit 2 of at most 3", "done": 3, "total": 24, "things": "units", "left": 180.0},

@@ -14,6 +14,8 @@ from corp_onnx.evaluate import Evaluation, Score
 from corp_onnx.report.terminal import (
     INSPECTION_LEGEND,
     PRUNING_LEGEND,
+    TOKENS_LEGEND,
+    WHOLE_LEGEND,
     make_table,
     open_console,
     print_evaluation,
@@ -137,6 +139,9 @@ class TestPruning:
             "file 4.0 MB 2.5 MB 62.5%",
             "on 64 held-back images: agreement 95.3% [87.1, 98.4], KL 0.1035, error 20.0%",
             "residual stream off by 28.7% after the first block and 27.1% after the last",
+            "agreement: images (tokens, pixels) whose first answer is the reference's; KL: how far the probabilities "
+            "moved, in nats; error: distance over length of all answers as one vector; residual stream: what a block "
+            "hands on to the next",
             "promise: of other images like these at least 87.1% of the answers stay (the lower end of a 95% interval; "
             "measured 95.3% on 64 images that chose nothing).",
             "checks passed: structure, replay; 37 s",
@@ -151,13 +156,14 @@ class TestPruning:
     def test_tokens_have_a_column_behind_every_block(self, printed) -> None:
         units = tuple(unit("mlp", i, 48, 24) for i in (0, 1, 3))
         print_pruning(pruning(units=units, merges=(MergeResult(1, 17, 15), MergeResult(2, 15, 10))))
-        assert printed()[:6] == [
+        assert printed()[:7] == [
             "MLP error tokens",
             "block of 48 (only cut) of 17",
             "0 24 12% (50%) 17",
             "1 24 12% (50%) 15",
             "2 - 10",
             "3 24 12% (50%) 10",
+            PRUNING_LEGEND + WHOLE_LEGEND + TOKENS_LEGEND,
         ]
 
     def test_a_block_without_a_unit_of_a_kind_has_a_dash(self, printed) -> None:
@@ -181,7 +187,7 @@ class TestPruning:
         print_pruning(pruning(units=units, merges=(MergeResult(0, 17, 15),)))
         lines = printed()
         assert lines[1] == "block of 10 (only cut) of 10 (only cut) of 10 (only cut) of 17"
-        assert lines[3:7] == ["VO error", "block of 10 (only cut)", "0 4 12% (50%)", PRUNING_LEGEND]
+        assert lines[3:7] == ["VO error", "block of 10 (only cut)", "0 4 12% (50%)", PRUNING_LEGEND + TOKENS_LEGEND]
 
     @pytest.mark.parametrize("share", [0.0004, 0.09949, 0.0995, 0.999, 1.5])
     def test_every_row_fits_80_columns(self, capsys, share: float) -> None:
@@ -221,7 +227,10 @@ class TestPruning:
         promise = Promise("cosine", 0.98765, 0.975, 0.99, 0.95, 64, 0.98, "--min-similarity 0.98 is not proven.")
         held = HeldOut(64, (pooled,), promise, 0.0123, ())
         print_pruning(pruning(held_out=held))
-        assert printed()[8:11] == [
+        lines = printed()
+        legend = next(line for line in lines if line.startswith("cosine: of the vector"))
+        lines.remove(legend)
+        assert lines[8:11] == [
             "on 64 held-back images: cosine 0.9877 [0.9750, 0.9900], worst 1% 0.9000, error 15.0%",
             "promise: of other images like these at least a cosine of 0.975 (the lower end of a 95% interval; measured "
             "0.9877 on 64 images that chose nothing).",

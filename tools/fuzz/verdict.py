@@ -16,7 +16,7 @@ OURS = "corp-onnx: "
 BESIDE = ("warning: ",)
 """What may stand on stderr beside the sentence."""
 
-PROGRESS = re.compile(r"^[\w :/.,-]+: \d+/\d+ \w+, ")
+PROGRESS = re.compile(r"^[\w ,-]+( \.\.\.$|: \d+ of \d+ \w+|; \d+% of the run, about .* left$)")
 """A line of progress of a run that takes long."""
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
