@@ -1,8 +1,8 @@
 """The README is executed: every `$ corp-onnx ...` in a console block runs on the demo model and prints what is shown.
 
 Every block of Python runs there as well. A command is run where the model it names is among the demo's files or was
-written by a command before it; examples with a reader's own model (`deit_base.onnx`) are not. Lines with digits differ by
-machine; all others must be printed.
+written by a command before it; examples with a reader's own model (`deit_base.onnx`) are not. Lines with digits differ
+by machine; all others must be printed.
 """
 
 from __future__ import annotations
