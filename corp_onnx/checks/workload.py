@@ -41,7 +41,7 @@ SHARED = 60.0
 TRACED, REFITTED = 5.0, 120.0
 """Cubes: of an error curve at every width, of a product solved again with its ridge chosen."""
 
-WALKED = 6.0
+WALKED = 8.0
 """An image in a refit: both streams, and sums."""
 
 WEIGHED = 48.0
@@ -61,7 +61,6 @@ def plan_phases(
         n_held: held back.
     """
     n_probes = min(PROBE_IMAGES, n_images)
-    search = _plan_search(sites, method, n_probes, n_held)
     cubes = sum(unit.width**3 for unit in units if unit.n_heads is None) / max(graph.cost.total, 1)
     rank = [Phase("rank", GRADIENTS * n_images)] if method.rank == "taylor" else []
     compare = [Phase("compare tokens", COMPARED * min(METRIC_IMAGES, n_images))] if sites.sites else []
@@ -71,8 +70,8 @@ def plan_phases(
         *compare,
         Phase("trace", WRITTEN / 2 + TRACED * cubes),
         *_plan_probes(units, sites, method, n_probes),
-        *search,
-        *_plan_refits(blocks, method, n_images, cubes, search),
+        *_plan_search(sites, method, n_probes, n_held),
+        *_plan_refits(blocks, method, n_images, cubes),
         Phase("verify", VERIFIED),
         Phase("measure", 2 * TAPPED * n_held + WRITTEN),
     )
@@ -99,12 +98,11 @@ def _plan_search(sites: MergeSites, method: Method, n_probes: int, n_held: int) 
     return [Phase("search", SHARED + n_asked + judged, "search", times)]
 
 
-def _plan_refits(blocks: Blocks, method: Method, n_images: int, cubes: float, search: Sequence[Phase]) -> list[Phase]:
-    """The weights of tokens are found inside the first refit; one of several has a search of its own."""
+def _plan_refits(blocks: Blocks, method: Method, n_images: int, cubes: float) -> list[Phase]:
+    """The weights of tokens are found inside the first refit."""
     stops = find_walk(blocks).stops
     if not method.refits or not stops:
         return []
-    cost = WALKED * n_images + REFITTED * cubes + 1.5 * WRITTEN * len(stops)
-    cost += sum(phase.cost for phase in search) if method.judges_by_agreement else 0.0
+    cost = WALKED * n_images + REFITTED * cubes + WRITTEN * len(stops)
     refit = Phase("refit", cost, "refit", N_REFIT_SEARCH if method.judges_by_agreement else 1)
     return [refit, *([Phase("weigh tokens", WEIGHED * len(stops))] if method.weigh_tokens else [])]
