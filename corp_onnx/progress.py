@@ -251,9 +251,10 @@ class Run:
         paces = dict(self._paces)  # those of the phases that are over, and of what is counted in those that are open
         for step, seconds in zip(steps, spent, strict=True):
             if step.planned and step.share >= MIN_COUNTED:
+                expected = _expect(step.phase, paces) if _is_measured(paces) else seconds / step.share
                 before = paces.get(step.phase.work, _Pace())
-                paces[step.phase.work] = before.after(seconds, step.phase.cost * step.share)
-        if not any(pace.cost for pace in paces.values()):
+                paces[step.phase.work] = before.after(seconds + step.left(expected, seconds), step.phase.cost)
+        if not _is_measured(paces):
             return None
         left = sum(_expect(phase, paces) for phase in tuple(self._plan))
         for step, seconds in zip(steps, spent, strict=True):
@@ -264,6 +265,10 @@ class Run:
 def _spent(steps: Sequence[Step], now: float) -> list[float]:
     """Seconds of every open phase without those inside it; the clock of the last alone goes on."""
     return [step.seconds + (now - step.since if step is steps[-1] else 0.0) for step in steps]
+
+
+def _is_measured(paces: dict[str, _Pace]) -> bool:
+    return any(pace.cost for pace in paces.values())
 
 
 def _expect(phase: Phase, paces: dict[str, _Pace]) -> float:

@@ -38,8 +38,7 @@ def print_bench(result: BenchResult) -> None:
             print_table(console, table)
     console.print(LEGEND, soft_wrap=True)
     precisions = {names[model.path]: model.precision for model in result.models if model.path in names}
-    if len(set(precisions.values())) > 1:
-        console.print(", ".join(f"{name} is {precision}" for name, precision in precisions.items()), soft_wrap=True)
+    console.print(", ".join(f"{name} is {precision}" for name, precision in precisions.items()), soft_wrap=True)
     for note in result.notes:
         console.print(note, soft_wrap=True)
     session, environment = result.session, result.environment

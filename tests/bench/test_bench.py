@@ -309,5 +309,5 @@ def test_the_table(machine: FakeMachine, capsys: pytest.CaptureFixture[str]) -> 
     assert lines[4] == "small.onnx 1100.00 1100.00 1.8 1.27 (1.27-1.27) 64% of 2.00"
     assert lines[5] == "on the device:"
     assert lines[8].endswith(" 1.60 (1.60-1.60) 80% of 2.00")
-    assert lines[10].startswith("models in turns, 3 rounds of warm-up; onnxruntime ")
-    assert " 1 thread, graph optimisation all, sequential; " in lines[10]
+    assert lines[11].startswith("models in turns, 3 rounds of warm-up; onnxruntime ")
+    assert " 1 thread, graph optimisation all, sequential; " in lines[11]
