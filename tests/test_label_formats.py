@@ -165,6 +165,16 @@ def test_folders_of_synsets_count_in_sorted_order_beside_a_model_with_words(tmp_
     assert found.labels == "12 WordNet ids, the class folders, in sorted order"
 
 
+def test_folders_of_numbers_that_sort_as_words_say_so(tmp_path: Path) -> None:
+    """A model that was trained with torchvision's ImageFolder on 0, 1, ..., 11 has 10 as its third class."""
+    write_classes(tmp_path / "val", tuple(sorted(INDICES)))
+    found = measure(tmp_path, None)
+    assert top1(found) == pytest.approx(ACCURACY)
+    assert found.labels == "12 class folders in sorted order (0, 1, 10, ..., as torchvision's ImageFolder counts them)"
+    by_number = measure(tmp_path, lines(*(f"name {k}" for k in range(N_CLASSES))))
+    assert by_number.labels.endswith("class folders by their number, counted from 0")
+
+
 def test_a_file_in_another_order_than_the_model_is_refused(tmp_path: Path) -> None:
     write_classes(tmp_path / "val", NAMES)
     sentence = r"labels\.txt and .*m\.onnx have the same class names in different orders: 'zebra' is class 11 of the "

@@ -162,6 +162,9 @@ def _label_by_folders(names: Sequence[str], request: Request, model: ModelClasse
             "so folder order is not class order; give a labels file that names every class",
         )
     meaning = f"{n_classes} class folders in sorted order"
+    numbers = [int(name) if name.isascii() and name.isdecimal() else -1 for name in request.folders]
+    if min(numbers) >= 0 and numbers != sorted(numbers):
+        meaning += f" ({', '.join(request.folders[:3])}, ..., as torchvision's ImageFolder counts them)"
     if all(map(is_wordnet_id, request.folders)):
         meaning = f"{n_classes} WordNet ids, the class folders, in sorted order"
     return Labels(tuple(index[f] for f in folders), n_classes, meaning=meaning)

@@ -14,6 +14,22 @@ CLASSES = b"".join(b"class %d\n" % i for i in range(10))
 """As many as the fixtures have outputs."""
 
 
+STRUCTURED = (
+    b"[" * 50_000, b"{" * 50_000, b"(" * 50_000, b"{0: " * 5_000, b'{"0": "a", "0": "b"}', b'["\\ud800"]', b"[null]",
+    b"{}", b'{"id2label": []}', b'{"id2label": {"0": NaN}}', b"{0: __import__('os')}", b"{'a': -1}", b"[1e999]",
+    b'"class 0"', b"".join(b"n%08d\n" % i for i in range(10)), b"n00000000 a\n" * 10,
+    b"".join(b"%d\n" % (i % 3) for i in range(10)), b"".join(b"class %d/000.png,%d\n" % (i, i) for i in range(10)),
+    b'a.png,"\n' * 3, b"a.png;\n;a.png\n", b"\t\t\n,,\n", b"file,label,label\na.png,1,2\n", b"../../etc/passwd,1\n",
+    b"0,\n1,\n", b"99999999999999999999\n" * 10, b"-1\n" * 10, "".join(f"{i}\n" for i in "٠١٢٣٤٥٦٧٨٩").encode(),
+)  # fmt: skip
+"""Other forms than names, and what looks like them."""
+
+PROCESSOR = (
+    b'{"image_processor_type": "ViTImageProcessor", "image_std": [1, 1, 1], '
+    b'"size": %s, "resample": %s, "image_mean": %s}'
+)
+
+
 def _meet_labels(work: Path, rng: Rng) -> Command:
     for i in range(10):
         (work / "val" / f"class {i}").mkdir(parents=True)
@@ -31,7 +47,7 @@ def odd_labels_file(work: Path, rng: Rng) -> Command:
         b"", b"\n\n", CLASSES, CLASSES.replace(b"\n", b"\r\n"), CLASSES[:-1], b"\xef\xbb\xbf" + CLASSES, CLASSES * 2,
         CLASSES + b"class 10\n", b"one\n", b"\xff\xfe" * 50, bytes(10_000), b"x" * 5_000_000, b"a\n" * 500_000,
         CLASSES.decode().encode("utf-16"), b"".join(b"%d\n" % i for i in range(300_000)),
-        *(CLASSES.replace(b"class 3", one) for one in third),
+        *(CLASSES.replace(b"class 3", one) for one in third), *STRUCTURED,
     )  # fmt: skip
     (work / "labels.txt").write_bytes(pick(rng, contents))
     return _meet_labels(work, rng)
@@ -47,6 +63,20 @@ def odd_labels_place(work: Path, rng: Rng) -> Command:
     )  # fmt: skip
     pick(rng, makers)()
     return _meet_labels(work, rng)
+
+
+def odd_preprocessor(work: Path, rng: Rng) -> Command:
+    """A file that says how images are prepared, given or beside the model, in odd numbers."""
+    numbers = (b"8", b"0", b"-8", b"1e400", b"NaN", b"true", b'"8"', b"[8, 8]", b'{"height": 8, "width": 8}', b"[]",
+               b"{}", b'{"shortest_edge": 8}', b'{"height": 1e9, "width": 8}', b"9" * 5_000, b"null")  # fmt: skip
+    colours = (b"[0.5, 0.5, 0.5]", b"0.5", b"[1e308, 0, 0]", b"[]", b"[[1]]", b"null", b'"x"')
+    whole = (b"", b"[", b"{" * 50_000, b"null", b"[1]", b"\xff\xfe", b'{"schema": 1, "interpolation": 3}', bytes(9),
+             b'{"pretrained_cfg": {"input_size": [3], "mean": [1]}}', b'{"image_processor": {}}')  # fmt: skip
+    made = PROCESSOR % (pick(rng, numbers), pick(rng, (b"3", b"2", *numbers)), pick(rng, colours))
+    name = pick(rng, ["preprocessor_config.json", "config.json", "p.json"])
+    (work / name).write_bytes(made if rng.random() < 0.7 else pick(rng, whole))
+    words = ("evaluate", "m.onnx", "--images", "photos", "--reference", "m.onnx")
+    return Command(words if name != "p.json" else (*words, "--preprocessor", name))
 
 
 def odd_class_folders(work: Path, rng: Rng) -> Command:
@@ -121,4 +151,5 @@ def odd_output_name(work: Path, rng: Rng) -> Command:
     return pick(rng, verbs)
 
 
-SCENES = (odd_labels_file, odd_labels_place, odd_class_folders, odd_option, odd_model_name, odd_output_name)
+SCENES = (odd_labels_file, odd_labels_place, odd_preprocessor, odd_class_folders, odd_option, odd_model_name,
+          odd_output_name)  # fmt: skip
