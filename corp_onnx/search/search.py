@@ -107,8 +107,11 @@ class Search:
             for choice in self.choices
         )
 
-    def _split(self, kind: CostKind, value: float, *, before_refit: bool = False) -> Solution:
-        """The solution of a cost before any refit, with the schedule with which widths and tokens together lose least.
+    def one_shot(self, kind: CostKind, value: float, *, before_refit: bool = False) -> Solution:
+        """The solution of a budget before any refit: the schedule with which widths and tokens together lose least.
+
+        Args:
+            before_refit: whether one follows, for which widths are others.
 
         Raises:
             OptionError: not even the smallest widths and fewest tokens fit.
@@ -156,14 +159,10 @@ class Search:
         allowance = allow_cost(replace(self.problem, merge=merge).spending, self.choices, "macs", 1.0)
         return allowance.cost(narrowest_widths(self.choices)) if self.is_uniform else allowance.smallest
 
-    def one_shot(self, kind: CostKind, value: float) -> Solution:
-        """The solution of a budget before any refit."""
-        return self._split(kind, value)
-
     def refitted(self, kind: CostKind, value: float) -> Solution:
         """The solution of a budget with every last product solved again on the pruned stream."""
         with self.problem.run.enter("search"):
-            solution = self._split(kind, value, before_refit=True)
+            solution = self.one_shot(kind, value, before_refit=True)
         return self.refit(solution)
 
     def _solve(self, widths: dict[UnitKey, int], merge: MergePlan | None, value: float) -> Solution:
