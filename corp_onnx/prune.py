@@ -26,6 +26,7 @@ from corp_onnx.checks.preflight import (
     choose_units,
     protect_model,
     require_finite_weights,
+    require_reached,
     settle_budget,
     wanted_kinds,
     watch_source,
@@ -143,6 +144,7 @@ def prune_model(
         session = open_session(graph.model, provider=settings.provider)
         seen = session.stream(data.reporting, settings.batch_size)
         outputs = find_outputs(session, seen, task=settings.task, named=settings.outputs)
+        require_reached(graph, units, outputs)
         settings = replace(settings, method=settle_budget(method, outputs))
         method = settings.method
     running = {"batch_size": settings.batch_size, "provider": settings.provider}

@@ -190,6 +190,22 @@ def _choose_cut(graph: Graph, blocks: Blocks, method: Method, cut: Fractions) ->
     return units
 
 
+def require_reached(graph: Graph, units: Sequence[Unit], outputs: Outputs) -> None:
+    """Refuse to judge by what pruning can not change: every width would look free.
+
+    Raises:
+        OptionError: says which outputs there are.
+    """
+    changed = {graph.nodes[unit.site.position] for unit in units}
+    if changed & graph.list_sources(outputs.judged):
+        return
+    others = [task.output for task in outputs.tasks if changed & graph.list_sources([task.output])]
+    advice = f"Judge by {' or '.join(others)} with --judge" if others else "Export it with an output behind its blocks"
+    raise OptionError(
+        f"{graph.model.path}: nothing that can be pruned reaches the output {' or '.join(outputs.judged)}. {advice}."
+    )
+
+
 def settle_budget(method: Method, outputs: Outputs) -> Method:
     """The method with a promise that fits what is judged, where nobody said which.
 

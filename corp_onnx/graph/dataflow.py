@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -177,6 +177,17 @@ class Graph:
     def users(self, name: str) -> tuple[tuple[Node, int], ...]:
         """(node, input index) of everything that reads a tensor."""
         return self.consumers.get(name, ())
+
+    def list_sources(self, names: Iterable[str]) -> frozenset[Node]:
+        """Every operator that one of these tensors depends on."""
+        found: set[Node] = set()
+        todo = list(names)
+        while todo:
+            node = self.producers.get(todo.pop())
+            if node is not None and node not in found:
+                found.add(node)
+                todo += [*filter(None, node.inputs), *self.captured(node)]
+        return frozenset(found)
 
     @property
     def fixed_batch(self) -> bool:

@@ -119,7 +119,7 @@ def collect_answers(
     for batch, n_real in feeds:
         n_fed = len(next(iter(batch.values())))
         for name, array in zip(session.outputs, session.run(None, batch), strict=True):
-            if reason := _unfit(array, n_fed):
+            if reason := _unfit(array, n_fed) or _repeated(array, batch):
                 reasons.setdefault(name, reason)
             else:
                 pieces[name].append(np.asarray(array)[:n_real].astype(np.float64))
@@ -140,6 +140,12 @@ def _unfit(array: object, n_fed: int) -> str:
     if array.ndim < 1 or len(array) != n_fed:
         return f"its shape is {list(array.shape)} for {n_fed} images, and one row for each is expected"
     return "" if array.size else "it is empty"
+
+
+def _repeated(array: np.ndarray, batch: Mapping[str, np.ndarray]) -> str:
+    """Which input an output is again, as where a wrapper hands on the token ids; empty where it is none."""
+    same = [name for name, fed in batch.items() if array.dtype == fed.dtype and np.array_equal(array, fed)]
+    return f"it is the input '{same[0]}' again" if same else ""
 
 
 def _settle(

@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from samples import EXTERNAL, OPERATOR, SEPARATE, fixture_path
 
 from corp_onnx.blocks import Blocks, find_blocks
-from corp_onnx.checks.preflight import choose_units, protect_model, require_finite_weights
+from corp_onnx.checks.preflight import choose_units, protect_model, require_finite_weights, require_reached
 from corp_onnx.errors import NonFiniteError, NothingToPruneError, OptionError, OutputError
 from corp_onnx.graph import Graph
 from corp_onnx.graph.model import load_model
+from corp_onnx.metrics import OutputTask
+from corp_onnx.run.outputs import Outputs
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.settings import BEST, PAPER, Fractions, Method
 from corp_onnx.units import KINDS, Unit
@@ -136,3 +138,42 @@ class TestUnits:
         for method in (BEST, PAPER):
             with pytest.raises(NothingToPruneError, match="no transformer block found"):
                 choose_units(graph, Blocks(graph, (), ()), method)
+
+
+class TestJudge:
+    """An output that no unit reaches is the same however much is pruned."""
+
+    @pytest.fixture
+    def lengths(self, tmp_path: Path) -> tuple[Graph, tuple[Unit, ...]]:
+        """BERT with the number of tokens of every text as an output beside what it computes."""
+        model = onnx.load(fixture_path("hf_bert_ts17_eager"))
+        model.graph.node.append(helper.make_node("ReduceMean", ["attention_mask"], ["length"], axes=[1]))
+        value = helper.make_tensor_value_info("length", TensorProto.INT64, ["batch", 1])
+        model.graph.output.insert(0, value)
+        onnx.save(model, tmp_path / "lengths.onnx")
+        graph, blocks = probed(tmp_path / "lengths.onnx")
+        return graph, choose_units(graph, blocks, BEST)
+
+    def judge(self, graph: Graph, *judged: str) -> Outputs:
+        tasks = tuple(OutputTask(name, "regress", "", (1,)) for name in graph.outputs)
+        return Outputs(tasks, judged)
+
+    def test_what_is_reached_judges(self, lengths: tuple[Graph, tuple[Unit, ...]]) -> None:
+        graph, units = lengths
+        require_reached(graph, units, self.judge(graph, "last_hidden_state"))
+        require_reached(graph, units, self.judge(graph, "length", "pooler_output"))
+
+    def test_what_is_not_reached_is_refused(self, lengths: tuple[Graph, tuple[Unit, ...]]) -> None:
+        graph, units = lengths
+        sentence = (
+            r"lengths\.onnx: nothing that can be pruned reaches the output length\. Judge by last_hidden_state or "
+            r"pooler_output with --judge\.$"
+        )
+        with pytest.raises(OptionError, match=sentence):
+            require_reached(graph, units, self.judge(graph, "length"))
+
+    def test_where_nothing_is_reached(self, lengths: tuple[Graph, tuple[Unit, ...]]) -> None:
+        graph, units = lengths
+        alone = replace(self.judge(graph, "length"), tasks=())
+        with pytest.raises(OptionError, match=r"Export it with an output behind its blocks\.$"):
+            require_reached(graph, units, alone)

@@ -1,0 +1,1 @@
+"""The machinery of `tools/wild_models.py`."""
