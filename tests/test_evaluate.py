@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,13 @@ def make_model(
     if recipe is not None:
         helper.set_model_props(model, {METADATA_KEY: recipe.to_json()})
     onnx.save(model, path)
+    return path
+
+
+def copy_of(model: Path) -> Path:
+    """The same model under another name: with itself alone nothing is compared."""
+    path = model.with_name(f"copy_of_{model.name}")
+    shutil.copy(model, path)
     return path
 
 
@@ -158,16 +166,19 @@ def test_too_few_class_folders_give_no_top1_but_say_so(tmp_path):
     n_folders = len(list(val.iterdir()))
     assert n_folders < N_CLASSES
     model = make_model(tmp_path / "m.onnx", weights())
-    found = evaluate_models([model], open_images(val, labels="folders"), reference=model)
+    found = evaluate_models([model], open_images(val, labels="folders"), reference=copy_of(model))
     assert found.scores[0].top1 is None
-    assert f"has {n_folders} class folders and m.onnx has 7 classes, so folder order is not class order" in found.note
+    assert (
+        f"has {n_folders} class folders and copy_of_m.onnx has 7 classes, so folder order is not class order"
+        in found.note
+    )
     assert "give a labels file" in found.note
     fitting = make_model(tmp_path / "fit.onnx", weights(n_classes=n_folders))
     found = evaluate_models([model, fitting], open_images(val, labels="folders"))
     assert [s.top1 is None for s in found.scores] == [True, False]
     assert "m.onnx has 7 classes" in found.note
     write_photos(val, 1, seed=5)
-    found = evaluate_models([model], open_images(val, labels="folders"), reference=model)
+    found = evaluate_models([model], open_images(val, labels="folders"), reference=copy_of(model))
     assert found.note.startswith("no top-1 and top-5: 00.png lies in no class folder of")
 
 
@@ -290,7 +301,7 @@ def test_answers_that_are_not_finite_name_the_model_and_image(tmp_path, folder):
     weight[:, 2] = np.nan
     model = make_model(tmp_path / "broken.onnx", weight)
     with pytest.raises(NonFiniteError, match=r"broken.onnx: output 'logits' holds NaN or Inf for 11 of 11 .* 00.png"):
-        evaluate_models([model], open_images(folder), reference=model)
+        evaluate_models([model], open_images(folder), reference=copy_of(model))
 
 
 def test_models_that_can_not_be_compared_or_run(tmp_path, folder):
@@ -302,32 +313,40 @@ def test_models_that_can_not_be_compared_or_run(tmp_path, folder):
         evaluate_models([wide], open_images(folder), reference=dense)
     small = open_images(folder, None)
     with pytest.raises(ImageError, match=r"dense.onnx: input 'x' takes shape \[n, 3, 8, 8\], and its array has"):
-        evaluate_models([dense], small, reference=dense, recipe=Recipe(size=(4, 4)))
+        evaluate_models([dense], small, reference=copy_of(dense), recipe=Recipe(size=(4, 4)))
     with pytest.raises(OptionError, match="batch size must be at least 1, found 0"):
-        evaluate_models([dense], small, reference=dense, batch_size=0)
+        evaluate_models([dense], small, reference=copy_of(dense), batch_size=0)
     summed = make_model(tmp_path / "summed.onnx", weights(), tail="ReduceMean")
     with pytest.raises(ModelError, match=r"its shape is \[1, 1\] for 11 images, and one row for each is expected"):
-        evaluate_models([summed], open_images(folder), reference=summed)
+        evaluate_models([summed], open_images(folder), reference=copy_of(summed))
     wrong = make_model(tmp_path / "wrong.onnx", weights().repeat(2, axis=0))
     with pytest.raises(ModelError, match=r"wrong.onnx: ONNX Runtime (can not load|failed while running) it"):
-        evaluate_models([wrong], open_images(folder), reference=wrong)
+        evaluate_models([wrong], open_images(folder), reference=copy_of(wrong))
     stuck = make_model(tmp_path / "stuck.onnx", weights(), tail="Reshape")  # 11 x 7 numbers do not fill rows of 5
     with pytest.raises(ModelError, match=r"stuck.onnx: ONNX Runtime failed while running it .*Reshape"):
-        evaluate_models([stuck], open_images(folder), reference=stuck)
+        evaluate_models([stuck], open_images(folder), reference=copy_of(stuck))
     with pytest.raises(OptionError, match="give at least one model"):
         evaluate_models([], open_images(folder))
+
+
+def test_a_model_and_itself_is_nothing_to_measure(tmp_path, folder):
+    model = make_model(tmp_path / "m.onnx", weights())
+    with pytest.raises(
+        OptionError, match=r"nothing to measure without another model as --reference: no top-1, because"
+    ):
+        evaluate_models([model], open_images(folder), reference=model)
 
 
 def test_skipped_files_are_in_the_result_and_in_its_json(tmp_path, folder):
     model = make_model(tmp_path / "m.onnx", weights())
     whole = (folder / "00.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
-    found = evaluate_models([model], open_images(folder), reference=model)
+    found = evaluate_models([model], open_images(folder), reference=copy_of(model))
     assert found.n_images == 11
     assert [s.name for s in found.skipped] == ["cut.png"]
     stored = json.loads(found.to_json())
     assert (stored["schema"], stored["n_images"], stored["skipped"][0]["name"]) == (1, 11, "cut.png")
-    assert stored["baseline"]["model"] == str(model)
+    assert stored["baseline"]["model"] == str(copy_of(model))
 
 
 # the real model

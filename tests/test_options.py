@@ -40,7 +40,7 @@ class TestPrune:
     def test_the_run_and_the_preprocessing(self) -> None:
         found = choose_settings(n_images=9, batch_size=2, seed=4, provider="cuda", mean=[0.5, 0.4, 0.3], resize=9)
         changes = Preprocessing(resize=9, mean=(0.5, 0.4, 0.3))
-        assert found == PruneSettings(BEST, 9, 2, 4, "cuda", changes)
+        assert found == PruneSettings(BEST, 9, 2, 4, "cuda", preprocessing=changes)
 
     def test_every_field_has_its_name(self) -> None:
         for kind, besides in ((Method, {"widths"}), (PruneSettings, {"method", "preprocessing"})):
@@ -54,15 +54,15 @@ class TestPrune:
         [
             ({"mac": 0.6}, "there is no option 'mac'; did you mean macs"),
             ({"min_agrement": 0.6}, "did you mean min_agreement"),
-            ({"xyzxyz": 1}, "there is no option 'xyzxyz'; known are preset, min_agreement, macs,"),
+            ({"xyzxyz": 1}, "there is no option 'xyzxyz'; known are preset, min_agreement, min_similarity, macs,"),
             ({"preset": "fast"}, "--preset must be best or paper; found fast"),
-            ({"macs": 0.5, "params": 0.5}, "--min-agreement, --macs and --params exclude each other"),
+            ({"macs": 0.5, "params": 0.5}, "--min-agreement, --min-similarity, --macs and --params exclude each other"),
             ({"macs": 0.5, "mlp": 0.5}, "--mlp and --attn fix the widths and a budget searches them"),
             ({"macs": 0.5, "preset": "paper"}, "the paper's method takes fractions"),
             ({"allocate": "amp", "macs": 0.5}, "--allocate amp takes widths from --amp-threshold alone"),
             ({"amp_threshold": 0.1}, "--amp-threshold goes with --allocate amp"),
             ({"rank": "obs", "preset": "paper"}, "--rank obs is not in the paper"),
-            ({"params": 0.5, "merge_metric": "keys"}, "tokens merge under a budget of MACs or agreement"),
+            ({"params": 0.5, "merge_metric": "keys"}, "tokens merge under a budget of MACs or a promise"),
             ({"macs": 1.5}, "--macs is a fraction and must lie between 0 and 1; found 1.5"),
         ],
     )  # fmt: skip

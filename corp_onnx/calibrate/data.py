@@ -22,6 +22,7 @@ from corp_onnx.images.memory import IN_MEMORY
 from corp_onnx.images.open import is_files
 from corp_onnx.images.preprocessing import choose_recipe, refuse_changes
 from corp_onnx.images.variety import describe_monotony
+from corp_onnx.metrics.intervals import FEW_TO_JUDGE
 from corp_onnx.moments import Moments
 from corp_onnx.results import CalibrationData
 from corp_onnx.settings import Preprocessing, PruneSettings
@@ -45,9 +46,6 @@ FEW = 160
 
 FEW_HELD_OUT = 0.25
 """Images that only report then: an interval of a dozen is wide."""
-
-FEW_JUDGING = 100
-"""Below this many images that report a warning says so: a share of 0.95 is then off by 4 points and more."""
 
 N_NAMED = 3
 """Files without an image that a warning names."""
@@ -190,10 +188,10 @@ def warn_of_data(units: Sequence[Unit], moments: Moments, data: Calibration) -> 
         found.append(describe_skipped(calibration.skipped))
     if calibration.n_images < FEW_IMAGES:
         found.append(f"only {calibration.n_images} calibration images; a few hundred give a better model.")
-    if n_reporting < FEW_JUDGING:
+    if n_reporting < FEW_TO_JUDGE:
         found.append(
             f"only {n_reporting} images, held back from the others, say how good the model still is; "
-            f"{math.ceil(FEW_JUDGING / HELD_OUT_FRACTION)} images in all would leave {FEW_JUDGING}."
+            f"{math.ceil(FEW_TO_JUDGE / HELD_OUT_FRACTION)} images in all would leave {FEW_TO_JUDGE}."
         )
     monotony = describe_monotony(calibration)
     if monotony:

@@ -22,6 +22,9 @@ from corp_onnx.settings import CONFIDENCE
 RESAMPLES = 2000
 """Of the bootstrap; its own noise is then a fiftieth of the interval."""
 
+FEW_TO_JUDGE = 100
+"""Below this many a person is warned: a share of 0.95 is then off by 4 points and more."""
+
 MANY = 1000
 """Images beyond which a mean is as good as normal."""
 

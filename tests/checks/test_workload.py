@@ -14,6 +14,7 @@ from corp_onnx.checks.workload import plan_phases
 from corp_onnx.options import choose_settings
 from corp_onnx.progress import Moment, Run
 from corp_onnx.prune import prune_model
+from corp_onnx.search.folds import N_FOLDS
 from corp_onnx.tokens.sites import MergeSites, find_merge_sites
 
 MERGING = "timm_vit_ts17_unfused"
@@ -83,7 +84,8 @@ def test_a_run_goes_by_its_plan(options: dict[str, Any], tmp_path: Path) -> None
     method = choose_settings(**options).method
     graph, blocks = probed(OPERATOR)
     sites = find_merge_sites(graph, blocks) if method.merges else MergeSites()
-    phases = plan_phases(graph, blocks, choose_units(graph, blocks, method), sites, method, 32, 8)
+    n_folds = N_FOLDS if method.promises else 0  # so few images choose in folds
+    phases = plan_phases(graph, blocks, choose_units(graph, blocks, method), sites, method, 32, 8, n_folds)
     stages = list(dict.fromkeys(moment.stage for moment in seen))
     known = {phase.name for phase in phases} | {"load", "open images"}
     assert {stage.split(" of at most ")[0].rstrip(" 1234567") for stage in stages} <= known

@@ -96,8 +96,11 @@ class TestPrune:
         out, err = capfd.readouterr()
         assert "warning" not in out
         assert err.splitlines() == [
-            "warning: only 14 calibration images; a few hundred give a better model.", f"warning: {GUESS}"
-        ]  # fmt: skip
+            "warning: only 13 calibration images; a few hundred give a better model.",
+            "warning: only 3 images, held back from the others, say how good the model still is; 500 images in all "
+            "would leave 100.",
+            f"warning: {GUESS}",
+        ]
         assert out.splitlines()[-1] == "report: vit.pruned.report.json"
 
     @pytest.mark.usefixtures("folder")
@@ -138,15 +141,15 @@ class TestEvaluate:
         assert json.loads(out) == json.loads(evaluate_models(["small.onnx"], "photos", reference="vit.onnx").to_json())
         lines = err.splitlines()
         assert lines[0] == "warning: no top-1 and top-5: 000.png lies in no class folder of photos."
-        assert lines[1].startswith(
-            "warning: preprocessing: guessed (ImageNet, 8) when the model was pruned; give --prep"
-        )
-        assert len(lines) == 2
+        assert lines[1].startswith("warning: only 16 images say how good the models are, and intervals are wide")
+        assert lines[2].startswith("warning: preprocessing: guessed (ImageNet, 8) when the model was pruned; give --p")
+        assert len(lines) == 3
 
     def test_damaged_files_are_one_warning(self, folder: Path, capfd: Run) -> None:
         for i in range(5):
             (folder / "photos" / f"note{i}.txt").write_text("no image")
-        assert main(["evaluate", "vit.onnx", "--images", "photos", "--reference", "vit.onnx", "--json"]) == 0
+        shutil.copy("vit.onnx", "same.onnx")
+        assert main(["evaluate", "vit.onnx", "--images", "photos", "--reference", "same.onnx", "--json"]) == 0
         out, err = capfd.readouterr()
         assert len(json.loads(out)["skipped"]) == 5
         first = err.splitlines()[0]
@@ -157,7 +160,7 @@ class TestEvaluate:
     def test_quantised_models_take_preprocessing_options(self, capfd: Run) -> None:
         """They can not be pruned, but they can be evaluated."""
         shutil.copy(fixture_path("timm_vit_ts17_qdq"), "int8.onnx")
-        options = ["--reference", "int8.onnx", "--crop-pct", "1", "--json"]
+        options = ["--reference", "vit.onnx", "--crop-pct", "1", "--json"]
         assert main(["evaluate", "int8.onnx", "--images", "photos", *options]) == 0
         found = json.loads(capfd.readouterr().out)
         assert found["scores"][0]["recipe"]["crop_pct"] == 1

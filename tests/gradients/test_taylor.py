@@ -21,7 +21,7 @@ from corp_onnx.graph import Graph, Node, load_model
 from corp_onnx.graph.operators import NONLINEAR, OPERATORS, TABLE, Operator, Trait
 from corp_onnx.images import open_images, split_holdout
 from corp_onnx.images.recipe import Recipe
-from corp_onnx.metrics import log_softmax
+from corp_onnx.metrics.logits import log_softmax
 from corp_onnx.prune import prune_model
 from corp_onnx.run.noise import random_feeds
 from corp_onnx.run.probe import probe_graph

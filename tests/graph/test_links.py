@@ -85,9 +85,11 @@ class TestLayouts:
         path = layout(tmp_path)
         photos = write_photos(tmp_path / "photos", 4)
         options = {
-            "inspect": [], "evaluate": ["--images", photos], "convert": ["--fp16", "-o", tmp_path / "half.onnx"],
+            "inspect": [],
+            "evaluate": ["--images", photos, "--reference", fixture_path("timm_vit_ts17_unfused")],
+            "convert": ["--fp16", "-o", tmp_path / "half.onnx"],
             "triton": ["-o", tmp_path / "repository"],
-        }[verb]  # fmt: skip
+        }[verb]
         assert main([verb, *map(str, [path, *options])]) == 0, capfd.readouterr().err
         if verb == "triton":
             assert listing(tmp_path / "repository" / path.stem / "1") == ["model.onnx", f"{NAME}.data"]

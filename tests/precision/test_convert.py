@@ -80,8 +80,8 @@ class TestPruned:
             (score,) = evaluate_models([output], open_images(photos), reference=tmp_path / "pruned.onnx").scores
             assert score.recipe is not None
             assert (score.recipe.resize, score.recipe.mean) == (9, (0.5,) * 3)
-            assert score.logit_error is not None
-            assert score.logit_error < 0.1
+            assert score.relative_error is not None
+            assert score.relative_error < 0.1
 
     def test_a_recipe_given_here_is_stored(self, photos: Path, tmp_path: Path) -> None:
         settings = replace(STATIC, preprocessing=replace(STATIC.preprocessing, crop_pct=1.0))

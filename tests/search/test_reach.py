@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import DEMO, fixture_path, listing, write_photos
+from samples import DEMO, listing, write_photos
 
 from corp_onnx.blocks import find_blocks
 from corp_onnx.checks.preflight import choose_units
@@ -92,11 +92,6 @@ class TestBeforeWork:
         photos = write_photos(tmp_path / "photos", 2)
         with pytest.raises(OptionError, match=sentence):
             prune_model(DEMO, photos, tmp_path / "x.onnx", **options)
-
-    def test_agreement_of_a_model_without_answers(self, tmp_path: Path) -> None:
-        photos = write_photos(tmp_path / "photos", 2)
-        with pytest.raises(OptionError, match=r"--min-agreement needs answers .* is not \[images, classes\]"):
-            prune_model(fixture_path("hf_bert_ts17_sdpa"), photos, tmp_path / "x.onnx")
 
     def test_images_that_are_not_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("corp_onnx.prune.load_model", lambda _: pytest.fail("the model was read"))

@@ -1,0 +1,112 @@
+"""What is said of models that were evaluated: `Score` of one, `Evaluation` of all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from corp_onnx.images.batch import Skipped
+from corp_onnx.images.recipe import Recipe
+from corp_onnx.results import Metric, OutputScore, Result, Rows
+from corp_onnx.settings import CONFIDENCE
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One model on the images; every figure with its interval, and those against the reference where there is one.
+
+    Attributes:
+        model: path of the file.
+        n_images: images counted.
+        recipe: how they were preprocessed; None for arrays.
+        outputs: of every output, in the model's order.
+        difference: the model's top-1 less the reference's, of the same images.
+    """
+
+    model: str
+    n_images: int
+    recipe: Recipe | None
+    outputs: tuple[OutputScore, ...] = ()
+    difference: Metric | None = None
+
+    def find(self, name: str) -> Metric | None:
+        """A metric of the first output that is judged."""
+        return next((output.find(name) for output in self.outputs if output.is_judged), None)
+
+    @property
+    def top1(self) -> float | None:
+        """Share of images whose label is the first answer."""
+        return self._value("top1")
+
+    @property
+    def top5(self) -> float | None:
+        """Share of images whose label is among the first five."""
+        return self._value("top5")
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of images on which the model's first answer is the reference's; None where answers are no classes."""
+        return self._value("agreement")
+
+    @property
+    def kl(self) -> float | None:
+        """Mean KL(softmax of the reference || softmax of the model), nats; None as for agreement."""
+        return self._value("kl")
+
+    @property
+    def relative_error(self) -> float | None:
+        """|z - z_ref| / |z_ref| over all images."""
+        return self._value("relative_error")
+
+    def _value(self, name: str) -> float | None:
+        found = self.find(name)
+        return None if found is None else found.value
+
+    @property
+    def figures(self) -> list[str]:
+        """Those that are defined, with their names."""
+        shares = (("top-1", self.top1), ("top-5", self.top5), ("agreement", self.agreement))
+        found = [f"{name} {value:.1%}" for name, value in shares if value is not None]
+        found += [] if self.kl is None else [f"KL {self.kl:.4f}"]
+        return found + ([] if self.relative_error is None else [f"output off by {self.relative_error:.1%}"])
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Evaluation(Result):
+    """All models on the same images.
+
+    Attributes:
+        scores: one for each model, in the order given.
+        baseline: the reference's own score, without agreement, KL and error.
+        n_images: images counted.
+        skipped: files that gave no image.
+        data_hash: identity of the images, see `ImageSet.data_hash`.
+        provider: where ONNX Runtime ran.
+        confidence: of every interval.
+        note: why there is no top-1 although labels were asked for; empty otherwise.
+        labels: what the class labels are and how they were found; empty where there are none.
+        preprocessing: where the recipe of each model comes from, in the order of `scores`; empty for arrays.
+        warnings: what a person should know, one sentence each.
+    """
+
+    scores: tuple[Score, ...]
+    baseline: Score | None
+    n_images: int
+    skipped: tuple[Skipped, ...]
+    data_hash: str
+    provider: str
+    confidence: float = CONFIDENCE
+    note: str = ""
+    labels: str = ""
+    preprocessing: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """The models and their first figure."""
+        each = ", ".join(" ".join([score.model, *score.figures[:1]]) for score in self.scores)
+        return f"{each}; {self.n_images} images"
+
+    @property
+    def table(self) -> Rows:
+        """One row a model."""
+        return [("model", "figures"), *((score.model, ", ".join(score.figures) or "-") for score in self.scores)]
