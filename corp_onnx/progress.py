@@ -14,7 +14,7 @@ Entering a phase strikes out what was planned before it: a search that ends earl
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -146,10 +146,16 @@ class Run:
     Args:
         watch: called with every `Moment` at which a phase begins or counts, from the thread that works.
         clock: monotonic seconds.
+        hear: called with every warning that need not wait for the end.
+
+    Attributes:
+        warned: those warnings.
     """
 
     watch: Callable[[Moment], None] | None = None
     clock: Callable[[], float] = time.monotonic
+    hear: Callable[[str], None] | None = None
+    warned: list[str] = field(default_factory=list)
     _began: float | None = None
     _plan: list[Phase] = field(default_factory=list)
     _times: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -160,6 +166,14 @@ class Run:
         """What is to come, in order, in place of what was planned before."""
         self._plan = [replace(phase, times=1) for phase in phases for _ in range(phase.times)]
         self._times = {phase.name: (0, phase.times) for phase in phases}
+
+    def warn(self, sentences: Iterable[str]) -> None:
+        """What a person should know before the work is done: minutes can be saved. Each is said once."""
+        for sentence in sentences:
+            if sentence not in self.warned:
+                self.warned.append(sentence)
+                if self.hear is not None:
+                    self.hear(sentence)
 
     @contextmanager
     def enter(self, name: str, total: int = 0, things: str = "images") -> Iterator[Step]:

@@ -20,7 +20,7 @@ import numpy as np
 from corp_onnx._version import __version__
 from corp_onnx.blocks import Blocks, find_blocks
 from corp_onnx.calibrate.collect import collect_moments
-from corp_onnx.calibrate.data import Calibration, describe_data, open_calibration, warn_of_data
+from corp_onnx.calibrate.data import Calibration, describe_data, open_calibration, warn_of_images, warn_of_moments
 from corp_onnx.checks.measure import check_expected, measure_model, measure_units
 from corp_onnx.checks.preflight import (
     choose_units,
@@ -141,6 +141,8 @@ def prune_model(
         require_reachable(graph, blocks, units, method, trim, sites)
     with clock.stage("open images"), run.enter("open images"):
         data = open_calibration(graph.model, calib, settings)
+        early = warn_of_images(data)
+        run.warn(early)
         session = open_session(graph.model, provider=settings.provider)
         seen = session.stream(data.reporting, settings.batch_size)
         outputs = find_outputs(session, seen, task=settings.task, named=settings.outputs)
@@ -189,7 +191,7 @@ def prune_model(
             held_out=measured,
             checks=tuple(checks),
             notes=(*outputs.describe(), *solution.notes, *([trim_note] if trim_note else []), *_note_merges(sites)),
-            warnings=warn_of_data(units, problem.moments, data),
+            warnings=(*early, *warn_of_moments(units, problem.moments, data.fitting)),
             stages=tuple(clock.stages),
             peak_memory_bytes=_peak_memory(),
             environment=describe_environment(settings.provider),

@@ -107,6 +107,14 @@ class TestPhases:
         assert run.moment is None
 
 
+def test_warnings_are_said_when_they_come_up_and_once() -> None:
+    heard: list[str] = []
+    run = Run(hear=heard.append)
+    run.warn(("few images.", "a guess."))
+    run.warn(["a guess."])
+    assert heard == run.warned == ["few images.", "a guess."]
+
+
 class TestLeft:
     def test_nothing_is_known_before_anything_is_measured(self, run: Run, clock: Clock) -> None:
         run.plan([Phase("calibrate", 100)])

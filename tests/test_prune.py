@@ -36,6 +36,7 @@ from corp_onnx.evaluate import evaluate_models
 from corp_onnx.graph.model import hash_file
 from corp_onnx.images import open_images, split_holdout
 from corp_onnx.images.recipe import METADATA_KEY, Recipe
+from corp_onnx.progress import Run
 from corp_onnx.prune import PRUNE_KEY, default_output, default_report, prune_model
 from corp_onnx.results import PruneResult, to_json
 from corp_onnx.settings import Budget, Method, Preprocessing, PruneSettings
@@ -136,6 +137,13 @@ class TestReport:
         assert stages == ["load", "open images", "calibrate", "solve", "rewrite", "verify", "measure"]
         assert all(s.seconds >= 0 for s in pruned.stages)
         assert pruned.environment.versions["onnxruntime"] == onnxruntime.__version__
+
+    def test_what_is_wrong_with_images_is_said_before_the_work(self, photos: Path, tmp_path: Path) -> None:
+        run, heard = Run(), list[tuple[str, str]]()
+        run.hear = lambda sentence: heard.append((sentence, run.moment.stage if run.moment else ""))
+        found = prune_model(fixture_path(COMPUTED_SCALE), photos, tmp_path / "p.onnx", settings=paper(), progress=run)
+        assert [sentence for sentence, _ in heard] == list(found.warnings)
+        assert {stage for _, stage in heard} == {"open images"}
 
     def test_held_back_images_are_measured(self, pruned: PruneResult) -> None:
         held = pruned.held_out
@@ -346,7 +354,7 @@ class TestData:
         assert result.calibration.n_images + result.calibration.n_held_out == 6 - n_damaged
         assert len(result.calibration.skipped) == n_damaged
         plural = "s" if n_damaged > 1 else ""
-        assert result.warnings[0].startswith(f"{n_damaged} file{plural} gave no image and were left out: ")
+        assert result.warnings[-1].startswith(f"{n_damaged} file{plural} gave no image and were left out: ")
 
     def test_all_images_damaged(self, tmp_path: Path) -> None:
         folder = write_photos(tmp_path / "photos", 5)

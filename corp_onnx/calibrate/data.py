@@ -180,12 +180,10 @@ def describe_skipped(skipped: Sequence[Skipped]) -> str:
     return f"{len(skipped)} file{'s' if len(skipped) > 1 else ''} gave no image and were left out: {names}{more}."
 
 
-def warn_of_data(units: Sequence[Unit], moments: Moments, data: Calibration) -> tuple[str, ...]:
-    """What a person should know about the data, one sentence each."""
+def warn_of_images(data: Calibration) -> tuple[str, ...]:
+    """What a person should know of the images before any work, one sentence each."""
     found: list[str] = []
     calibration, n_reporting = data.fitting, data.reporting.n_images
-    if calibration.skipped:
-        found.append(describe_skipped(calibration.skipped))
     if calibration.n_images < FEW_IMAGES:
         found.append(f"only {calibration.n_images} calibration images; a few hundred give a better model.")
     if n_reporting < FEW_TO_JUDGE:
@@ -196,6 +194,12 @@ def warn_of_data(units: Sequence[Unit], moments: Moments, data: Calibration) -> 
     monotony = describe_monotony(calibration)
     if monotony:
         found.append(monotony)
+    return (*found, *warn_of_recipe(calibration))
+
+
+def warn_of_moments(units: Sequence[Unit], moments: Moments, images: Images) -> tuple[str, ...]:
+    """What a person should know of the images when all of them were seen."""
+    found = [describe_skipped(images.skipped)] if images.skipped else []
     short = [unit for unit in units if moments[str(unit.key)].n_tokens < unit.n_regressors]
     if short:
         n_tokens = int(moments[str(short[0].key)].n_tokens)
@@ -203,4 +207,4 @@ def warn_of_data(units: Sequence[Unit], moments: Moments, data: Calibration) -> 
             f"{n_tokens} tokens for up to {max(u.n_regressors for u in short)} channels in {len(short)} units: the "
             "ridge still solves them, and more images would give better weights."
         )
-    return (*found, *warn_of_recipe(calibration))
+    return tuple(found)

@@ -90,6 +90,7 @@ def _draw_bar(run: Run, console: Console) -> Iterator[None]:
     with Progress(*columns, console=console, transient=True, refresh_per_second=4, expand=True) as bars:
         bars.add_task("", total=1.0)
         run.watch = lambda moment: None if moment.done else bars.refresh()  # a phase begins
+        run.hear = lambda sentence: console.print(Text(spell_warning(sentence)), soft_wrap=True)
         yield
 
 
@@ -104,6 +105,7 @@ def _say_lines(run: Run) -> Iterator[None]:
                 with suppress(OSError, ValueError):  # nobody reads stderr
                     click.echo(describe_moment(moment), err=True)
 
+    run.hear = lambda sentence: click.echo(spell_warning(sentence), err=True)
     thread = threading.Thread(target=say, daemon=True)
     thread.start()
     try:
@@ -113,10 +115,16 @@ def _say_lines(run: Run) -> Iterator[None]:
         thread.join()
 
 
-def warn(sentences: Sequence[str]) -> None:
-    """Warnings, one line each."""
+def warn(sentences: Sequence[str], run: Run | None = None) -> None:
+    """Warnings, one line each, without those that a run has said already."""
     for sentence in sentences:
-        click.echo(f"warning: {clean_text(sentence)}", err=True)
+        if run is None or sentence not in run.warned:
+            click.echo(spell_warning(sentence), err=True)
+
+
+def spell_warning(sentence: str) -> str:
+    """As it is printed."""
+    return f"warning: {clean_text(sentence)}"
 
 
 def parse_numbers(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:

@@ -80,5 +80,5 @@ def convert(  # one parameter an option
     )  # fmt: skip
     with show_progress() as run:
         result = convert_model(model, output, settings=settings, calib=calib, images=images, force=force, progress=run)
-    warn(result.warnings)
+    warn(result.warnings, run)
     click.echo(result.to_json() if as_json else describe_conversion(result))

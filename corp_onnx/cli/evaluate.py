@@ -69,7 +69,7 @@ def evaluate(
         )  # fmt: skip
     if result.skipped:
         warn([describe_skipped(result.skipped)])
-    warn([*([f"{result.note}."] if result.note else []), *result.warnings])
+    warn([*([f"{result.note}."] if result.note else []), *result.warnings], run)
     if as_json:
         click.echo(result.to_json())
     else:

@@ -96,7 +96,7 @@ def prune(
         )
     with show_progress() as watched:
         result = prune_model(model, calib, output, settings=settings, report=report, force=force, progress=watched)
-    warn(result.warnings)
+    warn(result.warnings, watched)
     if as_json:
         click.echo(result.to_json())
     else:

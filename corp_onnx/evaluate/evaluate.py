@@ -91,6 +91,8 @@ def evaluate_models(
     run.plan([Phase("evaluate", images.n_images * len(dict.fromkeys(first + paths)))])
     runners = [opened.get(path) or opening(path) for path in dict.fromkeys(first + paths)]
     views = prepare_views(images, runners, recipe, preprocessing or Preprocessing())
+    early = _warn_early(views, images.n_images)
+    run.warn(early)
     _require_measure(views, images, is_compared=len(runners) > 1 and bool(first))
     step = max(fixed_batch(runner.inputs) or 1 for runner in runners)
     batch_size = math.ceil(batch_size / step) * step  # a fixed batch is filled up only once, at the end
@@ -117,7 +119,7 @@ def evaluate_models(
         note=next((f"no top-1 and top-5: {view.labels.note}" for view in views if view.labels.note), note),
         labels=next((view.labels.meaning for view in views if view.labels.meaning), ""),
         preprocessing=tuple(origins[path] for path in paths if path in origins),
-        warnings=_warn(views, contest.watches, n_done),
+        warnings=(*early, *_warn_of_order(views, contest.watches)),
     )
 
 
@@ -136,9 +138,14 @@ def _require_measure(views: Sequence[View], images: Images, *, is_compared: bool
     raise OptionError(f"nothing to measure without another model as --reference: no top-1, because {note}.")
 
 
-def _warn(views: Sequence[View], watches: Sequence[LabelWatch], n_images: int) -> tuple[str, ...]:
-    """Too few images; guessed preprocessing, once; labels that look as if they were in another order."""
+def _warn_early(views: Sequence[View], n_images: int) -> tuple[str, ...]:
+    """Too few images, and guessed preprocessing, once."""
     few = f"only {n_images} images say how good the models are, and intervals are wide; {FEW_TO_JUDGE} or more help."
     guesses = (view.found.advise() for view in views if view.found is not None)
+    return tuple(text for text in dict.fromkeys((few if n_images < FEW_TO_JUDGE else "", *guesses)) if text)
+
+
+def _warn_of_order(views: Sequence[View], watches: Sequence[LabelWatch]) -> tuple[str, ...]:
+    """Labels that look as if they were in another order, for the models that show it."""
     orders = (watch.describe_order(view.runner.path) for view, watch in zip(views, watches, strict=True))
-    return tuple(text for text in dict.fromkeys((few if n_images < FEW_TO_JUDGE else "", *guesses, *orders)) if text)
+    return tuple(text for text in orders if text)

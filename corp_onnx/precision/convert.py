@@ -135,6 +135,7 @@ def convert_model(
         graph = probe_graph(loaded)
         _require_float(graph, settings)
         data = _open_data(loaded, settings, calib, images)
+        run.warn(warn_of_recipe(data.calibration or data.judging))
         run.plan(_plan_phases(graph, data, settings))
     places = staged_files({"-o": output}, force=force, outdated=outdated_data(output), before=unchanged)
     with places as (path,):

@@ -101,7 +101,8 @@ def test_names_that_a_terminal_would_obey(photos: Path, tmp_path: Path, capfd: p
     arguments = ["--calib", str(photos), "--preset", "paper", "-o", str(tmp_path / "out.onnx")]
     assert main(["inspect", str(path)]) == 0
     assert main(["prune", str(path), *arguments]) == 0
-    assert main(["evaluate", str(path), "--images", str(photos), "--reference", str(path)]) == 0
+    pair = [str(path), str(tmp_path / "out.onnx")]
+    assert main(["evaluate", *pair, "--images", str(photos), "--reference", str(path)]) == 0
     proto.graph.initializer[0].data_type = 99
     onnx.save(proto, path)
     assert main(["inspect", str(path)]) == 2

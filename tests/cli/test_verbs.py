@@ -140,9 +140,9 @@ class TestEvaluate:
         assert json.loads(out) == json.loads(expected.to_json())
         assert json.loads(out) == json.loads(evaluate_models(["small.onnx"], "photos", reference="vit.onnx").to_json())
         lines = err.splitlines()
-        assert lines[0] == "warning: no top-1 and top-5: 000.png lies in no class folder of photos."
-        assert lines[1].startswith("warning: only 16 images say how good the models are, and intervals are wide")
-        assert lines[2].startswith("warning: preprocessing: guessed (ImageNet, 8) when the model was pruned; give --p")
+        assert lines[0].startswith("warning: only 16 images say how good the models are, and intervals are wide")
+        assert lines[1].startswith("warning: preprocessing: guessed (ImageNet, 8) when the model was pruned; give --p")
+        assert lines[2] == "warning: no top-1 and top-5: 000.png lies in no class folder of photos."
         assert len(lines) == 3
 
     def test_damaged_files_are_one_warning(self, folder: Path, capfd: Run) -> None:
@@ -152,9 +152,9 @@ class TestEvaluate:
         assert main(["evaluate", "vit.onnx", "--images", "photos", "--reference", "same.onnx", "--json"]) == 0
         out, err = capfd.readouterr()
         assert len(json.loads(out)["skipped"]) == 5
-        first = err.splitlines()[0]
-        assert first.startswith("warning: 5 files gave no image and were left out: note0.txt (not an image), ")
-        assert first.endswith(" and 2 more.")
+        (damaged,) = (line for line in err.splitlines() if "no image" in line)
+        assert damaged.startswith("warning: 5 files gave no image and were left out: note0.txt (not an image), ")
+        assert damaged.endswith(" and 2 more.")
 
     @pytest.mark.usefixtures("folder")
     def test_quantised_models_take_preprocessing_options(self, capfd: Run) -> None:

@@ -94,6 +94,12 @@ def run_cli(*arguments: object, cwd: Path, env: dict[str, str] | None = None) ->
     return subprocess.run(command, cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=120)
 
 
+def without_warnings(err: str) -> str:
+    """What a run said on stderr, less what it warned of before it ended."""
+    lines = (line for line in err.splitlines(keepends=True) if not line.startswith("warning: "))
+    return "".join(lines).lstrip("\n")
+
+
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     """One thread a library: the small models are slower with more."""
     return os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} | (extra or {})
