@@ -61,6 +61,7 @@ from corp_onnx.search.reach import require_reachable
 from corp_onnx.search.strategy import follow_method
 from corp_onnx.settings import Budget, PruneSettings
 from corp_onnx.staging import check_destination, refuse_folder, staged_files, write_text
+from corp_onnx.threads import few_blas_threads
 from corp_onnx.tokens.metric import METRIC_IMAGES, learn_metrics
 from corp_onnx.tokens.sites import MergeSites, MergeStep, TokenMetric, find_merge_sites, require_sites
 from corp_onnx.tokens.trim import TrimPlan, find_left_out, plan_trim
@@ -80,6 +81,7 @@ def default_report(output: Path) -> Path:
     return output.with_name(f"{output.stem}.report.json")
 
 
+@few_blas_threads()
 def prune_model(
     model: Path | str,
     calib: ImageSource,
