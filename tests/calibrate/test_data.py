@@ -12,11 +12,12 @@ import pytest
 from processors import processor, square
 from samples import GUESS, OPERATOR, TEXT, fixture_path, paper, write_photos
 
-from corp_onnx.calibrate.data import name_source
+from corp_onnx.calibrate.data import name_source, split_calibration
 from corp_onnx.cli import main
 from corp_onnx.errors import ImageError, OptionError
-from corp_onnx.images import open_images
+from corp_onnx.images import Images, open_images
 from corp_onnx.images.recipe import METADATA_KEY, Recipe
+from corp_onnx.options import choose_settings
 from corp_onnx.precision.conversion import ConvertSettings
 from corp_onnx.precision.convert import convert_model
 from corp_onnx.prune import prune_model
@@ -70,6 +71,34 @@ class TestInMemory:
         assert (found.n_calibration, found.comparison.data, found.recipe_origin) == (12, "arrays in memory", None)
         again = convert_model(path, tmp_path / "b.onnx", settings=STATIC, calib=PIXELS[:8], images={"x": PIXELS[8:]})
         assert (again.n_calibration, again.comparison.n_images) == (8, 8)
+
+
+def rows_of(images: Images | None) -> set[bytes]:
+    return set() if images is None else {row.tobytes() for batch in images.batches(64) for row in batch.pixels}
+
+
+class TestSplit:
+    @pytest.mark.parametrize(
+        ("n", "options", "sizes", "is_crossed"),
+        [
+            (200, {"macs": 0.5}, (160, 0, 40), False),
+            (2000, {"preset": "paper"}, (1872, 0, 128), False),
+            (300, {}, (180, 60, 60), False),
+            (160, {"min_similarity": 0.9}, (96, 32, 32), False),
+            (3000, {"min_agreement": 0.9}, (2488, 256, 256), False),
+            (159, {}, (119, 0, 40), True),
+            (20, {}, (15, 0, 5), True),
+        ],
+    )
+    def test_no_image_has_two_uses(
+        self, n: int, options: dict[str, Any], sizes: tuple[int, int, int], is_crossed: bool
+    ) -> None:
+        pixels = np.random.default_rng(1).standard_normal((n, 1, 2, 2)).astype(np.float32)
+        found = split_calibration(open_images(pixels, ranks={"x": 4}), choose_settings(**options))
+        parts = [rows_of(part) for part in (found.fitting, found.choosing, found.reporting)]
+        assert tuple(map(len, parts)) == sizes
+        assert len(set().union(*parts)) == n
+        assert found.is_crossed == is_crossed
 
 
 class TestRecipe:

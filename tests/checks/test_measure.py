@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +15,19 @@ from samples import OPERATOR, expectation, fixture_path, paper, weights_of, writ
 
 from corp_onnx.blocks import find_blocks
 from corp_onnx.calibrate.data import split_calibration
-from corp_onnx.checks.measure import measure_model, measure_units
+from corp_onnx.checks.measure import check_expected, make_promise, measure_model, measure_units
 from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph.model import load_model
 from corp_onnx.images import ImageSet, open_images
 from corp_onnx.images.recipe import Recipe
 from corp_onnx.metrics.intervals import wilson_interval
+from corp_onnx.metrics.judgement import Kept
 from corp_onnx.prune import prune_model
 from corp_onnx.results import PruneResult
 from corp_onnx.run.outputs import Outputs, find_outputs
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session
+from corp_onnx.settings import Budget
 from corp_onnx.units import AttentionChange, MlpChange, UnitPlan, list_units
 
 RECIPE = Recipe(size=(8, 8))
@@ -227,3 +231,48 @@ def fix_batch(path: Path, output: Path, size: int) -> Path:
     del proto.graph.value_info[:]
     onnx.save(proto, output)
     return output
+
+
+def kept(n_same: int, n: int) -> Kept:
+    return Kept(np.repeat([1.0, 0.0], [n_same, n - n_same]), True, "agreement")
+
+
+class TestPromise:
+    def test_twenty_of_twenty_promise_84_percent(self) -> None:
+        found = make_promise(kept(20, 20), Budget("agreement", 0.8))
+        assert (found.value, found.n_images, found.note) == (1.0, 20, "")
+        assert found.low == pytest.approx(0.839, abs=5e-4)
+
+    def test_what_is_not_proven_says_how_many_images_it_takes(self) -> None:
+        found = make_promise(kept(59, 60), Budget("agreement", 0.95))
+        assert found.low is not None
+        assert found.low < 0.95
+        n = int(re.findall(r"it takes (\d+) of them", found.note)[0])
+        assert wilson_interval(59 / 60 * n, n)[0] >= 0.95 > wilson_interval(59 / 60 * (n - 1), n - 1)[0]
+
+    def test_a_share_below_what_is_asked_is_never_proven(self) -> None:
+        note = make_promise(kept(50, 60), Budget("agreement", 0.95)).note
+        assert note.endswith("by the 60 images that chose nothing; ask for less, or give more images.")
+
+    def test_a_cost_promises_nothing_beforehand_and_something_after(self) -> None:
+        found = make_promise(kept(90, 100), Budget("macs", 0.5))
+        assert (found.wanted, found.note) == (None, "")
+        assert found.low == pytest.approx(wilson_interval(90, 100)[0])
+
+    def test_one_image(self) -> None:
+        assert make_promise(Kept(np.array([0.9]), False, "cosine"), None).low is None
+
+
+class TestExpected:
+    def test_a_loss_many_times_what_the_search_saw_fails(self, pruned: PruneResult) -> None:
+        held = replace(pruned.held_out, loss=0.4)
+        check = check_expected(held, 0.11)
+        assert check is not None
+        assert not check.passed
+        assert check.tolerance == pytest.approx(3 * 0.11 + 0.05)
+        again = check_expected(held, 0.12)
+        assert again is not None
+        assert again.passed
+
+    def test_where_nothing_was_foreseen_nothing_is_checked(self, pruned: PruneResult) -> None:
+        assert check_expected(pruned.held_out, None) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,20 @@ from onnx import TensorProto, helper, numpy_helper
 from samples import EXTERNAL, OPERATOR, SEPARATE, fixture_path
 
 from corp_onnx.blocks import Blocks, find_blocks
-from corp_onnx.checks.preflight import choose_units, protect_model, require_finite_weights, require_reached
+from corp_onnx.checks.preflight import (
+    choose_units,
+    protect_model,
+    require_finite_weights,
+    require_reached,
+    settle_budget,
+)
 from corp_onnx.errors import NonFiniteError, NothingToPruneError, OptionError, OutputError
 from corp_onnx.graph import Graph
 from corp_onnx.graph.model import load_model
-from corp_onnx.metrics import OutputTask
+from corp_onnx.metrics import OutputTask, Task
 from corp_onnx.run.outputs import Outputs
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.settings import BEST, PAPER, Fractions, Method
+from corp_onnx.settings import BEST, DEFAULT_AGREEMENT, DEFAULT_SIMILARITY, PAPER, Budget, Fractions, Method
 from corp_onnx.units import KINDS, Unit
 
 
@@ -177,3 +184,39 @@ class TestJudge:
         alone = replace(self.judge(graph, "length"), tasks=())
         with pytest.raises(OptionError, match=r"Export it with an output behind its blocks\.$"):
             require_reached(graph, units, alone)
+
+
+def outputs_of(task: Task, shape: tuple[int, ...] = (10,)) -> Outputs:
+    axis = None if task == "regress" else 1
+    return Outputs((OutputTask("y", task, "a reason", shape, channel_axis=axis),), ("y",))
+
+
+class TestBudget:
+    @pytest.mark.parametrize(
+        ("task", "kind", "value"),
+        [
+            ("classify", "agreement", DEFAULT_AGREEMENT), ("embed", "similarity", DEFAULT_SIMILARITY),
+            ("regress", "similarity", DEFAULT_SIMILARITY), ("dense", "agreement", DEFAULT_AGREEMENT),
+        ],
+    )  # fmt: skip
+    def test_without_a_knob_the_promise_fits_the_task(self, task: Task, kind: str, value: float) -> None:
+        shape = (10, 4, 4) if task == "dense" else (10,)
+        assert settle_budget(BEST, outputs_of(task, shape)).widths == Budget(kind, value)  # type: ignore[arg-type]
+
+    def test_costs_and_fractions_stay(self) -> None:
+        for widths in (Budget("macs", 0.5), Fractions(0.5, 0.5)):
+            method = replace(BEST, widths=widths)
+            assert settle_budget(method, outputs_of("embed")) == method
+
+    def test_agreement_of_what_may_be_an_embedding_is_never_promised(self) -> None:
+        method = replace(BEST, widths=Budget("agreement", 0.9))
+        said = "--min-agreement counts equal answers, and output 'y' is taken for an embedding of 10 numbers"
+        with pytest.raises(OptionError, match=re.escape(said)):
+            settle_budget(method, outputs_of("embed"))
+        assert settle_budget(method, outputs_of("classify")) == method
+
+    def test_similarity_of_classes(self) -> None:
+        method = replace(BEST, widths=Budget("similarity", 0.9))
+        with pytest.raises(OptionError, match="--min-similarity is of answers that are no classes, and output 'y'"):
+            settle_budget(method, outputs_of("classify"))
+        assert settle_budget(method, outputs_of("embed")) == method

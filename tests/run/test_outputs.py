@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import fixture_path
+from graphs import fixture_path, probed
 from onnx import TensorProto, helper
 
 from corp_onnx.errors import OptionError
-from corp_onnx.run.outputs import Outputs, find_outputs
+from corp_onnx.run.noise import random_feeds
+from corp_onnx.run.outputs import TASKS_KEY, Outputs, find_outputs
 from corp_onnx.run.sessions import Session, open_session
 
 
@@ -46,3 +47,48 @@ def test_an_input_handed_on_does_not_judge(wrapped: Session) -> None:
 def test_an_input_handed_on_can_not_be_named(wrapped: Session) -> None:
     with pytest.raises(OptionError, match=r"^--judge again/input_ids can not be compared: it is the input 'input_ids'"):
         look(wrapped, "again/input_ids")
+
+
+FOUND = [
+    ("hf_dinov2_ts17_sdpa", {"last_hidden_state": "embed", "pooler_output": "embed"}),
+    ("hf_dinov2_resized_ts17_sdpa", {"last_hidden_state": "embed", "pooler_output": "embed"}),
+    ("hf_dinov3_ts17_sdpa", {"last_hidden_state": "embed", "pooler_output": "embed"}),
+    ("hf_clip_vision_ts17_sdpa", {"image_embeds": "embed"}),
+    ("hf_siglip_ts17_sdpa", {"pooler_output": "embed"}),
+    ("hf_bert_ts17_sdpa", {"last_hidden_state": "embed", "pooler_output": "embed"}),
+    ("hf_bert_classifier_ts17_sdpa", {"logits": "classify"}),
+    ("timm_vit_dynamo23_fused", {"logits": "classify"}),
+]
+"""What the outputs of exporters' graphs are."""
+
+
+@pytest.mark.parametrize(("name", "tasks"), FOUND, ids=[name for name, _ in FOUND])
+def test_real_exports_are_taken_for_what_they_are(name: str, tasks: dict[str, str]) -> None:
+    graph, _ = probed(name)
+    found = find_outputs(open_session(fixture_path(name)), [(random_feeds(graph.model, 4), 4)])
+    assert {task.output: task.task for task in found.tasks} == tasks
+    assert found.judged == (next(iter(tasks)),)
+    assert found.is_classes == (tasks == {"logits": "classify"})
+
+
+def read_again(tmp_path: Path, stored: str, task: str = "auto") -> Outputs:
+    """A classifier whose file says something else of its logits."""
+    model = onnx.load(fixture_path("timm_vit_dynamo23_fused"))
+    helper.set_model_props(model, {TASKS_KEY: stored})
+    onnx.save(model, tmp_path / "m.onnx")
+    graph, _ = probed("timm_vit_dynamo23_fused")
+    feeds = [(random_feeds(graph.model, 4), 4)]
+    return find_outputs(open_session(tmp_path / "m.onnx"), feeds, task=task)  # type: ignore[arg-type]
+
+
+def test_what_a_pruned_file_says_of_itself_counts_before_looks(tmp_path: Path) -> None:
+    (task,) = read_again(tmp_path, '{"logits": "embed"}').tasks
+    assert (task.task, task.why) == ("embed", "the file says so")
+    (task,) = read_again(tmp_path, '{"logits": "embed"}', "classify").tasks
+    assert (task.task, task.why) == ("classify", "--task")
+
+
+@pytest.mark.parametrize("stored", ["[", '["logits"]', '{"logits": "guess"}', '{"logits": "dense"}', '{"x": "embed"}'])
+def test_what_it_says_wrongly_does_not(stored: str, tmp_path: Path) -> None:
+    (task,) = read_again(tmp_path, stored).tasks
+    assert (task.task, task.why) == ("classify", "its name")
