@@ -1,8 +1,9 @@
 """The smallest model that keeps a share of the dense model's answers, as far as held-back images can prove it.
 
 A share counts as kept where the lower end of its interval reaches what was wanted (metrics/intervals.py): 19 of 20 is
-not 95 %. Where there are too few images for that, however they answer, the share itself has to reach it, and the person
-is told how many images it takes. The images that choose here are not those that the report speaks of.
+not 95 %. Where there are too few images for that, however they answer, all of them have to agree, and the person is
+told how many it takes: fewer images never make for a smaller model. The images that choose here are not those that the
+report speaks of.
 
 The search re-uses moments, curves and probes; a step costs a rewrite and a run over the images that choose, and a refit
 where it has to be exact.
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from corp_onnx.errors import OptionError
-from corp_onnx.metrics.intervals import images_needed
+from corp_onnx.metrics.intervals import images_needed, wilson_interval
 from corp_onnx.metrics.judgement import Kept
 from corp_onnx.search.problem import Solution
 from corp_onnx.search.search import Search
@@ -68,9 +69,16 @@ class PromiseSearch:
         """Whether there are enough images."""
         return self.n_images >= (self.n_needed or 2)
 
+    @property
+    def wanted(self) -> float:
+        """What the lower end has to reach: what was asked, or the most that so few images can prove."""
+        n = self.n_images
+        most = 1.0 if self.n_needed is None else wilson_interval(n, n, self.confidence)[0]
+        return min(self.budget.value, most)
+
     def score(self, kept: Kept) -> float:
-        """What has to reach the wanted share."""
-        interval = kept.interval(self.confidence) if self.is_provable else None
+        """What has to reach it."""
+        interval = kept.interval(self.confidence)
         return kept.mean if interval is None else interval[0]
 
     def one_shot(self, fraction: float) -> Kept:
@@ -101,7 +109,7 @@ class PromiseSearch:
             with self.search.problem.run.enter("search"):
                 tried[middle] = self.one_shot(middle)
             curve[middle] = self.score(tried[middle])
-            low, high = (low, middle) if curve[middle] >= self.budget.value else (middle, high)
+            low, high = (low, middle) if curve[middle] >= self.wanted else (middle, high)
         if self.search.refits:
             return self._refine(curve, high)
         if high == 1.0:
@@ -120,12 +128,12 @@ class PromiseSearch:
             with self.search.problem.run.enter("refit"):
                 solution, kept = self.refitted(trial)
             found = self.score(kept)
-            if found >= self.budget.value:
+            if found >= self.wanted:
                 best, above = (trial, solution, kept), trial
             else:
                 below = trial
             gain = found - float(np.interp(trial, fractions, scores))
-            aim = float(np.interp(self.budget.value - gain, scores, fractions))
+            aim = float(np.interp(self.wanted - gain, scores, fractions))
             trial = aim if below < aim < above else (below + above) / 2
             if above - below < MIN_STEP:
                 break
@@ -145,7 +153,7 @@ class PromiseSearch:
         if not self.is_provable:
             notes.append(
                 f"{name} {wanted:g} can not be proven by {self.n_images} images, even if all of them agree: that takes "
-                f"{self.n_needed}. The smallest model that keeps it on these is taken."
+                f"{self.n_needed}. The smallest model on which all of them agree is taken."
             )
         return tuple(notes)
 
