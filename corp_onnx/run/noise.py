@@ -66,6 +66,7 @@ def random_feeds(model: Model, n_images: int, *, image_size: int = 224, n_tokens
 
     Raises:
         InputError: an input is not a tensor of numbers.
+        MemoryError: so many rows that no memory holds them.
     """
     rng = np.random.default_rng(0)
     feeds: dict[str, np.ndarray] = {}
@@ -78,7 +79,10 @@ def random_feeds(model: Model, n_images: int, *, image_size: int = 224, n_tokens
         if element in (TensorProto.UNDEFINED, TensorProto.STRING):
             raise InputError(f"input '{value.name}' is not a tensor of numbers; corp-onnx reads images and token ids.")
         dtype = feed_dtype(element)
-        noise = rng.standard_normal(shape) if dtype.kind == "f" else np.ones(shape)
+        try:
+            noise = rng.standard_normal(shape) if dtype.kind == "f" else np.ones(shape)
+        except ValueError as error:  # more numbers than an address can name
+            raise MemoryError from error
         feeds[value.name] = noise.astype(dtype)
     return feeds
 

@@ -48,3 +48,9 @@ def test_where_none_runs_the_first_reason_is_given() -> None:
 
     with pytest.raises(ModelError, match="no run on 1 input"):
         run_possible(graph.model, 2, run)
+
+
+def test_more_rows_than_any_memory_holds() -> None:
+    """`bench --batch` of a slip of the finger; the command line says what a lack of memory says."""
+    with pytest.raises(MemoryError):
+        random_feeds(probed(NAME)[0].model, 2**63)
