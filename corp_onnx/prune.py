@@ -38,6 +38,7 @@ from corp_onnx.graph import Graph, Model, load_model
 from corp_onnx.graph.model import require_file
 from corp_onnx.graph.write import outdated_data
 from corp_onnx.images import Images, ImageSet, ImageSource, require_path
+from corp_onnx.images.open import spread_images
 from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.inspect import describe_model, describe_skips
 from corp_onnx.options import choose_settings
@@ -52,7 +53,7 @@ from corp_onnx.results import (
     to_json,
 )
 from corp_onnx.rewrite import plan_rewrite
-from corp_onnx.run.outputs import TASKS_KEY, Outputs, find_outputs
+from corp_onnx.run.outputs import LOOKED_AT, TASKS_KEY, Outputs, find_outputs
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session, resolve_provider
 from corp_onnx.search.folds import N_FOLDS
@@ -146,7 +147,7 @@ def prune_model(
         early = warn_of_images(data)
         run.warn(early)
         session = open_session(graph.model, provider=settings.provider)
-        seen = session.stream(data.reporting, settings.batch_size)
+        seen = session.stream(spread_images(data.reporting, LOOKED_AT), settings.batch_size)
         outputs = find_outputs(session, seen, task=settings.task, named=settings.outputs)
         require_reached(graph, units, outputs)
         settings = replace(settings, method=settle_budget(method, outputs))

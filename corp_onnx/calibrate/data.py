@@ -22,10 +22,10 @@ from corp_onnx.images.memory import IN_MEMORY
 from corp_onnx.images.open import is_files
 from corp_onnx.images.preprocessing import choose_recipe, refuse_changes
 from corp_onnx.images.variety import describe_monotony
-from corp_onnx.metrics.intervals import FEW_TO_JUDGE
+from corp_onnx.metrics.intervals import FEW_TO_JUDGE, images_needed
 from corp_onnx.moments import Moments
 from corp_onnx.results import CalibrationData
-from corp_onnx.settings import Preprocessing, PruneSettings
+from corp_onnx.settings import Budget, Method, Preprocessing, PruneSettings
 from corp_onnx.units import Unit
 
 MIN_IMAGES = 2
@@ -36,13 +36,16 @@ FEW_IMAGES = 32
 
 HELD_OUT_FRACTION = 0.2
 MAX_HELD_OUT = 128
-"""Images that only report: a fifth, and no more than prove a share of 0.95 with 97 % of them."""
+"""Images that only report: a fifth, and no more than both models need to answer in a few seconds."""
 
 MAX_PROMISED = 256
-"""The same where a promise is asked for, and as many again that choose."""
+"""The same where a promise is asked for, and as many again that choose; more where it takes more to prove it."""
 
 FEW = 160
 """Below this many, none are set apart to choose: those that fit choose as well, in folds (search/folds.py)."""
+
+MIN_PROMISED = 6
+"""Two folds of two images, and two that report."""
 
 FEW_HELD_OUT = 0.25
 """Images that only report then: an interval of a dozen is wide."""
@@ -99,12 +102,23 @@ def split_calibration(images: Images, settings: PruneSettings) -> Calibration:
     n, seed = images.n_images, settings.seed
     if not settings.method.promises:
         return Calibration(*split_holdout(images, min(HELD_OUT_FRACTION, MAX_HELD_OUT / n), seed))
+    if n < MIN_PROMISED:
+        raise ImageError(
+            f"{n} images can neither choose a size nor say what it is worth: at least {MIN_PROMISED} are needed, a few "
+            "hundred are better. Give more, or --macs F."
+        )
     if n < FEW:
         return Calibration(*split_holdout(images, FEW_HELD_OUT, seed), is_crossed=True)
-    fraction = min(HELD_OUT_FRACTION, MAX_PROMISED / n)
+    fraction = min(HELD_OUT_FRACTION, max(MAX_PROMISED, _proving(settings.method)) / n)
     fitting, held_back = split_holdout(images, 2 * fraction, seed)
     choosing, reporting = split_holdout(held_back, 0.5, seed)
     return Calibration(fitting, reporting, choosing)
+
+
+def _proving(method: Method) -> int:
+    """Images that prove an agreement that is asked for, where half of what it allows to be lost is."""
+    wanted = method.widths.value if isinstance(method.widths, Budget) and method.widths.kind == "agreement" else 0.0
+    return images_needed(wanted, (1 + wanted) / 2) or 0
 
 
 def open_for_model(

@@ -140,5 +140,20 @@ def split_holdout(images: Images, fraction: float, seed: int = 0) -> tuple[Image
     return images.select(np.sort(order[n_held:])), images.select(np.sort(order[:n_held]))
 
 
+def spread_images(images: Images, n: int) -> Images:
+    """Up to n of the images that are known to be sound, evenly over the set: the first ones are often of one class."""
+    sound = find_sound(images)
+    places = np.unique(np.linspace(0, len(sound) - 1, min(n, len(sound))).astype(np.int64))
+    return images.select(sound[places])
+
+
+def find_sound(images: Images) -> Int[np.ndarray, " n"]:
+    """Positions, as `select` takes them, of the images that are not known to be damaged."""
+    if isinstance(images, ArraySet):
+        return np.arange(images.n_images)
+    bad = {skip.name for skip in images.skipped}
+    return np.array([i for i, name in enumerate(images.names) if name not in bad], np.int64)
+
+
 def _shuffle(n: int, seed: int) -> Int[np.ndarray, " n"]:
     return np.random.default_rng(seed).permutation(n)

@@ -11,8 +11,7 @@ import hashlib
 import numpy as np
 
 from corp_onnx.errors import ImageError
-from corp_onnx.images.folder import ImageSet
-from corp_onnx.images.open import Images
+from corp_onnx.images.open import Images, spread_images
 
 LOOKED_AT = 32
 BATCH = 8
@@ -20,12 +19,10 @@ BATCH = 8
 
 def describe_monotony(images: Images) -> str:
     """Says that half of the images or more are copies of others or of one colour; empty where they are not."""
-    total = len(images.names) if isinstance(images, ImageSet) else images.n_images
-    chosen = np.unique(np.linspace(0, total - 1, min(total, LOOKED_AT)).astype(np.int64))
     seen: set[bytes] = set()
     n_seen = n_plain = 0
     try:
-        for batch in images.select(chosen).batches(BATCH):
+        for batch in spread_images(images, LOOKED_AT).batches(BATCH):
             for i in range(len(batch.names)):
                 rows = [np.ascontiguousarray(array[i]) for array in batch.arrays.values()]
                 seen.add(hashlib.sha256(b"".join(row.tobytes() for row in rows)).digest())

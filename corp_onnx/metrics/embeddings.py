@@ -33,7 +33,8 @@ class EmbedTally(Tally):
     def compare(self, outputs: Float64[np.ndarray, "n ..."], reference: Float64[np.ndarray, "n ..."]) -> None:
         """Cosines of a batch; single vectors are kept for their neighbours."""
         x, x_ref = (_unit(self.task.rows(values)) for values in (outputs, reference))
-        self._cosines.append((x * x_ref).sum(axis=-1))
+        both_zero = ~(x.any(axis=-1) | x_ref.any(axis=-1))  # as of tokens that a model masks
+        self._cosines.append(np.where(both_zero, 1.0, (x * x_ref).sum(axis=-1)))
         if x.shape[1] == 1:
             self._pairs.append((x[:, 0].astype(np.float32), x_ref[:, 0].astype(np.float32)))
 

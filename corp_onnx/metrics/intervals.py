@@ -1,7 +1,7 @@
 """How sure a figure of n images is: intervals that hold in 95 of 100 repetitions, or at another stated confidence.
 
     a share           Wilson (1927):  (p + z^2/2n -+ z sqrt(p q / n + z^2/4n^2)) / (1 + z^2/n)
-    a mean            BCa bootstrap (Efron 1987) over images; beyond a thousand of them the normal one
+    a mean            bootstrap-t (Efron 1981) over images; beyond a thousand of them the normal one
     a paired share    Agresti and Min (2005): half a pair is added to each of the four cells
 
 z is the normal quantile of (1 + confidence) / 2, so each end alone holds at that confidence. Images are taken to be
@@ -11,7 +11,6 @@ drawn independently from what the model will see: of other images nothing follow
 from __future__ import annotations
 
 import math
-import warnings
 
 import numpy as np
 from jaxtyping import Float64
@@ -24,6 +23,12 @@ RESAMPLES = 2000
 
 FEW_TO_JUDGE = 100
 """Below this many a person is warned: a share of 0.95 is then off by 4 points and more."""
+
+FEW_TO_RESAMPLE = 5
+"""Of fewer images Student's t: draws of them repeat each other."""
+
+FEW_MEANS = 20
+"""With fewer images than this nothing is said to be proven of a mean, whatever its interval."""
 
 MANY = 1000
 """Images beyond which a mean is as good as normal."""
@@ -49,35 +54,38 @@ def wilson_interval(count: float, n: int, confidence: float = CONFIDENCE) -> Int
 
 
 def mean_interval(values: Float64[np.ndarray, " n"], confidence: float = CONFIDENCE) -> Interval | None:
-    """Of the mean of one number an image; None of fewer than two images. The same values give the same interval."""
+    """Of the mean of one number an image; None of fewer than two images. The same values give the same interval.
+
+    A few images that lost much carry the mean: the ends of percentile intervals, BCa's among them, lie too near to it
+    then. Studentised, of 12 numbers from a lognormal distribution the upper end misses in 10 % instead of 16 % of draws
+    at sigma 1.2, of 20 exponential ones in 3.5 % instead of 5.3 %.
+    """
     n = len(values)
     if n < 2:
         return None
     mean, spread = float(values.mean()), float(values.std(ddof=1))
     if spread <= 1e-12 * max(abs(mean), 1.0):
         return mean, mean
+    error = spread / math.sqrt(n)
     if n > MANY:
-        half = normal_quantile(confidence) * spread / math.sqrt(n)
+        half = normal_quantile(confidence) * error
         return mean - half, mean + half
-    from scipy import stats  # half a second, which a run without a mean should not pay
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy warns where a jackknife is degenerate, and gives nan
-        found = stats.bootstrap(
-            (values,), np.mean, n_resamples=RESAMPLES, confidence_level=confidence, method="BCa",
-            rng=np.random.default_rng(0),
-        ).confidence_interval  # fmt: skip
-    if math.isfinite(found.low) and math.isfinite(found.high):
-        return float(found.low), float(found.high)
-    half = float(special.stdtrit(n - 1, (1 + confidence) / 2)) * spread / math.sqrt(n)
-    return mean - half, mean + half
+    if n < FEW_TO_RESAMPLE:
+        half = float(special.stdtrit(n - 1, (1 + confidence) / 2)) * error
+        return mean - half, mean + half
+    drawn = values[np.random.default_rng(0).integers(0, n, (RESAMPLES, n))]
+    spreads = np.maximum(drawn.std(axis=1, ddof=1), error)  # a draw of one image over and over has none
+    scores = (drawn.mean(axis=1) - mean) * math.sqrt(n) / spreads
+    low, high = np.quantile(scores, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return mean - float(high) * error, mean - float(low) * error
 
 
 def kept_interval(kept: Float64[np.ndarray, " n"], is_share: bool, confidence: float = CONFIDENCE) -> Interval | None:
     """Of the mean of what is kept of n images: Wilson's where that is 0 or 1 of every one."""
     if is_share and len(kept):
         return wilson_interval(float(kept.sum()), len(kept), confidence)
-    return mean_interval(kept, confidence)
+    interval = mean_interval(kept, confidence)
+    return None if interval is None else (interval[0], min(interval[1], 1.0))
 
 
 def paired_interval(n_gained: int, n_lost: int, n: int, confidence: float = CONFIDENCE) -> Interval:

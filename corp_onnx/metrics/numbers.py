@@ -2,7 +2,7 @@
 
 correlation      Pearson's, over the places of an image's map
 iou              places that both maps call 'here' over those that either does: above 1/2 where all values of the
-                 reference lie in 0..1, above 0 where they are logits
+                 reference lie in 0..1, above 0 where they have both signs, as logits; not defined of other maps
 r2               1 - E|z - z_ref|^2 / E|z_ref - E z_ref|^2
 relative_error   |z - z_ref| / |z_ref|
 """
@@ -56,6 +56,8 @@ class MapTally(Tally):
     def distances(self, confidence: float) -> Iterator[Metric]:
         """The overlap of what both maps show."""
         is_probability = self._lowest >= 0 and self._highest <= 1
+        if not is_probability and self._lowest * self._highest >= 0:
+            return  # a depth, say: nothing tells where it begins to be 'here'
         overlaps = join_pieces(self._overlaps)[:, 0 if is_probability else 1]
         yield mean_metric("iou", overlaps, mean_interval(overlaps, confidence))
 

@@ -187,4 +187,7 @@ def _follow(output: str, shape: tuple[int, ...], given: Task, probable: bool, im
             f"--task dense: output '{output}' has shape {['n', *shape]}; expected a map [n, h, w] or "
             "[n, channels, h, w]."
         )
-    return OutputTask(output, given, "--task", shape, probable and given in ("classify", "dense"), axis)
+    if given == "dense" and len(shape) == 2:
+        axis = None  # [n, h, w]: one number at every place, whatever its size
+    is_classes = given in ("classify", "dense") and axis is not None
+    return OutputTask(output, given, "--task", shape, probable and is_classes, axis)

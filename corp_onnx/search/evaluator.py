@@ -19,6 +19,7 @@ from corp_onnx.graph import Model
 from corp_onnx.graph.model import outgrows_protobuf
 from corp_onnx.graph.write import write_model
 from corp_onnx.images import Images
+from corp_onnx.images.open import find_sound
 from corp_onnx.metrics import Judgement, OutputTask
 from corp_onnx.run.outputs import find_outputs, read_outputs
 from corp_onnx.run.sessions import Session, open_session, start_session
@@ -97,6 +98,5 @@ def draw_evaluator(
     provider: str = "cpu",
 ) -> Evaluator:  # fmt: skip
     """As `prepare_evaluator`, on up to `n` of the images, drawn by the seed."""
-    n_all = images.n_images
-    chosen = np.sort(np.random.default_rng(seed).permutation(n_all)[: min(n, n_all)])
+    chosen = np.sort(np.random.default_rng(seed).permutation(find_sound(images))[:n])
     return prepare_evaluator(model, images.select(chosen), tasks, batch_size=batch_size, provider=provider)

@@ -12,6 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from corp_onnx.calibrate.collect import collect_moments
+from corp_onnx.gradients import collect_taylor
+from corp_onnx.images.open import find_sound
 from corp_onnx.search.problem import Problem
 from corp_onnx.tokens.metric import learn_metrics
 
@@ -22,7 +24,7 @@ N_FOLDS = 2
 def cut_folds(problem: Problem) -> tuple[Problem, ...]:
     """A problem for every fold, judged on images that its moments do not know; none of fewer than two images a fold."""
     images, p = problem.calibration, problem
-    order = np.random.default_rng(p.seed).permutation(images.n_images)
+    order = np.random.default_rng(p.seed).permutation(find_sound(images))
     if len(order) < 2 * N_FOLDS:
         return ()
     running = {"batch_size": p.batch_size, "provider": p.provider}
@@ -30,9 +32,12 @@ def cut_folds(problem: Problem) -> tuple[Problem, ...]:
     for fold in np.array_split(order, N_FOLDS):
         rest = images.select(np.sort(np.setdiff1d(order, fold)))
         moments = collect_moments(p.graph, p.units, rest, **running)
+        importances = collect_taylor(p.graph, p.units, rest, **running) if p.importances else p.importances
         metrics = p.metrics
         if p.sites.sites:
             metrics = learn_metrics(p.graph, p.blocks, p.sites, rest, p.method.merge_metric, **running)
         judging = images.select(np.sort(fold))
-        found.append(replace(p, moments=moments, metrics=metrics, calibration=rest, judging=judging))
+        found.append(
+            replace(p, moments=moments, importances=importances, metrics=metrics, calibration=rest, judging=judging)
+        )
     return tuple(found)

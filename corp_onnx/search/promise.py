@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from corp_onnx.errors import OptionError
-from corp_onnx.metrics.intervals import images_needed, wilson_interval
+from corp_onnx.metrics import open_tally
+from corp_onnx.metrics.intervals import FEW_MEANS, images_needed, wilson_interval
 from corp_onnx.metrics.judgement import Kept
 from corp_onnx.search.problem import Solution
 from corp_onnx.search.search import Search
@@ -58,22 +59,26 @@ class PromiseSearch:
         return sum(chooser.judge.n_images for chooser in self.choosers)
 
     @property
-    def n_needed(self) -> int | None:
-        """Images that it takes to prove a share that all of them keep; None of similarities, which have none."""
-        if self.budget.kind != "agreement":
-            return None
-        return images_needed(self.budget.value, confidence=self.confidence)
+    def is_share(self) -> bool:
+        """Whether an image keeps its answer or does not; else a part of it, as of tokens, or is similar."""
+        return all(open_tally(task).is_share for task in self.search.judge.tasks)
+
+    @property
+    def n_needed(self) -> int:
+        """Images that it takes to prove a share that all of them keep, or a mean."""
+        needed = images_needed(self.budget.value, confidence=self.confidence) if self.is_share else None
+        return needed or FEW_MEANS
 
     @property
     def is_provable(self) -> bool:
         """Whether there are enough images."""
-        return self.n_images >= (self.n_needed or 2)
+        return self.n_images >= self.n_needed
 
     @property
     def wanted(self) -> float:
         """What the lower end has to reach: what was asked, or the most that so few images can prove."""
         n = self.n_images
-        most = 1.0 if self.n_needed is None else wilson_interval(n, n, self.confidence)[0]
+        most = wilson_interval(n, n, self.confidence)[0] if self.is_share else 1.0
         return min(self.budget.value, most)
 
     def score(self, kept: Kept) -> float:
@@ -151,9 +156,14 @@ class PromiseSearch:
         found = "all answers" if kept is None else self._spell(kept)
         notes = [f"{fraction:.1%} of the MACs keep {found} on the {self.n_images} images that chose the size."]
         if not self.is_provable:
+            even, taken = (
+                (", even if all of them agree", " The smallest model on which all of them agree is taken.")
+                if self.is_share
+                else ("", "")
+            )
             notes.append(
-                f"{name} {wanted:g} can not be proven by {self.n_images} images, even if all of them agree: that takes "
-                f"{self.n_needed}. The smallest model on which all of them agree is taken."
+                f"{name} {wanted:g} can not be proven by {self.n_images} images{even}: that takes {self.n_needed}."
+                f"{taken}"
             )
         return tuple(notes)
 

@@ -152,6 +152,8 @@ class TestEmbeddings:
         outputs, reference = pair(TASKS["vectors"])
         outputs[0] = 0
         assert count(TASKS["vectors"], outputs, reference).kept[0] == 0.0
+        reference[0] = 0
+        assert count(TASKS["vectors"], outputs, reference).kept[0] == 1.0
 
     def test_neighbours_against_a_search_by_hand(self) -> None:
         outputs, reference = pair(TASKS["vectors"], 0.8)
@@ -173,7 +175,8 @@ class TestEmbeddings:
 
     def test_few_images_have_few_neighbours(self) -> None:
         outputs, reference = pair(TASKS["vectors"])
-        assert "overlap_at_3" in figures(count(TASKS["vectors"], outputs[:4], reference[:4]))
+        assert "overlap_at_3" in figures(count(TASKS["vectors"], outputs[:7], reference[:7]))
+        assert not [name for name in figures(count(TASKS["vectors"], outputs[:4], reference[:4])) if "overlap" in name]
         assert "nn_agreement" not in figures(count(TASKS["vectors"], outputs[:2], reference[:2]))
 
     def test_vectors_of_tokens_have_no_neighbours(self) -> None:
@@ -199,6 +202,11 @@ class TestNumbers:
         a, b = ((v > edge).reshape(N, -1) for v in (outputs, reference))
         expected = np.mean((a & b).sum(axis=1) / (a | b).sum(axis=1))
         assert figures(count(TASKS["map"], outputs, reference))["iou"].value == pytest.approx(expected)
+
+    def test_a_depth_has_no_overlap(self) -> None:
+        """Nothing tells where a map of positive numbers of any size begins to be 'here'."""
+        outputs, reference = (1 + 9 * np.abs(v) for v in pair(TASKS["map"]))
+        assert "iou" not in figures(count(TASKS["map"], outputs, reference))
 
     def test_r2(self) -> None:
         outputs, reference = pair(TASKS["numbers"])

@@ -128,3 +128,9 @@ class TestRows:
     )  # fmt: skip
     def test_in_a_sentence(self, fields: dict[str, Any], text: str) -> None:
         assert OutputTask("y", why="its name", **fields).describe() == f"output 'y' is taken for {text}"
+
+
+@pytest.mark.parametrize("size", [(), (224, 224), (56, 56)])
+def test_maps_of_one_number_are_such_whatever_their_size(size: tuple[int, ...]) -> None:
+    found = find_task("depth", np.random.default_rng(0).random((4, 56, 56)), given="dense", image_size=size)
+    assert (found.n_channels, found.channel_axis) == (1, None)

@@ -17,6 +17,7 @@ from corp_onnx.graph.model import load_model
 from corp_onnx.images import open_images, split_holdout
 from corp_onnx.images.recipe import find_recipe
 from corp_onnx.metrics import find_task
+from corp_onnx.metrics.judgement import Kept
 from corp_onnx.rewrite import plan_rewrite
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.search.evaluator import prepare_evaluator
@@ -139,10 +140,16 @@ class TestBudget:
 
 
 def find(search: Search, wanted: float, kind: str = "agreement", confidence: float = 0.95) -> Solution:
-    budget = Budget("agreement", 0.5) if wanted > 1 else Budget(kind, wanted)  # type: ignore[arg-type]
-    if wanted > 1:
-        object.__setattr__(budget, "value", wanted)  # more than any model can keep
+    budget = Budget(kind, wanted)  # type: ignore[arg-type]
     return PromiseSearch(search, (search,), budget, confidence).find()
+
+
+class Hopeless(PromiseSearch):
+    """Whatever is tried keeps too little."""
+
+    def score(self, kept: Kept) -> float:
+        del kept
+        return 0.0
 
 
 class TestPromise:
@@ -181,13 +188,13 @@ class TestPromise:
         """Where no unit can become narrower under the promise, what nobody reads is left out all the same."""
         trim, _ = plan_trim(problem.graph, problem.blocks)
         assert trim is not None
-        hopeless = replace(search, problem=replace(problem, trim=trim))
-        outcome = find(hopeless, 1.01)
+        trimmed, budget = replace(search, problem=replace(problem, trim=trim)), Budget("agreement", 0.9)
+        outcome = Hopeless(trimmed, (trimmed,), budget, 0.95).find()
         assert outcome.plans == ()
         expected = trim.cost.total / problem.graph.cost.total
         assert outcome.kept_fraction == pytest.approx(expected, rel=1e-9)
-        with pytest.raises(OptionError, match=r"--min-agreement 1\.01: no smaller model keeps that much"):
-            find(search, 1.01)
+        with pytest.raises(OptionError, match=r"--min-agreement 0\.9: no smaller model keeps that much"):
+            Hopeless(search, (search,), budget, 0.95).find()
 
     def test_embeddings_keep_a_similarity(self, problem) -> None:
         """The same graph, its logits taken for an embedding."""
