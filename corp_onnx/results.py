@@ -402,9 +402,9 @@ class PruneResult(Result):
 
 
 def _describe_held(held: HeldOut) -> str:
-    if held.agreement is None:
-        return f"output off by {held.relative_error or 0:.1%} on {held.n_images} images"
-    return f"agreement {held.agreement:.1%} on {held.n_images} images"
+    kept = held.promise
+    value = f"{kept.value:.1%}" if kept.metric == "agreement" else f"{kept.value:.3f}"
+    return f"{kept.metric} {value} on {held.n_images} images"
 
 
 PACKAGES = ("numpy", "scipy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnx-graphsurgeon", "pillow")

@@ -20,7 +20,7 @@ this is the smallest power of ten that stays above it. The paper does not state 
 
 DEFAULT_AGREEMENT = 0.9
 """Without any budget: the smallest model of which held-back images prove that it keeps 90 % of the dense model's first
-answers; of a hundred, 95 have to stay for that. Most of the rest are images on which the dense model itself is unsure,
+answers; of a hundred, 96 have to stay for that. Most of the rest are images on which the dense model itself is unsure,
 so accuracy falls by much less."""
 
 DEFAULT_SIMILARITY = 0.95
@@ -319,10 +319,15 @@ class PruneSettings:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise OptionError(f"--seed must be 0 or more; found {self.seed}.")
-        if self.task not in get_args(TaskChoice):
-            raise OptionError(f"--task must be {_listed(get_args(TaskChoice))}; found {self.task}.")
-        if not 0 < self.confidence < 1:
-            raise OptionError(f"--confidence is a share and must lie between 0 and 1; found {self.confidence:g}.")
+        require_task(self.task, self.confidence)
+
+
+def require_task(task: str, confidence: float) -> None:
+    """Refuse what is no task, and what is no share."""
+    if task not in get_args(TaskChoice):
+        raise OptionError(f"--task must be {_listed(get_args(TaskChoice))}; found {task}.")
+    if not 0 < confidence < 1:
+        raise OptionError(f"--confidence is a share and must lie between 0 and 1; found {confidence:g}.")
 
 
 def _listed(names: tuple[str, ...]) -> str:

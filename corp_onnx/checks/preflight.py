@@ -215,7 +215,8 @@ def settle_budget(method: Method, outputs: Outputs) -> Method:
     if not isinstance(method.widths, Budget):
         return method
     budget = method.widths.settle(outputs.is_classes)
-    what = outputs.judged_tasks[0].describe().removesuffix(".")
+    others = [task for task in outputs.judged_tasks if not task.is_classes]
+    what = (others or outputs.judged_tasks)[0].describe().removesuffix(".")
     if budget.kind == "agreement" and not outputs.is_classes:
         raise OptionError(
             f"--min-agreement counts equal answers, and {what}: give --min-similarity, or --task classify where its "

@@ -16,11 +16,11 @@ from corp_onnx.images import Images
 from corp_onnx.images.arrays import ArraySet
 from corp_onnx.images.batch import Batch
 from corp_onnx.images.recipe import Recipe
-from corp_onnx.metrics import Judgement
+from corp_onnx.metrics import Judgement, OutputTask
 from corp_onnx.metrics.classes import compare_right
-from corp_onnx.run.outputs import Outputs, find_outputs
+from corp_onnx.run.outputs import Outputs
 from corp_onnx.run.runner import Runner
-from corp_onnx.settings import TaskChoice
+from corp_onnx.run.views import View
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,8 +49,9 @@ class Contest:
         for runner, names, judgement, watch, batch in rows:
             found = runner.run(batch, list(names.values()))
             answers = {name: found[own] for name, own in names.items()}
-            judged = answers[judgement.first.task.output]
-            labels, why = _usable_labels(images, batch, judged, runner.path)
+            task = judgement.first.task
+            judged = answers[task.output]
+            labels, why = _usable_labels(images, batch, judged, task, runner.path)
             watch.add(judged, labels)
             note = note or why
             if reference is not None:
@@ -81,38 +82,41 @@ class Contest:
         return Score(str(self.runners[place].path), judgement.n_samples, recipe, scores, difference)
 
 
-def open_contest(
-    runners: Sequence[Runner], batches: Sequence[Batch], has_reference: bool, task: TaskChoice, named: Sequence[str]
-) -> Contest:
-    """What is compared, by the answers to the first batch: with a reference, what its outputs are."""
-    found: list[Outputs] = []
-    for place, (runner, batch) in enumerate(zip(runners, batches, strict=True)):
-        if place == 0 or not has_reference:
-            found.append(find_outputs(runner.session, runner.session.split(batch), task=task, named=named))
-    shown = found * len(runners) if has_reference else found
-    names = [_match_names(outputs, runner) for outputs, runner in zip(shown, runners, strict=True)]
+def open_contest(views: Sequence[View], *, has_reference: bool) -> Contest:
+    """What is compared: with a reference, what the outputs of that are.
+
+    Raises:
+        ModelError: a model has no output for one that is judged.
+    """
+    shown = [views[0].outputs if has_reference else view.outputs for view in views]
+    names = [_match_names(outputs, view) for outputs, view in zip(shown, views, strict=True)]
     judgements = tuple(
         Judgement([task for task in outputs.tasks if task.output in own], outputs.judged)
         for outputs, own in zip(shown, names, strict=True)
     )
-    return Contest(runners, tuple(names), judgements, has_reference, tuple(LabelWatch() for _ in runners))
+    runners = tuple(view.runner for view in views)
+    return Contest(runners, tuple(names), judgements, has_reference, tuple(LabelWatch() for _ in views))
 
 
-def _match_names(outputs: Outputs, runner: Runner) -> dict[str, str]:
-    """A model's name for every output of another: the same, else that of the same place."""
-    own = runner.session.outputs
-    wanted = [task.output for task in outputs.tasks]
+def _match_names(outputs: Outputs, view: View) -> dict[str, str]:
+    """A model's name for every output of another: the same; else what it is judged by for what that is judged by."""
+    own = [task.output for task in view.outputs.tasks]
     if all(name in own for name in outputs.judged):
-        return {name: name for name in wanted if name in own}
-    return dict(zip(wanted, own, strict=False))
+        return {task.output: task.output for task in outputs.tasks if task.output in own}
+    if len(view.outputs.judged) < len(outputs.judged):
+        missing = ", ".join(name for name in outputs.judged if name not in own)
+        raise ModelError(f"{view.runner.path}: has no output {missing} to compare; it has {', '.join(own)}.")
+    return dict(zip(outputs.judged, view.outputs.judged, strict=False))
 
 
 def _usable_labels(
-    images: Images, batch: Batch, outputs: np.ndarray, path: Path
+    images: Images, batch: Batch, outputs: np.ndarray, task: OutputTask, path: Path
 ) -> tuple[Int64[np.ndarray, " n"] | None, str]:
     """(labels to count with, or None; why they were asked for and can not be used, or empty)."""
     if batch.labels is None:
         return None, ""
+    if task.task != "classify":
+        return None, f"no top-1 and top-5: {task.describe().removesuffix('.')}"
     if outputs.ndim != 2:
         return None, f"no top-1 and top-5: the output of {path.name} has shape {list(outputs.shape)}, not [n, classes]"
     n_classes = outputs.shape[1]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from corp_onnx.checks.chance import LabelWatch
 from corp_onnx.errors import OptionError
-from corp_onnx.evaluate.contest import Contest, open_contest
+from corp_onnx.evaluate.contest import open_contest
 from corp_onnx.evaluate.scores import Evaluation
 from corp_onnx.images import Images, ImageSet, ImageSource, open_images
 from corp_onnx.images.arrays import ArraySet
@@ -28,7 +28,7 @@ from corp_onnx.progress import Phase, Progress, follow
 from corp_onnx.run.feeds import fixed_batch
 from corp_onnx.run.runner import open_runner
 from corp_onnx.run.views import View, prepare_views, require_labels, stream_views
-from corp_onnx.settings import CONFIDENCE, Preprocessing, TaskChoice
+from corp_onnx.settings import CONFIDENCE, Preprocessing, TaskChoice, require_task
 
 
 def evaluate_models(
@@ -79,6 +79,7 @@ def evaluate_models(
     """
     if not models:
         raise OptionError("nothing to evaluate: give at least one model.")
+    require_task(task, confidence)
     paths = [Path(model) for model in models]
     first = [] if reference is None else [Path(reference)]
     run = follow(progress)
@@ -90,22 +91,21 @@ def evaluate_models(
         require_labels(images)
     run.plan([Phase("evaluate", images.n_images * len(dict.fromkeys(first + paths)))])
     runners = [opened.get(path) or opening(path) for path in dict.fromkeys(first + paths)]
-    views = prepare_views(images, runners, recipe, preprocessing or Preprocessing())
+    views = prepare_views(
+        images, runners, recipe, preprocessing or Preprocessing(), task=task, named=outputs, has_reference=bool(first)
+    )
     early = _warn_early(views, images.n_images)
     run.warn(early)
     _require_measure(views, images, is_compared=len(runners) > 1 and bool(first))
     step = max(fixed_batch(runner.inputs) or 1 for runner in runners)
     batch_size = math.ceil(batch_size / step) * step  # a fixed batch is filled up only once, at the end
-    contest: Contest | None = None
+    contest = open_contest(views, has_reference=bool(first))
     n_done, note = 0, ""
     with run.enter("evaluate", images.n_images) as count:
         for batches in stream_views(images, views, batch_size):
-            if contest is None:
-                contest = open_contest(runners, batches, bool(first), task, outputs)
             note = contest.add(batches, images) or note
             n_done += len(batches[0])
             count(len(batches[0]))
-    assert contest is not None  # a set of images is never empty
     scores = {v.runner.path: contest.score(i, v.recipe, confidence) for i, v in enumerate(views)}
     origins = {view.runner.path: view.found.origin for view in views if view.found is not None}
     return Evaluation(
@@ -118,6 +118,7 @@ def evaluate_models(
         confidence=confidence,
         note=next((f"no top-1 and top-5: {view.labels.note}" for view in views if view.labels.note), note),
         labels=next((view.labels.meaning for view in views if view.labels.meaning), ""),
+        notes=tuple(dict.fromkeys(line for view in views for line in view.outputs.describe())),
         preprocessing=tuple(origins[path] for path in paths if path in origins),
         warnings=(*early, *_warn_of_order(views, contest.watches)),
     )
@@ -132,10 +133,13 @@ def _ask(images: ImageSource, labels: LabelSource) -> LabelSource:
 def _require_measure(views: Sequence[View], images: Images, *, is_compared: bool) -> None:
     """Refuse a run that has neither labels nor another model to compare with, and would be a table of dashes."""
     has_labels = isinstance(images, ArraySet) and images.all_labels is not None
-    if is_compared or has_labels or any(view.labels.indices is not None for view in views):
+    labelled = [view for view in views if has_labels or view.labels.indices is not None]
+    judged = [view.outputs.judged_tasks[0] for view in labelled]
+    if is_compared or any(task.task == "classify" and task.n_classes is not None for task in judged):
         return
-    note = next((view.labels.note for view in views if view.labels.note), "there are no labels")
-    raise OptionError(f"nothing to measure without another model as --reference: no top-1, because {note}.")
+    notes = [view.labels.note for view in views if view.labels.note] or ["there are no labels"]
+    why = judged[0].describe().removesuffix(".") if judged else notes[0]
+    raise OptionError(f"nothing to measure without another model as --reference: no top-1, because {why}.")
 
 
 def _warn_early(views: Sequence[View], n_images: int) -> tuple[str, ...]:

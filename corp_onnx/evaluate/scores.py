@@ -9,6 +9,13 @@ from corp_onnx.images.recipe import Recipe
 from corp_onnx.results import Metric, OutputScore, Result, Rows
 from corp_onnx.settings import CONFIDENCE
 
+FIGURES = {
+    "top1": ("top-1", ".1%"), "top5": ("top-5", ".1%"), "agreement": ("agreement", ".1%"), "kl": ("KL", ".4f"),
+    "cosine": ("cosine", ".4f"), "correlation": ("correlation", ".3f"), "r2": ("R2", ".3f"),
+    "relative_error": ("error", ".1%"),
+}  # fmt: skip
+"""Those of one line, with their names and formats, by the metric's name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -64,10 +71,8 @@ class Score:
     @property
     def figures(self) -> list[str]:
         """Those that are defined, with their names."""
-        shares = (("top-1", self.top1), ("top-5", self.top5), ("agreement", self.agreement))
-        found = [f"{name} {value:.1%}" for name, value in shares if value is not None]
-        found += [] if self.kl is None else [f"KL {self.kl:.4f}"]
-        return found + ([] if self.relative_error is None else [f"output off by {self.relative_error:.1%}"])
+        found = [(name, self._value(name)) for name in FIGURES]
+        return [f"{FIGURES[name][0]} {value:{FIGURES[name][1]}}" for name, value in found if value is not None]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -83,6 +88,7 @@ class Evaluation(Result):
         provider: where ONNX Runtime ran.
         confidence: of every interval.
         note: why there is no top-1 although labels were asked for; empty otherwise.
+        notes: what the outputs are taken for, one sentence each, and which are not compared.
         labels: what the class labels are and how they were found; empty where there are none.
         preprocessing: where the recipe of each model comes from, in the order of `scores`; empty for arrays.
         warnings: what a person should know, one sentence each.
@@ -96,6 +102,7 @@ class Evaluation(Result):
     provider: str
     confidence: float = CONFIDENCE
     note: str = ""
+    notes: tuple[str, ...] = ()
     labels: str = ""
     preprocessing: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -46,7 +46,8 @@ def _read_values(truth: Truth, model: ModelClasses | None) -> tuple[dict[str, in
         return found.index, f"classes by {own.meaning}"
     if all(value.isascii() and value.isdecimal() and len(value) < 10 for value in distinct):
         return _read_indices(truth, model)
-    if n_classes in (None, len(distinct)):
+    are_unknown = found is None or len(found.unknown) == len(distinct)  # else one of them is misspelt
+    if n_classes in (None, len(distinct)) and are_unknown:
         return {value: i for i, value in enumerate(distinct)}, f"{len(distinct)} classes in sorted order"
     assert model is not None
     if own is not None and found is not None:

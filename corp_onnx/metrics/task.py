@@ -39,6 +39,12 @@ EMBEDDING_STEP = 32
 TOLERANCE = 1e-3
 """How far a sum of probabilities or a length may be from 1: float16 has a rounding of 1e-3."""
 
+GUESSES = (
+    "nothing says that its numbers are classes; --task classify would",
+    "the same number is the largest on every image looked at; --task classify would count it",
+)
+"""Why an output is taken for an embedding that may be classes: labels for it would say so."""
+
 SMALL_MAP = 4
 """Pixels a side: fewer are no map."""
 
@@ -54,6 +60,7 @@ class OutputTask:
         shape: of one image's part, as it was seen.
         is_probability: whether its channels are probabilities already.
         channel_axis: of the numbers that belong together, counting images as axis 0; None where there is but one.
+        is_guess: whether it is taken for an embedding only because nothing says that its numbers are classes.
     """
 
     output: str
@@ -62,6 +69,17 @@ class OutputTask:
     shape: tuple[int, ...]
     is_probability: bool = False
     channel_axis: int | None = None
+    is_guess: bool = False
+
+    @property
+    def is_classes(self) -> bool:
+        """Whether it answers with classes, so that answers can be counted."""
+        return self.task == "classify" or (self.task == "dense" and self.n_channels > 1)
+
+    @property
+    def n_classes(self) -> int | None:
+        """Classes that there would be, if an image has one answer; None where it has several, or none."""
+        return self.n_channels if len(self.shape) == 1 and self.n_channels > 1 else None
 
     @property
     def n_channels(self) -> int:
@@ -114,7 +132,7 @@ def find_task(
         return OutputTask(output, "dense", "one number at every place", shape)
     probable = _is_probability(values, axis)
     task, why = _look(output, values, axis, n_labels, probable)
-    return OutputTask(output, task, why, shape, probable and task in ("classify", "dense"), axis)
+    return OutputTask(output, task, why, shape, probable and task in ("classify", "dense"), axis, why in GUESSES)
 
 
 def _look(
@@ -136,9 +154,9 @@ def _look(
     if named is not None:
         return named, "its name"
     if values.ndim == 3 or n_channels % EMBEDDING_STEP == 0:
-        return "embed", "nothing says that its numbers are classes; --task classify would"
-    if values.ndim == 2 and _answers_alike(values):
-        return "embed", "the same number is the largest on every image looked at; --task classify would count it"
+        return "embed", GUESSES[0]
+    if values.ndim == 2 and n_channels > 2 and _answers_alike(values):
+        return "embed", GUESSES[1]
     return classes, f"{n_channels} numbers, which is no usual length of an embedding"
 
 

@@ -49,8 +49,10 @@ LEGEND = {
 
 
 def name_metric(name: str) -> str:
-    """As tables call it."""
-    return TITLES.get(name) or name.replace("overlap_at_", "") + "-NN"
+    """As tables call it; `agreement and r2` by its parts."""
+    if name.startswith("overlap_at_"):
+        return name.removeprefix("overlap_at_") + "-NN"
+    return " and ".join(TITLES.get(part, part) for part in name.split(" and "))
 
 
 def write_value(name: str, value: float) -> str:
@@ -85,12 +87,13 @@ def describe_promise(promise: Promise) -> str:
     """What may be expected of images that nobody has seen."""
     if promise.low is None:
         return "nothing can be promised from one held-back image."
-    is_share = promise.metric == "agreement"
-    what = (
-        f"{promise.low:.1%} of the answers stay"
-        if is_share
-        else f"a {name_metric(promise.metric)} of {promise.low:.3f}"
-    )
+    title = name_metric(promise.metric)
+    if promise.metric == "agreement":
+        what = f"{promise.low:.1%} of the answers stay"
+    elif " and " in title:
+        what = f"{promise.low:.3f} of the least of {title}"
+    else:
+        what = f"a {title} of {promise.low:.3f}"
     return (
         f"promise: of other images like these at least {what} (the lower end of a {promise.confidence:.0%} interval; "
         f"measured {write_value(promise.metric, promise.value)} on {promise.n_images} images that chose nothing)."

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from corp_onnx.errors import clean_text
-from corp_onnx.evaluate import Evaluation
+from corp_onnx.evaluate import Evaluation, Score
 from corp_onnx.report.outputs import (
     describe_outputs,
     describe_promise,
@@ -278,19 +278,19 @@ def print_evaluation(result: Evaluation) -> None:
     named = {score.model for score in result.scores}
     scores = [result.baseline] if result.baseline and result.baseline.model not in named else []
     scores += result.scores
-    outputs = list(dict.fromkeys(output.output for score in scores for output in score.outputs))
+    outputs = {output.output: output.task for score in scores for output in score.outputs}
+    tables = {name: _list_scores(scores, name) for name in outputs}
+    room = PLAIN_WIDTH - max((sum(_width_of(rows)[1:]) for _, rows in tables.values()), default=0)
+    names, lines = fit_names([score.model for score in scores], room)
+    for line in lines:
+        console.print(line, soft_wrap=True)
     shown: list[str] = []
-    for name in outputs:
-        rows = [(s.model, o) for s in scores for o in s.outputs if o.output == name]
+    for name, (columns, rows) in tables.items():
         if len(outputs) > 1:
-            console.print(f"output '{name}' ({rows[0][1].task}: {rows[0][1].why})", soft_wrap=True)
-        columns = list(dict.fromkeys(m.name for _, output in rows for m in output.metrics))
-        table = make_table("model", *(name_metric(column) for column in columns))
-        for model, output in rows:
-            found = [output.find(column) for column in columns]
-            table.add_row(model, *("-" if m is None else write_value(m.name, m.value) for m in found))
-            if any(metric is not None and metric.low is not None for metric in found):
-                table.add_row("", *("" if metric is None else write_interval(metric) for metric in found))
+            console.print(f"output '{name}' ({outputs[name]})", soft_wrap=True)
+        table = make_table(*rows[0])
+        for model, *cells in rows[1:]:
+            table.add_row(names.get(model, ""), *cells)
         print_table(console, table)
         shown += columns
     for score in result.scores:
@@ -304,8 +304,28 @@ def print_evaluation(result: Evaluation) -> None:
     console.print(
         f"{result.n_images} images, {result.provider}; in brackets: {result.confidence:.0%} intervals", soft_wrap=True
     )
+    for note in result.notes:
+        console.print(note, soft_wrap=True)
     if result.labels:
         console.print(f"labels: {result.labels}", soft_wrap=True)
     origins = [origin for origin in dict.fromkeys(result.preprocessing) if not origin.startswith("guessed")]
     if origins:
         console.print(f"preprocessing: {'; '.join(origins)}", soft_wrap=True)
+
+
+def _list_scores(scores: Sequence[Score], name: str) -> tuple[list[str], list[list[str]]]:
+    """(metrics of an output, its table: a head, and of every model a row and one with intervals)."""
+    found = [(score.model, output) for score in scores for output in score.outputs if output.output == name]
+    columns = list(dict.fromkeys(metric.name for _, output in found for metric in output.metrics))
+    rows = [["model", *map(name_metric, columns)]]
+    for model, output in found:
+        metrics = [output.find(column) for column in columns]
+        rows.append([model, *("-" if m is None else write_value(m.name, m.value) for m in metrics)])
+        if any(metric is not None and metric.low is not None for metric in metrics):
+            rows.append(["", *("" if metric is None else write_interval(metric) for metric in metrics)])
+    return columns, rows
+
+
+def _width_of(rows: Sequence[Sequence[str]]) -> list[int]:
+    """Of every column, with the space before it."""
+    return [max(map(cell_len, column)) + SPACING for column in zip(*rows, strict=True)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,17 @@ class Outputs:
     @property
     def is_classes(self) -> bool:
         """Whether every output that is judged answers with classes, so that answers can be counted."""
-        return all(t.task == "classify" or (t.task == "dense" and t.n_channels > 1) for t in self.judged_tasks)
+        return all(task.is_classes for task in self.judged_tasks)
+
+    def with_labels(self) -> Outputs:
+        """The same where there are labels: what was taken for an embedding for want of a hint is none."""
+        tasks = tuple(
+            replace(t, task="classify", why="there are labels", is_guess=False)
+            if t.is_guess and t.output in self.judged and t.n_classes is not None
+            else t
+            for t in self.tasks
+        )
+        return replace(self, tasks=tasks)
 
     def describe(self) -> tuple[str, ...]:
         """A line for every output that is judged, and for what was left out."""

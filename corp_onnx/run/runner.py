@@ -30,15 +30,8 @@ class Runner:
         """The inputs that it declares."""
         return self.session.inputs
 
-    @property
-    def n_classes(self) -> int | None:
-        """The last axis of a first output that declares itself [n, classes]; None where it does not say."""
-        shape = self.session.native.get_outputs()[0].shape
-        return shape[1] if len(shape) == 2 and isinstance(shape[1], int) and shape[1] > 0 else None
-
     def run(self, batch: Batch, names: Sequence[str]) -> dict[str, Float64[np.ndarray, "n ..."]]:
         """Outputs for every sample of a batch, whatever number of samples the model takes at once.
-
 
         Raises:
             ImageError: the batch does not fit the model's inputs.

@@ -6,23 +6,25 @@ decoded once, however many recipes there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
 from corp_onnx.errors import ImageError, ModelError, OptionError
-from corp_onnx.images import Images, ImageSet
+from corp_onnx.images import Images
 from corp_onnx.images.arrays import ArraySet
 from corp_onnx.images.batch import Batch
 from corp_onnx.images.label_files import read_model_names
 from corp_onnx.images.labelling import label_files
 from corp_onnx.images.labels import Labels, ModelClasses, find_contradiction
+from corp_onnx.images.open import spread_images
 from corp_onnx.images.preprocessing import FoundRecipe, choose_recipe, refuse_changes
 from corp_onnx.images.recipe import METADATA_KEY, Recipe
+from corp_onnx.run.outputs import LOOKED_AT, Outputs, find_outputs
 from corp_onnx.run.runner import Runner
-from corp_onnx.settings import Preprocessing
+from corp_onnx.settings import Preprocessing, TaskChoice
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,11 +33,13 @@ class View:
 
     Attributes:
         found: how images are prepared for it, and who says so; None for arrays.
+        outputs: what of it can be compared.
         labels: the classes of the images in the order of its answers.
     """
 
     runner: Runner
     found: FoundRecipe | None
+    outputs: Outputs
     labels: Labels
 
     @property
@@ -67,7 +71,14 @@ def require_labels(images: Images) -> None:
 
 
 def prepare_views(
-    images: Images, runners: Sequence[Runner], recipe: Recipe | None, changes: Preprocessing
+    images: Images,
+    runners: Sequence[Runner],
+    recipe: Recipe | None,
+    changes: Preprocessing,
+    *,
+    task: TaskChoice = "auto",
+    named: Sequence[str] = (),
+    has_reference: bool = False,
 ) -> list[View]:
     """What each model sees.
 
@@ -75,21 +86,62 @@ def prepare_views(
         recipe: for every model; None finds it as `choose_recipe` does. A guess gives way to the recipe that all other
             models of the same input size have.
         changes: to the recipe of the first model; it is then that of all.
+        task: what a person says of the outputs that are judged.
+        named: these outputs, of every model or, with a reference, of the first.
+        has_reference: whether the others are compared with the first.
 
     Raises:
-        OptionError: preprocessing for arrays.
+        OptionError: preprocessing for arrays, or an output that is not there or can not be what a person says.
         ModelError: a model takes no images, or its metadata is broken.
         ImageError: labels do not fit the images or a model, or two models name their classes in different orders.
     """
+    recipes: Sequence[FoundRecipe | None] = [None] * len(runners)
     if isinstance(images, ArraySet):
         refuse_changes(changes, images.path)
-        return [View(runner, None, Labels()) for runner in runners]
-    found = _choose_recipes(runners, recipe, changes)
-    if images.labels.request is None:
-        return [View(runner, own, images.labels) for runner, own in zip(runners, found, strict=True)]
-    classes = _lend_names([_describe_classes(r, images, f.recipe) for r, f in zip(runners, found, strict=True)])
-    labels = (label_files(images.names, images.labels.request, model) for model in classes)
-    return [View(*row) for row in zip(runners, found, labels, strict=True)]
+    else:
+        recipes = _choose_recipes(runners, recipe, changes)
+    outputs = [
+        _look(runner, images, found, task, () if place and has_reference else named)
+        for place, (runner, found) in enumerate(zip(runners, recipes, strict=True))
+    ]
+    if isinstance(images, ArraySet):
+        labels = [Labels()] * len(runners)
+        outputs = [own.with_labels() if _has_fitting_labels(images, own) else own for own in outputs]
+    elif images.labels.request is None:
+        labels = [images.labels] * len(runners)
+    else:
+        request = images.labels.request
+        classes = _lend_names([_describe_classes(*pair) for pair in zip(runners, outputs, strict=True)])
+        labels = [label_files(images.names, request, model) for model in classes]
+        pairs = zip(outputs, labels, strict=True)
+        outputs = [own if found.indices is None else own.with_labels() for own, found in pairs]
+    return [View(*row) for row in zip(runners, recipes, outputs, labels, strict=True)]
+
+
+def _look(runner: Runner, images: Images, found: FoundRecipe | None, task: TaskChoice, named: Sequence[str]) -> Outputs:
+    """What a model's outputs are, by a few images from all over the set."""
+
+    def feed(some: Images) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        if isinstance(some, ArraySet) or found is None:
+            batches: Iterable[Batch] = some.batches(LOOKED_AT)
+        else:
+            batches = (batch for (batch,) in some.batches_by_recipe(LOOKED_AT, (found.recipe,)))
+        for batch in batches:
+            yield from runner.session.split(batch)
+
+    some = spread_images(images, LOOKED_AT)
+    try:
+        return find_outputs(runner.session, feed(some), task=task, named=named)
+    except ImageError:
+        if some.n_images:
+            raise
+        return find_outputs(runner.session, feed(images), task=task, named=named)  # all of those are damaged
+
+
+def _has_fitting_labels(images: ArraySet, outputs: Outputs) -> bool:
+    """Whether the labels of arrays can be classes of what is judged."""
+    labels, n_classes = images.all_labels, outputs.judged_tasks[0].n_classes
+    return labels is not None and n_classes is not None and labels.min() >= 0 and labels.max() < n_classes
 
 
 def stream_views(images: Images, views: Sequence[View], batch_size: int) -> Iterator[tuple[Batch, ...]]:
@@ -137,15 +189,9 @@ def _find_recipe(runner: Runner, changes: Preprocessing) -> FoundRecipe:
         raise ModelError(f"{runner.path}: {error}") from error
 
 
-def _describe_classes(runner: Runner, images: ImageSet, recipe: Recipe) -> ModelClasses:
+def _describe_classes(runner: Runner, outputs: Outputs) -> ModelClasses:
     """How many classes a model has, and their names where it carries as many."""
-    names = read_model_names(runner.path, runner.session.metadata)
-    n_classes = runner.n_classes
-    if n_classes is None:  # not declared: one image shows it
-        for (batch,) in images.select([0]).batches_by_recipe(1, (recipe,)):
-            name = runner.session.outputs[0]
-            outputs = runner.run(batch, [name])[name]
-            n_classes = outputs.shape[1] if outputs.ndim == 2 else None
+    names, n_classes = read_model_names(runner.path, runner.session.metadata), outputs.judged_tasks[0].n_classes
     return ModelClasses(runner.path, n_classes, names if names and len(names) == n_classes else None)
 
 

@@ -292,8 +292,22 @@ class TestEvaluation:
         both = replace(FULL, outputs=(*FULL.outputs, *scored("small.onnx", Metric("cosine", 0.9), output="x").outputs))
         print_evaluation(evaluation(both))
         lines = printed()
-        assert lines[0] == "output 'logits' (classify: its name)"
-        assert lines[4:7] == ["output 'x' (classify: its name)", "model cosine", "small.onnx 0.9000"]
+        assert lines[0] == "output 'logits' (classify)"
+        assert lines[4:7] == ["output 'x' (classify)", "model cosine", "small.onnx 0.9000"]
+
+    def test_long_names_leave_80_columns_to_the_figures(self, capsys) -> None:
+        names = ("cosine", "cosine_p1", "nn_agreement", "overlap_at_10", "cross_agreement", "relative_error")
+        figures = [Metric(name, 0.95, 0.9, 0.99) for name in names]
+        folder = "a/folder/with/a/long/name/of/its/own"
+        print_evaluation(evaluation(*(scored(f"{folder}/{m}.onnx", *figures) for m in ("dense", "small"))))
+        table = capsys.readouterr().out.split("cosine: ")[0].splitlines()
+        assert max(map(len, table)) <= 80
+        assert any(line.startswith("small.onnx ") for line in table)
+
+    def test_what_outputs_are_taken_for_is_said(self, printed) -> None:
+        note = "output 'y' is taken for an embedding of 64 numbers (its name)."
+        print_evaluation(replace(evaluation(FULL), notes=(note,)))
+        assert printed()[-1] == note
 
     def test_the_reference_stands_first_and_once(self, printed) -> None:
         dense = scored("dense.onnx", Metric("top1", 0.975))
@@ -354,7 +368,7 @@ class TestPaper:
         assert "a note " * 40 in capsys.readouterr().out
 
     def test_brackets_and_colons_of_a_path_are_printed_as_they_are(self, printed) -> None:
-        path = "[red]models[/red]/:smile:/vit[v2].onnx"
+        path = "[red]m/:smile:/v[2].onnx"
         print_evaluation(evaluation(replace(FULL, model=path)))
         assert printed()[1].startswith(f"{path} ")
         print_pruning(pruning(pruned=replace(PRUNED, path=path)))
