@@ -9,6 +9,7 @@ import click
 
 from corp_onnx.calibrate.data import describe_skipped
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
+from corp_onnx.cli.options import split_names
 from corp_onnx.evaluate import evaluate_models
 from corp_onnx.report.terminal import print_evaluation
 from corp_onnx.settings import CONFIDENCE, Preprocessing, TaskChoice
@@ -31,8 +32,8 @@ from corp_onnx.settings import CONFIDENCE, Preprocessing, TaskChoice
               "[default: the model's names, else folder names]")  # fmt: skip
 @click.option("--task", type=click.Choice(get_args(TaskChoice)), default="auto", show_default=True,
               help="What is judged: classes, an embedding, a map, other numbers.")  # fmt: skip
-@click.option("--judge", "outputs", multiple=True, metavar="NAME",
-              help="An output that is judged; may be given again.  [default: the first]")  # fmt: skip
+@click.option("--judge", "outputs", callback=split_names, metavar="NAMES",
+              help="Outputs that are judged, separated by commas.  [default: the first]")  # fmt: skip
 @click.option("--confidence", type=float, default=CONFIDENCE, show_default=True, metavar="C", help="Of every interval.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use N images drawn at random.  [default: all]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of that draw.")
@@ -47,7 +48,7 @@ def evaluate(
     reference: Path | None,
     labels: Path | None,
     task: TaskChoice,
-    outputs: tuple[str, ...],
+    outputs: tuple[str, ...] | None,
     confidence: float,
     limit: int | None,
     seed: int,
@@ -64,7 +65,7 @@ def evaluate(
     """
     with show_progress() as run:
         result = evaluate_models(
-            models, data, reference=reference, labels=labels, preprocessing=preprocessing, task=task, outputs=outputs,
+            models, data, reference=reference, labels=labels, preprocessing=preprocessing, task=task, outputs=outputs or (),
             confidence=confidence, limit=limit, seed=seed, batch_size=batch_size, provider=provider, progress=run,
         )  # fmt: skip
     if result.skipped:

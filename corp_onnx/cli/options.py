@@ -94,7 +94,7 @@ def _option(
     if f.metadata["metavar"]:
         details["metavar"] = f.metadata["metavar"]
     if get_origin(kind) is tuple:
-        details["callback"] = _split_numbers if get_args(kind)[0] is int else _split_names
+        details["callback"] = _split_numbers if get_args(kind)[0] is int else split_names
     return grouped(group, f"--{flag}", f.name, **details)
 
 
@@ -123,12 +123,13 @@ def _spell(f: dataclasses.Field[Any], value: Any) -> str:
     return (",".join(map(str, value)) or "all") if isinstance(value, tuple) else str(value)
 
 
-def _split_names(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+def split_names(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """A comma-separated list of names; None where it is not given."""
     return None if value is None else tuple(name.strip() for name in value.split(",") if name.strip())
 
 
 def _split_numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    names = _split_names(context, parameter, value)
+    names = split_names(context, parameter, value)
     if names is None:
         return None
     if not names or not all(name.isdecimal() for name in names):
