@@ -65,8 +65,9 @@ def evaluate(
     """
     with show_progress() as run:
         result = evaluate_models(
-            models, data, reference=reference, labels=labels, preprocessing=preprocessing, task=task, outputs=outputs or (),
-            confidence=confidence, limit=limit, seed=seed, batch_size=batch_size, provider=provider, progress=run,
+            models, data, reference=reference, labels=labels, preprocessing=preprocessing, task=task,
+            outputs=outputs or (), confidence=confidence, limit=limit, seed=seed, batch_size=batch_size,
+            provider=provider, progress=run,
         )  # fmt: skip
     if result.skipped:
         warn([describe_skipped(result.skipped)])
