@@ -274,5 +274,11 @@ class TestExpected:
         assert again is not None
         assert again.passed
 
+    def test_losses_that_are_no_nats_have_less_slack(self, pruned: PruneResult) -> None:
+        embeddings = tuple(replace(output, task="embed", metrics=()) for output in pruned.held_out.outputs)
+        check = check_expected(replace(pruned.held_out, outputs=embeddings, loss=0.05), 0.001)
+        assert check is not None
+        assert not check.passed
+
     def test_where_nothing_was_foreseen_nothing_is_checked(self, pruned: PruneResult) -> None:
         assert check_expected(pruned.held_out, None) is None

@@ -11,13 +11,11 @@ from samples import DEMO
 
 from corp_onnx.blocks import find_blocks
 from corp_onnx.calibrate.collect import collect_moments
-from corp_onnx.checks.measure import check_expected
 from corp_onnx.errors import OptionError
 from corp_onnx.graph import load_model
 from corp_onnx.images import open_images, split_holdout
 from corp_onnx.images.recipe import find_recipe
 from corp_onnx.refit import refit_changes
-from corp_onnx.results import HeldOut, Promise
 from corp_onnx.rewrite import plan_rewrite
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.search.problem import Problem
@@ -145,21 +143,6 @@ class TestRefit:
         for stop in at.walk.stops:
             weights = search._token_weights(at)[stop.key]
             assert len(weights) == at.graph.dims(stop.residual.stream)[1]
-
-
-class TestExpected:
-    def held(self, loss: float) -> HeldOut:
-        return HeldOut(64, (), Promise("agreement", 0.9, 0.8, 0.95, 0.95, 64), loss, ())
-
-    def test_nothing_was_foreseen(self) -> None:
-        assert check_expected(self.held(0.1), None) is None
-
-    @pytest.mark.parametrize(("loss", "passed"), [(0.05, True), (0.34, True), (0.36, False), (3.0, False)])
-    def test_three_times_and_a_little(self, loss, passed) -> None:
-        check = check_expected(self.held(loss), 0.1)
-        assert check is not None
-        assert check.passed == passed
-        assert check.detail == f"loss on images that chose nothing, {loss:.3g}, where the search saw 0.1"
 
 
 def test_metrics_of_all_blocks_have_directions(problem) -> None:
