@@ -61,7 +61,7 @@ from corp_onnx.search.problem import Problem
 from corp_onnx.search.reach import require_reachable
 from corp_onnx.search.strategy import follow_method
 from corp_onnx.settings import Budget, PruneSettings
-from corp_onnx.staging import check_destination, refuse_folder, staged_files, write_text
+from corp_onnx.staging import check_destinations, refuse_folder, staged_files, write_text
 from corp_onnx.threads import few_blas_threads
 from corp_onnx.tokens.metric import METRIC_IMAGES, learn_metrics
 from corp_onnx.tokens.sites import MergeSites, MergeStep, TokenMetric, find_merge_sites, require_sites
@@ -132,8 +132,7 @@ def prune_model(
         loaded = load_model(model)
         unchanged = watch_source(loaded)
         protect_model(loaded, destinations, output)
-        for option, destination in destinations.items():
-            check_destination(destination, force=force, option=option)
+        check_destinations(destinations, force=force)
         graph = probe_graph(loaded)
         blocks = find_blocks(graph)
         units = choose_units(graph, blocks, method)

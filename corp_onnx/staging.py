@@ -69,6 +69,14 @@ def check_destination(destination: Path, *, force: bool = False, option: str = "
         raise OutputError(f"{destination}: {above} is not a folder; give another {option}.")
 
 
+def check_destinations(destinations: Mapping[str, Path], *, force: bool = False) -> None:
+    """The same of several files, by the option that names each; none may be another."""
+    for option, destination in destinations.items():
+        check_destination(destination, force=force, option=option)
+    if len({os.path.realpath(d) for d in destinations.values()}) < len(destinations):
+        raise OutputError(f"{' and '.join(destinations)} name the same file; give each its own.")
+
+
 @contextmanager
 def staged_files(
     destinations: Mapping[str, Path],
@@ -88,10 +96,7 @@ def staged_files(
     Raises:
         OutputError: see `check_destination`; or a folder can not be written, or a file appeared meanwhile.
     """
-    for option, destination in destinations.items():
-        check_destination(destination, force=force, option=option)
-    if len({os.path.realpath(d) for d in destinations.values()}) < len(destinations):
-        raise OutputError(f"{' and '.join(destinations)} name the same file; give each its own.")
+    check_destinations(destinations, force=force)
     made: list[Path] = []
     stages: dict[Path, Path] = {}  # by the folder of the destination: the hidden one
     locks: list[int] = []

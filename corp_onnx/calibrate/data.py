@@ -202,7 +202,8 @@ def warn_of_images(data: Calibration) -> tuple[str, ...]:
         found.append(f"only {calibration.n_images} calibration images; a few hundred give a better model.")
     if n_reporting < FEW_TO_JUDGE:
         found.append(
-            f"only {n_reporting} images, held back from the others, say how good the model still is; "
+            f"only {n_reporting} image{'s' if n_reporting > 1 else ''}, held back from the others, "
+            f"{'say' if n_reporting > 1 else 'says'} how good the model still is; "
             f"{math.ceil(FEW_TO_JUDGE / HELD_OUT_FRACTION)} images in all would leave {FEW_TO_JUDGE}."
         )
     monotony = describe_monotony(calibration)

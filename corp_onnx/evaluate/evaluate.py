@@ -118,7 +118,7 @@ def evaluate_models(
         confidence=confidence,
         note=next((f"no top-1 and top-5: {view.labels.note}" for view in views if view.labels.note), note),
         labels=next((view.labels.meaning for view in views if view.labels.meaning), ""),
-        notes=tuple(dict.fromkeys(line for view in views for line in view.outputs.describe())),
+        notes=tuple(dict.fromkeys(line for v in (views[:1] if first else views) for line in v.outputs.describe())),
         preprocessing=tuple(origins[path] for path in paths if path in origins),
         warnings=(*early, *_warn_of_order(views, contest.watches)),
     )
@@ -144,7 +144,8 @@ def _require_measure(views: Sequence[View], images: Images, *, is_compared: bool
 
 def _warn_early(views: Sequence[View], n_images: int) -> tuple[str, ...]:
     """Too few images, and guessed preprocessing, once."""
-    few = f"only {n_images} images say how good the models are, and intervals are wide; {FEW_TO_JUDGE} or more help."
+    counted = "one image says" if n_images == 1 else f"{n_images} images say"
+    few = f"only {counted} how good the models are, and intervals are wide; {FEW_TO_JUDGE} or more help."
     guesses = (view.found.advise() for view in views if view.found is not None)
     return tuple(text for text in dict.fromkeys((few if n_images < FEW_TO_JUDGE else "", *guesses)) if text)
 

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from samples import OPERATOR, TEXT, environment, fixture_path, listing, write_photos
+from samples import OPERATOR, TEXT, environment, fixture_path, listing, without_warnings, write_photos
 
 from corp_onnx.cli import main
 
@@ -57,7 +57,8 @@ def refuse(arguments: list[str], code: int, sentence: str, capfd: Run, folder: P
 
 
 def one_sentence(err: str) -> None:
-    """Exactly one line, of ours."""
+    """Exactly one line of ours beside warnings."""
+    err = without_warnings(err)
     assert err.startswith("corp-onnx: ")
     assert err.endswith(".\n")
     assert err.count("\n") == 1
@@ -153,8 +154,9 @@ class TestModel:
 
     def test_nan_in_a_weight_shows_in_evaluate(self, folder: Path, capfd: Run) -> None:
         spoil(folder / "vit.onnx", (10, 20), np.nan)
-        sentence = r"vit\.onnx: output 'logits' holds NaN or Inf for 8 of 8 images"
-        refuse(["evaluate", "vit.onnx", "--images", "photos", "--reference", "vit.onnx"], 1, sentence, capfd, folder)
+        sentence = r"same\.onnx: output 'logits' holds NaN or Inf for 8 of 8 images"
+        shutil.copy("vit.onnx", "same.onnx")
+        refuse(["evaluate", "vit.onnx", "--images", "photos", "--reference", "same.onnx"], 1, sentence, capfd, folder)
 
     @pytest.mark.parametrize(("field", "sentence"), [
         ("opset", r"ONNX Runtime can not load it \(ONNX Runtime only \*guarantees\* support for models"),

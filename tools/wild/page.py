@@ -20,7 +20,8 @@ part of this repository, and a licence is what the package says of itself.
 LEGEND = """
 **Kept**: MACs and parameters of the pruned file as shares of the dense one. **Answers**: of the pruned file beside the
 dense one on {n} samples that no run of `prune` saw, output by output, with 95% intervals in brackets. **Speed-up**: at
-batch 1 and 8, models in turns. {machine}, ONNX Runtime {runtime}, corp-onnx {version}. **Time**: of `prune`.
+batch 1 and 8, models in turns, the median and the middle half of the rounds. {machine}, ONNX Runtime {runtime},
+corp-onnx {version}. **Time**: of `prune`.
 
 """
 
@@ -79,12 +80,17 @@ def list_results(tried: Sequence[tuple[Wild, Any]]) -> Iterator[str]:
             if "refused" in found:
                 yield f"| {wild.name} | {asked} | refused: {found['refused']} | - | - | - | - |"
                 continue
-            speed = ", ".join(f"{row['speed']['speedup']['median']:.2f}" for row in found["bench"])
+            speed = ", ".join(describe_speed(row["speed"]["speedup"]) for row in found["bench"])
             yield (
                 f"| {wild.name} | {asked} | {found['macs']:.1%}, {found['parameters']:.1%} "
                 f"| {describe_answers(found['evaluate'])} | {speed} | {found['n_pruned']} of {found['n_units']} "
                 f"| {found['seconds'] / 60:.0f} min |"
             )
+
+
+def describe_speed(ratio: Mapping[str, float]) -> str:
+    """`1.57 (1.42-1.72)`: the median of the rounds and their middle half."""
+    return f"{ratio['median']:.2f} ({ratio['q1']:.2f}-{ratio['q3']:.2f})"
 
 
 def describe_answers(scores: Sequence[Mapping[str, Any]]) -> str:
