@@ -17,6 +17,7 @@ import corp_onnx.images.folder as images_module
 from corp_onnx.errors import ImageError, OptionError
 from corp_onnx.images import ImageSet, open_images, split_holdout
 from corp_onnx.images.crop import crop_image, normalize_crops
+from corp_onnx.images.open import find_sound, spread_images
 from corp_onnx.images.recipe import Recipe
 
 
@@ -221,3 +222,15 @@ def test_names_that_are_not_utf8(tmp_path):
         assert batch.labels.tolist() == [0, 1]
         found.append(images.data_hash())
     assert found[0] != found[1]
+
+
+def test_images_known_to_be_damaged_are_drawn_no_more(tmp_path):
+    write_photos(tmp_path, 6)
+    (tmp_path / "002.png").write_bytes((tmp_path / "002.png").read_bytes()[:60])
+    images = open_images(tmp_path)
+    assert find_sound(images).tolist() == list(range(6))
+    assert sum(len(batch.names) for batch in images.batches(4)) == 5
+    assert find_sound(images).tolist() == [0, 1, 3, 4, 5]
+    assert spread_images(images, 3).names == ("000.png", "003.png", "005.png")
+    assert spread_images(images, 9).names == ("000.png", "001.png", "003.png", "004.png", "005.png")
+    assert len(find_sound(open_images(np.zeros((4, 3, 8, 8), np.float32)))) == 4
