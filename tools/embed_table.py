@@ -10,7 +10,10 @@ head that was cut off makes of it.
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,12 +21,14 @@ from onnx import numpy_helper
 from study import Study, open_study, study_parser
 
 from corp_onnx.blocks import find_blocks
+from corp_onnx.graph import load_model
 from corp_onnx.metrics import OutputTask, Task, open_tally
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.run.sessions import start_session
+from corp_onnx.run.sessions import open_session, start_session
 from corp_onnx.search.evaluator import Evaluator
 from corp_onnx.search.search import prepare_search
 from corp_onnx.settings import BEST, Budget
+from corp_onnx.threads import few_blas_threads
 from corp_onnx.tokens.trim import plan_trim
 
 Head = tuple[np.ndarray, np.ndarray]
@@ -33,6 +38,7 @@ LOSSES: dict[str, Task] = {"1 - cosine": "embed", "squared error": "regress", "K
 """By what the search is told that the output is."""
 
 
+@few_blas_threads()
 def main() -> None:
     """Cut the head off, prune with each loss, print a row each."""
     parser = study_parser(__doc__)
@@ -40,19 +46,29 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.7, 0.5])
     args = parser.parse_args()
     classifier = open_study(args)
-    study, weight, bias = behead(classifier)
+    with tempfile.TemporaryDirectory() as folder:
+        compare_losses(classifier, Path(folder) / classifier.graph.model.path.name, args.seeds, args.budgets)
+
+
+def compare_losses(classifier: Study, path: Path, seeds: Sequence[int], budgets: Sequence[float]) -> None:
+    """Print the table.
+
+    Args:
+        path: where the model without its head is written.
+    """
+    study, weight, bias = behead(classifier, path)
     head = (weight, bias)
     dense = np.concatenate([study.judge.answers[t.output] for t in study.judge.tasks])
     print(f"dense: {describe(study.judge, dense, dense, head, classifier.labels)}", flush=True)
     print("| MACs kept | steered by | cosine | 1-NN | 10-NN | 1-NN, old | agreement of the head | top-1 of the head |")
     print("|---|---|---|---|---|---|---|---|")
-    for seed in args.seeds:
+    for seed in seeds:
         problem = study.draw(seed, method=replace(BEST, widths=Budget("macs", 0.5)))
         shape = dense.shape[1:]
         for name, kind in LOSSES.items():
             task = OutputTask(study.judge.tasks[0].output, kind, "", shape, channel_axis=1)
             search = prepare_search(replace(problem, tasks=(task,)))
-            for budget in args.budgets:
+            for budget in budgets:
                 solution = search.refitted("macs", budget)
                 rewrite = problem.rewrite(solution.changes, solution.merges)
                 found = run(study.judge, rewrite.make(problem.graph))
@@ -62,8 +78,8 @@ def main() -> None:
                 )
 
 
-def behead(study: Study) -> tuple[Study, np.ndarray, np.ndarray]:
-    """(the study of what the last product reads, its weight [d, classes], its bias)."""
+def behead(study: Study, path: Path) -> tuple[Study, np.ndarray, np.ndarray]:
+    """(the study of what the last product reads, its weight [d, classes], its bias); the model is written to a path."""
     graph = study.graph
     proto = onnx.ModelProto()
     proto.CopyFrom(graph.model.proto)
@@ -78,12 +94,13 @@ def behead(study: Study) -> tuple[Study, np.ndarray, np.ndarray]:
     proto.graph.output.append(
         onnx.helper.make_tensor_value_info(last.inputs[0], onnx.TensorProto.FLOAT, ["batch", weight.shape[0]])
     )
-    model = replace(graph.model, proto=proto)
+    onnx.save(proto, path)
+    model = load_model(path)
     beheaded = probe_graph(model)
 
     val_images = study.judge.feeds
     trim, _ = plan_trim(beheaded, find_blocks(beheaded))
-    session = start_session(proto, model)
+    session = open_session(model)
     answers = np.concatenate([session.run(None, feeds)[0][:n] for feeds, n in val_images]).astype(np.float64)
     task = OutputTask(last.inputs[0], "embed", "", answers.shape[1:], channel_axis=1)
     judge = Evaluator(model, val_images, (task,), {task.output: answers}, "cpu")
