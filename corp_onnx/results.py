@@ -255,8 +255,49 @@ class Promise:
     note: str = ""
 
 
+class Judged:
+    """What has `outputs` with figures: those of the first output that is judged, each None where it is not defined."""
+
+    __slots__ = ()
+    outputs: tuple[OutputScore, ...]
+
+    def find(self, name: str) -> Metric | None:
+        """A metric, with its interval."""
+        return next((output.find(name) for output in self.outputs if output.is_judged), None)
+
+    def value(self, name: str) -> float | None:
+        """The same without it."""
+        found = self.find(name)
+        return None if found is None else found.value
+
+    @property
+    def top1(self) -> float | None:
+        """Share of images whose label is the first answer."""
+        return self.value("top1")
+
+    @property
+    def top5(self) -> float | None:
+        """Share of images whose label is among the first five."""
+        return self.value("top5")
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of images on which the first answer is the reference's; None where answers are no classes."""
+        return self.value("agreement")
+
+    @property
+    def kl(self) -> float | None:
+        """Mean KL(softmax of the reference || softmax of the model), nats; None as for agreement."""
+        return self.value("kl")
+
+    @property
+    def relative_error(self) -> float | None:
+        """|z - z_ref| / |z_ref| over all images, whatever z is."""
+        return self.value("relative_error")
+
+
 @dataclass(frozen=True, slots=True)
-class HeldOut:
+class HeldOut(Judged):
     """Pruned against dense on held-back calibration images, which nothing was fitted to or chosen by; no labels.
 
     `outputs` are all outputs that have a row an image; `loss` is what the search minimised, of those that are judged.
@@ -270,25 +311,6 @@ class HeldOut:
     promise: Promise
     loss: float
     stream_error: tuple[float, ...]
-
-    @property
-    def agreement(self) -> float | None:
-        """Of the first output that is judged, where it is classes."""
-        return self._value("agreement")
-
-    @property
-    def kl(self) -> float | None:
-        """Mean KL of the same, in nats."""
-        return self._value("kl")
-
-    @property
-    def relative_error(self) -> float | None:
-        """|z - z_ref| / |z_ref| of the same, whatever it is."""
-        return self._value("relative_error")
-
-    def _value(self, name: str) -> float | None:
-        found = next((output.find(name) for output in self.outputs if output.is_judged), None)
-        return None if found is None else found.value
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from corp_onnx.images.batch import Skipped
 from corp_onnx.images.recipe import Recipe
-from corp_onnx.results import Metric, OutputScore, Result, Rows
+from corp_onnx.results import Judged, Metric, OutputScore, Result, Rows
 from corp_onnx.settings import CONFIDENCE
 
 FIGURES = {
@@ -18,7 +18,7 @@ FIGURES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class Score(Judged):
     """One model on the images; every figure with its interval, and those against the reference where there is one.
 
     Attributes:
@@ -35,43 +35,10 @@ class Score:
     outputs: tuple[OutputScore, ...] = ()
     difference: Metric | None = None
 
-    def find(self, name: str) -> Metric | None:
-        """A metric of the first output that is judged."""
-        return next((output.find(name) for output in self.outputs if output.is_judged), None)
-
-    @property
-    def top1(self) -> float | None:
-        """Share of images whose label is the first answer."""
-        return self._value("top1")
-
-    @property
-    def top5(self) -> float | None:
-        """Share of images whose label is among the first five."""
-        return self._value("top5")
-
-    @property
-    def agreement(self) -> float | None:
-        """Share of images on which the model's first answer is the reference's; None where answers are no classes."""
-        return self._value("agreement")
-
-    @property
-    def kl(self) -> float | None:
-        """Mean KL(softmax of the reference || softmax of the model), nats; None as for agreement."""
-        return self._value("kl")
-
-    @property
-    def relative_error(self) -> float | None:
-        """|z - z_ref| / |z_ref| over all images."""
-        return self._value("relative_error")
-
-    def _value(self, name: str) -> float | None:
-        found = self.find(name)
-        return None if found is None else found.value
-
     @property
     def figures(self) -> list[str]:
         """Those that are defined, with their names."""
-        found = [(name, self._value(name)) for name in FIGURES]
+        found = [(name, self.value(name)) for name in FIGURES]
         return [f"{FIGURES[name][0]} {value:{FIGURES[name][1]}}" for name, value in found if value is not None]
 
 

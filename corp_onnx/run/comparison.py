@@ -16,11 +16,12 @@ from onnx import TensorProto
 
 from corp_onnx.graph.model import Model, batch_kind
 from corp_onnx.images import Images
+from corp_onnx.images.open import spread_images
 from corp_onnx.metrics import Judgement
 from corp_onnx.progress import Count
-from corp_onnx.results import CheckResult, OutputScore
+from corp_onnx.results import CheckResult, Judged, OutputScore
 from corp_onnx.run.noise import run_possible
-from corp_onnx.run.outputs import find_outputs
+from corp_onnx.run.outputs import LOOKED_AT, find_outputs
 from corp_onnx.run.runner import open_runner
 from corp_onnx.run.segments import open_segment
 from corp_onnx.run.sessions import open_tapped
@@ -34,7 +35,7 @@ of that precision, since twelve blocks of them add up."""
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Judged):
     """How far two models' answers are apart.
 
     Attributes:
@@ -51,20 +52,6 @@ class Comparison:
     logit_error: float | None
     outputs: tuple[OutputScore, ...] = ()
 
-    @property
-    def agreement(self) -> float | None:
-        """Of the first output, where it is classes."""
-        return self._value("agreement")
-
-    @property
-    def kl(self) -> float | None:
-        """Mean KL of the same, in nats."""
-        return self._value("kl")
-
-    def _value(self, name: str) -> float | None:
-        found = self.outputs[0].find(name) if self.outputs else None
-        return None if found is None else found.value
-
 
 def compare_on_images(
     source: Path,
@@ -77,12 +64,11 @@ def compare_on_images(
 ) -> Comparison:
     """Every output of both models that has a row an image."""
     before, after = open_runner(source), open_runner(converted)
-    judgement, largest, difference = None, 0.0, 0.0
+    looked_at = spread_images(images, LOOKED_AT).batches(batch_size)
+    outputs = find_outputs(before.session, (feeds for batch in looked_at for feeds in before.session.split(batch)))
+    judgement, largest, difference = Judgement(outputs.tasks, outputs.judged), 0.0, 0.0
+    names = [tally.task.output for tally in judgement.tallies]
     for batch in images.batches(batch_size):
-        if judgement is None:
-            outputs = find_outputs(before.session, before.session.split(batch))
-            judgement = Judgement(outputs.tasks, outputs.judged)
-        names = [tally.task.output for tally in judgement.tallies]
         expected, found = before.run(batch, names), after.run(batch, names)
         judgement.add(found, expected)
         first = names[0]
@@ -90,7 +76,6 @@ def compare_on_images(
         difference = max(difference, float(np.abs(found[first] - expected[first]).max()))
         if progress is not None:
             progress(len(batch))
-    assert judgement is not None  # a set of images is never empty
     return Comparison(
         data=data,
         n_images=judgement.n_samples,
