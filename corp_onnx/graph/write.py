@@ -11,6 +11,7 @@ from onnx import external_data_helper
 from corp_onnx.errors import ModelError, OutputError
 from corp_onnx.graph.external import iterate_tensors, list_locations, load_tensors
 from corp_onnx.graph.model import MAX_PROTO_BYTES, parse_file
+from corp_onnx.graph.proto import serialize
 
 SMALLEST_BYTES = 991
 """Weights from this size on go beside, as onnx has it: 1024 less the 33 of a Python object, which it counts as well."""
@@ -48,7 +49,7 @@ def write_model(proto: onnx.ModelProto, path: Path, source_folder: Path) -> None
     try:
         if external or inline_bytes >= MAX_PROTO_BYTES:
             _move_beside(proto, data_path(path))
-        path.write_bytes(proto.SerializeToString())
+        path.write_bytes(serialize(proto))
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"{path.name}: could not be written to {path.parent.parent} ({reason}).") from error

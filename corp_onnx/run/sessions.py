@@ -18,11 +18,11 @@ from onnx import TensorProto, helper
 from corp_onnx.errors import ImageError, MissingExtraError, ModelError, OptionError
 from corp_onnx.graph.links import LinkedModel, load_model
 from corp_onnx.graph.model import MAX_PROTO_BYTES, Model, require_file
-from corp_onnx.graph.proto import has_bfloat16, to_float32, without_weights
+from corp_onnx.graph.proto import has_bfloat16, serialize, to_float32, without_weights
 from corp_onnx.images import Images
 from corp_onnx.images.batch import Batch
 from corp_onnx.run.feeds import ELEMENT_TYPES, ModelInput, bind_feeds, fixed_batch, list_inputs, split_feeds
-from corp_onnx.run.runtime import explain_failure, first_sentence, import_runtime, resolve_provider
+from corp_onnx.run.runtime import explain_failure, first_sentence, import_runtime, is_out_of_memory, resolve_provider
 
 TAP_PREFIX = "corp_onnx.tap/"
 """In front of the name of an exposed tensor, so that it can not meet a name of the graph."""
@@ -85,6 +85,8 @@ class Session:
         """
         try:
             return self.native.run(None if names is None else list(names), dict(feeds))
+        except MemoryError:
+            raise
         except Exception as error:  # onnxruntime raises a class of its own for every status code
             raise explain_failure(self.what, error) from error
 
@@ -169,9 +171,11 @@ def _options(threads: int | None, config: Mapping[str, str] | None = None) -> An
 def _start(source: str | bytes, options: Any, provider: str, what: str) -> Session:
     try:
         native = import_runtime().InferenceSession(source, options, providers=[resolve_provider(provider)])
-    except (OptionError, MissingExtraError):
+    except (OptionError, MissingExtraError, MemoryError):
         raise
     except Exception as error:  # as in Session.run
+        if is_out_of_memory(error):
+            raise MemoryError from error
         raise ModelError(f"{what}: ONNX Runtime can not load it ({first_sentence(error)}).") from error
     return Session(native, what)
 
@@ -278,4 +282,4 @@ def start_session(
             )
     options = _options(threads, config)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
-    return _start(proto.SerializeToString(), options, provider, str(model.path))
+    return _start(serialize(proto), options, provider, str(model.path))
