@@ -169,15 +169,32 @@ def _options(threads: int | None, config: Mapping[str, str] | None = None) -> An
 
 
 def _start(source: str | bytes, options: Any, provider: str, what: str) -> Session:
+    name = resolve_provider(provider)
+    # where there is nothing to fall back to, ONNX Runtime tries the same again and says so on stdout
+    fallback = {"enable_fallback": 0} if name == "CPUExecutionProvider" else {}
     try:
-        native = import_runtime().InferenceSession(source, options, providers=[resolve_provider(provider)])
+        native = import_runtime().InferenceSession(source, options, providers=[name], **fallback)
+        _require_text(native)
     except (OptionError, MissingExtraError, MemoryError):
         raise
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{what}: a name or text in it is not UTF-8. Export the model again.") from error
     except Exception as error:  # as in Session.run
         if is_out_of_memory(error):
             raise MemoryError from error
         raise ModelError(f"{what}: ONNX Runtime can not load it ({first_sentence(error)}).") from error
     return Session(native, what)
+
+
+def _require_text(native: Any) -> None:
+    """Read every name that a session gives, which ONNX Runtime decodes only then.
+
+    Raises:
+        UnicodeDecodeError: one of them is not UTF-8.
+    """
+    for value in (*native.get_inputs(), *native.get_outputs()):
+        _ = value.name, value.shape
+    _ = native.get_modelmeta().custom_metadata_map
 
 
 @dataclass(frozen=True, slots=True, eq=False)

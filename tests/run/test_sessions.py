@@ -225,3 +225,19 @@ def test_nobody_else_starts_a_session() -> None:
     words = ("InferenceSession(", "io_binding(", "run_with_iobinding(", "get_modelmeta(", "native.run(")
     users = {p.relative_to(package).as_posix() for p in package.rglob("*.py") if any(w in p.read_text() for w in words)}
     assert users == {"run/sessions.py", "run/device.py", "triton/model.py", "precision/trial.py"}
+
+
+@pytest.mark.parametrize(
+    ("name", "opens"), [(b"batch", False), (b"logits", False), (b"Softmax", False), (b"pyt", True)]
+)
+def test_names_that_are_not_utf8(name: bytes, opens: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of an axis, an output, an operator, the producer: ONNX Runtime decodes some late and says some on stdout."""
+    data = fixture_path("timm_vit_ts17_unfused").read_bytes()
+    assert name in data
+    (tmp_path / "m.onnx").write_bytes(data.replace(name, name[:-1] + b"\xff"))
+    if opens:
+        open_session(tmp_path / "m.onnx")
+    else:
+        with pytest.raises(ModelError, match=r"m\.onnx: a name or text in it is not UTF-8\. Export the model again"):
+            open_session(tmp_path / "m.onnx")
+    assert capfd.readouterr().out == ""
