@@ -245,7 +245,7 @@ class TestExternal:
             ({"length": -1}, r"w\.bin: has \d+ bytes, and weight '[^']+' is said to be -1 from 64 on"),
             ({"location": ""}, r"m\.onnx: weight '[^']+' is stored in '', which is not beside the model"),
             ({"location": "w" * 5000}, r"m\.onnx: weight '[^']+' is stored in 'w{80}', which is not beside"),
-            ({"location": "w\0"}, r"m\.onnx: weight '[^']+' is stored in 'w.', which is not beside"),
+            ({"location": "w\0"}, r"m\.onnx: weight '[^']+' is stored in 'w', which is not beside"),
             ({"location": "/dev/zero"}, r"m\.onnx: weight '[^']+' is stored in '/dev/zero', which is not beside"),
         ],
     )
