@@ -95,6 +95,17 @@ def resolve_provider(provider: str) -> str:
     return name
 
 
+def require_text(native: Any) -> None:
+    """Read every name that a session gives, which ONNX Runtime decodes only then.
+
+    Raises:
+        UnicodeDecodeError: one of them is not UTF-8.
+    """
+    for value in (*native.get_inputs(), *native.get_outputs()):
+        _ = value.name, value.shape
+    _ = native.get_modelmeta().custom_metadata_map
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether what ONNX Runtime raised is that the host has no memory left, which is no fault of the model."""
     return any(text in str(error) for text in OUT_OF_MEMORY)

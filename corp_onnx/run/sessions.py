@@ -22,7 +22,14 @@ from corp_onnx.graph.proto import has_bfloat16, serialize, to_float32, without_w
 from corp_onnx.images import Images
 from corp_onnx.images.batch import Batch
 from corp_onnx.run.feeds import ELEMENT_TYPES, ModelInput, bind_feeds, fixed_batch, list_inputs, split_feeds
-from corp_onnx.run.runtime import explain_failure, first_sentence, import_runtime, is_out_of_memory, resolve_provider
+from corp_onnx.run.runtime import (
+    explain_failure,
+    first_sentence,
+    import_runtime,
+    is_out_of_memory,
+    require_text,
+    resolve_provider,
+)
 
 TAP_PREFIX = "corp_onnx.tap/"
 """In front of the name of an exposed tensor, so that it can not meet a name of the graph."""
@@ -174,7 +181,7 @@ def _start(source: str | bytes, options: Any, provider: str, what: str) -> Sessi
     fallback = {"enable_fallback": 0} if name == "CPUExecutionProvider" else {}
     try:
         native = import_runtime().InferenceSession(source, options, providers=[name], **fallback)
-        _require_text(native)
+        require_text(native)
     except (OptionError, MissingExtraError, MemoryError):
         raise
     except UnicodeDecodeError as error:
@@ -184,17 +191,6 @@ def _start(source: str | bytes, options: Any, provider: str, what: str) -> Sessi
             raise MemoryError from error
         raise ModelError(f"{what}: ONNX Runtime can not load it ({first_sentence(error)}).") from error
     return Session(native, what)
-
-
-def _require_text(native: Any) -> None:
-    """Read every name that a session gives, which ONNX Runtime decodes only then.
-
-    Raises:
-        UnicodeDecodeError: one of them is not UTF-8.
-    """
-    for value in (*native.get_inputs(), *native.get_outputs()):
-        _ = value.name, value.shape
-    _ = native.get_modelmeta().custom_metadata_map
 
 
 @dataclass(frozen=True, slots=True, eq=False)
