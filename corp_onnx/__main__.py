@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from types import FrameType
+from typing import NoReturn
 
 from corp_onnx.memory import require_memory
 
+EXITS = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}
 START_BYTES = 320 * 2**20
 """Of address space that the libraries take while they load; with less, some of them hang in it."""
 
 
 def main() -> int:
     """Run the command line; see `corp_onnx.cli`."""
+    found = {number: signal.getsignal(number) for number in EXITS}
     try:
         require_memory(START_BYTES)
+        for number, handler in found.items():
+            if handler in (signal.SIG_DFL, signal.default_int_handler):  # whoever started us may want one ignored
+                signal.signal(number, _leave)
         from corp_onnx.cli import main as run
+
+        for number, handler in found.items():
+            signal.signal(number, handler)
+        return run()
     except KeyboardInterrupt:
-        print("corp-onnx: interrupted; nothing was written.", file=sys.stderr)  # noqa: T201
-        return 130
+        _leave(signal.SIGINT)
     except MemoryError:
-        print("corp-onnx: out of memory before anything was read; free some.", file=sys.stderr)  # noqa: T201
+        print("corp-onnx: out of memory; free some.", file=sys.stderr)  # noqa: T201
         return 1
-    return run()
+
+
+def _leave(number: int, _frame: FrameType | None = None) -> NoReturn:
+    """End at once: a library that is loading makes an error of its own of an exception, and nothing is written yet."""
+    word, code = EXITS[signal.Signals(number)]
+    os.write(2, f"corp-onnx: {word}; nothing was written.\n".encode())
+    os._exit(code)
 
 
 if __name__ == "__main__":

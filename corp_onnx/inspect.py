@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
@@ -48,13 +49,18 @@ def describe_dead_tokens(graph: Graph) -> DeadTokens | None:
     return DeadTokens(trim.n_tokens, len(trim.token_idx), trim.saved, trim.saved / graph.cost.total)
 
 
-def describe_skips(blocks: Blocks) -> tuple[SkipFacts, ...]:
-    """What looked like a unit and is left alone."""
-    return tuple(SkipFacts(s.kind, s.node, s.reason) for s in blocks.skipped)
+def describe_skips(blocks: Blocks, kinds: Collection[str] = ()) -> tuple[SkipFacts, ...]:
+    """What looked like a unit and is left alone.
+
+    Args:
+        kinds: of units whose own reasons are wanted besides those of the search for blocks.
+    """
+    own = [unit.skip for unit in list_units(blocks, kinds, skipped=True) if unit.skip is not None]
+    skips = [*blocks.skipped, *(skip for skip in own if skip not in blocks.skipped)]
+    return tuple(SkipFacts(s.kind, s.node, s.reason) for s in skips)
 
 
 def describe_units(graph: Graph, blocks: Blocks) -> tuple[UnitFacts, ...]:
     """Every unit with its share of the model, block by block."""
-    own = [name for name, kind in KINDS.items() if not kind.shares_site]  # what shares a site has no cost of its own
-    units = sorted(list_units(blocks, own, skipped=True), key=lambda unit: unit.key)
+    units = sorted(list_units(blocks, KINDS, skipped=True), key=lambda unit: unit.key)
     return tuple(unit.describe(graph, graph.cost) for unit in units)

@@ -21,10 +21,11 @@ from corp_onnx.blocks import Blocks, find_blocks
 from corp_onnx.calibrate.collect import collect_moments
 from corp_onnx.calibrate.data import describe_data, open_calibration, warn_of_data
 from corp_onnx.checks.measure import measure_model, measure_units
-from corp_onnx.checks.preflight import choose_units, protect_model, require_finite_weights, watch_source
+from corp_onnx.checks.preflight import choose_units, protect_model, require_finite_weights, wanted_kinds, watch_source
 from corp_onnx.checks.verify import check_file, check_rewrite, require_passed
 from corp_onnx.gradients import collect_taylor
 from corp_onnx.graph import Graph, Model, load_model
+from corp_onnx.graph.model import require_file
 from corp_onnx.graph.write import outdated_data
 from corp_onnx.images import Images, ImageSet
 from corp_onnx.images.recipe import METADATA_KEY
@@ -43,8 +44,8 @@ from corp_onnx.run.sessions import open_session, resolve_provider
 from corp_onnx.search.problem import Problem
 from corp_onnx.search.strategy import follow_method
 from corp_onnx.settings import PruneSettings
-from corp_onnx.staging import check_destination, staged_files, write_text
-from corp_onnx.tokens.trim import plan_trim
+from corp_onnx.staging import check_destination, refuse_folder, staged_files, write_text
+from corp_onnx.tokens.trim import TrimPlan, find_left_out, plan_trim
 from corp_onnx.units import Unit, UnitPlan, list_units
 
 PRUNE_KEY = "corp_onnx.prune"
@@ -93,7 +94,10 @@ def prune_model(
     """
     settings = settings or PruneSettings()
     method = settings.method
-    model, output = Path(model), Path(output) if output is not None else default_output(Path(model))
+    model = Path(model)
+    require_file(model)
+    output = Path(output) if output is not None else default_output(model)
+    refuse_folder(output)
     report = Path(report) if report is not None else default_report(output)
     destinations = {"-o": output, "--report": report}
     clock = StageClock()
@@ -114,19 +118,8 @@ def prune_model(
     running = {"batch_size": settings.batch_size, "provider": settings.provider}
     places = staged_files(destinations, force=force, outdated=outdated_data(output), before=unchanged)
     with places as (path, report_path):
-        importances: dict[str, np.ndarray] = {}
-        if method.rank == "taylor":
-            with clock.stage("rank"):
-                counting = _counting(progress, "rank", calibration.n_images)
-                importances = collect_taylor(graph, units, calibration, **running, progress=counting)
-        with clock.stage("calibrate"):
-            counting = _counting(progress, "calibrate", calibration.n_images)
-            moments = collect_moments(graph, units, calibration, **running, progress=counting)
+        problem = _pose_problem(graph, blocks, units, trim, calibration, held_out, settings, progress, clock)
         with clock.stage("solve"):
-            problem = Problem(
-                graph, blocks, units, method, moments, calibration, held_out, **running, seed=settings.seed,
-                progress=progress, importances=importances, trim=trim,
-            )  # fmt: skip
             solution = follow_method(problem)
         with clock.stage("rewrite"):
             rewrite = plan_rewrite(solution.changes, trim, _metadata(graph.model, calibration, settings))
@@ -141,22 +134,22 @@ def prune_model(
             counting = _counting(progress, "measure units", held_out.n_images)
             errors = measure_units(graph, solution.plans, held_out, **running, progress=counting)
             counting = _counting(progress, "measure model", held_out.n_images)
-            left_out = trim.trim if trim else None
+            left_out = find_left_out(models[-2]) if trim else None
             measured = measure_model(graph, blocks, pruned, held_out, trim=left_out, **running, progress=counting)
             facts = describe_model(probe_graph(pruned))
         result = PruneResult(
             dense=describe_model(graph),
             pruned=replace(facts, path=str(output)),
             settings=asdict(settings),
-            calibration=describe_data(Path(calib), calibration, held_out, moments, settings),
+            calibration=describe_data(Path(calib), calibration, held_out, problem.moments, settings),
             units=tuple(_unit_result(plan, errors[plan.key]) for plan in solution.plans),
-            n_units_found=_count_found(blocks, units),
+            n_units_found=len(list_units(blocks, wanted_kinds(method), skipped=True)),
             left_whole=_left_whole(units, solution.plans),
-            skipped=describe_skips(blocks),
+            skipped=describe_skips(blocks, wanted_kinds(method)),
             held_out=measured,
             checks=tuple(checks),
             notes=(*solution.notes, *([trim_note] if trim_note else [])),
-            warnings=warn_of_data(units, moments, calibration),
+            warnings=warn_of_data(units, problem.moments, calibration),
             stages=tuple(clock.stages),
             peak_memory_bytes=_peak_memory(),
             environment=describe_environment(settings.provider),
@@ -164,6 +157,26 @@ def prune_model(
         )
         write_text(to_json(result) + "\n", report_path, report)
     return result
+
+
+def _pose_problem(
+    graph: Graph, blocks: Blocks, units: tuple[Unit, ...], trim: TrimPlan | None, calibration: Images, held_out: Images,
+    settings: PruneSettings, progress: Progress | None, clock: StageClock,
+) -> Problem:  # fmt: skip
+    """Calibrate, and what the search will look at."""
+    running = {"batch_size": settings.batch_size, "provider": settings.provider}
+    importances: dict[str, np.ndarray] = {}
+    if settings.method.rank == "taylor":
+        with clock.stage("rank"):
+            counting = _counting(progress, "rank", calibration.n_images)
+            importances = collect_taylor(graph, units, calibration, **running, progress=counting)
+    with clock.stage("calibrate"):
+        counting = _counting(progress, "calibrate", calibration.n_images)
+        moments = collect_moments(graph, units, calibration, **running, progress=counting)
+    return Problem(
+        graph, blocks, units, settings.method, moments, calibration, held_out, **running, seed=settings.seed,
+        progress=progress, importances=importances, trim=trim,
+    )  # fmt: skip
 
 
 def _require_passed(checks: Sequence[CheckResult], output: Path) -> None:
@@ -174,14 +187,10 @@ def _require_passed(checks: Sequence[CheckResult], output: Path) -> None:
     require_passed(checks, "pruned", advice)
 
 
-def _count_found(blocks: Blocks, units: Sequence[Unit]) -> int:
-    """Recognised units of the kinds that were to be pruned, whether they can be or not."""
-    return len(list_units(blocks, {unit.kind for unit in units}, skipped=True))
-
-
 def _left_whole(units: Sequence[Unit], plans: Sequence[UnitPlan]) -> tuple[str, ...]:
     narrower = {plan.key for plan in plans if plan.width < plan.unit.width}
-    return tuple(str(unit.key) for unit in units if unit.key not in narrower)
+    gone = {plan.unit.site.key for plan in plans if plan.solved.removes}
+    return tuple(str(u.key) for u in units if u.key not in narrower and u.site.key not in gone)
 
 
 def _counting(progress: Progress | None, stage: str, total: int) -> Callable[[int], None] | None:

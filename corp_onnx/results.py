@@ -62,6 +62,8 @@ class UnitFacts:
     mac_share: float
     prunable: bool
     reason: str = ""
+    shares_site: bool = False
+    """Whether its cost is that of other units, as that of whole heads is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ class CheckResult:
 class HeldOut:
     """Pruned against dense on the held-back calibration images; no labels.
 
-    `stream_error` is |h' - h| / |h| of the residual stream after each block, over all tokens.
+    `stream_error` is |h' - h| / |h| of the residual stream after each block, over all tokens that are still computed.
     """
 
     n_images: int

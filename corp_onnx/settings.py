@@ -143,7 +143,7 @@ class Method:
     """
 
     units: tuple[str, ...] = option(
-        ("mlp", "qk", "vo"), "Kinds of units that may become narrower, separated by commas.", metavar="KINDS"
+        ("mlp", "qk", "vo"), "Kinds of units that may become narrower, separated by commas", metavar="KINDS"
     )
     rank: Rank = option(
         "obs",
@@ -156,7 +156,10 @@ class Method:
     compensate: bool = option(True, "Only cut, as an ablation.", off="--no-compensation")
     widths: WidthRule = field(default_factory=Budget)
     align: int = option(8, "Searched widths are multiples of N.", metavar="N", minimum=1)
-    remove: bool = option(False, "Let the search also give width 0: the unit becomes the addition of its mean.")
+    remove: bool = option(
+        False,
+        "Let the search also remove whole MLPs and, with heads among the units, attentions: what stays is their mean.",
+    )
     equal_heads: bool = option(False, "Same width for queries, keys and values of a block.")
     refit: bool = option(True, "Solve every last product again on the pruned residual stream.")
     weigh_tokens: bool = option(True, "In the refit, count token positions by how much the answers depend on them.")
@@ -176,6 +179,13 @@ class Method:
             raise OptionError(f"--ridge must be a number above 0; found {self.ridge:g}.")
         if self.align < 1:
             raise OptionError(f"--align must be 1 or more; found {self.align}.")
+        searched = isinstance(self.widths, Budget) and self.widths.allocate == "search"
+        if self.equal_heads and not searched:
+            raise OptionError("--equal-heads goes with widths that are searched under a budget; leave it out.")
+        if self.remove and not (searched or isinstance(self.widths, Threshold)):
+            raise OptionError(
+                "--remove goes with widths that are searched, under a budget or a threshold; leave it out."
+            )
 
     @property
     def refits(self) -> bool:

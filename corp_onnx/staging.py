@@ -25,6 +25,28 @@ except ImportError:  # Windows: orphans stay
 MARK = ".corp-onnx-partial-"
 """Begin of the name of every folder of unfinished files."""
 
+OPEN_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+"""What is called like one and is a pipe would never open, and what is a link is not ours."""
+
+
+def is_text(path: Path) -> bool:
+    """Whether a path is text in UTF-8; on Linux it may be any bytes."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def refuse_folder(destination: Path) -> None:
+    """Refuse a folder before other names are made of its: `.` and `/` have none.
+
+    Raises:
+        OutputError: a folder is there.
+    """
+    if destination.is_dir():
+        raise OutputError(f"{destination}: is a folder; give the name of a file.")
+
 
 def check_destination(destination: Path, *, force: bool = False, option: str = "-o") -> None:
     """Refuse a place where no file can appear; `option` is what a person would change.
@@ -32,8 +54,12 @@ def check_destination(destination: Path, *, force: bool = False, option: str = "
     Raises:
         OutputError: a folder, a device, or (without `force`) a file is there, or a file stands where a folder must be.
     """
-    if destination.is_dir():
-        raise OutputError(f"{destination}: is a folder; give the name of a file.")
+    refuse_folder(destination)
+    if not is_text(destination.absolute()):
+        raise OutputError(
+            f"{destination}: its absolute path is not UTF-8, and onnx and ONNX Runtime open no such path; give another "
+            f"{option}."
+        )
     if destination.exists() and not destination.is_file():
         raise OutputError(f"{destination}: is not a regular file; give another {option}.")
     if os.path.lexists(destination) and not force:
@@ -156,12 +182,20 @@ def _publish_folders(places: Mapping[Path, Path], aside: Path, made: list[Path],
         raise
 
 
-def _clean_up(stages: Iterable[Path], locks: Sequence[int], made: Sequence[Path]) -> None:
-    """Remove the hidden folders and the empty folders that were made for them."""
+def _clean_up(stages: Iterable[Path], locks: list[int], made: Sequence[Path]) -> None:
+    """Remove the hidden folders and the empty ones that were made for them; again where a signal comes between."""
+    try:
+        _remove(stages, locks, made)
+    except BaseException:
+        _remove(stages, locks, made)
+        raise
+
+
+def _remove(stages: Iterable[Path], locks: list[int], made: Sequence[Path]) -> None:
     for stage in stages:
         shutil.rmtree(stage, ignore_errors=True)
-    for lock in locks:
-        os.close(lock)
+    while locks:
+        os.close(locks.pop())
     for folder in reversed(made):
         with suppress(OSError):  # not empty any more: somebody else uses it
             folder.rmdir()
@@ -187,7 +221,7 @@ def _make_stage(parent: Path, option: str, made: list[Path], stages: dict[Path, 
 
 def _lock(stage: Path) -> int:
     """An open descriptor of a folder that holds its lock, where the system has any."""
-    lock = os.open(stage, os.O_RDONLY)
+    lock = os.open(stage, OPEN_FOLDER)
     if fcntl is not None:
         with suppress(OSError):  # a file system without locks: nobody removes orphans there
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -201,7 +235,7 @@ def _remove_orphans(parent: Path) -> None:
     """Folders whose owner is gone."""
     for folder in parent.glob(f"{MARK}*") if fcntl is not None else []:
         with suppress(OSError):  # in use, or gone meanwhile
-            lock = os.open(folder, os.O_RDONLY)
+            lock = os.open(folder, OPEN_FOLDER)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[union-attr]
                 shutil.rmtree(folder, ignore_errors=True)
@@ -240,6 +274,11 @@ def _publish(stages: Mapping[Path, Path], main: Path, force: bool, outdated: Seq
         if isinstance(error, OSError):
             raise OutputError(f"{main}: could not be written ({error.strerror or error}).") from error
         raise
+
+
+def visible_folder(path: Path) -> Path:
+    """The folder that a person knows: of a file in a hidden one, that which will hold it."""
+    return next((above.parent for above in path.parents if above.name.startswith(MARK)), path.parent)
 
 
 def _link_aside(target: Path, kept: Path) -> list[tuple[Path, Path]]:

@@ -39,7 +39,9 @@ def test_cost_of_units_by_hand(name: str) -> None:
         "qk": (2 * h * d_head * (d + 1), 2 * n * d * h * d_head + n * n * h * d_head),
         "vo": (h * d_head * (d + 1) + d * (h * d_head + 1), 2 * n * d * h * d_head + n * n * h * d_head),
     }
+    cost["heads"] = tuple(a + b for a, b in zip(cost["qk"], cost["vo"], strict=True))
     for unit in found.units:
+        assert unit.shares_site == (unit.kind == "heads")
         assert (unit.n_parameters, unit.macs) == cost[unit.kind]
         assert unit.mac_share == pytest.approx(unit.macs / found.model.macs)
         assert unit.parameter_share == pytest.approx(unit.n_parameters / found.model.n_parameters)
@@ -53,7 +55,7 @@ def test_operator_that_holds_its_projections() -> None:
     n = qk.n_tokens
     assert qk.macs == 2 * n * d * h * d_head + n * n * h * d_head
     assert vo.macs == 2 * n * d * h * d_head + n * n * h * d_head
-    inside = sum(u.macs for u in found.units if u.kind != "mlp")
+    inside = sum(u.macs for u in found.units if u.kind in ("qk", "vo"))
     mlps = sum(u.macs for u in by_kind(found.units, "mlp"))
     assert inside + mlps <= found.model.macs
 

@@ -128,6 +128,28 @@ def test_extras_are_imported_inside_functions(module: str) -> None:
     assert not top_names(imports(MODULES[module])) & {"tensorrt", "cuda", "tritonclient"} - theirs
 
 
+CONVERTERS = ("corp_onnx.precision.fp16", "corp_onnx.precision.int8", "corp_onnx.precision.trial")
+"""ONNX Runtime's own converters and quantisers open their sessions themselves."""
+
+DEPLOYED = "corp_onnx.triton.model"
+"""Runs inside a Triton server, alone."""
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if room(m) != "run" and m not in (*CONVERTERS, DEPLOYED)])
+def test_only_one_room_runs_models(module: str) -> None:
+    assert "onnxruntime" not in top_names(imports(MODULES[module]))
+    source = MODULES[module].read_text(encoding="utf-8")
+    assert "InferenceSession" not in source
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if room(m) not in ("units", "blocks", "")])
+def test_nobody_else_asks_which_kind_a_unit_is(module: str) -> None:
+    """Kinds, their changes and the two sorts of site are known in units/ and blocks/ only; all others use `Unit`."""
+    named = re.compile(r"^corp_onnx\.(units(\.\w+)?\.\w+(Change|Unit|Choice)|blocks(\.\w+)?\.(Mlp|Attention))$")
+    allowed = {f"corp_onnx.units.{base}" for base in ("Change", "Unit", "Choice")}
+    assert {name for name in imports(MODULES[module]) if named.match(name)} - allowed == set()
+
+
 def test_every_module_imports_without_any_extra() -> None:
     names = [m for m in MODULES if m != "corp_onnx.__main__"]
     program = f"""

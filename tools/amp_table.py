@@ -14,14 +14,17 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 
-from corp_onnx.search.best import BestSettings
 from study import Row, keep_tokens, open_study, print_rows, study_parser
 
-from corp_onnx.calibrate.collect import choose_units
 from corp_onnx.gradients import collect_taylor
 from corp_onnx.search.amp import search_widths
-from corp_onnx.search.problem import Outcome, Situation
-from corp_onnx.search.strategy import draw_probes, prepare_search, solve_fixed, trace_units
+from corp_onnx.search.probes import draw_probes
+from corp_onnx.search.problem import Problem, Solution
+from corp_onnx.search.search import prepare_search
+from corp_onnx.search.strategy import solve_fixed
+from corp_onnx.search.widths import allow_cost
+from corp_onnx.settings import Method, Threshold
+from corp_onnx.units import list_units
 
 
 def main() -> None:
@@ -34,35 +37,38 @@ def main() -> None:
     study = open_study(args)
     rows: dict[str, list[Row]] = defaultdict(list)
     for seed in args.seeds:
-        for name, at, outcome in _outcomes(study.draw(seed), args.thresholds):
-            rows[name].append(study.measure(at, outcome))
+        for name, at, solution in _solutions(study.draw(seed), args.thresholds):
+            rows[name].append(study.measure(at, solution))
             print(f"seed {seed}: {name}: {rows[name][-1]}", flush=True)
     print_rows(rows)
 
 
-def _outcomes(situation: Situation, thresholds: list[float]) -> Iterator[tuple[str, Situation, Outcome]]:
-    """(row name, situation, outcome): AMP's own rows leave no tokens out."""
-    best = prepare_search(situation, BestSettings())
+def _solutions(problem: Problem, thresholds: list[float]) -> Iterator[tuple[str, Problem, Solution]]:
+    """(row name, problem, solution): AMP's own rows leave no tokens out."""
+    best = prepare_search(problem)
     whole = keep_tokens(best)
-    plain = replace(whole.situation, units=choose_units(situation.blocks, qk=False))
-    plain = replace(plain, importances=collect_taylor(plain.graph, plain.units.mlps, plain.calibration))
-    evaluator = draw_probes(plain)
-    for threshold in thresholds:
-        published = BestSettings(rank="taylor", allocate="amp", amp_threshold=threshold, compensate=False, refit=False)
-        choices = trace_units(plain, published)
-        widths = search_widths(plain.graph, plain.blocks, choices, evaluator, published)
+    mlps = list_units(problem.blocks, ("mlp",))
+    importances = collect_taylor(problem.graph, mlps, problem.calibration)
+    plain = replace(whole.problem, units=mlps, importances=importances)
+    probes = draw_probes(plain)
+    for threshold in map(Threshold, thresholds):
+        name = f"{threshold.kl:g}"
+        published = Method(units=("mlp",), rank="taylor", widths=threshold, compensate=False, refit=False, trim=False)
+        amp = replace(plain, method=published)
+        choices = amp.trace()
+        widths = search_widths(amp, choices, probes, threshold)
         kinds = {
             "AMP as published": published,
             "its widths and order, compensated": replace(published, compensate=True),
             "its widths and order, refitted": replace(published, compensate=True, refit=True),
             "its widths, OBS order, refitted": replace(published, compensate=True, refit=True, rank="obs"),
         }
-        for name, settings in kinds.items():
-            yield f"{threshold:g}: {name}", plain, solve_fixed(plain, settings, trace_units(plain, settings), widths)
-        left_out = sum(c.macs_per_width * (c.width - widths[c.key]) for c in choices)
-        kept = 1 - left_out / plain.graph.cost.total
+        for which, method in kinds.items():
+            at = replace(plain, method=method)
+            yield f"{name}: {which}", at, solve_fixed(at, at.trace(), widths)
+        kept = allow_cost(amp, choices, "macs", 1.0).cost(widths) / plain.graph.cost.total
         for which, search in (("best, all tokens computed", whole), ("best", best)):
-            yield f"{threshold:g}: {which}, same MACs", search.situation, search.refitted("macs", kept)[0]
+            yield f"{name}: {which}, same MACs", search.problem, search.refitted("macs", kept)
 
 
 if __name__ == "__main__":

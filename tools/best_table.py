@@ -14,15 +14,15 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 
-from corp_onnx.search.best import BestSettings
-from corp_onnx.search.plan import Cut
 from study import Row, keep_tokens, open_study, print_rows, study_parser
 
-from corp_onnx.calibrate.collect import choose_units
-from corp_onnx.search.problem import Outcome, Situation
-from corp_onnx.search.strategy import follow_paper, prepare_search
+from corp_onnx.checks.preflight import choose_units
+from corp_onnx.search.problem import Problem, Solution
+from corp_onnx.search.search import prepare_search
+from corp_onnx.search.strategy import follow_method
+from corp_onnx.settings import BEST, PAPER, Budget, Fractions, Method
 
-PAPER = {0.617: Cut(0.5, 0.5), 0.8: Cut(0.263, 0.25), 0.9: Cut(0.133, 0.125)}
+FRACTIONS = {0.617: Fractions(0.5, 0.5), 0.8: Fractions(0.263, 0.25), 0.9: Fractions(0.133, 0.125)}
 """The paper's fractions that keep about these shares of DeiT-Tiny's MACs: equal cost, not equal fractions."""
 
 
@@ -38,49 +38,50 @@ def main() -> None:
     study = open_study(args)
     rows: dict[str, list[Row]] = defaultdict(list)
     for seed, n_images in itertools.product(args.seeds, args.images or [None]):
-        situation = study.draw(seed, n_images)
-        for row, at, outcome in _outcomes(situation, args.budgets, args.ablations and seed == args.seeds[0]):
+        problem = study.draw(seed, n_images)
+        for row, at, solution in _solutions(problem, args.budgets, args.ablations and seed == args.seeds[0]):
             name = f"{row}, {n_images} images" if n_images else row
-            rows[name].append(study.measure(at, outcome))
+            rows[name].append(study.measure(at, solution))
             print(f"seed {seed}: {name}: {rows[name][-1]}", flush=True)
     print_rows(rows)
 
 
-def _outcomes(
-    situation: Situation, budgets: list[float], ablations: bool
-) -> Iterator[tuple[str, Situation, Outcome]]:  # fmt: skip
-    """(row name, situation, outcome); the paper and a row of ours leave no tokens out."""
-    search = prepare_search(situation, BestSettings())
+def _solutions(
+    problem: Problem, budgets: list[float], ablations: bool
+) -> Iterator[tuple[str, Problem, Solution]]:  # fmt: skip
+    """(row name, problem, solution); the paper and a row of ours leave no tokens out."""
+    search = prepare_search(problem)
     whole = keep_tokens(search)
-    plain = replace(whole.situation, units=choose_units(situation.blocks))
     for budget in budgets:
-        if budget in PAPER:
-            yield f"{budget:.1%}, paper", plain, follow_paper(plain, PAPER[budget])
-        yield f"{budget:.1%}, best, all tokens computed", whole.situation, whole.refitted("macs", budget)[0]
-        yield f"{budget:.1%}, best, no refit", situation, search.one_shot("macs", budget)[0]
-        yield f"{budget:.1%}, best", situation, search.refitted("macs", budget)[0]
+        if budget in FRACTIONS:
+            plain = _with_method(whole.problem, replace(PAPER, widths=FRACTIONS[budget]))
+            yield f"{budget:.1%}, paper", plain, follow_method(plain)
+        yield f"{budget:.1%}, best, all tokens computed", whole.problem, whole.refitted("macs", budget)
+        yield f"{budget:.1%}, best, no refit", problem, search.one_shot("macs", budget)
+        yield f"{budget:.1%}, best", problem, search.refitted("macs", budget)
     if ablations:
-        yield from _ablations(situation, budgets[0])
+        yield from _ablations(problem, budgets[0])
 
 
-def _ablations(
-    situation: Situation, budget: float
-) -> Iterator[tuple[str, Situation, Outcome]]:  # fmt: skip
+def _ablations(problem: Problem, budget: float) -> Iterator[tuple[str, Problem, Solution]]:
     """One ingredient off at a time, the rest as in best."""
     off = {
-        "no values": BestSettings(vo=False),
-        "uniform widths": BestSettings(allocate="uniform"),
-        "energy order": BestSettings(rank="energy"),
-        "paper's queries and keys": BestSettings(qk="sylvester"),
-        "equal heads": BestSettings(equal_heads=True),
-        "aligned to 16": BestSettings(align=16),
-        "no unit favoured": BestSettings(favour_late=False),
-        "tokens counted alike": BestSettings(weigh_tokens=False),
+        "no values": replace(BEST, units=("mlp", "qk")),
+        "uniform widths": replace(BEST, widths=Budget("macs", budget, "uniform")),
+        "energy order": replace(BEST, rank="energy"),
+        "paper's queries and keys": replace(BEST, qk="sylvester"),
+        "equal heads": replace(BEST, equal_heads=True),
+        "aligned to 16": replace(BEST, align=16),
+        "no unit favoured": replace(BEST, favour_late=False),
+        "tokens counted alike": replace(BEST, weigh_tokens=False),
     }
-    for name, settings in off.items():
-        units = choose_units(situation.blocks, vo=settings.vo)
-        other = prepare_search(replace(situation, units=units), settings)
-        yield f"{budget:.1%}, {name}", situation, other.refitted("macs", budget)[0]
+    for name, method in off.items():
+        other = _with_method(problem, method)
+        yield f"{budget:.1%}, {name}", other, prepare_search(other).refitted("macs", budget)
+
+
+def _with_method(problem: Problem, method: Method) -> Problem:
+    return replace(problem, method=method, units=choose_units(problem.graph, problem.blocks, method))
 
 
 if __name__ == "__main__":

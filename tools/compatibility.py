@@ -26,29 +26,22 @@ from typing import Any
 import numpy as np
 
 from corp_onnx._version import __version__
-from corp_onnx.blocks import Attention, Blocks, Mlp, find_blocks
-from corp_onnx.checks.verify import (
-    check_batches,
-    check_identity,
-    check_padding,
-    check_replay,
-    check_signature,
-    check_structure,
-)
+from corp_onnx.blocks import Attention, Blocks, Mlp, QkPair, SiteKey, VoPair, find_blocks
+from corp_onnx.checks.verify import check_file, check_rewrite
 from corp_onnx.errors import CorpOnnxError
 from corp_onnx.graph import Graph, read_graph
-from corp_onnx.graph.model import batch_kind, load_model
-from corp_onnx.graph.write import write_model
+from corp_onnx.graph.model import load_model
 from corp_onnx.results import CheckResult, describe_environment
-from corp_onnx.rewrite import AttentionChange, MlpChange, apply_changes
+from corp_onnx.rewrite import plan_rewrite
 from corp_onnx.run.noise import random_feeds
 from corp_onnx.run.probe import probe_graph
+from corp_onnx.units import AttentionChange, MlpChange, list_units
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES, DOCS = ROOT / "tests" / "fixtures", ROOT / "docs"
 KINDS = ("mlp", "qk", "vo")
 N_IMAGES = 3
-Changes = dict[str, MlpChange | AttentionChange]
+Changes = dict[SiteKey, MlpChange | AttentionChange]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +97,14 @@ def examine(entry: dict[str, Any]) -> Row:
     prunable = count_prunable(blocks)
     found = prunable + Counter(s.kind for s in blocks.skipped)
     spelling = "; ".join(dict.fromkeys([*(u.spelling for u in blocks.attentions), *(u.spelling for u in blocks.mlps)]))
-    checks = run_checks(graph, blocks, changes) if changes else {}
+    checks = run_checks(graph, changes) if changes else {}
     reasons = tuple(dict.fromkeys(f"{s.kind.upper()}: {s.reason}" for s in blocks.skipped))
-    return Row(entry, found, prunable, spelling, checks, halved_mlp_parameters(graph, changes, blocks), reasons)
+    return Row(entry, found, prunable, spelling, checks, halved_mlp_parameters(graph, changes), reasons)
 
 
 def count_prunable(blocks: Blocks) -> Counter[str]:
     """Units without a reason to skip them."""
-    counts = Counter({"mlp": len(blocks.mlps)})
-    counts["qk"] = sum(u.qk_skip is None for u in blocks.attentions)
-    counts["vo"] = sum(u.vo_skip is None for u in blocks.attentions)
-    return counts
+    return Counter({kind: len(list_units(blocks, (kind,))) for kind in KINDS})
 
 
 def halve_units(graph: Graph, blocks: Blocks) -> Changes:
@@ -122,7 +112,7 @@ def halve_units(graph: Graph, blocks: Blocks) -> Changes:
     rng = np.random.default_rng(0)
     changes: Changes = {unit.key: halve_mlp(graph, unit, rng) for unit in blocks.mlps}
     for unit in blocks.attentions:
-        if unit.qk_skip is None or unit.vo_skip is None:
+        if isinstance(unit.qk, QkPair) or isinstance(unit.vo, VoPair):
             changes[unit.key] = halve_attention(graph, unit, rng)
     return changes
 
@@ -131,7 +121,8 @@ def halve_mlp(graph: Graph, unit: Mlp, rng: np.random.Generator) -> MlpChange:
     """Half of the channels in any order, and another second product."""
     kept_idx = rng.permutation(unit.d_hidden)[: max(1, unit.d_hidden // 2)]
     weight = unit.down.read_weight(graph).astype(np.float64)[:, kept_idx]
-    return MlpChange(kept_idx, weight * rng.uniform(0.5, 1.5, weight.shape), 0.1 * rng.standard_normal(unit.down.d_out))
+    scaled = weight * rng.uniform(0.5, 1.5, weight.shape)
+    return MlpChange(unit, kept_idx, scaled, 0.1 * rng.standard_normal(unit.down.d_out))
 
 
 def halve_attention(graph: Graph, unit: Attention, rng: np.random.Generator) -> AttentionChange:
@@ -141,48 +132,38 @@ def halve_attention(graph: Graph, unit: Attention, rng: np.random.Generator) -> 
         return rng.standard_normal((unit.n_heads, max(1, d_head // 2), d_head)) / np.sqrt(d_head)
 
     q_map = k_map = v_map = out_weight = out_bias = None
-    if unit.qk_skip is None:
+    if isinstance(unit.qk, QkPair):
         q_map, k_map = draw_map(unit.d_qk), draw_map(unit.d_qk)
-    if unit.vo_skip is None:
-        assert unit.out is not None
-        v_map, linear = draw_map(unit.d_v), unit.out.linear
+    if isinstance(unit.vo, VoPair):
+        v_map, linear = draw_map(unit.d_v), unit.vo.out.linear
         out_weight = 0.3 * rng.standard_normal((linear.d_out, v_map.shape[0] * v_map.shape[1]))
         stored = linear.read_bias(graph)
         out_bias = None if stored is None else stored.astype(np.float64) + 0.1 * rng.standard_normal(linear.d_out)
-    return AttentionChange(q_map, k_map, v_map, out_weight, out_bias)
+    return AttentionChange(unit, q_map, k_map, v_map, out_weight, out_bias)
 
 
-def run_checks(graph: Graph, blocks: Blocks, changes: Changes) -> dict[str, CheckResult]:
+def run_checks(graph: Graph, changes: Changes) -> dict[str, CheckResult]:
     """The checks of a pruned file by name; a crash on the way is a failed one."""
     feeds = random_feeds(graph.model, N_IMAGES)
     with tempfile.TemporaryDirectory() as folder:
-        stage = Path(folder)
         try:
-            write_model(apply_changes(graph, blocks, changes, {}), stage / "pruned.onnx", graph.model.folder)
-            pruned = load_model(stage / "pruned.onnx")
-            checks = [
-                check_structure(pruned.path),
-                check_signature(graph.model, pruned),
-                check_identity(graph, blocks, changes, feeds, stage),
-                check_padding(graph, blocks, changes, pruned, feeds, stage),
-                check_replay(graph, blocks, changes, pruned, feeds),
-            ]
-            if batch_kind(pruned) is None:
-                checks.append(check_batches(pruned, feeds, graph.float_type))
+            rewrite = plan_rewrite(changes)
+            models = rewrite.write(graph, Path(folder) / "pruned.onnx")
+            checks = check_file(graph.model, models[-1], models[-1].path)
+            checks += check_rewrite(graph, rewrite, models, feeds)
         except Exception as error:  # a row of a table: the next ones are wanted too
             checks = [CheckResult("crash", False, None, None, f"{type(error).__name__}: {error}".splitlines()[0])]
     return {c.name: c for c in checks}
 
 
-def halved_mlp_parameters(graph: Graph, changes: Changes, blocks: Blocks) -> int:
+def halved_mlp_parameters(graph: Graph, changes: Changes) -> int:
     """What goes when half of every MLP's channels go and nothing else: the measure for onnxsim."""
     halved = {key: change for key, change in changes.items() if isinstance(change, MlpChange)}
     if not halved:
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "halved.onnx"
-        write_model(apply_changes(graph, blocks, halved, {}), path, graph.model.folder)
-        return graph.n_parameters - read_graph(load_model(path)).n_parameters
+        (pruned,) = plan_rewrite(halved).write(graph, Path(folder) / "halved.onnx")
+        return graph.n_parameters - read_graph(pruned).n_parameters
 
 
 def complain(row: Row) -> list[str]:

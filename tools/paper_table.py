@@ -10,29 +10,35 @@ all models. Prints a Markdown table.
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-from corp_onnx.search.plan import Cut, gather_changes, plan_paper
 from study import open_dense, split_images, study_parser
 
 from corp_onnx.blocks import find_blocks
-from corp_onnx.calibrate.collect import choose_units, collect_moments
+from corp_onnx.calibrate.collect import collect_moments
+from corp_onnx.checks.preflight import choose_units
 from corp_onnx.evaluate import evaluate_models
-from corp_onnx.graph import load_model
-from corp_onnx.graph.write import write_model
 from corp_onnx.images import open_images
-from corp_onnx.rewrite import apply_changes
+from corp_onnx.rewrite import plan_rewrite
 from corp_onnx.run.probe import probe_graph
+from corp_onnx.search.problem import Problem
+from corp_onnx.search.strategy import follow_method
+from corp_onnx.settings import PAPER, Fractions
 
+MLP, QK, BOTH = (replace(PAPER, widths=Fractions(*removed)) for removed in ((0.5, 0.0), (0.0, 0.5), (0.5, 0.5)))
 ROWS = {
-    "MLP 50 %, no compensation": Cut(0.5, 0.0, compensate=False),
-    "MLP 50 %": Cut(0.5, 0.0),
-    "QK 50 %, no compensation": Cut(0.0, 0.5, compensate=False),
-    "QK 50 %": Cut(0.0, 0.5),
-    "MLP + QK 50 %, no compensation": Cut(0.5, 0.5, compensate=False),
-    "MLP + QK 50 %, magnitude rank": Cut(0.5, 0.5, rank="magnitude"),
-    "MLP + QK 50 %": Cut(0.5, 0.5),
+    "MLP 50 %, no compensation": replace(MLP, compensate=False),
+    "MLP 50 %, weighted rank": replace(MLP, rank="weighted"),
+    "MLP 50 %": MLP,
+    "QK 50 %, no compensation": replace(QK, compensate=False),
+    "QK 50 %": QK,
+    "MLP + QK 50 %, no compensation": replace(BOTH, compensate=False),
+    "MLP + QK 50 %, magnitude rank": replace(BOTH, rank="magnitude"),
+    "MLP + QK 50 %, weighted rank": replace(BOTH, rank="weighted"),
+    "MLP + QK 50 %": BOTH,
 }
+"""`weighted` is the rank of the authors' own code, not that of the paper."""
 
 
 def main() -> None:
@@ -44,19 +50,18 @@ def main() -> None:
 
     graph, images = open_dense(args)
     blocks = find_blocks(graph)
-    units = choose_units(blocks)
-    calibration, _ = split_images(images, args.seed)
+    units = choose_units(graph, blocks, PAPER)
+    calibration, held_out = split_images(images, args.seed)
     moments = collect_moments(graph, units, calibration)
-    rows = dict(ROWS) | {f"MLP + QK 50 %, ridge {r:g}": Cut(0.5, 0.5, ridge=r) for r in args.ridge or []}
+    rows = dict(ROWS) | {f"MLP + QK 50 %, ridge {r:g}": replace(BOTH, ridge=r) for r in args.ridge or []}
     with tempfile.TemporaryDirectory() as folder:
         paths, kept = [], []
-        for i, cut in enumerate(rows.values()):
-            wanted = choose_units(blocks, mlp=cut.mlp > 0, qk=cut.attn > 0)
-            plans = plan_paper(graph, wanted, moments, cut)
-            path = Path(folder) / f"{i}.onnx"
-            write_model(apply_changes(graph, blocks, gather_changes(plans), {}), path, graph.model.folder)
-            paths.append(path)
-            kept.append(probe_graph(load_model(path)).cost.total / graph.cost.total)
+        for i, method in enumerate(rows.values()):
+            wanted = choose_units(graph, blocks, method)
+            solution = follow_method(Problem(graph, blocks, wanted, method, moments, calibration, held_out))
+            (pruned,) = plan_rewrite(solution.changes).write(graph, Path(folder) / f"{i}.onnx")
+            paths.append(pruned.path)
+            kept.append(probe_graph(pruned).cost.total / graph.cost.total)
         data = open_images(args.val, labels=args.labels or "folders")
         result = evaluate_models([args.model, *paths], data, reference=args.model)
     print(f"{calibration.n_images} calibration images, {result.n_images} validation images, {result.provider}\n")

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-
-from corp_onnx.search.plan import Cut
 
 from corp_onnx.bench.bench import BenchResult, bench_models
 from corp_onnx.bench.timing import Schedule
 from corp_onnx.prune import prune_model
 from corp_onnx.results import PruneResult
-from corp_onnx.settings import PruneSettings
+from corp_onnx.settings import PAPER, Fractions, PruneSettings
 
 FRACTIONS = (0.25, 0.5, 0.63, 0.69, 0.75)
 """Those of the paper."""
@@ -37,7 +36,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         pruned: list[PruneResult] = []
         for fraction in FRACTIONS:
-            settings = PruneSettings(preset="paper", cut=Cut(fraction, fraction), n_images=args.images)
+            settings = PruneSettings(replace(PAPER, widths=Fractions(fraction, fraction)), n_images=args.images)
             pruned.append(prune_model(args.model, args.calib, Path(folder) / f"{fraction}.onnx", settings=settings))
             print(f"pruned {fraction:.0%}", flush=True)
         paths = [args.model, *(Path(result.pruned.path) for result in pruned)]

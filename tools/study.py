@@ -11,21 +11,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 from jaxtyping import Int
 
 from corp_onnx.blocks import find_blocks
-from corp_onnx.calibrate.collect import choose_units, collect_moments
+from corp_onnx.calibrate.collect import collect_moments
 from corp_onnx.calibrate.data import HELD_OUT_FRACTION, MAX_HELD_OUT
 from corp_onnx.graph import Graph, input_dims, load_model
 from corp_onnx.images import ImageSet, open_images, split_holdout
 from corp_onnx.images.recipe import find_recipe
-from corp_onnx.rewrite import apply_changes
+from corp_onnx.rewrite import plan_rewrite
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.search.evaluator import Evaluator, prepare_evaluator
-from corp_onnx.search.problem import Outcome, Situation
-from corp_onnx.search.strategy import BestSearch
-from corp_onnx.tokens.trim import TrimPlan, plan_trim, trim_model
+from corp_onnx.search.problem import Problem, Solution
+from corp_onnx.search.search import Search
+from corp_onnx.settings import BEST
+from corp_onnx.tokens.trim import TrimPlan, plan_trim
+from corp_onnx.units import list_units
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +49,28 @@ class Study:
     judge: Evaluator
     labels: Int[np.ndarray, " n"]
 
-    def draw(self, seed: int, n_images: int | None = None) -> Situation:
+    def draw(self, seed: int, n_images: int | None = None) -> Problem:
         """What a strategy looks at, for one draw of the calibration images, at most n of them."""
         blocks = find_blocks(self.graph)
-        units = choose_units(blocks, vo=True)
+        units = list_units(blocks, BEST.units)
         calibration, held_out = split_images(self.images, seed)
         if n_images is not None:
             drawn = np.random.default_rng(seed).permutation(calibration.n_images)[:n_images]
             calibration = calibration.select(np.sort(drawn))
         moments = collect_moments(self.graph, units, calibration)
-        return Situation(self.graph, blocks, units, moments, calibration, held_out, 8, "cpu", seed, trim=self.trim)
+        return Problem(
+            self.graph, blocks, units, BEST, moments, calibration, held_out, seed=seed, trim=self.trim
+        )  # fmt: skip
 
-    def measure(self, situation: Situation, outcome: Outcome) -> Row:
+    def measure(self, problem: Problem, solution: Solution) -> Row:
         """Cost and answers of the model that `corp-onnx prune` would write."""
-        proto = _finish(situation, outcome)
+        proto = plan_rewrite(solution.changes, problem.trim).make(problem.graph)
         tally = self.judge.evaluate(proto, self.labels)
         assert tally.n_top1 is not None
-        assert tally.n_agree is not None
-        assert tally.kl_sum is not None
+        assert tally.agreement is not None
+        assert tally.kl is not None
         kept = probe_graph(replace(self.graph.model, proto=proto)).cost.total / self.graph.cost.total
-        n = tally.n_samples
-        return Row(kept, tally.n_top1 / n, tally.n_agree / n, tally.kl_sum / n)
+        return Row(kept, tally.n_top1 / tally.n_samples, tally.agreement, tally.kl)
 
 
 def study_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -103,12 +105,9 @@ def split_images(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
     return split_holdout(images, min(HELD_OUT_FRACTION, MAX_HELD_OUT / images.n_images), seed)
 
 
-def keep_tokens(search: BestSearch) -> BestSearch:
+def keep_tokens(search: Search) -> Search:
     """The same curves and probes for a model whose last block computes every token."""
-    situation = replace(search.situation, trim=None)
-    facts = {u.key: u for u in situation.unit_facts}
-    choices = tuple(replace(c, macs_per_width=facts[c.key].macs / c.width) for c in search.choices)
-    return replace(search, situation=situation, choices=choices)
+    return replace(search, problem=replace(search.problem, trim=None))
 
 
 def print_rows(rows: Mapping[str, Sequence[Row]]) -> None:
@@ -118,15 +117,6 @@ def print_rows(rows: Mapping[str, Sequence[Row]]) -> None:
         macs, top1, agreement = ([100 * getattr(r, f) for r in found] for f in ("macs", "top1", "agreement"))
         cells = [f"{_spread(macs)} %", _spread(top1), _spread(agreement), _spread([r.kl for r in found], 3)]
         print(f"| {name} | {' | '.join(cells)} | {len(found)} |")
-
-
-def _finish(situation: Situation, outcome: Outcome) -> onnx.ModelProto:
-    s = situation
-    proto = apply_changes(s.graph, s.blocks, outcome.changes, {}, apart=s.trim.apart if s.trim else ())
-    if s.trim is None:
-        return proto
-    trimmed = trim_model(replace(s.graph.model, proto=proto))
-    return proto if trimmed is None else trimmed[0]
 
 
 def _spread(values: list[float], digits: int = 1) -> str:

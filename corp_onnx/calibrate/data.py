@@ -16,6 +16,7 @@ from corp_onnx.images import Images, ImageSet, open_images, split_holdout
 from corp_onnx.images.arrays import is_array_file
 from corp_onnx.images.batch import Skipped
 from corp_onnx.images.recipe import Recipe, find_recipe, make_recipe
+from corp_onnx.images.variety import describe_monotony
 from corp_onnx.moments import Moments
 from corp_onnx.results import CalibrationData
 from corp_onnx.settings import Preprocessing, PruneSettings
@@ -126,6 +127,9 @@ def warn_of_data(units: Sequence[Unit], moments: Moments, calibration: Images) -
         found.append(describe_skipped(calibration.skipped))
     if calibration.n_images < FEW_IMAGES:
         found.append(f"only {calibration.n_images} calibration images; a few hundred give a better model.")
+    monotony = describe_monotony(calibration)
+    if monotony:
+        found.append(monotony)
     short = [unit for unit in units if moments[str(unit.key)].n_tokens < unit.n_regressors]
     if short:
         n_tokens = int(moments[str(short[0].key)].n_tokens)

@@ -94,7 +94,7 @@ def measure_model(
     """Agreement, KL and logit error of the pruned file, and how the error of the residual stream grows with depth.
 
     Args:
-        trim: the tokens that the pruned file does not compute; its stream is compared at the others.
+        trim: the tokens that the pruned file does not compute, from `find_left_out`; the others are compared.
 
     Raises:
         NonFiniteError: an output of either model holds NaN or Inf.

@@ -20,6 +20,7 @@ from corp_onnx.blocks import Blocks, explain_nothing
 from corp_onnx.errors import ModelError, NonFiniteError, NothingToPruneError, OptionError, OutputError
 from corp_onnx.graph import FLOAT_TYPES, Graph, Model
 from corp_onnx.graph.external import read_tensor
+from corp_onnx.graph.links import require_readable_name
 from corp_onnx.graph.model import hash_file, list_files
 from corp_onnx.graph.write import data_path
 from corp_onnx.search.strategy import kept_width
@@ -49,14 +50,16 @@ def protect_model(model: Model, destinations: Mapping[str, Path], output: Path) 
 
 
 def protect_source(model: Model, destinations: Mapping[str, Path]) -> None:
-    """Refuse destinations that are the model or its external data.
+    """Refuse destinations that are the model or its external data, and a model that ONNX Runtime can not open by name.
 
     Args:
         destinations: every file to be written, by the option that names it.
 
     Raises:
         OutputError: says which option to change.
+        ModelError: the model's path is no text.
     """
+    require_readable_name(model.path)
     own = {os.path.realpath(path) for path in list_files(model)}
     for option, path in destinations.items():
         if os.path.realpath(path) in own:
@@ -122,6 +125,14 @@ def _stored_name(graph: Graph, name: str) -> str:
     return name
 
 
+def wanted_kinds(method: Method) -> tuple[str, ...]:
+    """The kinds of units that a method asks for; under fractions those that one is given for."""
+    if not isinstance(method.widths, Fractions):
+        return method.units
+    given = {f.name for f in fields(method.widths) if getattr(method.widths, f.name)}
+    return tuple(name for name in method.units if KINDS[name].fraction in given)
+
+
 def choose_units(graph: Graph, blocks: Blocks, method: Method) -> tuple[Unit, ...]:
     """The units that a method makes narrower.
 
@@ -134,7 +145,7 @@ def choose_units(graph: Graph, blocks: Blocks, method: Method) -> tuple[Unit, ..
         found = f"found {', '.join(unknown)}" if unknown else "found none"
         raise OptionError(f"--units takes one or more of {', '.join(KINDS)}; {found}.")
     if isinstance(method.widths, Fractions):
-        return _choose_cut(graph, blocks, method.units, method.widths)
+        return _choose_cut(graph, blocks, method, method.widths)
     units = list_units(blocks, method.units)
     if not units:
         raise _nothing(graph, blocks, [KINDS[name].noun for name in method.units])
@@ -147,7 +158,7 @@ def _nothing(graph: Graph, blocks: Blocks, wanted: Sequence[str]) -> NothingToPr
         return NothingToPruneError(explain_nothing(graph, blocks))
     return NothingToPruneError(
         f"{graph.model.path}: no {' or '.join(wanted)} that can be pruned, but {_counted(others)}; name those with "
-        "--units, or give their fraction, and see `corp-onnx inspect` for the reasons."
+        "--units, and see `corp-onnx inspect` for the reasons."
     )
 
 
@@ -155,13 +166,18 @@ def _counted(nouns: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {noun}{'s' if n > 1 else ''}" for noun, n in nouns.items())
 
 
-def _choose_cut(graph: Graph, blocks: Blocks, kinds: Sequence[str], cut: Fractions) -> tuple[Unit, ...]:
+def _choose_cut(graph: Graph, blocks: Blocks, method: Method, cut: Fractions) -> tuple[Unit, ...]:
     """The units that fractions make narrower; those of a kind with fraction 0 are left alone."""
     given = {f.name: getattr(cut, f.name) for f in fields(cut)}
     spelled = " and ".join(f"--{name} {value:g}" for name, value in given.items())
     if not any(given.values()):
         raise OptionError(f"{spelled} together remove nothing; give one of them a fraction above 0.")
-    wanted = [name for name in kinds if given.get(KINDS[name].fraction)]
+    wanted = wanted_kinds(method)
+    if not wanted:
+        raise OptionError(
+            f"{spelled} cut none of --units {','.join(method.units)}; name the kinds there that they cut, or give a "
+            "budget in their place."
+        )
     units = list_units(blocks, wanted)
     if not units:
         raise _nothing(graph, blocks, [KINDS[name].noun for name in wanted])

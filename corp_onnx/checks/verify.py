@@ -30,7 +30,8 @@ from corp_onnx.graph.proto import skeleton
 from corp_onnx.results import CheckResult
 from corp_onnx.rewrite import Rewrite
 from corp_onnx.run.comparison import compare_answers, compare_arrays, run_whole
-from corp_onnx.run.sessions import first_sentence, open_session, open_tapped
+from corp_onnx.run.runtime import first_sentence
+from corp_onnx.run.sessions import open_session, open_tapped
 
 P = ParamSpec("P")
 
@@ -55,7 +56,7 @@ def check_rewrite(
         check_identity(graph, rewrite, models[-1], feeds, provider),
         check_padding(graph, rewrite, models[-1], feeds, provider),
     ]
-    for one, before in zip(rewrite.passes, [graph.model, *models], strict=False):
+    for one, before in zip(rewrite.passes, [graph.model, *models[:-1]], strict=True):
         checks.append(_as_check(one.name)(one.check)(graph, before, models[-1], feeds, provider))
     if batch_kind(models[-1]) is None:
         checks.append(check_batches(models[-1], feeds, graph.float_type, provider))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
@@ -29,8 +31,34 @@ INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143
 """128 + the number of the signal, as shells count."""
 
 
+DEAF_SECONDS = 5.0
+"""So long after a signal no other one is heard: it would end the cleaning up that the first one began."""
+
+
 class _Terminated(BaseException):
     """SIGTERM: unwinds like an interrupt, so that nothing half-written stays behind."""
+
+
+class _Signals:
+    """What SIGINT and SIGTERM do while a verb runs: the first one unwinds, and those right behind it do nothing."""
+
+    def __init__(self) -> None:
+        self._heard = -math.inf
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and a shell in the background want it
+                self._previous[number] = signal.signal(number, self._raise)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _raise(self, number: int, _frame: FrameType | None) -> None:
+        if time.monotonic() - self._heard >= DEAF_SECONDS:
+            self._heard = time.monotonic()
+            raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -57,7 +85,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with _Signals():
+            return _guard(arguments)
+    except KeyboardInterrupt:  # before the verb began, or when it was done
+        return _say("interrupted.", INTERRUPTED)
+    except _Terminated:
+        return _say("terminated.", TERMINATED)
+
+
+def _guard(arguments: Sequence[str] | None) -> int:
+    """The exit code of a verb, with a sentence where it is not 0."""
     sys.stdout = sys.stdout or _open_nowhere()
     sys.stderr = sys.stderr or _open_nowhere()
     if isinstance(sys.stdout, TextIOWrapper):
@@ -83,12 +121,6 @@ def _run(arguments: Sequence[str] | None) -> int:
         if error.errno == errno.EPIPE:
             return _drop_output()
         return _say(f"{error.filename or 'input or output'}: {error.strerror or error}.", 2)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise _Terminated
 
 
 def _open_nowhere() -> TextIO:
@@ -103,5 +135,6 @@ def _drop_output() -> int:
 
 
 def _say(sentence: str, code: int) -> int:
+    sentence = sentence.encode("utf-8", "replace").decode()  # a file name that is no text
     click.echo(f"corp-onnx: {sentence}", err=True)
     return code

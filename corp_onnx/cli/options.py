@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
@@ -44,7 +44,11 @@ def grouped(group: str, *names: str, **kwargs: Any) -> Callable[[Callable[..., A
 
 
 def settings_options(
-    settings: type, parameter: str, group: str, presets: Mapping[str, Any] | None = None
+    settings: type,
+    parameter: str,
+    group: str,
+    presets: Mapping[str, Any] | None = None,
+    choices: Mapping[str, Collection[str]] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The options of a settings class; the command gets those that were given, by field name, as one mapping.
 
@@ -53,6 +57,7 @@ def settings_options(
         parameter: of the command, for the mapping.
         presets: values of the class by name, the first of them the default; an option that is not given is the
             preset's.
+        choices: what a field may hold, where the settings class does not know.
     """
     fields = [f for f in dataclasses.fields(settings) if "help" in f.metadata]
     kinds = get_type_hints(settings)
@@ -66,16 +71,17 @@ def settings_options(
         decorated: Callable[..., Any] = gather
         for f in reversed(fields):
             defaults = {name: getattr(p, f.name) for name, p in (presets or {"": settings()}).items()}
-            decorated = _option(f, kinds[f.name], group, defaults)(decorated)
+            listed = ", ".join((choices or {}).get(f.name, ()))
+            decorated = _option(f, kinds[f.name], group, defaults, f": {listed}." if listed else "")(decorated)
         return decorated
 
     return decorate
 
 
 def _option(
-    f: dataclasses.Field[Any], kind: Any, group: str, defaults: Mapping[str, Any]
+    f: dataclasses.Field[Any], kind: Any, group: str, defaults: Mapping[str, Any], listed: str
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    text = f"{f.metadata['help']}{_describe_default(f, defaults)}"
+    text = f"{f.metadata['help']}{listed}{_describe_default(f, defaults)}"
     if f.metadata["off"]:
         return grouped(group, f.metadata["off"], f.name, flag_value=False, default=None, help=text)
     flag = f.metadata["flag"] or f.name.replace("_", "-")

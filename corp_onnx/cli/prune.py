@@ -27,6 +27,7 @@ from corp_onnx.settings import (
     Threshold,
     WidthRule,
 )
+from corp_onnx.units import KINDS
 
 FILES, SIZE, METHOD, RUN = "Files", "Size of the result", "Method", "Run"
 
@@ -57,7 +58,7 @@ FILES, SIZE, METHOD, RUN = "Files", "Size of the result", "Method", "Run"
          help="How far each MLP alone may move the answers with --allocate amp: KL in nats.")  # fmt: skip
 @grouped(METHOD, "--preset", type=click.Choice(list(METHODS)), default="best", show_default=True,
          help="best: the smallest error for a budget. paper: the method of arXiv 2602.05243.")  # fmt: skip
-@settings_options(Method, "given", METHOD, METHODS)
+@settings_options(Method, "given", METHOD, METHODS, {"units": KINDS})
 @settings_options(PruneSettings, "run", RUN)
 @preprocessing_options
 def prune(
@@ -77,7 +78,7 @@ def prune(
     preprocessing: Preprocessing,
     **budgets: float | None,
 ) -> None:
-    """Prune MODEL: remove MLP channels and query/key dimensions, and fold what they did into the weights that stay.
+    """Prune MODEL: remove MLP channels, query/key and value dimensions, and fold what they did into what stays.
 
     \b
     Example:

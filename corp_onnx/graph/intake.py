@@ -15,9 +15,8 @@ or an error, where ONNX Runtime could not run it either or would have to guess w
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from heapq import heappop, heappush
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,8 @@ from onnx import numpy_helper
 
 from corp_onnx.errors import ModelError
 from corp_onnx.graph.external import read_tensor
-from corp_onnx.graph.proto import captured_names, node_graphs
+from corp_onnx.graph.order import sort_graph
+from corp_onnx.graph.proto import node_graphs
 
 MICROSOFT = "com.microsoft"
 """ONNX Runtime's own domain; it has one version, and a file may use it without saying so."""
@@ -181,7 +181,7 @@ def _lies_in(idx: np.ndarray, size: int) -> bool:
 
 
 def _sort_nodes(graph: onnx.GraphProto, path: Path) -> None:
-    """Put nodes in topological order, as little moved as possible, and leave out those that give nothing."""
+    """Put nodes in topological order, and leave out those that give nothing."""
     nodes = [node for node in graph.node if any(node.output)]
     makers: dict[str, int] = {}
     for position, node in enumerate(nodes):
@@ -189,29 +189,11 @@ def _sort_nodes(graph: onnx.GraphProto, path: Path) -> None:
             if name in makers:
                 raise ModelError(f"{path}: tensor '{name}' is made by two nodes; expected one. Export the model again.")
             makers[name] = position
-    reads = [{makers[i] for i in {*node.input, *captured_names(node)} if i in makers} for node in nodes]
-    if len(nodes) == len(graph.node) and all(max(sources, default=-1) < at for at, sources in enumerate(reads)):
-        return
-    ordered = [onnx.NodeProto.FromString(nodes[at].SerializeToString()) for at in _order(reads)]
-    if len(ordered) < len(nodes):
-        raise ModelError(f"{path}: its nodes form a circle, so none of them can be first. Export the model again.")
-    del graph.node[:]
-    graph.node.extend(ordered)
-
-
-def _order(reads: list[set[int]]) -> list[int]:
-    """Positions such that each comes behind those that it reads; those of a circle are missing."""
-    readers: dict[int, list[int]] = defaultdict(list)
-    for at, sources in enumerate(reads):
-        for source in sources:
-            readers[source].append(at)
-    waiting = [len(sources) for sources in reads]
-    ready = [at for at, count in enumerate(waiting) if not count]  # a heap: the first of the file goes first
-    order: list[int] = []
-    while ready:
-        order.append(heappop(ready))
-        for reader in readers[order[-1]]:
-            waiting[reader] -= 1
-            if not waiting[reader]:
-                heappush(ready, reader)
-    return order
+    if len(nodes) < len(graph.node):
+        kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(kept)
+    try:
+        sort_graph(graph)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error

@@ -21,6 +21,7 @@ from corp_onnx.errors import ModelError
 from corp_onnx.graph.external import find_beside, iterate_tensors, list_locations, read_location
 from corp_onnx.graph.model import Model
 from corp_onnx.graph.model import load_model as load_plain
+from corp_onnx.staging import is_text
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +40,7 @@ def load_model(path: Path | str) -> Model:
     """As `model.load_model`, with weights behind links named by where they lie.
 
     Raises:
-        ModelError: as there; or a link leads weights out of the model's folders.
+        ModelError: as there; or a link leads weights out of its folders.
     """
     path = Path(path)
     loaded = _load(path)
@@ -53,6 +54,16 @@ def load_model(path: Path | str) -> Model:
             entry = next(e for e in tensor.external_data if e.key == "location")
             entry.value = places[str(PurePosixPath(read_location(tensor)))].relative_to(root).as_posix()
     return LinkedModel(loaded.proto, path, loaded.sha256, root)
+
+
+def require_readable_name(path: Path) -> None:
+    """Refuse a path that onnx and ONNX Runtime can not open: they take text.
+
+    Raises:
+        ModelError: it is not UTF-8.
+    """
+    if not is_text(path):
+        raise ModelError(f"{path}: is not UTF-8, and onnx and ONNX Runtime open no such path; rename it.")
 
 
 def _load(path: Path) -> Model:

@@ -52,5 +52,5 @@ class Pass(ABC):
         Args:
             graph: of the dense model.
             before: the model that it was run on.
-            after: the model that came out.
+            after: the finished model, behind this pass and those that follow.
         """

@@ -104,7 +104,7 @@ class Surgeon:
         self._inserted[after.position].append(node)
 
     def set_width(self, spelling: WidthSpelling, width: int) -> None:
-        """Let a Reshape's target spell a new head width."""
+        """Let a Reshape's target spell a new size of something: a head, hidden channels, tokens."""
         self.respell(spelling.node, {spelling.axis: spelling.n_folded * width})
 
     def respell(self, node: Node, sizes: Mapping[int, int]) -> None:

@@ -10,8 +10,9 @@ from onnx import external_data_helper
 
 from corp_onnx.errors import ModelError, OutputError
 from corp_onnx.graph.external import iterate_tensors, list_locations, load_tensors
-from corp_onnx.graph.model import MAX_PROTO_BYTES, parse_file
+from corp_onnx.graph.model import outgrows_protobuf, parse_file
 from corp_onnx.graph.proto import serialize
+from corp_onnx.staging import visible_folder
 
 SMALLEST_BYTES = 991
 """Weights from this size on go beside, as onnx has it: 1024 less the 33 of a Python object, which it counts as well."""
@@ -43,16 +44,15 @@ def write_model(proto: onnx.ModelProto, path: Path, source_folder: Path) -> None
         OutputError: the disk is full or the folder not writable.
     """
     external = any(external_data_helper.uses_external_data(t) for t in iterate_tensors(proto))
-    inline_bytes = sum(len(t.raw_data) for t in proto.graph.initializer)
     if external:
         load_tensors(proto, source_folder)
     try:
-        if external or inline_bytes >= MAX_PROTO_BYTES:
+        if external or outgrows_protobuf(proto):
             _move_beside(proto, data_path(path))
         path.write_bytes(serialize(proto))
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OutputError(f"{path.name}: could not be written to {path.parent.parent} ({reason}).") from error
+        raise OutputError(f"{path.name}: could not be written to {visible_folder(path)} ({reason}).") from error
 
 
 def _move_beside(proto: onnx.ModelProto, data: Path) -> None:

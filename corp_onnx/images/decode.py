@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from corp_onnx.errors import ImageError
 from corp_onnx.images.recipe import Recipe, crop_image
+from corp_onnx.images.regular import open_regular
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "JPEG2000", "PPM")
 """Photographs with a signature. Pillow would also start Ghostscript for an EPS, and try to read any bytes as a TGA."""
@@ -57,10 +58,10 @@ def identify_file(path: Path) -> str:
     """Why a file is not an image, by its first bytes and not its name; empty where it is one."""
     if path.name.startswith("."):
         return "hidden file"
-    if not path.is_file():
-        return "not a regular file"  # a broken link, or a pipe that would never end
+    if not path.is_file():  # a broken link is not there, and yet no missing file to a person who sees its name
+        return "not a regular file"
     try:
-        with Image.open(path, formats=_known_formats()):
+        with open_regular(path) as stream, Image.open(stream, formats=_known_formats()):
             return ""
     except Exception as error:  # Pillow's plugins raise whatever a damaged header makes them meet
         return _reason(error, path)
@@ -85,7 +86,7 @@ def choose_images(root: Path, order: Sequence[str], limit: int | None) -> tuple[
 def decode_file(path: Path, recipes: Sequence[Recipe]) -> tuple[UInt8[np.ndarray, "h w c"], ...] | str:
     """The crop of an image for each recipe, decoded once; or why it can not be decoded."""
     try:
-        with Image.open(path, formats=_known_formats()) as image:
+        with open_regular(path) as stream, Image.open(stream, formats=_known_formats()) as image:
             return tuple(crop_image(image, recipe) for recipe in recipes)
     except Exception as error:  # as in identify_file
         return _reason(error, path)

@@ -28,6 +28,7 @@ from corp_onnx.images.batch import PIXELS, Batch, Skipped, check_batch_size
 from corp_onnx.images.decode import choose_images, decode_file, list_files, quiet_pillow
 from corp_onnx.images.labels import Labels, LabelSource, label_files
 from corp_onnx.images.recipe import Recipe, normalize_crops
+from corp_onnx.images.regular import open_regular
 
 N_THREADS = min(4, os.cpu_count() or 1)
 """Decoding releases the interpreter lock, and the model needs the other cores."""
@@ -119,7 +120,7 @@ class ImageSet:
         digest = hashlib.sha256()
         for name in self.names:
             digest.update(f"{name}\0".encode(errors="surrogatepass"))  # a name need not be UTF-8
-            digest.update(hashlib.sha256((self.root / name).read_bytes()).digest())
+            digest.update(_hash_file(self.root / name))
         return digest.hexdigest()
 
     def _decode(self, recipes: Sequence[Recipe], ahead: int) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
@@ -232,6 +233,18 @@ def split_holdout(images: Images, fraction: float, seed: int = 0) -> tuple[Image
     n_held = min(max(round(fraction * total), 1), total - 1)
     order = _shuffle(total, seed)
     return images.select(np.sort(order[n_held:])), images.select(np.sort(order[:n_held]))
+
+
+def _hash_file(path: Path) -> bytes:
+    """sha256 of a file's bytes, a piece at a time: nobody says how large a file in the folder is."""
+    digest = hashlib.sha256()
+    try:
+        with open_regular(path) as stream:
+            while piece := stream.read(2**20):
+                digest.update(piece)
+    except OSError as error:
+        raise ImageError(f"{path}: can not be read any more ({error.strerror}); run it again.") from error
+    return digest.digest()
 
 
 def _shuffle(n: int, seed: int) -> Int[np.ndarray, " n"]:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from corp_onnx.errors import ImageError
+from corp_onnx.images.regular import read_text
 
 LABELS_KEY = "corp_onnx.labels"
 """Where an ONNX file keeps its class names: a JSON list, the position is the class index."""
@@ -47,7 +48,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         ImageError: the file is missing, not text, empty, or names a class twice.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise ImageError(f"{path}: the labels file can not be read ({reason}).") from error

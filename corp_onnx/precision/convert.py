@@ -20,10 +20,11 @@ from corp_onnx.checks.preflight import protect_model, watch_source
 from corp_onnx.checks.verify import check_structure, require_passed
 from corp_onnx.errors import ModelError, OptionError
 from corp_onnx.graph import Graph, input_dims, load_model
-from corp_onnx.graph.model import Model, describe_file, hash_file
+from corp_onnx.graph.model import Model, describe_file, hash_file, require_file
 from corp_onnx.graph.write import outdated_data, write_model
 from corp_onnx.images import Images, ImageSet, open_images, split_holdout
 from corp_onnx.images.recipe import METADATA_KEY
+from corp_onnx.images.variety import describe_monotony
 from corp_onnx.precision.conversion import (
     ConvertResult,
     ConvertSettings,
@@ -42,7 +43,7 @@ from corp_onnx.run.comparison import Comparison, compare_on_images, compare_on_n
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session
 from corp_onnx.search.evaluator import draw_evaluator
-from corp_onnx.staging import check_destination, staged_files
+from corp_onnx.staging import check_destination, refuse_folder, staged_files
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, in all)."""
@@ -105,7 +106,10 @@ def convert_model(
         InputError: the model is not float32 or bfloat16, or an option, an image folder or the destination is of no use.
         CheckFailedError: a converter fails, or the new file is not valid or answers differently; nothing is written.
     """
-    output = Path(output) if output is not None else default_output(Path(model), settings.target)
+    model = Path(model)
+    require_file(model)
+    output = Path(output) if output is not None else default_output(model, settings.target)
+    refuse_folder(output)
     calib, images = (None if p is None else Path(p) for p in (calib, images))
     _check_calibration(settings, calib)
     clock = StageClock()
@@ -335,6 +339,8 @@ def _warn(made: _Converted, data: _Data) -> tuple[str, ...]:
     for images in {id(i): i for i in (data.calibration, data.judging) if i is not None}.values():
         if images.skipped and not found:
             found.append(describe_skipped(images.skipped))
+    if data.calibration is not None and (monotony := describe_monotony(data.calibration)):
+        found.append(monotony)
     if made.half and made.half.n_clipped:
         lie, are = ("number lies", "is") if made.half.n_clipped == 1 else ("numbers lie", "are")
         found.append(

@@ -6,8 +6,6 @@ name and weights by being initializers, and exporters keep neither promise.
 
 from __future__ import annotations
 
-import heapq
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -16,7 +14,8 @@ from onnx import numpy_helper
 
 from corp_onnx.graph import Graph
 from corp_onnx.graph.external import load_tensors
-from corp_onnx.graph.proto import has_bfloat16, names_in_use, node_graphs, skeleton, to_float32
+from corp_onnx.graph.order import read_names
+from corp_onnx.graph.proto import has_bfloat16, names_in_use, skeleton, to_float32
 
 STORED_SUFFIX = ".stored"
 """Of the name of a constant that was computed from stored ones."""
@@ -83,34 +82,6 @@ def drop_unread(proto: onnx.ModelProto) -> None:
     if len(weights) < len(proto.graph.initializer):
         del proto.graph.initializer[:]
         proto.graph.initializer.extend(weights)
-
-
-def read_names(node: onnx.NodeProto) -> set[str]:
-    """Tensors that a node reads, those its inner graphs make themselves among them."""
-    graphs = node_graphs(node)
-    inside = {name for g in graphs for n in g.node for name in read_names(n)}
-    return {*node.input, *inside, *(o.name for g in graphs for o in g.output)}
-
-
-def sort_nodes(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """The nodes so that each stands behind those it reads from; the order is otherwise kept."""
-    makers = {name: position for position, node in enumerate(nodes) for name in node.output if name}
-    sources = [{makers[name] for name in read_names(node) if name in makers} for node in nodes]
-    readers: dict[int, list[int]] = defaultdict(list)
-    for position, before in enumerate(sources):
-        for source in before:
-            readers[source].append(position)
-    ready = [position for position, before in enumerate(sources) if not before]
-    done: list[onnx.NodeProto] = []
-    while ready:
-        position = heapq.heappop(ready)
-        done.append(nodes[position])
-        for reader in readers[position]:
-            sources[reader].discard(position)
-            if not sources[reader]:
-                heapq.heappush(ready, reader)
-    assert len(done) == len(nodes), "a graph with a cycle"
-    return done
 
 
 def replace_nodes(proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> None:

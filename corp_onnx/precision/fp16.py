@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from corp_onnx.errors import CheckFailedError
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.operators import NORMALISATIONS, SOFTMAXES, SUMS_OF_SQUARES
+from corp_onnx.graph.order import sort_nodes
 from corp_onnx.graph.proto import names_in_use
 from corp_onnx.precision.editable import (
     copy_editable,
@@ -29,7 +30,6 @@ from corp_onnx.precision.editable import (
     fresh_name,
     refresh_value_info,
     replace_nodes,
-    sort_nodes,
 )
 from corp_onnx.run.runtime import first_sentence, import_runtime
 

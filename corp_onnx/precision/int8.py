@@ -13,7 +13,9 @@ normalisations, softmax and GELU never see 8 bits; ONNX Runtime joins what the q
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,13 +28,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from corp_onnx.errors import CheckFailedError, CorpOnnxError
-from corp_onnx.graph import MAX_PROTO_BYTES, Graph
+from corp_onnx.errors import CheckFailedError, CorpOnnxError, OutputError
+from corp_onnx.graph import Graph
+from corp_onnx.graph.model import outgrows_protobuf
 from corp_onnx.graph.write import write_model
 from corp_onnx.precision.editable import copy_editable, drop_unread, refresh_value_info, store_constants
 from corp_onnx.precision.products import PRODUCT_OPS, Product
 from corp_onnx.run.runtime import first_sentence, import_runtime
 from corp_onnx.run.sessions import QUIET, open_session
+from corp_onnx.staging import visible_folder
 
 GEMM_SUFFIX = "_MatMul"
 """Of the name of the MatMul that the dynamic quantiser makes of a Gemm before it looks at names."""
@@ -65,15 +69,17 @@ class Quantiser:
         _declare_floats(proto, products)
         proto.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")  # spares a warning
         self._source = folder / "float32.onnx"
-        self._large = sum(len(t.raw_data) for t in proto.graph.initializer) >= MAX_PROTO_BYTES
+        self._large = outgrows_protobuf(proto)
         write_model(proto, self._source, graph.model.folder)
         self._ranges = folder / "ranges.json"
+        self._place = visible_folder(self._source)
 
     def quantise(self, positions: Iterable[int]) -> onnx.ModelProto:
         """The model with the products at these node positions as integers, its weights inside.
 
         Raises:
             ModelError: the model itself fails on a batch to calibrate on.
+            OutputError: the disk is full.
             CheckFailedError: ONNX Runtime's quantiser fails on this graph.
         """
         chosen = set(positions)
@@ -89,6 +95,7 @@ class Quantiser:
             except CorpOnnxError:
                 raise  # of the batches that it was handed
             except Exception as error:  # the quantisers raise whatever they meet
+                self._require_space(error)
                 self._require_runs()
                 raise CheckFailedError(
                     f"ONNX Runtime's quantiser fails on this model ({first_sentence(error)}). The model itself is as "
@@ -101,6 +108,17 @@ class Quantiser:
         proto.metadata_props.extend(self._metadata)
         refresh_value_info(proto)
         return proto
+
+    def _require_space(self, error: BaseException | None) -> None:
+        """Raise where a file could not be written, of which the quantiser speaks as of anything else."""
+        while error is not None:
+            if isinstance(error, OSError) or os.strerror(errno.ENOSPC) in str(error):
+                reason = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
+                raise OutputError(
+                    f"{self._place}: ONNX Runtime's quantiser could not write its files there ({reason}); free some "
+                    "space, or give another -o."
+                ) from error
+            error = error.__cause__ or error.__context__
 
     def _require_runs(self) -> None:
         """Raise where the model itself fails on the batches, for which the quantiser is not to blame."""

@@ -6,11 +6,11 @@ the half of a GELU), and takes the process with it. A person should read a sente
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 from corp_onnx.results import CheckResult
+from corp_onnx.run.child import run_child
 
 PROGRAM = """
 import sys
@@ -23,7 +23,7 @@ onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvi
 
 def check_loading(path: Path) -> CheckResult:
     """ONNX Runtime opens the file on a CPU, with every optimisation, and lives; what it says of it is not judged."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(path)], capture_output=True, check=False)
+    done = run_child([sys.executable, "-c", PROGRAM, str(path)])
     if done.returncode >= 0:
         return CheckResult("loading", True, None, None, "ONNX Runtime opens it with every optimisation")
     return CheckResult("loading", False, None, None, f"ONNX Runtime crashes on it (signal {-done.returncode})")

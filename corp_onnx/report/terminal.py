@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich import box
@@ -77,9 +77,10 @@ def print_inspection(found: Inspection) -> None:
         f"{model.precision}, opset {model.opset}, {batch}, from {model.producer or 'an unnamed exporter'}",
         soft_wrap=True,
     )
-    if found.units:
+    own = [unit for unit in found.units if not unit.shares_site]
+    if own:
         table = make_table("unit", "spelling", "width", "tokens", "parameters", "MACs", "of MACs", left=2)
-        for unit in found.units:
+        for unit in own:
             table.add_row(
                 unit.key, unit.spelling if unit.prunable else f"skipped: {unit.reason}", _width(unit),
                 str(unit.n_tokens), f"{unit.n_parameters:,}", f"{unit.macs / 1e6:.1f} M", f"{unit.mac_share:.1%}",
@@ -87,19 +88,30 @@ def print_inspection(found: Inspection) -> None:
         print_table(console, table)
     for skip in found.skipped:
         console.print(f"skipped {KIND_NAMES[skip.kind]} at {skip.node}: {skip.reason}", soft_wrap=True)
-    prunable = [u for u in found.units if u.prunable]
-    listed = [kind for kind in KINDS.values() if not kind.shares_site]  # as in `describe_units`
+    prunable = [u for u in own if u.prunable]
+    listed = [kind for kind in KINDS.values() if not kind.shares_site]
     by_kind = [f"{sum(u.kind == kind.kind for u in prunable)} {kind.title}" for kind in listed]
     share = sum(u.mac_share for u in prunable)
     console.print(
         f"{found.n_blocks} blocks; can be pruned: {', '.join(by_kind)}, {share:.1%} of the MACs", soft_wrap=True
     )
+    for line in _describe_shared([unit for unit in found.units if unit.shares_site]):
+        console.print(line, soft_wrap=True)
     if dead := found.dead_tokens:
         console.print(
             f"the outputs read {dead.n_read} of the last block's {dead.n_tokens} tokens: prune leaves out what only "
             f"the others need there, {dead.mac_share:.1%} of the MACs",
             soft_wrap=True,
         )
+
+
+def _describe_shared(units: Sequence[UnitFacts]) -> Iterator[str]:
+    """One line a kind whose cost is that of other units: where it can go, and the first reason why not."""
+    for kind in dict.fromkeys(unit.kind for unit in units):
+        found = [unit for unit in units if unit.kind == kind]
+        reasons = [unit.reason for unit in found if not unit.prunable]
+        where = f"in {len(found) - len(reasons)} of {len(found)} attentions" + (f"; {reasons[0]}" if reasons else "")
+        yield f"whole {KIND_NAMES[kind]} can go (--units ...,{kind}) {where}"
 
 
 def _width(unit: UnitFacts) -> str:

@@ -21,6 +21,9 @@ from corp_onnx.run.probe import probe_graph
 from corp_onnx.tokens.trim import LeaveOutTokens, TrimPlan
 from corp_onnx.units import Change, Changes
 
+BETWEEN = "between"
+"""Folder of the models between two passes."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rewrite:
@@ -39,12 +42,13 @@ class Rewrite:
         """The new model in a file, by way of files: it may outgrow protobuf.
 
         Returns:
-            The model behind every pass; the last lies at `path`, the others in files of `path`'s folder that the caller
-            removes (a staged one).
+            The model behind every pass; the last lies at `path`, the others in a folder beside it: where `path` is
+            staged, that is not published (staging.py).
         """
         models: list[Model] = []
         for i, one in enumerate(self.passes):
-            target = path if i == len(self.passes) - 1 else path.with_name(f"{i}.{path.name}")
+            target = path if i == len(self.passes) - 1 else path.with_name(BETWEEN) / f"{i}.onnx"
+            target.parent.mkdir(exist_ok=True)
             write_model(one.run(graph), target, graph.model.folder)
             models.append(load_model(target))
             if target != path:

@@ -53,11 +53,6 @@ def list_inputs(declared: Sequence[Any]) -> tuple[ModelInput, ...]:
     return tuple(inputs)
 
 
-def read_inputs(session: Any) -> tuple[ModelInput, ...]:
-    """`session.inputs`, for those who do not ask the session yet."""
-    return session.inputs
-
-
 def fixed_batch(inputs: Sequence[ModelInput]) -> int | None:
     """The number of samples that a model takes at once, or None where any number goes."""
     sizes = [i.shape[0] for i in inputs if i.shape]

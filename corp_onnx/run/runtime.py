@@ -95,17 +95,6 @@ def resolve_provider(provider: str) -> str:
     return name
 
 
-def require_text(native: Any) -> None:
-    """Read every name that a session gives, which ONNX Runtime decodes only then.
-
-    Raises:
-        UnicodeDecodeError: one of them is not UTF-8.
-    """
-    for value in (*native.get_inputs(), *native.get_outputs()):
-        _ = value.name, value.shape
-    _ = native.get_modelmeta().custom_metadata_map
-
-
 def is_out_of_memory(error: Exception) -> bool:
     """Whether what ONNX Runtime raised is that the host has no memory left, which is no fault of the model."""
     return any(text in str(error) for text in OUT_OF_MEMORY)
@@ -124,6 +113,15 @@ def explain_failure(what: str, error: Exception) -> ModelError:
     if is_out_of_memory(error):
         raise MemoryError from error
     return ModelError(f"{what}: ONNX Runtime failed while running it ({first_sentence(error)}).")
+
+
+def explain_refusal(what: str, error: Exception) -> ModelError:
+    """The error for a model that ONNX Runtime does not load; arguments and `Raises` as of `explain_failure`."""
+    if is_out_of_memory(error):
+        raise MemoryError from error
+    if isinstance(error, UnicodeDecodeError):
+        return ModelError(f"{what}: a name or text in it is not UTF-8. Export the model again.")
+    return ModelError(f"{what}: ONNX Runtime can not load it ({first_sentence(error)}).")
 
 
 def first_sentence(error: Exception) -> str:

@@ -16,20 +16,13 @@ import onnx
 from onnx import TensorProto, helper
 
 from corp_onnx.errors import ImageError, MissingExtraError, ModelError, OptionError
-from corp_onnx.graph.links import LinkedModel, load_model
+from corp_onnx.graph.links import LinkedModel, load_model, require_readable_name
 from corp_onnx.graph.model import MAX_PROTO_BYTES, Model, require_file
 from corp_onnx.graph.proto import has_bfloat16, serialize, to_float32, without_weights
 from corp_onnx.images import Images
 from corp_onnx.images.batch import Batch
 from corp_onnx.run.feeds import ELEMENT_TYPES, ModelInput, bind_feeds, fixed_batch, list_inputs, split_feeds
-from corp_onnx.run.runtime import (
-    explain_failure,
-    first_sentence,
-    import_runtime,
-    is_out_of_memory,
-    require_text,
-    resolve_provider,
-)
+from corp_onnx.run.runtime import explain_failure, explain_refusal, import_runtime, resolve_provider
 
 TAP_PREFIX = "corp_onnx.tap/"
 """In front of the name of an exposed tensor, so that it can not meet a name of the graph."""
@@ -145,6 +138,7 @@ def open_session(
     """
     path = model.path if isinstance(model, Model) else Path(model)
     require_file(path)
+    require_readable_name(path)
     try:
         session = _start(str(path), _options(threads, config), provider, str(path))
         if not any("bfloat16" in value.type for value in session.native.get_inputs()):
@@ -181,16 +175,23 @@ def _start(source: str | bytes, options: Any, provider: str, what: str) -> Sessi
     fallback = {"enable_fallback": 0} if name == "CPUExecutionProvider" else {}
     try:
         native = import_runtime().InferenceSession(source, options, providers=[name], **fallback)
-        require_text(native)
+        _require_text(native)
     except (OptionError, MissingExtraError, MemoryError):
         raise
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{what}: a name or text in it is not UTF-8. Export the model again.") from error
     except Exception as error:  # as in Session.run
-        if is_out_of_memory(error):
-            raise MemoryError from error
-        raise ModelError(f"{what}: ONNX Runtime can not load it ({first_sentence(error)}).") from error
+        raise explain_refusal(what, error) from error
     return Session(native, what)
+
+
+def _require_text(native: Any) -> None:
+    """Read every name that a session gives, which ONNX Runtime decodes only then.
+
+    Raises:
+        UnicodeDecodeError: one of them is not UTF-8.
+    """
+    for value in (*native.get_inputs(), *native.get_outputs()):
+        _ = value.name, value.shape
+    _ = native.get_modelmeta().custom_metadata_map
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,6 @@ import numpy as np
 from corp_onnx.errors import OptionError
 from corp_onnx.search.problem import Solution
 from corp_onnx.search.search import Search
-from corp_onnx.search.widths import allow_cost
 
 N_SEARCH = 7
 """Bisections of the kept fraction by agreement of the one-shot solution: to less than one percent of the MACs."""
@@ -78,8 +77,7 @@ def _search_refitted(search: Search, wanted: float, curve: dict[float, float], s
 
 def smallest_fraction(search: Search) -> float:
     """The kept fraction of the MACs with every unit at its smallest aligned width, and a little above for rounding."""
-    problem = search.problem
-    return allow_cost(problem, search.choices, "macs", 1.0).smallest / problem.graph.cost.total + 1e-9
+    return search.smallest_macs() / search.problem.graph.cost.total + 1e-9
 
 
 def whole_fraction(search: Search) -> float:

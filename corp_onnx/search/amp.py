@@ -73,10 +73,14 @@ def describe_widths(
     choices: Sequence[Choice], widths: Mapping[UnitKey, int], threshold: Threshold, n_images: int
 ) -> str:
     """What the search found, in one sentence for the report."""
-    kept, whole = sum(widths[c.key] for c in choices), sum(c.width for c in choices)
+    found: list[str] = []
+    for title in dict.fromkeys(choice.unit.title for choice in choices):
+        own = [choice for choice in choices if choice.unit.title == title]
+        kept, whole = sum(widths[c.key] for c in own), sum(c.width for c in own)
+        found.append(f"{kept} of {whole} ({kept / whole:.1%}) of {title}")
     return (
-        f"{kept} of {whole} hidden channels stay ({kept / whole:.1%}); each {_name(choices)} alone moves the answers "
-        f"by a KL of at most {threshold.kl:g} on {n_images} calibration images."
+        f"widths that stay: {', '.join(found)}; each {_name(choices)} alone moves the answers by a KL of at most "
+        f"{threshold.kl:g} on {n_images} calibration images."
     )
 
 

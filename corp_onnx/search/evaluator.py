@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 from jaxtyping import Float, Int64
 
-from corp_onnx.graph import MAX_PROTO_BYTES, Model
+from corp_onnx.graph import Model
+from corp_onnx.graph.model import outgrows_protobuf
 from corp_onnx.graph.write import write_model
 from corp_onnx.images import Images
 from corp_onnx.metrics import Tally
@@ -54,7 +55,7 @@ class Evaluator:
 
     def _open(self, proto: onnx.ModelProto, folder: Path) -> Session:
         """From memory, or by way of a file where the weights outgrow protobuf."""
-        if sum(len(t.raw_data) for t in proto.graph.initializer) < MAX_PROTO_BYTES:
+        if not outgrows_protobuf(proto):
             return start_session(proto, self.model, self.provider)
         write_model(proto, folder / "model.onnx", self.model.folder)
         session = open_session(folder / "model.onnx", provider=self.provider)

@@ -40,7 +40,8 @@ def probe_choices(problem: Problem, choices: Sequence[Choice], evaluator: Evalua
     sensitivities: dict[UnitKey, float] = {}
     for done, choice in enumerate(choices, start=1):
         width = reference_width(choice)
-        loss, error = probe_loss(problem, evaluator, choice, width), float(choice.error_curve[width])
+        error = float(choice.error_curve[width])
+        loss = probe_loss(problem, evaluator, choice, width) if error > 0 else 0.0
         sensitivities[choice.key] = loss / error if error > 0 else 0.0
         if problem.progress:
             problem.progress("probe", done, len(choices))
@@ -48,7 +49,12 @@ def probe_choices(problem: Problem, choices: Sequence[Choice], evaluator: Evalua
 
 
 def reference_width(choice: Choice) -> int:
-    """The allowed width nearest to the probe fraction, below the whole."""
+    """The allowed width nearest to the probe fraction, below the whole; narrower where nothing is lost there."""
     step = choice.unit.step(choice.method)
     wanted = max(step, round(choice.width * PROBE_FRACTION / step) * step)
-    return wanted if wanted < choice.width else max(1, choice.width // 2)
+    if wanted >= choice.width:
+        wanted = choice.width // 2 or int(choice.widths()[0])  # one head: none of it, where it may go
+    narrower = [int(w) for w in choice.widths() if w < wanted]
+    while narrower and not choice.error_curve[wanted] > 0:
+        wanted = narrower.pop()
+    return wanted

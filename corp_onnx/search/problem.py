@@ -16,7 +16,6 @@ from corp_onnx.rewrite import Rewrite, plan_rewrite
 from corp_onnx.settings import Method
 from corp_onnx.tokens.trim import TrimPlan
 from corp_onnx.units import (
-    KINDS,
     Change,
     Changes,
     Choice,
@@ -66,12 +65,14 @@ class Problem:
     def macs(self) -> dict[UnitKey, int]:
         """Of every unit at full width, in that model."""
         at = self.trim or self
-        return {u.key: u.describe(at.graph, self.cost).macs for u in list_units(at.blocks, KINDS, skipped=True)}
+        units = list_units(at.blocks, {unit.kind for unit in self.units}, skipped=True)
+        return {unit.key: unit.describe(at.graph, self.cost).macs for unit in units}
 
     @property
     def parameters(self) -> dict[UnitKey, int]:
-        """Of every unit at full width."""
-        return {unit.key: unit.describe(self.graph, self.cost).n_parameters for unit in self.units}
+        """Of every unit at full width, less what no width changes."""
+        spent = {unit: unit.describe(self.graph, self.cost).n_parameters for unit in self.units}
+        return {unit.key: n - unit.n_fixed_parameters for unit, n in spent.items()}
 
     def trace(self) -> tuple[Choice, ...]:
         """Every width of every unit; the OBS order costs n^3 for an MLP, the rest is small."""
@@ -97,7 +98,7 @@ def solve_widths(choices: tuple[Choice, ...], widths: Mapping[UnitKey, int]) -> 
     """The solution of every unit that does not stay whole; those of one site see each other in turn."""
     plans: list[UnitPlan] = []
     for choice in choices:
-        if widths[choice.key] < choice.width:
-            before: Change | None = gather_changes(plans).get(choice.unit.site.key)
+        before: Change | None = gather_changes(plans).get(choice.unit.site.key)
+        if widths[choice.key] < choice.width and not (before is not None and before.removes):
             plans.append(choice.solve(widths[choice.key], before))
     return tuple(plans)

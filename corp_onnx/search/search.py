@@ -21,6 +21,7 @@ from corp_onnx.search.widths import (
     allow_cost,
     favour_late,
     find_depths,
+    narrowest_widths,
     require_narrower,
     uniform_widths,
 )
@@ -52,13 +53,22 @@ class Search:
     def widths(self, kind: CostKind, value: float, *, before_refit: bool = False) -> dict[UnitKey, int]:
         """The width of every unit under a cost; another where a refit will follow."""
         allowance = allow_cost(self.problem, self.choices, kind, value)
-        rule = self.method.widths
-        if isinstance(rule, Budget) and rule.allocate == "uniform":
+        if self.is_uniform:
             return uniform_widths(self.choices, allowance)
         sensitivities = self.sensitivities
         if before_refit and self.refits and self.method.favour_late:
             sensitivities = favour_late(sensitivities, find_depths(self.problem.blocks))
         return allocate_choices(sensitivities, allowance)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every unit loses the same fraction, without a search."""
+        return isinstance(self.method.widths, Budget) and self.method.widths.allocate == "uniform"
+
+    def smallest_macs(self) -> float:
+        """The MACs of the smallest model that the rule for widths can reach."""
+        allowance = allow_cost(self.problem, self.choices, "macs", 1.0)
+        return allowance.cost(narrowest_widths(self.choices)) if self.is_uniform else allowance.smallest
 
     def one_shot(self, kind: CostKind, value: float) -> Solution:
         """The solution of a budget before any refit."""
@@ -82,6 +92,13 @@ class Search:
             batch_size=p.batch_size, provider=p.provider, progress=p.progress,
         )  # fmt: skip
         return replace(solution, changes=changes)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of it, one sentence each."""
+        if not self.method.refits or self.walk.stops:
+            return ()
+        return (f"no refit on the pruned stream: {self.walk.reason or 'no residual addition was found'}.",)
 
     def make(self, solution: Solution) -> onnx.ModelProto:
         """The graph of a solution."""
@@ -123,7 +140,7 @@ def prepare_search(problem: Problem) -> Search:
     """Error curves of every unit and, for allocation, one probe each."""
     choices = problem.trace()
     require_narrower(choices)
-    rule, sensitivities = problem.method.widths, {}
-    if not isinstance(rule, Budget) or rule.allocate == "search":
-        sensitivities = probe_choices(problem, choices, draw_probes(problem))
-    return Search(problem, choices, sensitivities, find_walk(problem.blocks))
+    search = Search(problem, choices, {}, find_walk(problem.blocks))
+    if not search.is_uniform:
+        search.sensitivities = probe_choices(problem, choices, draw_probes(problem))
+    return search

@@ -48,24 +48,22 @@ def follow_threshold(problem: Problem, threshold: Threshold) -> Solution:
     choices, evaluator = problem.trace(), draw_probes(problem)
     widths = search_widths(problem, choices, evaluator, threshold)
     note = describe_widths(choices, widths, threshold, evaluator.n_images)
-    return replace(solve_fixed(problem, choices, widths), notes=(note,))
+    solution = solve_fixed(problem, choices, widths)
+    return replace(solution, notes=(note, *solution.notes))
 
 
 def solve_fixed(problem: Problem, choices: tuple[Choice, ...], widths: dict[UnitKey, int]) -> Solution:
     """The solution at given widths, refitted where method and graph allow it."""
     plans = solve_widths(choices, widths)
     search = Search(problem, choices, {}, find_walk(problem.blocks))
-    return search.refit(Solution(gather_changes(plans), plans))
+    return search.refit(Solution(gather_changes(plans), plans, notes=search.notes))
 
 
 def follow_budget(problem: Problem, budget: Budget) -> Solution:
     """The best solution under a budget."""
     search = prepare_search(problem)
-    notes = ()
-    if problem.method.refit and not search.walk.stops:
-        notes = (f"no refit on the pruned stream: {search.walk.reason or 'no residual addition was found'}.",)
     if budget.kind == "agreement":
         solution = search_agreement(search, budget.value)
     else:
         solution = search.refitted(budget.kind, budget.value)
-    return replace(solution, notes=(*notes, *solution.notes))
+    return replace(solution, notes=(*search.notes, *solution.notes))

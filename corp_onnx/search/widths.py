@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, reduce
 from itertools import product
 from typing import Any, Literal
 
@@ -21,16 +22,13 @@ from corp_onnx.units import Choice, UnitKey
 
 CostKind = Literal["macs", "params"]
 
-ODD = 1e30
-"""Loss of widths that are not allowed together, far above any other."""
-
 LATE_WEIGHT = 0.5
 """Logarithm of what an error in the last block counts over one in the middle, and that over one in the first, where a
 refit follows: every later unit's refit sees an earlier error and mends part of it, which a probe of the one-shot model
 can not know. Chosen on held-back photographs (docs/method.md)."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Units whose costs can not be told apart: one alone, or those of a site that a unit shares (whole heads).
 
@@ -59,16 +57,25 @@ class Group:
                 left = left - slope * (choice.width - width)
         return share * left
 
+    @cached_property
     def options(self) -> tuple[tuple[int, ...], ...]:
-        """Every combination of allowed widths, by rising cost; with nothing of the site left, the rest stays whole."""
-        allowed = [choice.widths().tolist() for choice in self.choices]
-        sharing = [choice.unit.shares_site for choice in self.choices]
-        found = [
-            widths for widths in product(*allowed)
-            if not any(s and w == 0 for s, w in zip(sharing, widths, strict=True))
-            or all(s or w == c.width for s, w, c in zip(sharing, widths, self.choices, strict=True))
-        ]  # fmt: skip
+        """Every combination of allowed widths, by rising cost; with nothing of the site left, the rest stays whole.
+
+        Raises:
+            OptionError: heads are to be of one width, and no width is allowed for all.
+        """
+        found = [w for w in product(*(choice.widths().tolist() for choice in self.choices)) if self._allows(w)]
+        if not found:
+            names = " and ".join(str(choice.key) for choice in self.choices)
+            raise OptionError(f"expected a width that {names} all allow, found none; relax the alignment")
         return tuple(sorted(found, key=lambda widths: (self.cost(widths), widths)))
+
+    def _allows(self, widths: tuple[int, ...]) -> bool:
+        pairs = list(zip(self.choices, widths, strict=True))
+        if any(choice.unit.shares_site and width == 0 for choice, width in pairs):
+            return all(choice.unit.shares_site or width == choice.width for choice, width in pairs)
+        heads = {width for choice, width in pairs if choice.unit.n_heads is not None}
+        return not self.choices[0].method.equal_heads or len(self.choices) == 1 or len(heads) <= 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,8 +99,8 @@ class Allowance:
 
     @property
     def smallest(self) -> float:
-        """The cost with every unit at its smallest allowed width."""
-        return self.fixed + sum(min(g.cost(widths) for widths in g.options()) for g in self.groups)
+        """The smallest cost that the search can reach."""
+        return self.fixed + sum(group.cost(group.options[0]) for group in self.groups)
 
 
 def allow_cost(problem: Problem, choices: Sequence[Choice], kind: CostKind, kept: float) -> Allowance:
@@ -126,12 +133,12 @@ def allocate_choices(sensitivities: Mapping[UnitKey, float], allowance: Allowanc
         name = "MACs" if allowance.kind == "macs" else "parameters"
         raise OptionError(
             f"--{allowance.kind} {allowance.kept:g} asks for less than pruning can reach on this model: "
-            f"{smallest:.3f} of its {name} is the smallest. Ask for more, or lower --align."
+            f"{smallest:.3f} of its {name} is the smallest. Ask for more, lower --align, or name more --units."
         )
     widths: dict[UnitKey, int] = {}
     for key, found in allocate_widths(curves, allowance.limit - allowance.fixed).widths:
         choices = groups[key].choices
-        several = groups[key].options()[found] if len(choices) > 1 else (found,)
+        several = groups[key].options[found] if len(choices) > 1 else (found,)
         widths |= {choice.key: width for choice, width in zip(choices, several, strict=True)}
     return widths
 
@@ -143,17 +150,12 @@ def _trace_group(group: Group, sensitivities: Mapping[UnitKey, float]) -> UnitCu
         widths = first.widths()
         sensitivity = sensitivities.get(first.key, 1.0)
         return UnitCurve(first.key, widths, first.error_curve[widths], group.cost([widths]), sensitivity)
-    options = np.array(group.options())  # [m, units]
-    equal = [i for i, choice in enumerate(group.choices) if choice.unit.n_heads is not None]
-    error = sum(
+    options = np.array(group.options)  # [m, units]
+    losses = [
         sensitivities.get(choice.key, 1.0) * choice.error_curve[widths]
         for choice, widths in zip(group.choices, options.T, strict=True)
-    )
-    cost = np.array([group.cost(widths) for widths in options])
-    if first.method.equal_heads and len(equal) > 1:
-        odd = np.ptp(options[:, equal], axis=1) > 0
-        error = np.where(odd, ODD, error)
-    return UnitCurve(first.key, np.arange(len(options)), np.asarray(error), cost)
+    ]
+    return UnitCurve(first.key, np.arange(len(options)), np.sum(losses, axis=0), group.cost(list(options.T)))
 
 
 def find_depths(blocks: Blocks) -> dict[SiteKey, float]:
@@ -193,7 +195,12 @@ def _tie_heads(groups: Sequence[Group], curves: Sequence[UnitCurve]) -> list[Uni
     for group, curve in zip(groups, curves, strict=True):
         choice = group.choices[0]
         tied.setdefault(choice.key if choice.unit.n_heads is None else choice.key.site, []).append(curve)
-    return [tie_curves(*both) if len(both) == 2 else both[0] for both in tied.values()]
+    return [reduce(tie_curves, several) for several in tied.values()]
+
+
+def narrowest_widths(choices: Sequence[Choice]) -> dict[UnitKey, int]:
+    """Every unit at one step, which is the least that the same fraction everywhere leaves."""
+    return {choice.key: _aligned(choice, 0.0) for choice in choices}
 
 
 def uniform_widths(choices: Sequence[Choice], allowance: Allowance) -> dict[UnitKey, int]:
@@ -208,8 +215,10 @@ def uniform_widths(choices: Sequence[Choice], allowance: Allowance) -> dict[Unit
         else:
             high = middle
     if best is None:
+        smallest = allowance.cost(narrowest_widths(choices)) / allowance.dense
         raise OptionError(
-            f"--{allowance.kind} {allowance.kept:g} asks for less than uniform pruning can reach on this model."
+            f"--{allowance.kind} {allowance.kept:g} asks for less than uniform pruning can reach on this model: "
+            f"{smallest:.3f} is the smallest. Ask for more, or lower --align."
         )
     return best
 

@@ -20,6 +20,7 @@ import onnx
 
 from corp_onnx.checks.preflight import protect_source
 from corp_onnx.errors import OutputError
+from corp_onnx.graph.model import require_file
 from corp_onnx.results import Environment, describe_environment, to_json
 from corp_onnx.staging import check_destination, staged_files, write_text
 from corp_onnx.tensorrt.blueprint import EngineSettings, Shapes, Source, choose_flags, plan_shapes, read_source
@@ -138,6 +139,7 @@ def build_engine(
     """
     settings = settings or EngineSettings()
     model = Path(model)
+    require_file(model)
     output = default_output(model) if output is None else Path(output)
     check_destination(output, force=force)
     check_destination(description_path(output), force=force)

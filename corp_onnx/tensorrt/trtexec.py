@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from corp_onnx.errors import CheckFailedError, MissingExtraError
+from corp_onnx.run.child import run_child
 from corp_onnx.tensorrt.blueprint import EngineSettings, Shapes, Source
 
 NAME = "trtexec"
@@ -111,10 +112,7 @@ def run_trtexec(tool: Path, arguments: Sequence[str], source: Source, plan: Path
         CheckFailedError: it failed, or wrote no engine.
     """
     try:
-        done = subprocess.run(
-            [str(tool), *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors="replace", check=False,
-        )  # fmt: skip
+        done = run_child([str(tool), *arguments], stderr=subprocess.STDOUT)
     except OSError as error:
         raise MissingExtraError(f"{tool}: can not be run ({error.strerror}).") from error
     summary = parse_output(done.stdout)
@@ -127,8 +125,7 @@ def run_trtexec(tool: Path, arguments: Sequence[str], source: Source, plan: Path
 def probe_version(tool: Path) -> int:
     """The major version of TensorRT behind the tool, which it says before anything else; 0 where it does not."""
     try:
-        done = subprocess.run([str(tool), "--help"], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                              errors="replace", check=False)  # fmt: skip
+        done = run_child([str(tool), "--help"])
     except OSError as error:
         raise MissingExtraError(f"{tool}: can not be run ({error.strerror}).") from error
     return int(parse_output(done.stdout).version.split(".")[0] or 0)

@@ -24,8 +24,7 @@ from corp_onnx.results import CheckResult
 from corp_onnx.run.comparison import TOLERANCE, compare_answers, compare_on_noise
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.tokens.liveness import Cut, TokenTrim, find_dead_tokens, list_spellings
-from corp_onnx.units import AttentionChange, Changes, apply_changes
-from corp_onnx.units.parts import can_stand_apart
+from corp_onnx.units import Changes, apply_changes, set_queries_apart
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,13 +61,13 @@ def plan_trim(graph: Graph, blocks: Blocks) -> tuple[TrimPlan | None, str]:
     if trim is None:
         return None, ""
     plan = TrimPlan(trim, {}, graph, blocks)
-    sites = [site for site in blocks.attentions if site.node.output in trim.axes and can_stand_apart(site)]
-    if sites:
-        apart = {site.key: AttentionChange(site, apart=True) for site in sites}
+    apart = set_queries_apart(blocks, trim.axes)
+    if apart:
         parted = probe_graph(replace(graph.model, proto=apply_changes(graph, apart)))
-        parted_trim = find_dead_tokens(parted)
-        if parted_trim is not None and parted_trim.saved > trim.saved:
-            plan = TrimPlan(parted_trim, apart, parted, find_blocks(parted))
+        parted_trim, found = find_dead_tokens(parted), find_blocks(parted)
+        same = [site.key for site in found.sites] == [site.key for site in blocks.sites]
+        if parted_trim is not None and parted_trim.saved > trim.saved and same:
+            plan = TrimPlan(parted_trim, apart, parted, found)
     return _try_plan(graph, plan)
 
 
@@ -97,14 +96,17 @@ class LeaveOutTokens(Pass):
 
     def run(self, graph: Graph) -> onnx.ModelProto:
         """The graph without them, however little that saves: who planned the pass counts on it."""
+        return trim_tokens(graph, self.find(graph))
+
+    def find(self, graph: Graph) -> TokenTrim:
+        """The tokens; more of them than in the dense model, where an attention that read others has gone."""
         trim = find_dead_tokens(graph, min_saved=0.0)
         if trim is None:
             raise CheckFailedError(
-                f"{graph.model.path}: the tokens that no output of the dense model reads are read in the pruned one. "
-                "Nothing was written. This is a fault of corp-onnx on this graph: please report it with the output of "
-                "inspect, and use --no-trim."
+                "the tokens that no output of the dense model reads are read in the pruned one. Nothing was written. "
+                "This is a fault of corp-onnx on this graph: report it with the output of inspect, and use --no-trim."
             )
-        return trim_tokens(graph, trim)
+        return trim
 
     def whole(self, graph: Graph) -> LeaveOutTokens:  # noqa: ARG002
         """It removes nothing that an answer depends on."""
@@ -121,6 +123,11 @@ class LeaveOutTokens(Pass):
         """The answers with and without the tokens."""
         detail = "answers of the pruned model with and without the tokens that nobody reads"
         return compare_answers(self.name, after, before, feeds, graph.float_type, detail, provider)
+
+
+def find_left_out(model: Model) -> TokenTrim:
+    """The tokens that the pass leaves out of a model: those that its own result no longer computes."""
+    return LeaveOutTokens().find(probe_graph(model))
 
 
 def trim_tokens(graph: Graph, trim: TokenTrim) -> onnx.ModelProto:

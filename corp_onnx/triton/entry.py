@@ -14,6 +14,7 @@ from typing import Any
 from corp_onnx.bench.candidates import ENGINE_SUFFIXES
 from corp_onnx.errors import InputError, ModelError, OptionError, OutputError
 from corp_onnx.images.recipe import METADATA_KEY, Recipe
+from corp_onnx.images.regular import read_text
 from corp_onnx.triton.config import (
     LABELS_FILE,
     MODEL_FILES,
@@ -171,7 +172,7 @@ def extend_entry(name: str, files: tuple[Path, ...], root: Path) -> Entry:
     """
     folder = root / name
     try:
-        config = parse_config((folder / CONFIG_FILE).read_text(encoding="utf-8", errors="replace"))
+        config = parse_config(_read_config(folder / CONFIG_FILE))
         stored = folder / LABELS_FILE
         labels = _read_labels(stored) if stored.exists() else ()
         numbers = [int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdecimal()]
@@ -191,6 +192,13 @@ def extend_entry(name: str, files: tuple[Path, ...], root: Path) -> Entry:
     # of an engine the server itself compares the tensors
     beside = [() if backend == "tensorrt" else _read_alike(path, config, labels) for path in files]
     return Entry(name, backend, config, labels, _number(files, beside, max(numbers, default=0) + 1), False, ())
+
+
+def _read_config(path: Path) -> str:
+    try:
+        return read_text(path)
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path.name} is not a configuration that Triton reads ({error.reason}).") from error
 
 
 def _number(files: Sequence[Path], beside: Sequence[tuple[str, ...]], first: int) -> tuple[Version, ...]:
@@ -250,7 +258,7 @@ def _require_suffix(path: Path, backend: str) -> None:
 def _read_labels(path: Path) -> tuple[str, ...]:
     """Class names, one a line, by index; not sorted, unlike those of `--labels` elsewhere, which count folders."""
     try:
-        labels = tuple(path.read_text(encoding="utf-8-sig").splitlines())
+        labels = tuple(read_text(path).splitlines())
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise InputError(f"{path}: the labels file can not be read ({reason}).") from error

@@ -25,6 +25,7 @@ from corp_onnx.graph.model import hash_file
 from corp_onnx.graph.proto import has_bfloat16
 from corp_onnx.images.labels import LABELS_KEY
 from corp_onnx.images.recipe import METADATA_KEY, Recipe, find_recipe
+from corp_onnx.images.regular import read_text
 from corp_onnx.results import read_json
 from corp_onnx.run.feeds import ELEMENT_TYPES
 from corp_onnx.run.noise import IMAGE_SIZES, TOKEN_COUNTS, describe_feeds
@@ -127,7 +128,7 @@ def read_engine_signature(path: Path, like: Path | None) -> Signature:
             )
         return replace(read_signature(like), beside=())
     try:
-        stored = json.loads(described.read_text(encoding="utf-8"))
+        stored = json.loads(read_text(described))
         found = _read_description(stored)
         source = Path(stored["source"])
         is_there = source.is_file() and hash_file(source) == stored["source_sha256"]

@@ -13,6 +13,7 @@ from corp_onnx.units.attention import AttentionChange
 from corp_onnx.units.base import Change, Choice, Evidence, Site, Unit, UnitKey, UnitPlan
 from corp_onnx.units.heads import HeadsUnit
 from corp_onnx.units.mlp import MlpChange, MlpUnit
+from corp_onnx.units.parts import can_stand_apart
 from corp_onnx.units.qk import QkUnit
 from corp_onnx.units.vo import VoUnit
 
@@ -31,11 +32,15 @@ __all__ = [
     "apply_changes",
     "gather_changes",
     "list_units",
+    "set_queries_apart",
     "unchanged",
 ]
 
 KINDS: dict[str, type[Unit]] = {kind.kind: kind for kind in (MlpUnit, HeadsUnit, QkUnit, VoUnit)}
 """Every kind by its name, in the order in which units of one site are solved."""
+
+CHANGES: dict[str, type[Change]] = {"mlp": MlpChange, "attn": AttentionChange}
+"""What happens to a site, by its part of the block."""
 
 Changes = Mapping[SiteKey, Change]
 """What happens to every site that changes."""
@@ -54,7 +59,17 @@ def list_units(blocks: Blocks, kinds: Collection[str], *, skipped: bool = False)
 
 def unchanged(site: Site, graph: Graph) -> Change:
     """The change of a site that keeps everything."""
-    return MlpChange.none(site, graph) if site.key.part == "mlp" else AttentionChange.none(site, graph)  # type: ignore[arg-type]
+    return CHANGES[site.key.part].none(site, graph)
+
+
+def set_queries_apart(blocks: Blocks, tensors: Collection[str]) -> Changes:
+    """The changes that take the queries of attentions out of the product that they share, wherever that is possible.
+
+    Args:
+        tensors: only attentions whose product of queries and keys is one of these.
+    """
+    found = [site for site in blocks.attentions if site.node.output in tensors and can_stand_apart(site)]
+    return {site.key: AttentionChange(site, apart=True) for site in found}
 
 
 def gather_changes(plans: Iterable[UnitPlan]) -> dict[SiteKey, Change]:

@@ -63,6 +63,16 @@ class Change(ABC):
     def key(self) -> SiteKey:
         """Of the site."""
 
+    @property
+    @abstractmethod
+    def removes(self) -> bool:
+        """Whether nothing of the site stays but its mean."""
+
+    @classmethod
+    @abstractmethod
+    def none(cls, site: Any, graph: Graph) -> Any:
+        """The change of a site that keeps everything."""
+
     @abstractmethod
     def edit(self, surgeon: Surgeon) -> None:
         """Make the change in a graph."""
@@ -211,6 +221,11 @@ class Unit(ABC):
     @property
     def n_regressors(self) -> int:
         """Channels that its solution is regressed on: fewer tokens than that leave it to the ridge."""
+        return 0
+
+    @property
+    def n_fixed_parameters(self) -> int:
+        """Of the parameters that are counted to it, those that no width changes."""
         return 0
 
     @property

@@ -25,7 +25,7 @@ def describe_unit(unit: Unit, graph: Graph, cost: Cost, n_tokens: int, n_paramet
     return UnitFacts(
         str(unit.key), unit.kind, unit.site.key.block, unit.width, unit.n_heads, n_tokens, unit.site.spelling,
         n_parameters, macs, n_parameters / max(graph.n_parameters, 1), macs / max(cost.total, 1),
-        not reason, reason,
+        not reason, reason, unit.shares_site,
     )  # fmt: skip
 
 

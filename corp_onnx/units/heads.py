@@ -153,12 +153,12 @@ class HeadsUnit(VoUnit):
         return HeadsChoice(self, method, weight, bias, moments, order_idx, errors)
 
 
+@dataclass
 class _StopError(Exception):
     """Why heads can not go, and at which node."""
 
-    def __init__(self, node: Node, reason: str) -> None:
-        super().__init__(reason)
-        self.node, self.reason = node, reason
+    node: Node
+    reason: str
 
 
 def find_head_counts(graph: Graph, site: Attention) -> HeadCounts | Skip:
@@ -256,7 +256,7 @@ def _find_inner(graph: Graph, site: Attention, pair: VoPair) -> _Way:
     """From q k' to what the output projection reads."""
     product = site.node
     if site.core == "softmax":
-        product = next(n for n, i in graph.users(pair.v.tensor) if n.op == "MatMul" and i == 1)
+        product = next((n for n, i in graph.users(pair.v.tensor) if n.op == "MatMul" and i == 1), product)
     dims = graph.dims(product.output)
     if site.core == "MultiHeadAttention" or len(dims) != 4 or dims[1] != site.n_heads:
         raise _StopError(product, "its heads have no axis of their own")
@@ -277,24 +277,24 @@ def _find_inner(graph: Graph, site: Attention, pair: VoPair) -> _Way:
 
 def _nodes_between(graph: Graph, first: Node, last: Node) -> list[Node]:
     """The nodes that lead from one to another, both with them."""
-    found, todo = {first: None}, [] if first is last else [first]
+    found, todo = {first: None}, [first] if first is not last else []
     while todo:
         for user, _ in graph.users(todo.pop().output):
             if user.op == "Shape" or user in found:
                 continue
-            found[user] = None
-            if user is last:
-                continue
-            if user.op not in INSIDE:
+            if user.op not in INSIDE and user is not last:
                 raise _StopError(user, f"{user.op} stands between its logits and its values")
-            todo.append(user)
+            found[user] = None
+            todo += [user] if user is not last else []
     return list(found)
 
 
 def _nodes_back(graph: Graph, tensor: str, last: Node) -> list[Node]:
     """The nodes from behind `last` to the one that makes a tensor, by their first inputs."""
     path: list[Node] = []
-    while (node := graph.producers[tensor]) is not last:
+    while (node := graph.producers.get(tensor)) is not last:
+        if node is None:
+            raise _StopError(last, "the way to its output projection is not understood")
         path.append(node)
         tensor = node.inputs[0]
     return path[::-1]

@@ -62,10 +62,15 @@ class MlpChange(Change):
         """The change that keeps every channel and number."""
         return cls(site, np.arange(site.d_hidden), *site.down.read_dense(graph))
 
+    @property
+    def removes(self) -> bool:
+        """Whether no channel stays."""
+        return len(self.kept_idx) == 0
+
     def edit(self, surgeon: Surgeon) -> None:
         """Slice the first product(s), the vectors between, and replace the second product."""
         unit, kept, width = self.site, self.kept_idx, len(self.kept_idx)
-        if width == 0:
+        if self.removes:
             remove_branch(surgeon, unit.down, self.bias)
             return
         biases: set[Slot] = set()
@@ -104,7 +109,7 @@ class MlpChange(Change):
 
     def products(self, graph: Graph) -> Iterator[Expected]:
         """The first and the second product."""
-        if len(self.kept_idx) == 0:
+        if self.removes:
             return
         for up in self.site.ups:
             rows = up.channel_idx[:, self.kept_idx].reshape(-1)
@@ -196,6 +201,11 @@ class MlpUnit(Unit):
     def width(self) -> int:
         """Hidden channels."""
         return self.site.d_hidden
+
+    @property
+    def n_fixed_parameters(self) -> int:
+        """The bias of its last product."""
+        return self.site.down.d_out if self.site.down.bias else 0
 
     @property
     def n_regressors(self) -> int:

@@ -75,6 +75,11 @@ class VoUnit(Unit):
         return self.site.n_heads
 
     @property
+    def n_fixed_parameters(self) -> int:
+        """The bias of its last product."""
+        return self.pair.out.linear.d_out if self.pair.out.linear.bias else 0
+
+    @property
     def n_regressors(self) -> int:
         """Dimensions of all heads."""
         return self.site.n_heads * self.site.d_v

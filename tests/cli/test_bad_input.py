@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import shutil
@@ -71,9 +72,14 @@ class TestModel:
             sentence = r"nothing\.onnx: no such file\. Give the path of an \.onnx file"
             one_sentence(refuse(arguments, 2, sentence, capfd, folder))
 
-    def test_folder(self, folder: Path, capfd: Run) -> None:
-        for arguments in self.every_verb("photos"):
-            one_sentence(refuse(arguments, 2, r"photos: is a folder\. Give the path", capfd, folder))
+    @pytest.mark.parametrize("name", ["photos", ".", "..", "/", ""])
+    def test_folder(self, name: str, folder: Path, capfd: Run) -> None:
+        """Also those without a name that others could be made of."""
+        shown = re.escape(name or ".")
+        verbs = [["convert", name, "--fp16"], ["engine", name], ["bench", name], ["triton", name, "-o", "repo"]]
+        alone = ["prune", name, "--calib", "photos", "--preset", "paper"]  # the output's name is the model's
+        for arguments in [*self.every_verb(name), *verbs, alone]:
+            one_sentence(refuse(arguments, 2, rf"corp-onnx: {shown}: is a folder\. Give the path", capfd, folder))
 
     @pytest.mark.parametrize("content", [b"\x00\x01\x02 not a model \xff\xfe" * 20, b"just a text file\n" * 9])
     def test_not_onnx(self, content: bytes, folder: Path, capfd: Run) -> None:
@@ -181,6 +187,39 @@ class TestModel:
         onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), "odd.onnx")
         refuse(prune("odd.onnx"), 2, r"corp-onnx: .*", capfd, folder)
         refuse(["evaluate", "odd.onnx", "--images", "photos"], 2, r"corp-onnx: .*", capfd, folder)
+
+    def test_nodes_in_any_order(self, folder: Path, capfd: Run) -> None:
+        """ONNX Runtime runs them so; then we do as well, and what is written is in order."""
+        proto = onnx.load("vit.onnx")
+        nodes = list(proto.graph.node)[::-1]
+        del proto.graph.node[:]
+        proto.graph.node.extend(nodes)
+        (folder / "mixed.onnx").write_bytes(proto.SerializeToString())
+        for arguments in (prune("mixed.onnx"), ["convert", "mixed.onnx", "--int8", "dynamic", "-o", "out/8.onnx"],
+                          ["convert", "mixed.onnx", "--fp16", "-o", "out/16.onnx"]):  # fmt: skip
+            assert main(arguments) == 0, capfd.readouterr().err
+        for path in (folder / "out").glob("*.onnx"):
+            onnx.checker.check_model(path)
+
+    def test_nodes_in_a_circle(self, folder: Path, capfd: Run) -> None:
+        proto = onnx.load("vit.onnx")
+        proto.graph.node[0].input.append(proto.graph.node[-1].output[0])
+        (folder / "circle.onnx").write_bytes(proto.SerializeToString())
+        sentence = r"circle\.onnx: its nodes read each other in a circle; export the model again"
+        for arguments in (prune("circle.onnx"), ["inspect", "circle.onnx"]):
+            one_sentence(refuse(arguments, 2, sentence, capfd, folder))
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="names that are no text")
+    def test_path_that_is_no_text(self, folder: Path, capfd: Run) -> None:
+        name = os.fsdecode(b"n\xff.onnx")
+        shutil.copy("vit.onnx", name)
+        verbs = [arguments for arguments in self.every_verb(name) if arguments[0] != "inspect"]  # which opens no path
+        for arguments in (*verbs, ["convert", name, "--fp16"], ["triton", name, "-o", "repo"]):
+            sentence = r"n.*\.onnx: is not UTF-8, and onnx and ONNX Runtime open no such path; rename it"
+            one_sentence(refuse(arguments, 2, sentence, capfd, folder))
+        for arguments in (prune("vit.onnx", "-o", name, "--force"), prune("vit.onnx", "--report", name, "--force")):
+            sentence = r"n.*\.onnx: its absolute path is not UTF-8, .*; give another (-o|--report)"
+            one_sentence(refuse(arguments, 2, sentence, capfd, folder))
 
 
 def quantise(source: Path, target: Path) -> None:
@@ -355,6 +394,11 @@ class TestOutput:
         sentence = r"out\.onnx: is a folder; give the name of a file"
         for force in ([], ["--force"]):
             one_sentence(refuse(prune("vit.onnx", "-o", "out.onnx", *force), 2, sentence, capfd, folder))
+        for name in (".", "..", "/"):
+            sentence = rf"corp-onnx: {re.escape(name)}: is a folder; give the name of a file"
+            for arguments in (prune("vit.onnx", "-o", name), ["convert", "vit.onnx", "--fp16", "-o", name],
+                              ["engine", "vit.onnx", "-o", name], prune("vit.onnx", "--report", name)):  # fmt: skip
+                one_sentence(refuse([*arguments, "--force"], 2, sentence, capfd, folder))
 
     def test_file_where_a_folder_must_be(self, folder: Path, capfd: Run) -> None:
         sentence = r"photos/000\.png is not a folder; give another -o"
@@ -388,6 +432,19 @@ class TestOutput:
         assert done.stdout == ""
         assert re.search(r"corp-onnx: small\.onnx: could not be written .*File too large", done.stderr), done.stderr
         assert "Traceback" not in done.stderr
+        assert listing(folder) == before
+
+    @pytest.mark.parametrize(("n_bytes", "what"), [(36_000, "8-bit weights"), (20_000, "a copy in float32")])
+    def test_disk_full_while_quantising(self, n_bytes: int, what: str, folder: Path) -> None:
+        """The quantiser says of it what it says of a model that it can not read."""
+        before = listing(folder)
+        arguments = ["convert", "vit.onnx", "--int8", "static", "--calib", "photos", "-o", "out/small.onnx"]
+        done = run_limited(arguments, folder, n_bytes)
+        assert done.returncode == 2, (what, done.stderr)
+        assert re.search(r"corp-onnx: .*could (not be written to|not write its files) .*File too large", done.stderr)
+        assert f"{folder}/out" in done.stderr
+        assert ".corp-onnx-partial" not in done.stderr, "a folder that a person does not know"
+        one_sentence(done.stderr)
         assert listing(folder) == before
 
     def test_disk_full_at_the_report(self, folder: Path, capfd: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,82 @@ def test_signal_at_a_moment_that_nobody_chose(number: int, folder: Path) -> None
         assert top(folder) == DONE
 
 
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM, signal.SIGINT)])
+def test_signals_right_behind_each_other(numbers: tuple[int, ...], folder: Path) -> None:
+    """The later ones come while the first one's cleaning up is at work, which ends all the same."""
+    slow = PAUSED.replace(
+        "setattr(module, moment, paused)",
+        "setattr(module, moment, paused)\n"
+        "import shutil\n"
+        "rmtree = shutil.rmtree\n"
+        "def slow(*args, **kwargs):\n"
+        "    print('cleaning', flush=True); time.sleep(1); rmtree(*args, **kwargs)\n"
+        "shutil.rmtree = slow",
+    )
+    command = [sys.executable, "-c", slow, "prune:write_text", *ARGUMENTS]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=folder, env=environment(), stdout=pipe, stderr=pipe, text=True) as run:
+        assert run.stdout is not None
+        lines = iter(run.stdout.readline, "")
+        next(line for line in lines if line == "here\n")
+        run.send_signal(numbers[0])
+        next(line for line in lines if line == "cleaning\n")
+        for number in numbers[1:]:
+            time.sleep(0.1)
+            run.send_signal(number)
+        _, err = run.communicate(timeout=60)
+    assert run.returncode == 128 + numbers[0]
+    assert "Traceback" not in err
+    assert top(folder) == DONE
+
+
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_signal_while_the_libraries_load(number: int, word: str, folder: Path) -> None:
+    """One that comes from outside, while a library waits that makes an error of its own of every exception."""
+    program = (
+        "import runpy, sys, time\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'numpy':\n"
+        "            try:\n"
+        "                print('here', flush=True); time.sleep(60)\n"
+        "            except BaseException: raise ImportError('broken')\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "runpy.run_module('corp_onnx', run_name='__main__')\n"
+    )
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", program, "--version"]
+    with subprocess.Popen(command, cwd=folder, env=environment(), stdout=pipe, stderr=pipe, text=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "here\n"
+        run.send_signal(number)
+        _, err = run.communicate(timeout=60)
+    assert (run.returncode, err) == (128 + number, f"corp-onnx: {word}; nothing was written.\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ignored_signal_stays_ignored(number: int, folder: Path) -> None:
+    """As a shell wants it of what it runs in the background."""
+    program = (
+        "import signal, sys, os\n"
+        f"signal.signal({int(number)}, signal.SIG_IGN)\n"
+        "import corp_onnx.cli.inspect as verb\n"
+        "real = verb.inspect_model\n"
+        "def signalled(*args, **kwargs):\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    return real(*args, **kwargs)\n"
+        "verb.inspect_model = signalled\n"
+        "from corp_onnx.__main__ import main\n"
+        "sys.argv = ['corp-onnx', 'inspect', 'vit.onnx']\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "blocks" in done.stdout
+
+
 def test_interrupt_while_the_libraries_load(folder: Path) -> None:
     """A module that numpy is waiting for is interrupted."""
     program = (

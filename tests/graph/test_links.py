@@ -58,7 +58,6 @@ def make_hard_links(root: Path) -> Path:
 
 
 LAYOUTS = [make_cache, make_link, make_hard_links]
-BY_LINK = [make_cache, make_link]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -105,7 +104,7 @@ class TestLayouts:
         assert own.read_bytes() == fixture_path(EXTERNAL).with_name(f"{NAME}.data").read_bytes()
 
 
-@pytest.mark.parametrize("layout", BY_LINK)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_pruned_as_the_plain_model_is(
     layout: Callable[[Path], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

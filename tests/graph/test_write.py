@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from samples import listing
 
 from corp_onnx.errors import OutputError
-from corp_onnx.graph import write
+from corp_onnx.graph import model
 from corp_onnx.graph.write import write_model
 
 
@@ -50,7 +50,7 @@ class TestWriting:
             np.testing.assert_array_equal(weights[tensor.name], numpy_helper.to_array(tensor))
 
     def test_model_that_outgrows_protobuf(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(write, "MAX_PROTO_BYTES", 1000)
+        monkeypatch.setattr(model, "MAX_PROTO_BYTES", 1000)
         write_model(make_model(), tmp_path / "m.onnx", tmp_path)
         assert listing(tmp_path) == ["m.onnx", "m.onnx.data"]
         assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1
@@ -63,7 +63,7 @@ class TestWriting:
     def test_file_of_that_name_in_the_working_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """onnx looks for the name there, wherever it writes to, and refuses."""
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(write, "MAX_PROTO_BYTES", 1000)
+        monkeypatch.setattr(model, "MAX_PROTO_BYTES", 1000)
         (tmp_path / "new").mkdir()
         (tmp_path / "m.onnx.data").write_text("theirs")
         for _ in range(2):  # and what an earlier run left in the same folder
@@ -75,7 +75,7 @@ class TestWriting:
 
     def test_same_bytes_as_onnx_writes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(write, "MAX_PROTO_BYTES", 1000)
+        monkeypatch.setattr(model, "MAX_PROTO_BYTES", 1000)
         for name in ("onnx", "ours"):
             (tmp_path / name).mkdir()
         onnx.save_model(
@@ -87,6 +87,6 @@ class TestWriting:
             assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "onnx" / name).read_bytes()
 
     def test_small_weights_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(write, "MAX_PROTO_BYTES", 100)
+        monkeypatch.setattr(model, "MAX_PROTO_BYTES", 100)
         write_model(make_model(8), tmp_path / "m.onnx", tmp_path)
         assert listing(tmp_path) == ["m.onnx"]

@@ -110,8 +110,7 @@ class TestKinds:
         self, target: Target, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Trap 8, with a limit of 4 kB in place of 2 GB: one file of weights beside, on the way and at the end."""
-        for module in ("graph.write", "precision.int8"):
-            monkeypatch.setattr(f"corp_onnx.{module}.MAX_PROTO_BYTES", 4000)
+        monkeypatch.setattr("corp_onnx.graph.model.MAX_PROTO_BYTES", 4000)
         settings = ConvertSettings(target, keep_float=0 if target == "fp16" else 1)
         calib = None if target == "fp16" else photos
         found = convert_model(fixture_path(EXTERNAL), tmp_path / "m.onnx", settings=settings, calib=calib)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 from corp_onnx.checks.verify import check_structure
 from corp_onnx.errors import CheckFailedError, ImageError, ModelError
 from corp_onnx.graph import Graph
+from corp_onnx.graph.order import sort_nodes
 from corp_onnx.graph.write import write_model
-from corp_onnx.precision.editable import drop_unread, sort_nodes
+from corp_onnx.precision.editable import drop_unread
 from corp_onnx.precision.int8 import Feeds, Quantiser
 from corp_onnx.precision.products import FLATTENED_GEMM, TWO_ACTIVATIONS, list_products
 from corp_onnx.precision.trial import check_loading
@@ -121,6 +124,17 @@ def test_a_scaled_gemm_stays_in_float(tmp_path: Path) -> None:
         )  # fmt: skip
         graph, _ = find_in(proto, tmp_path)
         assert [p.reason for p in list_products(graph)] == [reason]
+
+
+def test_temporary_files_lie_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed run's are removed with the hidden folder; those in the system's would stay."""
+    (tmp_path / "system").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "system"))
+    monkeypatch.setattr(shutil, "rmtree", lambda *_args, **_options: None)  # as if it were killed before
+    quantise(probed("timm_vit_dynamo23_fused")[0], tmp_path / "ours", static=True)
+    assert list((tmp_path / "system").iterdir()) == []
+    assert tempfile.tempdir == str(tmp_path / "system")
+    assert list((tmp_path / "ours").glob("ort.quant.*"))
 
 
 class TestFailing:

@@ -110,10 +110,12 @@ def test_every_unit_gives_what_it_can_spare() -> None:
     assert found == {"blocks.0.mlp": 36, "blocks.1.mlp": 48, "blocks.0.attn.qk": 12}  # 30 may go, and 3, and 6
     widths = {choice.key: found[str(choice.key)] for choice in chosen}
     assert describe_widths(chosen[:2], widths, Threshold(0.3), 4) == (
-        "84 of 112 hidden channels stay (75.0%); each MLP alone moves the answers by a KL of at most 0.3 on 4 "
+        "widths that stay: 84 of 112 (75.0%) of MLP; each MLP alone moves the answers by a KL of at most 0.3 on 4 "
         "calibration images."
     )
-    assert "each MLP or query/key pair alone moves" in describe_widths(chosen, widths, Threshold(0.3), 4)
+    both = describe_widths(chosen, widths, Threshold(0.3), 4)
+    assert "84 of 112 (75.0%) of MLP, 12 of " in both
+    assert "each MLP or query/key pair alone moves" in both
 
 
 def test_a_threshold_that_no_mlp_meets_names_the_smallest_loss() -> None:

@@ -14,6 +14,7 @@ from corp_onnx.solve.select import (
     order_by_score,
     rank_energy,
     rank_magnitude,
+    rank_weighted,
     require_kept,
     trace_error_curve,
 )
@@ -33,6 +34,13 @@ def test_rankings_follow_their_formulas():
         (rank_energy(moments), second_moment),
         (rank_magnitude(weight), [np.linalg.norm(w) for w in weight.T]),
         (rank_magnitude(weight, up_weight), (weight**2).sum(axis=0) + (up_weight**2).sum(axis=1)),
+        (
+            rank_weighted(moments, weight, up_weight),
+            [
+                e * np.linalg.norm(u) * np.linalg.norm(w)
+                for e, u, w in zip(second_moment, up_weight, weight.T, strict=True)
+            ],
+        ),
     ):
         assert order.order_idx.tolist() == sorted(range(9), key=lambda j: -score[j])
         assert order.error_curve is None
@@ -46,6 +54,8 @@ def test_rankings_differ_where_they_should():
     moments, weight = ChannelMoments(10, x.sum(axis=0), x.T @ x), np.array([[1.0, 1.0, 9.0]])
     assert rank_energy(moments).order_idx[0] == 0
     assert rank_magnitude(weight).order_idx[0] == 2
+    up_weight = np.array([[0.0, 0.1], [3.0, 4.0], [50.0, 0.0]])
+    assert rank_weighted(moments, weight, up_weight).order_idx.tolist() == [1, 0, 2]  # 1 * 5, 25 * 0.1, 0 * 450
 
 
 @settings(max_examples=20, deadline=None)
@@ -74,6 +84,9 @@ def test_rankings_permute_with_the_channels(seed):
     shuffled = ChannelMoments(moments.count, moments.total[shuffle], moments.gram[np.ix_(shuffle, shuffle)])
     for rank in (lambda m, _: rank_energy(m), lambda _, w: rank_magnitude(w)):
         assert (shuffle[rank(shuffled, weight[:, shuffle]).order_idx] == rank(moments, weight).order_idx).all()
+    up_weight = np.random.default_rng(seed).normal(size=(9, 5))
+    found = rank_weighted(shuffled, weight[:, shuffle], up_weight[shuffle]).order_idx
+    assert (shuffle[found] == rank_weighted(moments, weight, up_weight).order_idx).all()
 
 
 def naive_error(weight: np.ndarray, covariance: np.ndarray, kept: np.ndarray, strength: float) -> float:

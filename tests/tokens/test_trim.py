@@ -239,7 +239,7 @@ class TestPass:
         """The plan was made on the dense graph; a pruned one in which nothing is left to leave out is not written."""
         graph, _ = probed("timm_beit_ts17_fused")
         assert find_dead_tokens(graph) is None
-        expected = r"timm_beit_ts17_fused\.onnx: the tokens that no output of the dense model reads are read in the "
+        expected = r"^the tokens that no output of the dense model reads are read in the "
         with pytest.raises(CheckFailedError, match=expected + r"pruned one\. Nothing was written\. .* use --no-trim"):
             LeaveOutTokens().run(graph)
         rewrite = Rewrite((LeaveOutTokens(),))

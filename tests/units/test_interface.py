@@ -513,3 +513,23 @@ class TestFacts:
                 facts = unit.describe(graph, cost)
                 assert facts.macs == sum(u.describe(graph, cost).macs for u in others)
                 assert facts.n_parameters == sum(u.describe(graph, cost).n_parameters for u in others)
+
+
+class TestWeightedRank:
+    """A gated MLP has two rows a channel, whether in one product or in two."""
+
+    @pytest.mark.parametrize("name", ["timm_vit_ts17_fused", "timm_swiglu_packed_ts17", "timm_swiglu_split_ts17"])
+    def test_norm_of_all_rows_that_make_a_channel(self, name: str) -> None:
+        here = case(name)
+        for choice in here.trace("mlp", METHODS["weighted"]):
+            site: Any = choice.unit.site
+            found: Any = here.moments[str(choice.key)]
+            squares = np.zeros(site.d_hidden)
+            for up in site.ups:
+                rows = up.linear.read_weight(here.graph).astype(np.float64)
+                squares += sum(np.square(rows[idx]).sum(axis=1) for idx in up.channel_idx)
+            down = np.linalg.norm(site.down.read_weight(here.graph).astype(np.float64), axis=0)
+            score = np.diagonal(found.gram) / found.count * np.sqrt(squares) * down
+            width = site.d_hidden // 2
+            kept: Any = choice.solve(width).solved
+            np.testing.assert_array_equal(kept.kept_idx, np.sort(np.argsort(-score)[:width]))
