@@ -8,13 +8,18 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
+from corp_onnx.memory import require_memory
+
 EXITS = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}
+START_BYTES = 320 * 2**20
+"""Of address space that the libraries take while they load; with less, some of them hang in it."""
 
 
 def main() -> int:
     """Run the command line; see `corp_onnx.cli`."""
     found = {number: signal.getsignal(number) for number in EXITS}
     try:
+        require_memory(START_BYTES)
         for number, handler in found.items():
             if handler in (signal.SIG_DFL, signal.default_int_handler):  # whoever started us may want one ignored
                 signal.signal(number, _leave)
@@ -25,6 +30,9 @@ def main() -> int:
         return run()
     except KeyboardInterrupt:
         _leave(signal.SIGINT)
+    except MemoryError:
+        print("corp-onnx: out of memory; free some.", file=sys.stderr)  # noqa: T201
+        return 1
 
 
 def _leave(number: int, _frame: FrameType | None = None) -> NoReturn:

@@ -13,13 +13,20 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import Message
+from google.protobuf.message import EncodeError, Message
 from onnx import AttributeProto, TensorProto, external_data_helper, numpy_helper
 
 from corp_onnx.graph.external import read_tensor
+from corp_onnx.memory import require_memory
 
 SMALL_ELEMENTS = 4096
 """Initializers up to this size stay inside a skeleton: shapes, scales and split sizes are all smaller."""
+
+SERIALIZED = 3
+"""Times the bytes of the weights that protobuf holds at once: its buffer doubles, and is then copied."""
+
+ROOM = 2**25
+"""For the rest of a message, in bytes."""
 
 INFERENCE_ERRORS = (onnx.shape_inference.InferenceError, RuntimeError, ValueError)
 """What onnx's shape inference raises for a message that it can not follow; ONNX Runtime may run it all the same."""
@@ -69,6 +76,21 @@ def _copy_fields(source: Any, target: Any, leave_out: str) -> None:
             getattr(target, field.name).extend(value)
         else:
             getattr(target, field.name).CopyFrom(value)
+
+
+def serialize(proto: onnx.ModelProto) -> bytes:
+    """The bytes of a message.
+
+    Raises:
+        MemoryError: there is none left; protobuf says no more than that it failed.
+        ValueError: the message is larger than any may be.
+    """
+    stored = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+    require_memory(SERIALIZED * stored + ROOM)
+    try:
+        return proto.SerializeToString()
+    except EncodeError as error:
+        raise MemoryError from error
 
 
 def names_in_use(proto: onnx.ModelProto) -> set[str]:

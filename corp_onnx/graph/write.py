@@ -11,6 +11,7 @@ from onnx import external_data_helper
 from corp_onnx.errors import ModelError, OutputError
 from corp_onnx.graph.external import iterate_tensors, list_locations, load_tensors
 from corp_onnx.graph.model import outgrows_protobuf, parse_file
+from corp_onnx.graph.proto import serialize
 from corp_onnx.staging import visible_folder
 
 SMALLEST_BYTES = 991
@@ -48,7 +49,7 @@ def write_model(proto: onnx.ModelProto, path: Path, source_folder: Path) -> None
     try:
         if external or outgrows_protobuf(proto):
             _move_beside(proto, data_path(path))
-        path.write_bytes(proto.SerializeToString())
+        path.write_bytes(serialize(proto))
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"{path.name}: could not be written to {visible_folder(path)} ({reason}).") from error

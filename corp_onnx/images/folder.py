@@ -140,7 +140,7 @@ class ImageSet:
         try:
             while True:
                 while len(pending) <= ahead and (name := next(names, None)) is not None:
-                    pending.append((name, pool.submit(self._load, name, tuple(recipes))))
+                    pending.append((name, self._submit(pool, name, tuple(recipes))))
                 if not pending:
                     break
                 name, future = pending.popleft()
@@ -153,6 +153,17 @@ class ImageSet:
                     yield name, crops
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, name: str, recipes: tuple[Recipe, ...]
+    ) -> Future[tuple[np.ndarray, ...] | str]:
+        """An image in work; done by this thread where the system starts no other, as it does with little memory."""
+        try:
+            return pool.submit(self._load, name, recipes)
+        except RuntimeError:
+            done: Future[tuple[np.ndarray, ...] | str] = Future()
+            done.set_result(self._load(name, recipes))
+            return done
 
     def _load(self, name: str, recipes: tuple[Recipe, ...]) -> tuple[np.ndarray, ...] | str:
         kept = self._memory.crops.get((name, recipes))

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from typing import Any
 
+import numpy as np
+import scipy.linalg
+
 from corp_onnx.errors import MissingExtraError, ModelError, OptionError
+from corp_onnx.memory import require_memory
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -26,6 +31,12 @@ MAX_SENTENCE = 300
 """Characters of ONNX Runtime's message that an error quotes."""
 
 
+OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "pthread_create failed", "Cannot allocate memory")
+"""What ONNX Runtime says where the host has no memory left; of a device it speaks otherwise."""
+
+RESERVED_BYTES, RESERVED_ROWS = 2**27, 256
+"""Two buffers of OpenBLAS with their surroundings, and a product that is large enough for OpenBLAS to want one."""
+
 NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 """Read when onnxruntime is imported. Without it 1.32 keeps a database and a device id in the home folder, writes to the
 temporary one and looks for a server."""
@@ -38,6 +49,8 @@ def import_runtime() -> Any:
         MissingExtraError: neither onnxruntime nor onnxruntime-gpu is installed, or it can not be loaded.
     """
     os.environ[NO_TELEMETRY] = "1"  # children that start ONNX Runtime have it, too
+    if "onnxruntime" not in sys.modules:
+        _reserve_buffers()
     try:
         import onnxruntime
     except (ImportError, OSError, SystemError) as error:
@@ -55,6 +68,19 @@ def import_runtime() -> Any:
     return onnxruntime
 
 
+def _reserve_buffers() -> None:
+    """Let NumPy's and SciPy's OpenBLAS take the buffers of their first large product while there is memory.
+
+    Raises:
+        MemoryError: there is not even room for those.
+    """
+    require_memory(RESERVED_BYTES)
+    square = np.ones((RESERVED_ROWS, RESERVED_ROWS))
+    np.dot(square, square)
+    multiply: Any = scipy.linalg.get_blas_funcs("gemm", (square,))
+    multiply(1.0, square, square)
+
+
 def resolve_provider(provider: str) -> str:
     """ONNX Runtime's name of a provider that is there.
 
@@ -69,14 +95,33 @@ def resolve_provider(provider: str) -> str:
     return name
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether what ONNX Runtime raised is that the host has no memory left, which is no fault of the model."""
+    return any(text in str(error) for text in OUT_OF_MEMORY)
+
+
 def explain_failure(what: str, error: Exception) -> ModelError:
     """The error for a run that ONNX Runtime broke off.
 
     Args:
         what: path of the model.
         error: onnxruntime raises a class of its own for every status code.
+
+    Raises:
+        MemoryError: it was broken off because the host has no memory left.
     """
+    if is_out_of_memory(error):
+        raise MemoryError from error
     return ModelError(f"{what}: ONNX Runtime failed while running it ({first_sentence(error)}).")
+
+
+def explain_refusal(what: str, error: Exception) -> ModelError:
+    """The error for a model that ONNX Runtime does not load; arguments and `Raises` as of `explain_failure`."""
+    if is_out_of_memory(error):
+        raise MemoryError from error
+    if isinstance(error, UnicodeDecodeError):
+        return ModelError(f"{what}: a name or text in it is not UTF-8. Export the model again.")
+    return ModelError(f"{what}: ONNX Runtime can not load it ({first_sentence(error)}).")
 
 
 def first_sentence(error: Exception) -> str:
@@ -87,3 +132,14 @@ def first_sentence(error: Exception) -> str:
     # file, line, and either a signature in C++ or the bare name of a function
     text = re.sub(r"\S+\.(?:cc|h|cpp):\d+ (?:(?:\S+ )?\S+\(.*?\) (?=[A-Z])|\S+ )", "", text)
     return text[:MAX_SENTENCE].rstrip(". ")
+
+
+def require_text(native: Any) -> None:
+    """Read every name that a session gives, which ONNX Runtime decodes only then.
+
+    Raises:
+        UnicodeDecodeError: one of them is not UTF-8.
+    """
+    for value in (*native.get_inputs(), *native.get_outputs()):
+        _ = value.name, value.shape
+    _ = native.get_modelmeta().custom_metadata_map

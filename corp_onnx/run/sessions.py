@@ -18,11 +18,11 @@ from onnx import TensorProto, helper
 from corp_onnx.errors import ImageError, MissingExtraError, ModelError, OptionError
 from corp_onnx.graph.links import LinkedModel, load_model, require_readable_name
 from corp_onnx.graph.model import MAX_PROTO_BYTES, Model, require_file
-from corp_onnx.graph.proto import has_bfloat16, to_float32, uses_operator, without_weights
+from corp_onnx.graph.proto import has_bfloat16, serialize, to_float32, uses_operator, without_weights
 from corp_onnx.images import Images
 from corp_onnx.images.batch import Batch
 from corp_onnx.run.feeds import ELEMENT_TYPES, ModelInput, bind_feeds, fixed_batch, list_inputs, split_feeds
-from corp_onnx.run.runtime import explain_failure, first_sentence, import_runtime, resolve_provider
+from corp_onnx.run.runtime import explain_failure, explain_refusal, import_runtime, require_text, resolve_provider
 
 TAP_PREFIX = "corp_onnx.tap/"
 """In front of the name of an exposed tensor, so that it can not meet a name of the graph."""
@@ -90,6 +90,8 @@ class Session:
         """
         try:
             return self.native.run(None if names is None else list(names), dict(feeds))
+        except MemoryError:
+            raise
         except Exception as error:  # onnxruntime raises a class of its own for every status code
             raise explain_failure(self.what, error) from error
 
@@ -173,13 +175,18 @@ def _options(threads: int | None, config: Mapping[str, str] | None = None) -> An
 
 
 def _start(source: str | bytes, options: Any, provider: str, what: str, skipped: Sequence[str] = ()) -> Session:
-    passes = {"disabled_optimizers": list(skipped)} if skipped else {}
+    name = resolve_provider(provider)
+    # where there is nothing to fall back to, ONNX Runtime tries the same again and says so on stdout
+    more: dict[str, Any] = {"enable_fallback": 0} if name == "CPUExecutionProvider" else {}
+    if skipped:
+        more["disabled_optimizers"] = list(skipped)
     try:
-        native = import_runtime().InferenceSession(source, options, providers=[resolve_provider(provider)], **passes)
-    except (OptionError, MissingExtraError):
+        native = import_runtime().InferenceSession(source, options, providers=[name], **more)
+        require_text(native)
+    except (OptionError, MissingExtraError, MemoryError):
         raise
     except Exception as error:  # as in Session.run
-        raise ModelError(f"{what}: ONNX Runtime can not load it ({first_sentence(error)}).") from error
+        raise explain_refusal(what, error) from error
     return Session(native, what)
 
 
@@ -286,4 +293,4 @@ def start_session(
     options = _options(threads, config)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
     skipped = [LAYOUT_PASS] if uses_operator(proto, "Resize") else []
-    return _start(proto.SerializeToString(), options, provider, str(model.path), skipped)
+    return _start(serialize(proto), options, provider, str(model.path), skipped)

@@ -243,3 +243,19 @@ def test_a_cubic_resize_that_shrinks_runs_with_anything_exposed(name: str) -> No
     stretch = open_segment(graph.model, graph.types, [reshape.output], [resize.output])
     again = stretch.run({reshape.output: found[reshape.output]}, feeds)[resize.output]
     np.testing.assert_allclose(again, found[resize.output], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "opens"), [(b"batch", False), (b"logits", False), (b"Softmax", False), (b"pyt", True)]
+)
+def test_names_that_are_not_utf8(name: bytes, opens: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of an axis, an output, an operator, the producer: ONNX Runtime decodes some late and says some on stdout."""
+    data = fixture_path("timm_vit_ts17_unfused").read_bytes()
+    assert name in data
+    (tmp_path / "m.onnx").write_bytes(data.replace(name, name[:-1] + b"\xff"))
+    if opens:
+        open_session(tmp_path / "m.onnx")
+    else:
+        with pytest.raises(ModelError, match=r"m\.onnx: a name or text in it is not UTF-8\. Export the model again"):
+            open_session(tmp_path / "m.onnx")
+    assert capfd.readouterr().out == ""
