@@ -34,8 +34,8 @@ from corp_onnx.graph.model import outgrows_protobuf
 from corp_onnx.graph.write import write_model
 from corp_onnx.precision.editable import copy_editable, drop_unread, refresh_value_info, store_constants
 from corp_onnx.precision.products import PRODUCT_OPS, Product
-from corp_onnx.run.runtime import first_sentence, import_runtime
-from corp_onnx.run.sessions import QUIET, open_session
+from corp_onnx.run.runtime import QUIET, first_sentence, import_runtime
+from corp_onnx.run.sessions import open_session
 from corp_onnx.staging import visible_folder
 
 GEMM_SUFFIX = "_MatMul"

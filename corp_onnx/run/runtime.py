@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,9 @@ OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "pthread_create failed", "Cannot
 
 RESERVED_BYTES, RESERVED_ROWS = 2**27, 256
 """Two buffers of OpenBLAS with their surroundings, and a product that is large enough for OpenBLAS to want one."""
+
+QUIET = 4
+"""ONNX Runtime's severity 'fatal': its warnings speak of its own optimiser, and its errors are raised as well."""
 
 NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 """Read when onnxruntime is imported. Without it 1.32 keeps a database and a device id in the home folder, writes to the
@@ -134,12 +138,12 @@ def first_sentence(error: Exception) -> str:
     return text[:MAX_SENTENCE].rstrip(". ")
 
 
-def require_text(native: Any) -> None:
-    """Read every name that a session gives, which ONNX Runtime decodes only then.
-
-    Raises:
-        UnicodeDecodeError: one of them is not UTF-8.
-    """
-    for value in (*native.get_inputs(), *native.get_outputs()):
-        _ = value.name, value.shape
-    _ = native.get_modelmeta().custom_metadata_map
+def make_options(threads: int | None, config: Mapping[str, str] | None = None) -> Any:
+    """Options of a session: threads inside an operator, and configuration entries; it says nothing by itself."""
+    options = import_runtime().SessionOptions()
+    options.log_severity_level = QUIET
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
+    return options

@@ -22,13 +22,10 @@ from corp_onnx.graph.proto import has_bfloat16, serialize, to_float32, uses_oper
 from corp_onnx.images import Images
 from corp_onnx.images.batch import Batch
 from corp_onnx.run.feeds import ELEMENT_TYPES, ModelInput, bind_feeds, fixed_batch, list_inputs, split_feeds
-from corp_onnx.run.runtime import explain_failure, explain_refusal, import_runtime, require_text, resolve_provider
+from corp_onnx.run.runtime import explain_failure, explain_refusal, import_runtime, make_options, resolve_provider
 
 TAP_PREFIX = "corp_onnx.tap/"
 """In front of the name of an exposed tensor, so that it can not meet a name of the graph."""
-
-QUIET = 4
-"""ONNX Runtime's severity 'fatal': its warnings speak of its own optimiser, and its errors are raised as well."""
 
 LAYOUT_PASS = "TransposeOptimizer_CPUExecutionProvider"
 """ONNX Runtime's pass that moves a Transpose through a Resize on the CPU. Its kernel then meets channels last, which it
@@ -145,7 +142,7 @@ def open_session(
     require_file(path)
     require_readable_name(path)
     try:
-        session = _start(str(path), _options(threads, config), provider, str(path))
+        session = _start(str(path), make_options(threads, config), provider, str(path))
         if not any("bfloat16" in value.type for value in session.native.get_inputs()):
             return session
     except ModelError:
@@ -164,16 +161,6 @@ def _needs_loading(path: Path) -> bool:
     return isinstance(loaded, LinkedModel) or has_bfloat16(loaded.proto)
 
 
-def _options(threads: int | None, config: Mapping[str, str] | None = None) -> Any:
-    options = import_runtime().SessionOptions()
-    options.log_severity_level = QUIET
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    for key, value in (config or {}).items():
-        options.add_session_config_entry(key, value)
-    return options
-
-
 def _start(source: str | bytes, options: Any, provider: str, what: str, skipped: Sequence[str] = ()) -> Session:
     name = resolve_provider(provider)
     # where there is nothing to fall back to, ONNX Runtime tries the same again and says so on stdout
@@ -182,12 +169,23 @@ def _start(source: str | bytes, options: Any, provider: str, what: str, skipped:
         more["disabled_optimizers"] = list(skipped)
     try:
         native = import_runtime().InferenceSession(source, options, providers=[name], **more)
-        require_text(native)
+        _require_text(native)
     except (OptionError, MissingExtraError, MemoryError):
         raise
     except Exception as error:  # as in Session.run
         raise explain_refusal(what, error) from error
     return Session(native, what)
+
+
+def _require_text(native: Any) -> None:
+    """Read every name that a session gives, which ONNX Runtime decodes only then.
+
+    Raises:
+        UnicodeDecodeError: one of them is not UTF-8.
+    """
+    for value in (*native.get_inputs(), *native.get_outputs()):
+        _ = value.name, value.shape
+    _ = native.get_modelmeta().custom_metadata_map
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -290,7 +288,7 @@ def start_session(
                 f"{model.path}: bfloat16 models run as float32 here, and this one then has {proto.ByteSize() >> 20} "
                 f"MiB, more than the {MAX_PROTO_BYTES >> 20} that fit. Convert it to float16 or float32 first."
             )
-    options = _options(threads, config)
+    options = make_options(threads, config)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
     skipped = [LAYOUT_PASS] if uses_operator(proto, "Resize") else []
     return _start(serialize(proto), options, provider, str(model.path), skipped)
