@@ -165,7 +165,7 @@ def prune_model(
         with clock.stage("verify"), run.enter("verify"):
             checks = check_file(graph.model, pruned, path)
             _require_passed(checks, output)
-            feeds = _first_feeds(graph, data.reporting, settings)
+            feeds, _ = next(session.stream(data.reporting, settings.batch_size))
             checks += check_rewrite(graph, rewrite, models, feeds, settings.provider)
             _require_passed(checks, output)
         with clock.stage("measure"), run.enter("measure", 2 * data.reporting.n_images) as count:
@@ -273,13 +273,6 @@ def _metadata(model: Model, images: Images, outputs: Outputs, settings: PruneSet
     if isinstance(images, ImageSet):
         metadata[METADATA_KEY] = images.recipe_json()
     return metadata
-
-
-def _first_feeds(graph: Graph, images: Images, settings: PruneSettings) -> dict[str, np.ndarray]:
-    """The first batch of held-back images as the model takes it."""
-    session = open_session(graph.model, provider=settings.provider)
-    feeds, _ = next(iter(session.stream(images, settings.batch_size)))
-    return feeds
 
 
 def _unit_result(plan: UnitPlan, errors: tuple[float, float]) -> UnitResult:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from oracles import naive_kl, naive_rank
 from PIL import Image
 from shared import CLASSES, DEIT_TINY, VALIDATION, needs_shared
 
@@ -84,16 +84,6 @@ def predict(pixels: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 def all_pixels(folder: Path, recipe: Recipe = RECIPE) -> np.ndarray:
     return np.concatenate([batch.pixels for batch in open_images(folder, recipe).batches(64)])
-
-
-def naive_kl(reference: np.ndarray, logits: np.ndarray) -> float:
-    p = [math.exp(v) for v in reference]
-    q = [math.exp(v) for v in logits]
-    return sum(a / sum(p) * math.log((a / sum(p)) / (b / sum(q))) for a, b in zip(p, q, strict=True))
-
-
-def naive_rank(logits: np.ndarray, label: int) -> int:
-    return np.argsort(-logits, kind="stable").tolist().index(label)
 
 
 @pytest.fixture

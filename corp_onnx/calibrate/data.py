@@ -19,7 +19,7 @@ from corp_onnx.images import Images, ImageSet, ImageSource, open_images, split_h
 from corp_onnx.images.arrays import ArraySet
 from corp_onnx.images.batch import Skipped
 from corp_onnx.images.memory import IN_MEMORY
-from corp_onnx.images.open import is_files
+from corp_onnx.images.open import find_sound, is_files
 from corp_onnx.images.preprocessing import choose_recipe, refuse_changes
 from corp_onnx.images.variety import describe_monotony
 from corp_onnx.metrics.intervals import FEW_TO_JUDGE, images_needed
@@ -89,8 +89,7 @@ def open_calibration(model: Model, source: ImageSource, settings: PruneSettings)
         except ImageError:
             if not isinstance(images, ImageSet) or all(part.n_images > 0 for part in held_back):
                 raise
-        damaged = {s.name for s in images.skipped}  # all that were held back for one use: draw others
-        sound = [i for i, name in enumerate(images.names) if name not in damaged]
+        sound = find_sound(images)  # all that were held back for one use are damaged: draw others
         if len(sound) < MIN_IMAGES:
             counted = f"{name_source(source)}: {len(sound)} readable image{'' if len(sound) == 1 else 's'}"
             raise ImageError(f"{counted}, and at least {MIN_IMAGES} needed; {describe_skipped(images.skipped)}")

@@ -6,15 +6,12 @@ from dataclasses import dataclass
 
 from corp_onnx.images.batch import Skipped
 from corp_onnx.images.recipe import Recipe
+from corp_onnx.metrics.names import name_metric, write_value
 from corp_onnx.results import Judged, Metric, OutputScore, Result, Rows
 from corp_onnx.settings import CONFIDENCE
 
-FIGURES = {
-    "top1": ("top-1", ".1%"), "top5": ("top-5", ".1%"), "agreement": ("agreement", ".1%"), "kl": ("KL", ".4f"),
-    "cosine": ("cosine", ".4f"), "correlation": ("correlation", ".3f"), "r2": ("R2", ".3f"),
-    "relative_error": ("error", ".1%"),
-}  # fmt: skip
-"""Those of one line, with their names and formats, by the metric's name."""
+FIGURES = ("top1", "top5", "agreement", "kl", "cosine", "correlation", "r2", "relative_error")
+"""Those of one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +36,7 @@ class Score(Judged):
     def figures(self) -> list[str]:
         """Those that are defined, with their names."""
         found = [(name, self.value(name)) for name in FIGURES]
-        return [f"{FIGURES[name][0]} {value:{FIGURES[name][1]}}" for name, value in found if value is not None]
+        return [f"{name_metric(name)} {write_value(name, value)}" for name, value in found if value is not None]
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -64,8 +64,7 @@ def compare_on_images(
 ) -> Comparison:
     """Every output of both models that has a row an image."""
     before, after = open_runner(source), open_runner(converted)
-    looked_at = spread_images(images, LOOKED_AT).batches(batch_size)
-    outputs = find_outputs(before.session, (feeds for batch in looked_at for feeds in before.session.split(batch)))
+    outputs = find_outputs(before.session, before.session.stream(spread_images(images, LOOKED_AT), batch_size))
     judgement, largest, difference = Judgement(outputs.tasks, outputs.judged), 0.0, 0.0
     names = [tally.task.output for tally in judgement.tallies]
     for batch in images.batches(batch_size):

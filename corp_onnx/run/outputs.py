@@ -163,10 +163,7 @@ def _settle(
 ) -> OutputTask:
     if given is None and stored is not None:
         try:
-            found = find_task(name, values, given=stored, image_size=size)
-            return OutputTask(
-                name, found.task, "the file says so", found.shape, found.is_probability, found.channel_axis
-            )
+            return replace(find_task(name, values, given=stored, image_size=size), why="the file says so")
         except OptionError:
             pass  # what the file says is of another model
     return find_task(name, values, n_labels=n_labels, given=given, image_size=size)

@@ -6,14 +6,14 @@ decoded once, however many recipes there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
 from corp_onnx.errors import ImageError, ModelError, OptionError
-from corp_onnx.images import Images
+from corp_onnx.images import Images, ImageSet
 from corp_onnx.images.arrays import ArraySet
 from corp_onnx.images.batch import Batch
 from corp_onnx.images.label_files import read_model_names
@@ -120,22 +120,16 @@ def prepare_views(
 
 def _look(runner: Runner, images: Images, found: FoundRecipe | None, task: TaskChoice, named: Sequence[str]) -> Outputs:
     """What a model's outputs are, by a few images from all over the set."""
-
-    def feed(some: Images) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-        if isinstance(some, ArraySet) or found is None:
-            batches: Iterable[Batch] = some.batches(LOOKED_AT)
-        else:
-            batches = (batch for (batch,) in some.batches_by_recipe(LOOKED_AT, (found.recipe,)))
-        for batch in batches:
-            yield from runner.session.split(batch)
-
+    if isinstance(images, ImageSet) and found is not None:
+        images = replace(images, recipe=found.recipe)
     some = spread_images(images, LOOKED_AT)
     try:
-        return find_outputs(runner.session, feed(some), task=task, named=named)
+        return find_outputs(runner.session, runner.session.stream(some, LOOKED_AT), task=task, named=named)
     except ImageError:
         if some.n_images:
             raise
-        return find_outputs(runner.session, feed(images), task=task, named=named)  # all of those are damaged
+        seen = runner.session.stream(images, LOOKED_AT)  # all of those are damaged
+        return find_outputs(runner.session, seen, task=task, named=named)
 
 
 def _has_fitting_labels(images: ArraySet, outputs: Outputs) -> bool:

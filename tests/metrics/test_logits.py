@@ -8,19 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles import naive_kl, naive_rank
 
 from corp_onnx.metrics.logits import kl_divergence, log_softmax, rank_of_label, read_probabilities
-
-
-def naive_kl(reference: np.ndarray, logits: np.ndarray) -> float:
-    p = [math.exp(v) for v in reference]
-    q = [math.exp(v) for v in logits]
-    return sum(a / sum(p) * math.log((a / sum(p)) / (b / sum(q))) for a, b in zip(p, q, strict=True))
-
-
-def naive_rank(logits: np.ndarray, label: int) -> int:
-    return np.argsort(-logits, kind="stable").tolist().index(label)
-
 
 rows = st.lists(st.integers(-4, 4), min_size=3, max_size=3)
 
