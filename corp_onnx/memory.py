@@ -1,12 +1,30 @@
-"""Whether there is memory, asked before it is needed: for C code that ends the process, or never ends, without.
+"""Memory of this process: whether there is some before C code needs it, how much is taken and may be, and back with it.
 
-OpenBLAS tries for ever to get the buffer of its first product, and protobuf reads from what it did not get. Both come
+OpenBLAS tries for ever to get the buffer of its first product, and protobuf reads from what it did not get: both come
 to pass where memory is limited by address space (`ulimit -v`, a batch system), not where the kernel ends processes.
 """
 
 from __future__ import annotations
 
+import ctypes
+import math
 import mmap
+import re
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from corp_onnx.errors import OptionError
+
+STATUS = Path("/proc/self/status")
+SYSTEM = Path("/proc/meminfo")
+CGROUPS = ((Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+           (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+            Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")))  # fmt: skip
+"""Limit and use of a container, in both versions of control groups."""
+
+UNITS = {"": 1, "B": 1, "K": 2**10, "KB": 10**3, "KIB": 2**10, "M": 2**20, "MB": 10**6, "MIB": 2**20, "G": 2**30,
+         "GB": 10**9, "GIB": 2**30, "T": 2**40, "TB": 10**12, "TIB": 2**40}  # fmt: skip
 
 
 def require_memory(n_bytes: int) -> None:
@@ -19,3 +37,54 @@ def require_memory(n_bytes: int) -> None:
         mmap.mmap(-1, max(n_bytes, 1)).close()
     except (OSError, OverflowError, ValueError) as error:
         raise MemoryError(f"no {n_bytes >> 20} MiB are left") from error
+
+
+def read_size(text: str, option: str) -> int:
+    """Bytes of a size as people write it: `2GiB`, `1.5 G`, `800MB`; G is 2^30 and GB is 10^9.
+
+    Raises:
+        OptionError: it is none.
+    """
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    size = float(found[1]) * UNITS.get(found[2].upper(), math.nan) if found else math.nan
+    if not size >= 1 or math.isinf(size):
+        raise OptionError(f"{option} takes a size such as 2GiB or 800MB; found '{text}'.")
+    return int(size)
+
+
+def write_size(n_bytes: float) -> str:
+    """A size as texts show it: `1.4 GiB`, `310 MiB`."""
+    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 0.95 * 2**30 else f"{math.ceil(n_bytes / 2**20)} MiB"
+
+
+def resident_bytes() -> int | None:
+    """What this process has in memory now; None where the system does not tell."""
+    return _read_kib(STATUS, "VmRSS")
+
+
+def available_bytes() -> int | None:
+    """What the machine, or the container around this process, can still give; None where neither tells."""
+    found = [free for free in (_read_kib(SYSTEM, "MemAvailable"), *map(_free_of_group, CGROUPS)) if free is not None]
+    return min(found, default=None)
+
+
+def _free_of_group(group: tuple[Path, Path]) -> int | None:
+    with suppress(OSError, ValueError):  # no such group, or no limit: `max`
+        limit, used = (int(path.read_text()) for path in group)
+        return max(limit - used, 0)
+    return None
+
+
+def _read_kib(path: Path, name: str) -> int | None:
+    with suppress(OSError, ValueError, IndexError):
+        for line in path.read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) << 10
+    return None
+
+
+def release_memory() -> None:
+    """Give the system back what has been freed: sessions leave the C library with hundreds of MiB that it keeps."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)

@@ -22,6 +22,7 @@ import numpy as np
 
 from corp_onnx._version import __version__
 from corp_onnx.errors import clean_text
+from corp_onnx.memory import release_memory
 
 SCHEMA = 1
 
@@ -322,7 +323,7 @@ class StageTime:
 
 
 class StageClock:
-    """Wall time by stage, in order: what becomes the `stages` of a result."""
+    """Wall time by stage, in order: what becomes the `stages` of a result. What a stage freed is free behind it."""
 
     def __init__(self) -> None:
         self.stages: list[StageTime] = []
@@ -332,6 +333,7 @@ class StageClock:
         """Count a block to a stage; one that fails is not counted."""
         start = time.perf_counter()
         yield
+        release_memory()
         self.stages.append(StageTime(name, time.perf_counter() - start))
 
 

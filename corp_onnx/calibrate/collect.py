@@ -13,7 +13,7 @@ from corp_onnx.images import Images
 from corp_onnx.moments import Moments
 from corp_onnx.moments.sums import PooledSum
 from corp_onnx.progress import Count
-from corp_onnx.run.sessions import Tapped, open_tapped
+from corp_onnx.run.tapped import Tapped, open_tapped
 from corp_onnx.units import Unit
 from corp_onnx.units.taps import Taps
 
@@ -39,13 +39,20 @@ def collect_moments(
     Raises:
         NonFiniteError: an exposed tensor holds NaN or Inf; says which.
     """
+    sums = _fill_sums(graph, units, images, batch_size, provider, progress)
+    return Moments(tuple((str(unit.key), sums.pop(0).result()) for unit in units))  # no sum stays beside its moments
+
+
+def _fill_sums(
+    graph: Graph, units: Sequence[Unit], images: Images, batch_size: int, provider: str, progress: Count | None
+) -> list[PooledSum]:
     sums = [PooledSum(unit.start_sum(), batch_size) for unit in units]
     for arrays, n_real in tap_units(graph, units, provider=provider).stream(images, batch_size):
         for unit, running in zip(units, sums, strict=True):
             running.update(n_real, *unit.read(arrays, graph, n_real))
         if progress:
             progress(n_real)
-    return Moments(tuple((str(unit.key), running.result()) for unit, running in zip(units, sums, strict=True)))
+    return sums
 
 
 def tap_units(graph: Graph, units: Sequence[Unit], *, provider: str = "cpu") -> Tapped:

@@ -22,7 +22,7 @@ from corp_onnx.metrics.judgement import Kept
 from corp_onnx.progress import Count
 from corp_onnx.results import CheckResult, HeldOut, Promise
 from corp_onnx.run.outputs import Outputs
-from corp_onnx.run.sessions import open_tapped
+from corp_onnx.run.tapped import open_tapped
 from corp_onnx.settings import CONFIDENCE, Budget
 from corp_onnx.tokens.liveness import TokenTrim
 from corp_onnx.units import UnitKey, UnitPlan

@@ -35,7 +35,8 @@ from corp_onnx.results import CheckResult
 from corp_onnx.rewrite import Rewrite
 from corp_onnx.run.comparison import compare_answers, compare_arrays, run_outputs, run_whole
 from corp_onnx.run.runtime import first_sentence
-from corp_onnx.run.sessions import open_session, open_tapped
+from corp_onnx.run.sessions import open_session
+from corp_onnx.run.tapped import open_tapped
 
 P = ParamSpec("P")
 

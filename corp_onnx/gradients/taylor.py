@@ -27,7 +27,7 @@ from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.proto import feed_dtype
 from corp_onnx.images import Images
 from corp_onnx.progress import Count
-from corp_onnx.run.sessions import open_tapped
+from corp_onnx.run.tapped import open_tapped
 from corp_onnx.units import Unit
 from corp_onnx.units.taps import read_tokens
 

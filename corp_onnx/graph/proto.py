@@ -7,7 +7,8 @@ Enters a `ModelProto`, which is never changed; leaves a new one. Nothing here kn
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ SERIALIZED = 3
 
 ROOM = 2**25
 """For the rest of a message, in bytes."""
+
+SHARED_TYPES = {kind: onnx.helper.tensor_dtype_to_np_dtype(kind) for kind in (
+    TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT64, TensorProto.INT32, TensorProto.INT8,
+    TensorProto.UINT8)}  # fmt: skip
+"""Element types that NumPy and ONNX Runtime hold alike."""
 
 INFERENCE_ERRORS = (onnx.shape_inference.InferenceError, RuntimeError, ValueError)
 """What onnx's shape inference raises for a message that it can not follow; ONNX Runtime may run it all the same."""
@@ -91,6 +97,36 @@ def serialize(proto: onnx.ModelProto) -> bytes:
         return proto.SerializeToString()
     except EncodeError as error:
         raise MemoryError from error
+
+
+def detach_weights(
+    proto: onnx.ModelProto, more: Iterable[TensorProto] = ()
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A message whose large weights lie outside of it, and these: so that a runtime can share them with us.
+
+    Args:
+        more: initializers that are to be in it besides its own.
+    """
+    light, arrays = without_weights(proto), dict[str, np.ndarray]()
+    for tensor in (*proto.graph.initializer, *more):
+        array = _share(tensor)
+        if array is None:
+            light.graph.initializer.append(tensor)
+            continue
+        arrays[tensor.name] = array
+        stub = light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        stub.data_location = TensorProto.EXTERNAL
+        stub.external_data.add(key="location", value="memory")
+    return light, arrays
+
+
+def _share(tensor: TensorProto) -> np.ndarray | None:
+    """A large weight that is stored in the message as it is in memory; None for any other."""
+    dtype, n = SHARED_TYPES.get(tensor.data_type), math.prod(tensor.dims)
+    if dtype is None or n <= SMALL_ELEMENTS or not tensor.HasField("raw_data") or sys.byteorder != "little":
+        return None
+    data = tensor.raw_data
+    return np.frombuffer(data, dtype).reshape(tuple(tensor.dims)) if len(data) == n * dtype.itemsize else None
 
 
 def names_in_use(proto: onnx.ModelProto) -> set[str]:

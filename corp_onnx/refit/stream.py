@@ -7,7 +7,7 @@ every addition would cost its depth squared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +18,13 @@ from corp_onnx.graph.proto import feed_dtype
 from corp_onnx.images import Images
 from corp_onnx.run.feeds import fixed_batch
 from corp_onnx.run.segments import open_segment
-from corp_onnx.run.sessions import open_session, open_tapped
+from corp_onnx.run.sessions import open_session
+from corp_onnx.run.tapped import open_tapped
+from corp_onnx.shelf import Feeds, Shelf
 from corp_onnx.units import Site
 
-Arrays = list[np.ndarray]
-"""One array a batch: a residual stream over all images."""
+Arrays = Sequence[np.ndarray]
+"""One array a batch: a residual stream over all images, which lies on a `Shelf`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,11 +60,18 @@ class StreamData:
 
     Attributes:
         given: inner tensors that stretches take from the feeds as well: which tokens merge with which.
+        shelf: where they lie, and what is computed from them.
     """
 
-    feeds: tuple[tuple[dict[str, np.ndarray], int], ...]
+    feeds: tuple[tuple[Feeds, int], ...]
     n_batch: int | None
+    shelf: Shelf
     given: tuple[str, ...] = ()
+
+    @property
+    def n_images(self) -> int:
+        """Real images."""
+        return sum(n_real for _, n_real in self.feeds)
 
 
 def find_walk(blocks: Blocks) -> StreamWalk:
@@ -77,19 +86,28 @@ def find_walk(blocks: Blocks) -> StreamWalk:
     return StreamWalk(tuple(stops))
 
 
-def read_data(graph: Graph, images: Images, batch_size: int, provider: str, given: Sequence[str] = ()) -> StreamData:
+def read_data(
+    graph: Graph,
+    images: Images,
+    batch_size: int,
+    provider: str,
+    given: Sequence[str] = (),
+    shelf: Shelf | None = None,
+) -> StreamData:
     """All images as feeds of the model, in its own batch where that is fixed.
 
     Args:
         given: integer tensors of the graph that are to be the same wherever a stretch of it, or of one rewritten from
             it, is run: they are computed here, once.
+        shelf: where they lie; None keeps all in memory.
     """
     session = open_session(graph.model, provider=provider)
-    feeds = tuple(session.stream(images, batch_size))
+    feeds: Iterable[tuple[dict[str, np.ndarray], int]] = session.stream(images, batch_size)
     if given:
         tapped = open_tapped(graph.model, given, provider=provider)
-        feeds = tuple((batch | _read_integers(tapped.run(batch), graph, given), n) for batch, n in feeds)
-    return StreamData(feeds, fixed_batch(session.inputs), tuple(given))
+        feeds = ((batch | _read_integers(tapped.run(batch), graph, given), n) for batch, n in feeds)
+    shelf = shelf or Shelf()
+    return StreamData(shelf.keep(feeds), fixed_batch(session.inputs), shelf, tuple(given))
 
 
 def _read_integers(arrays: Mapping[str, np.ndarray], graph: Graph, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -99,7 +117,7 @@ def _read_integers(arrays: Mapping[str, np.ndarray], graph: Graph, names: Sequen
 def run_prefix(graph: Graph, data: StreamData, tensor: str, provider: str) -> Arrays:
     """The first stream of the walk: what the embedding gives."""
     prefix = open_segment(graph.model, graph.types, [], [tensor], given=data.given, provider=provider)
-    return [prefix.run({}, feeds)[tensor] for feeds, _ in data.feeds]
+    return data.shelf.row(prefix.run({}, feeds)[tensor] for feeds, _ in data.feeds)
 
 
 def advance_model(
@@ -111,4 +129,5 @@ def advance_model(
         model: the dense one or one rewritten from it, whose tensors have the types that `graph` knows.
     """
     stretch = open_segment(model, graph.types, [before], [after], given=data.given, provider=provider)
-    return [stretch.run({before: h}, feeds)[after] for h, (feeds, _) in zip(stream, data.feeds, strict=True)]
+    pairs = zip(stream, data.feeds, strict=True)
+    return data.shelf.row(stretch.run({before: h}, feeds)[after] for h, (feeds, _) in pairs)

@@ -54,7 +54,7 @@ def weigh_stops(
     for stop in walk.stops:
         after = stop.residual.stream
         stream = advance_model(graph.model, graph, data, stream, before, after, provider)
-        if stream[0].ndim == 3:
+        if stream[0].ndim == 3 and len(stream[0]) == (data.n_batch or data.feeds[0][1]):
             names = [task.output for task in tasks]
             tail = open_segment(graph.model, graph.types, [after], names, given=given, provider=provider)
             weights[stop.key] = weigh_tokens(tail, stream, [f for f, _ in data.feeds], after, tasks)
@@ -80,16 +80,16 @@ def weigh_tokens(
     n_tokens = stream[0].shape[1]
     n_special = min(2, n_tokens - 1)
     groups = [np.array([i]) for i in range(n_special)] + [np.arange(n_special, n_tokens)]
-    losses = np.zeros(len(groups))
+    judgements = [Judgement(tasks) for _ in groups]
     for h, given in zip(stream, feeds, strict=True):
         base = _answer(tail, {tensor: h}, given)
-        noise = NOISE * float(np.sqrt(np.mean(np.square(h)))) * rng.standard_normal(h.shape, dtype=np.float32)
-        for i, positions in enumerate(groups):
+        scale = NOISE * np.sqrt(np.mean(np.square(h), axis=(1, 2), keepdims=True))  # of each image: no batch has a say
+        noise = scale * rng.standard_normal(h.shape, dtype=np.float32)
+        for positions, judgement in zip(groups, judgements, strict=True):
             disturbed = h.copy()
             disturbed[:, positions] += noise[:, positions]
-            judgement = Judgement(tasks)
             judgement.add(_answer(tail, {tensor: disturbed}, given), base)
-            losses[i] += judgement.loss / len(positions)
+    losses = np.array([j.loss / len(positions) for j, positions in zip(judgements, groups, strict=True)])
     weights = np.ones(n_tokens, dtype=np.float32)
     if losses[-1] > 0:
         weights[:n_special] = np.maximum(1.0, np.sqrt(losses[:-1] / losses[-1]))

@@ -10,19 +10,22 @@ W and b are solved so that the pruned unit, fed with h', brings the stream back 
 
 with W_0 the one-shot solution, lambda chosen for every product by cross-validation over the images, w a weight of the
 token's position: the share of its position in the sensitivity of the answers (`weigh_tokens`). DESIGN section 4. Cost:
-two passes over the images in stretches of one unit; both streams of all images and one regressor are kept, 4 bytes a
-number.
+two passes over the images in stretches of one unit; both streams of all images and one regressor are kept on a shelf
+(shelf.py), 4 bytes a number.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import cast
+from itertools import pairwise
+from typing import Any, cast
 
 import numpy as np
 import onnx
+from jaxtyping import Int
 
 from corp_onnx.blocks import SiteKey
 from corp_onnx.graph import Graph, Model
@@ -33,30 +36,22 @@ from corp_onnx.progress import Count
 from corp_onnx.refit.rows import RowFinder
 from corp_onnx.refit.stream import Arrays, Stop, StreamData, StreamWalk, advance_model, read_data, run_prefix
 from corp_onnx.run.segments import Segment, open_segment
+from corp_onnx.shelf import Shelf
 from corp_onnx.solve.refit import choose_ridge, refit_linear
 from corp_onnx.units import Change, Changes, unchanged
 
 N_FOLDS = 4
-"""Of the batches, to choose the ridge by."""
+"""Of the images, to choose the ridge by."""
 
 POOLED = 8
-"""Images of a model of smaller batch that are added up together."""
+"""Images in a row that are added up together and go into one fold, whatever the batch."""
 
 
 def refit_changes(
-    graph: Graph,
-    walk: StreamWalk,
-    changes: Changes,
-    pruned: onnx.ModelProto,
-    images: Images,
-    weights: Mapping[SiteKey, np.ndarray],
-    *,
-    given: Sequence[str] = (),
-    ridge: float | None = None,
-    batch_size: int = 8,
-    provider: str = "cpu",
-    progress: Count | None = None,
-) -> dict[SiteKey, Change]:
+    graph: Graph, walk: StreamWalk, changes: Changes, pruned: onnx.ModelProto, images: Images,
+    weights: Mapping[SiteKey, np.ndarray], *, given: Sequence[str] = (), ridge: float | None = None,
+    batch_size: int = 8, provider: str = "cpu", shelf: Shelf | None = None, progress: Count | None = None,
+) -> dict[SiteKey, Change]:  # fmt: skip
     """The changes with the last product of every stop solved again, including of units that stayed whole.
 
     A stop whose rows are mixed on their way into the stream keeps its one-shot solution.
@@ -67,23 +62,24 @@ def refit_changes(
         weights: of the token positions by stop, from `weigh_stops`; a stop without weighs all tokens alike.
         given: integer tensors that both streams take from the dense model: which tokens merge, so that rows correspond.
         ridge: lambda relative to the mean diagonal of the regressor's covariance; None chooses it by cross-validation.
+        shelf: where the streams lie; None keeps all in memory.
     """
-    data = read_data(graph, images, batch_size, provider, given)
+    data = read_data(graph, images, batch_size, provider, given, shelf)
     cut = Model(pruned, graph.model.path, graph.model.sha256)
     refitted = dict(changes)
     before = walk.stops[0].residual.skip or ""
     dense_stream = run_prefix(graph, data, before, provider)
-    pruned_stream = list(dense_stream)
+    pruned_stream = dense_stream
     for stop in walk.stops:
         dense_stream = advance_model(graph.model, graph, data, dense_stream, before, stop.residual.stream, provider)
         change = changes.get(stop.key) or unchanged(stop.site, graph)
         step = _open_step(graph, cut, stop, change, before, data, provider)
-        batches = step.run(pruned_stream)
-        if batches is None:
+        ran = step.run(pruned_stream)
+        if ran is None:
             pruned_stream = advance_model(cut, graph, data, pruned_stream, before, stop.residual.stream, provider)
         else:
-            weight, bias = step.solve(batches, dense_stream, weights.get(stop.key), ridge)
-            pruned_stream = step.advance(batches, weight, bias)
+            weight, bias = step.solve(ran, dense_stream, weights.get(stop.key), ridge)
+            pruned_stream = step.advance(ran, weight, bias)
             refitted[stop.key] = change.with_product(weight, bias)
         before = stop.residual.stream
         if progress:
@@ -109,11 +105,10 @@ def _open_step(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ran:
-    """One batch of the pruned model at a stop: regressor z' [rows of the stream, n], skip', real images."""
+    """The pruned model at a stop, batch by batch: regressor z' [rows of the stream, n] and skip'."""
 
-    z: np.ndarray
-    skip: np.ndarray
-    n_real: int
+    z: Arrays
+    skip: Arrays
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,18 +124,20 @@ class _Step:
     scale: np.ndarray
     finder: RowFinder
 
-    def run(self, pruned_stream: Arrays) -> list[_Ran] | None:
+    def run(self, pruned_stream: Arrays) -> _Ran | None:
         """The pruned model up to here; kept for one stop, since solving and advancing both need it.
 
         None where the rows of the product are no rows of the stream.
         """
         skip_name = self.stop.residual.skip or ""
-        ran: list[_Ran] = []
-        for stream, (feeds, n_real) in zip(pruned_stream, self.data.feeds, strict=True):
+        z_row, skip_row = self.data.shelf.row(), self.data.shelf.row()
+        for stream, (feeds, _) in zip(pruned_stream, self.data.feeds, strict=True):
             arrays = self.segment.run({self.before: stream}, feeds) if self.segment else {}
             skip = arrays.get(skip_name, stream)
+            if skip_name in arrays:
+                skip_row.put(skip)
             if not self.prior.shape[1]:
-                ran.append(_Ran(np.zeros((skip[..., 0].size, 0), np.float32), skip, n_real))
+                z_row.put(np.zeros((skip[..., 0].size, 0), np.float32))
                 continue
             z = arrays[self.stop.regressor]
             rows = self.finder.find(z.shape[:-1], skip.shape, feeds)
@@ -148,46 +145,88 @@ class _Step:
                 return None
             flat = z.reshape(-1, z.shape[-1])
             in_order = np.array_equal(rows, np.arange(len(flat)))
-            ran.append(_Ran(flat if in_order else flat[rows], skip, n_real))
-        return ran
+            z_row.put(flat if in_order else flat[rows])
+        return _Ran(z_row, skip_row if len(skip_row) else pruned_stream)
 
     def solve(
-        self, batches: list[_Ran], dense_stream: Arrays, weights: np.ndarray | None, ridge: float | None
+        self, ran: _Ran, dense_stream: Arrays, weights: np.ndarray | None, ridge: float | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The refitted weight and bias."""
         prior = self.prior
         if not prior.shape[1]:
-            return prior, self._mean_target(batches, dense_stream, weights)
+            return prior, self._mean_target(ran, dense_stream, weights)
         name = f"tensor '{self.stop.regressor}' ({self.stop.key})"
-        n_folds = min(N_FOLDS, len(batches))
+        group = fold_group(self.data.n_images)
+        n_folds = min(N_FOLDS, math.ceil(self.data.n_images / group))
         sums = [PooledSum(CrossSum(prior.shape[1], prior.shape[0], name), POOLED) for _ in range(n_folds)]
-        for i, (ran, pair) in enumerate(zip(batches, self._pairs(batches, dense_stream, weights), strict=True)):
-            sums[i % n_folds].update(ran.n_real, *pair)
+        for part in self._parts(ran, dense_stream, weights, group):
+            sums[part.first // group % n_folds].update(part.n_images, part.z, part.target, part.weights)
         folds = [cast(CrossMoments, part.result()) for part in sums]
         moments = reduce(merge_moments, folds)
         solved = refit_linear(moments, prior, choose_ridge(folds, prior) if ridge is None else ridge)
         return solved.weight, solved.bias
 
-    def _pairs(
-        self, batches: list[_Ran], dense_stream: Arrays, weights: np.ndarray | None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-        """(regressor, target, weights) of the real rows, batch by batch."""
-        for ran, dense in zip(batches, dense_stream, strict=True):
-            target = ((dense - ran.skip) / self.scale).reshape(len(ran.z), -1)
-            n_kept = len(ran.z) if self.data.n_batch is None else len(ran.z) * ran.n_real // self.data.n_batch
-            of_rows = None if weights is None else np.tile(weights, n_kept // len(weights))
-            yield ran.z[:n_kept], target[:n_kept], of_rows
+    def _parts(self, ran: _Ran, dense_stream: Arrays, weights: np.ndarray | None, group: int) -> Iterator[_Part]:
+        """The real rows, at most a batch at a time and never across a border of `group` images."""
+        first = 0
+        for z, skip, dense, (_, n_real) in zip(ran.z, ran.skip, dense_stream, self.data.feeds, strict=True):
+            target = ((dense - skip) / self.scale).reshape(len(z), -1)
+            image_idx = find_images(skip.shape[:-1], self.data.n_batch or n_real)
+            of_rows = None if weights is None else np.tile(weights, len(z) // len(weights))
+            end = first + n_real
+            borders = [first, *range((first // group + 1) * group, end, group), end]
+            for start, stop in pairwise(borders):
+                rows: Any = slice(None)
+                if stop - start < (self.data.n_batch or n_real):
+                    rows = np.flatnonzero((image_idx >= start - first) & (image_idx < stop - first))
+                yield _Part(start, stop - start, z[rows], target[rows], None if of_rows is None else of_rows[rows])
+            first = end
 
-    def _mean_target(self, batches: list[_Ran], dense_stream: Arrays, weights: np.ndarray | None) -> np.ndarray:
+    def _mean_target(self, ran: _Ran, dense_stream: Arrays, weights: np.ndarray | None) -> np.ndarray:
         total, count = np.zeros(len(self.prior)), 0.0
-        for _, target, of_rows in self._pairs(batches, dense_stream, weights):
-            rows = np.ones(len(target)) if of_rows is None else of_rows.astype(np.float64)
-            total += rows @ target
+        for part in self._parts(ran, dense_stream, weights, self.data.n_images):
+            rows = np.ones(len(part.target)) if part.weights is None else part.weights.astype(np.float64)
+            total += rows @ part.target
             count += float(rows.sum())
         return total / count
 
-    def advance(self, batches: list[_Ran], weight: np.ndarray, bias: np.ndarray) -> Arrays:
+    def advance(self, ran: _Ran, weight: np.ndarray, bias: np.ndarray) -> Arrays:
         """The pruned stream behind this stop."""
         transposed = np.ascontiguousarray(weight.T, dtype=np.float32)
         b = bias.astype(np.float32)
-        return [r.skip + self.scale * (r.z @ transposed + b).reshape(r.skip.shape) for r in batches]
+        return self.data.shelf.row(
+            skip + self.scale * (z @ transposed + b).reshape(skip.shape)
+            for z, skip in zip(ran.z, ran.skip, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """Rows of some images, of which `first` is the first: regressor, target, weights."""
+
+    first: int
+    n_images: int
+    z: np.ndarray
+    target: np.ndarray
+    weights: np.ndarray | None
+
+
+def fold_group(n_images: int) -> int:
+    """Images in a row that go into one fold: at least one group for every fold, where there are enough."""
+    return max(1, min(POOLED, n_images // N_FOLDS))
+
+
+def find_images(leading: tuple[int, ...], n_images: int) -> Int[np.ndarray, " rows"]:
+    """The image that each row of a stream belongs to, counted in its batch.
+
+    Args:
+        leading: shape of the stream without its channels.
+        n_images: in the batch, filled up or not. Where neither of the first axes can be theirs, all rows are the
+            first's.
+    """
+    n_rows = math.prod(leading)
+    if leading[0] % n_images == 0:  # windows and heads are folded behind their image
+        return np.repeat(np.arange(n_images), n_rows // n_images)
+    if len(leading) == 2 and leading[1] == n_images:
+        return np.tile(np.arange(n_images), leading[0])
+    return np.zeros(n_rows, dtype=np.int64)

@@ -13,7 +13,7 @@ from corp_onnx.graph import Graph, Model, Node, read_graph
 from corp_onnx.graph.passes import Pass
 from corp_onnx.results import CheckResult
 from corp_onnx.run.comparison import TOLERANCE, relative_difference
-from corp_onnx.run.sessions import open_tapped
+from corp_onnx.run.tapped import open_tapped
 from corp_onnx.units import Changes, apply_changes
 
 

@@ -24,7 +24,7 @@ from corp_onnx.run.noise import run_possible
 from corp_onnx.run.outputs import LOOKED_AT, find_outputs
 from corp_onnx.run.runner import open_runner
 from corp_onnx.run.segments import open_segment
-from corp_onnx.run.sessions import open_tapped
+from corp_onnx.run.tapped import open_tapped
 
 NOISE_IMAGES = 4
 """Rows of noise where the batch is dynamic."""

@@ -19,7 +19,8 @@ from corp_onnx.graph.model import FLOAT_TYPES, Model, batch_kind
 from corp_onnx.graph.operators import OUTPUT_TYPES
 from corp_onnx.graph.proto import INFERENCE_ERRORS, skeleton
 from corp_onnx.run.noise import describe_feeds, run_possible
-from corp_onnx.run.sessions import Session, open_extended
+from corp_onnx.run.sessions import Session
+from corp_onnx.run.tapped import open_extended
 
 PROBE_IMAGES = 2
 """Two where the batch is dynamic, so that a batch axis can be told from an axis of size one."""
@@ -52,7 +53,8 @@ def probe_graph(model: Model) -> Graph:
     shapes = {n: tuple(int(d) for d in arrays[SHAPE_PREFIX + n]) for n in names} | {
         k: v.shape for k, v in feeds.items()
     }
-    values = {n: arrays[VALUE_PREFIX + n] for n in integers if arrays[VALUE_PREFIX + n].size <= SMALL_VALUE}
+    # copies: what ONNX Runtime gives keeps all the memory of its session alive
+    values = {n: arrays[VALUE_PREFIX + n].copy() for n in integers if arrays[VALUE_PREFIX + n].size <= SMALL_VALUE}
     values |= _computed_scalars(graph, shapes, values, model, feeds)
     return replace(graph, shapes=shapes, values=values, types=types, n_images=n_images)
 
@@ -125,4 +127,4 @@ def _computed_scalars(
     nodes = [helper.make_node("Cast", [n], [VALUE_PREFIX + n], to=TensorProto.FLOAT) for n in wanted]
     outputs = [VALUE_PREFIX + n for n in wanted]
     session = open_extended(model, nodes, [onnx.ValueInfoProto(name=o) for o in outputs])
-    return dict(zip(wanted, _run(session, outputs, feeds), strict=True))
+    return {name: found.copy() for name, found in zip(wanted, _run(session, outputs, feeds), strict=True)}

@@ -17,7 +17,8 @@ from onnx import helper
 
 from corp_onnx.graph import Model
 from corp_onnx.graph.proto import captured_names, feed_dtype, without_graph
-from corp_onnx.run.sessions import TAP_PREFIX, Session, start_session
+from corp_onnx.run.sessions import Session, start_session
+from corp_onnx.run.tapped import TAP_PREFIX
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,8 +76,8 @@ def open_segment(
         helper.make_node("Cast", [name], [TAP_PREFIX + name], to=onnx.TensorProto.FLOAT) for name in read
     )
     light.graph.output.extend(onnx.ValueInfoProto(name=TAP_PREFIX + name) for name in read)
-    light.graph.initializer.extend(t for t in graph.initializer if t.name in used)
-    session = start_session(light, model, provider)
+    stored = [tensor for tensor in graph.initializer if tensor.name in used]
+    session = start_session(light, model, provider, stored=stored)
     dtypes = {name: feed_dtype(types[name]) for name in fed}
     return Segment(session, tuple(fed), tuple(i.name for i in inputs), tuple(read), dtypes)
 

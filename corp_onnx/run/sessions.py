@@ -1,13 +1,13 @@
-"""A model file opened with ONNX Runtime, with inner tensors exposed where asked: the only place that runs one.
+"""A model opened with ONNX Runtime: the only place that runs one.
 
-Enters a `Model` or a path; leaves a `Session`, whose every failure is a sentence that names the file, or a `Tapped` one
-whose `run` gives the exposed tensors in float32 by name.
+Enters a `Model`, a path or a graph in memory; leaves a `Session`, whose every failure is a sentence that names the
+file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,17 @@ from onnx import TensorProto, helper
 from corp_onnx.errors import ImageError, MissingExtraError, ModelError, OptionError
 from corp_onnx.graph.links import LinkedModel, load_model, require_readable_name
 from corp_onnx.graph.model import MAX_PROTO_BYTES, Model, require_file
-from corp_onnx.graph.proto import has_bfloat16, serialize, to_float32, uses_operator, without_weights
+from corp_onnx.graph.proto import (
+    detach_weights,
+    has_bfloat16,
+    serialize,
+    to_float32,
+    uses_operator,
+)
 from corp_onnx.images import Images
 from corp_onnx.images.batch import Batch
 from corp_onnx.run.feeds import ELEMENT_TYPES, ModelInput, bind_feeds, fixed_batch, list_inputs, split_feeds
 from corp_onnx.run.runtime import explain_failure, explain_refusal, import_runtime, make_options, resolve_provider
-
-TAP_PREFIX = "corp_onnx.tap/"
-"""In front of the name of an exposed tensor, so that it can not meet a name of the graph."""
 
 LAYOUT_PASS = "TransposeOptimizer_CPUExecutionProvider"
 """ONNX Runtime's pass that moves a Transpose through a Resize on the CPU. Its kernel then meets channels last, which it
@@ -40,10 +43,12 @@ class Session:
     Attributes:
         native: the `onnxruntime.InferenceSession`.
         what: how errors call the model: its path.
+        weights: memory that ONNX Runtime reads and does not own.
     """
 
     native: Any
     what: str
+    weights: tuple[Any, ...] = ()
 
     @property
     def inputs(self) -> tuple[ModelInput, ...]:
@@ -188,101 +193,25 @@ def _require_text(native: Any) -> None:
     _ = native.get_modelmeta().custom_metadata_map
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Product:
-    """A tensor to expose that no node computes by itself: input @ weight (+ bias), of a fused attention operator."""
-
-    name: str
-    input: str
-    weight: str
-    bias: str = ""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Tapped:
-    """A session that also returns inner tensors."""
-
-    session: Session
-    taps: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Every exposed tensor in float32 by its name in the graph, and every output of the model by its own.
-
-        Raises:
-            ModelError: ONNX Runtime failed on these inputs.
-        """
-        arrays = self.session.run([*self.outputs, *(TAP_PREFIX + t for t in self.taps)], feeds)
-        return dict(zip([*self.outputs, *self.taps], arrays, strict=True))
-
-    def stream(self, images: Images, batch_size: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-        """What `run` gives for all images.
-
-        Yields:
-            (arrays by name, images in them): the rows that fill up a fixed batch are still in the arrays and come last
-            along the axis of images; the count says how many are real.
-        """
-        for feeds, n_real in self.session.stream(images, batch_size):
-            yield self.run(feeds), n_real
-
-
-def open_tapped(
-    model: Model,
-    taps: Sequence[str],
-    *,
-    products: Sequence[Product] = (),
-    provider: str = "cpu",
-    threads: int | None = None,
-) -> Tapped:
-    """A session of a copy of the model in which the named inner tensors are outputs as well (cast to float32).
-
-    `products` are tapped too, under their own names. The model itself is not touched.
-    """
-    wanted = tuple(dict.fromkeys([*taps, *(p.name for p in products)]))
-    extra = [n for product in products for n in _product_nodes(product)]
-    extra += [helper.make_node("Cast", [t], [TAP_PREFIX + t], to=TensorProto.FLOAT) for t in wanted]
-    added = [onnx.ValueInfoProto(name=TAP_PREFIX + t) for t in wanted]
-    session = open_extended(model, extra, added, provider=provider, threads=threads)
-    return Tapped(session, wanted, tuple(o.name for o in model.proto.graph.output))
-
-
-def _product_nodes(product: Product) -> Iterator[onnx.NodeProto]:
-    partial = product.name + ".product" if product.bias else product.name
-    yield helper.make_node("MatMul", [product.input, product.weight], [partial])
-    if product.bias:
-        yield helper.make_node("Add", [partial, product.bias], [product.name])
-
-
-def open_extended(
-    model: Model,
-    nodes: Sequence[onnx.NodeProto],
-    outputs: Sequence[onnx.ValueInfoProto],
-    *,
-    provider: str = "cpu",
-    threads: int | None = None,
-) -> Session:
-    """A session of a copy of the model with nodes and outputs added at its end."""
-    light = without_weights(model.proto)
-    light.graph.node.extend(nodes)
-    light.graph.output.extend(outputs)
-    light.graph.initializer.extend(model.proto.graph.initializer)
-    return start_session(light, model, provider, threads)
-
-
 def start_session(
     proto: onnx.ModelProto,
     model: Model,
     provider: str = "cpu",
     threads: int | None = None,
     config: Mapping[str, str] | None = None,
+    stored: Sequence[TensorProto] = (),
 ) -> Session:
     """A session of a graph in memory that was made from `model`; its external weights are found beside that.
+
+    Args:
+        stored: initializers that the graph has besides its own, which need not be copied into it.
 
     Raises:
         ModelError: ONNX Runtime can not load it, or it is bfloat16 and too large for memory as float32.
     """
-    if has_bfloat16(proto):
-        proto = to_float32(proto, model.folder)
+    if has_bfloat16(proto) or any(tensor.data_type == TensorProto.BFLOAT16 for tensor in stored):
+        proto.graph.initializer.extend(stored)
+        proto, stored = to_float32(proto, model.folder), ()
         if proto.ByteSize() > MAX_PROTO_BYTES:
             raise ModelError(
                 f"{model.path}: bfloat16 models run as float32 here, and this one then has {proto.ByteSize() >> 20} "
@@ -291,4 +220,8 @@ def start_session(
     options = make_options(threads, config)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
     skipped = [LAYOUT_PASS] if uses_operator(proto, "Resize") else []
-    return _start(serialize(proto), options, provider, str(model.path), skipped)
+    light, weights = detach_weights(proto, stored)
+    shared = [import_runtime().OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    options.add_external_initializers(list(weights), shared)
+    session = _start(serialize(light), options, provider, str(model.path), skipped)
+    return replace(session, weights=(*weights.values(), *shared))

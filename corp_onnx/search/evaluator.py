@@ -6,23 +6,20 @@ that are judged with the dense ones. The images are preprocessed once and kept: 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from jaxtyping import Float64, Int64
 
 from corp_onnx.graph import Model
-from corp_onnx.graph.model import outgrows_protobuf
-from corp_onnx.graph.write import write_model
 from corp_onnx.images import Images
 from corp_onnx.images.open import find_sound
 from corp_onnx.metrics import Judgement, OutputTask
 from corp_onnx.run.outputs import find_outputs, read_outputs
-from corp_onnx.run.sessions import Session, open_session, start_session
+from corp_onnx.run.sessions import open_session, start_session
+from corp_onnx.shelf import Feeds, Shelf
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,7 +27,7 @@ class Evaluator:
     """Images as a model takes them, and the dense model's answers of every output that is judged, [n_images, ...]."""
 
     model: Model
-    feeds: tuple[tuple[dict[str, np.ndarray], int], ...]
+    feeds: tuple[tuple[Feeds, int], ...]
     tasks: tuple[OutputTask, ...]
     answers: Mapping[str, Float64[np.ndarray, "n ..."]]
     provider: str
@@ -48,23 +45,14 @@ class Evaluator:
         """
         judgement, start = Judgement(self.tasks), 0
         names = [task.output for task in self.tasks]
-        with tempfile.TemporaryDirectory() as folder:
-            session = self._open(proto, Path(folder))
-            for feeds, n_real in self.feeds:
-                found = read_outputs(session, feeds, n_real, names)
-                part = slice(start, start + n_real)
-                expected = {name: self.answers[name][part] for name in names}
-                judgement.add(found, expected, None if labels is None else labels[part])
-                start += n_real
+        session = start_session(proto, self.model, self.provider)
+        for feeds, n_real in self.feeds:
+            found = read_outputs(session, feeds, n_real, names)
+            part = slice(start, start + n_real)
+            expected = {name: self.answers[name][part] for name in names}
+            judgement.add(found, expected, None if labels is None else labels[part])
+            start += n_real
         return judgement
-
-    def _open(self, proto: onnx.ModelProto, folder: Path) -> Session:
-        """From memory, or by way of a file where the weights outgrow protobuf."""
-        if not outgrows_protobuf(proto):
-            return start_session(proto, self.model, self.provider)
-        write_model(proto, folder / "model.onnx", self.model.folder)
-        session = open_session(folder / "model.onnx", provider=self.provider)
-        return replace(session, what=str(self.model.path))  # a person knows nothing of the file in between
 
 
 def prepare_evaluator(
@@ -74,18 +62,20 @@ def prepare_evaluator(
     *,
     batch_size: int = 8,
     provider: str = "cpu",
+    shelf: Shelf | None = None,
 ) -> Evaluator:
-    """Run the dense model on images and keep them with its answers: 4 bytes a pixel and channel stay in memory.
+    """Run the dense model on images and keep them with its answers, 4 bytes a pixel and channel.
 
     Args:
         tasks: of the outputs that are judged; None asks `find_outputs`.
+        shelf: where the images lie; None keeps all in memory.
 
     Raises:
         ImageError: the images do not fit the model's inputs.
         ModelError: ONNX Runtime can not load or run the model.
     """
     session = open_session(model, provider=provider)
-    feeds = tuple(session.stream(images, batch_size))
+    feeds = (shelf or Shelf()).keep(session.stream(images, batch_size))
     tasks = tuple(find_outputs(session, feeds).judged_tasks if tasks is None else tasks)
     names = [task.output for task in tasks]
     batches = [read_outputs(session, fed, n_real, names) for fed, n_real in feeds]
@@ -95,8 +85,9 @@ def prepare_evaluator(
 
 def draw_evaluator(
     model: Model, images: Images, n: int, seed: int, tasks: Sequence[OutputTask] | None = None, *, batch_size: int = 8,
-    provider: str = "cpu",
+    provider: str = "cpu", shelf: Shelf | None = None,
 ) -> Evaluator:  # fmt: skip
     """As `prepare_evaluator`, on up to `n` of the images, drawn by the seed."""
     chosen = np.sort(np.random.default_rng(seed).permutation(find_sound(images))[:n])
-    return prepare_evaluator(model, images.select(chosen), tasks, batch_size=batch_size, provider=provider)
+    few = images.select(chosen)
+    return prepare_evaluator(model, few, tasks, batch_size=batch_size, provider=provider, shelf=shelf)

@@ -25,8 +25,9 @@ def draw_probes(problem: Problem) -> Evaluator:
     """The calibration images that probes are asked of, with the dense model's answers."""
     p = problem
     return draw_evaluator(
-        p.graph.model, p.calibration, PROBE_IMAGES, p.seed, p.tasks, batch_size=p.batch_size, provider=p.provider
-    )
+        p.graph.model, p.calibration, PROBE_IMAGES, p.seed, p.tasks, batch_size=p.batch_size, provider=p.provider,
+        shelf=p.shelf,
+    )  # fmt: skip
 
 
 def probe_loss(problem: Problem, evaluator: Evaluator, choice: Choice, width: int) -> float:

@@ -16,6 +16,7 @@ from corp_onnx.moments import Moments
 from corp_onnx.progress import Count, Run
 from corp_onnx.rewrite import Rewrite, plan_rewrite
 from corp_onnx.settings import CONFIDENCE, Method
+from corp_onnx.shelf import Shelf
 from corp_onnx.tokens.sites import MergePlan, MergeSites, MergeStep, TokenMetric
 from corp_onnx.tokens.trim import TrimPlan
 from corp_onnx.units import (
@@ -77,6 +78,7 @@ class Problem:
         tasks: of the outputs that are judged; None looks.
         is_crossed: whether the calibration images choose the size as well, in folds (folds.py).
         confidence: of the interval whose lower end a promise is about.
+        shelf: where images and streams lie that several stages need.
     """
 
     graph: Graph
@@ -98,6 +100,7 @@ class Problem:
     tasks: tuple[OutputTask, ...] | None = None
     is_crossed: bool = False
     confidence: float = CONFIDENCE
+    shelf: Shelf = field(default_factory=Shelf)
 
     @property
     def cost(self) -> Cost:

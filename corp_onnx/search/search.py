@@ -179,7 +179,7 @@ class Search:
             proto = self.make(solution)
             changes = refit_changes(
                 at.graph, at.walk, solution.changes, proto, p.calibration, self._token_weights(at), given=at.given,
-                batch_size=p.batch_size, provider=p.provider, progress=count,
+                batch_size=p.batch_size, provider=p.provider, shelf=p.shelf, progress=count,
             )  # fmt: skip
             return replace(solution, changes=changes, expected_loss=self.judge.evaluate(proto).loss)
 
@@ -211,7 +211,7 @@ class Search:
         p = self.problem
         if self._judge is None:
             self._judge = prepare_evaluator(
-                p.graph.model, p.judging, p.tasks, batch_size=p.batch_size, provider=p.provider
+                p.graph.model, p.judging, p.tasks, batch_size=p.batch_size, provider=p.provider, shelf=p.shelf
             )
         return self._judge
 

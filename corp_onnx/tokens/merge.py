@@ -29,7 +29,7 @@ from corp_onnx.graph.slots import Slot
 from corp_onnx.graph.surgeon import Surgeon
 from corp_onnx.results import CheckResult
 from corp_onnx.run.comparison import TOLERANCE, relative_difference
-from corp_onnx.run.sessions import open_tapped
+from corp_onnx.run.tapped import open_tapped
 from corp_onnx.tokens.emit import FLOAT32, Emitter
 from corp_onnx.tokens.flow import trace_tokens
 from corp_onnx.tokens.follow import Level, follow_merges

@@ -27,7 +27,7 @@ from corp_onnx.blocks import Block, Blocks, QkPair
 from corp_onnx.graph import Graph
 from corp_onnx.images import Images
 from corp_onnx.progress import Count
-from corp_onnx.run.sessions import open_tapped
+from corp_onnx.run.tapped import open_tapped
 from corp_onnx.settings import TokenMetricKind
 from corp_onnx.solve.ridge import solve_ridge
 from corp_onnx.tokens.sites import MergeSites, TokenMetric

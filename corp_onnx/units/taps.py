@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from corp_onnx.blocks import Operand
 from corp_onnx.graph import Graph
-from corp_onnx.run.sessions import Product
+from corp_onnx.run.tapped import Product
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from corp_onnx.blocks.linear import (
 from corp_onnx.blocks.products import Linear, Residual
 from corp_onnx.graph import Graph
 from corp_onnx.run.noise import random_feeds
-from corp_onnx.run.sessions import open_tapped
+from corp_onnx.run.tapped import open_tapped
 
 W, B = floats(6, 7), floats(7, seed=1)  # [d_in, d_out]
 

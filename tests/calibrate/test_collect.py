@@ -18,7 +18,7 @@ from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph import Graph
 from corp_onnx.moments.sums import ChannelSum
 from corp_onnx.moments.values import ChannelMoments, LogitMoments
-from corp_onnx.run.sessions import Tapped, open_tapped
+from corp_onnx.run.tapped import Tapped, open_tapped
 from corp_onnx.units import KINDS, Unit, list_units
 from corp_onnx.units.mlp import MlpUnit
 from corp_onnx.units.qk import QkUnit

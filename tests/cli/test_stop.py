@@ -15,7 +15,7 @@ import pytest
 from samples import OPERATOR, environment, fixture_path, listing, without_warnings, write_photos
 
 from corp_onnx.cli import main
-from corp_onnx.run.sessions import Tapped
+from corp_onnx.run.tapped import Tapped
 from corp_onnx.staging import MARK
 
 ARGUMENTS = ["prune", "vit.onnx", "--calib", "photos", "--preset", "paper", "-o", "new/small.onnx"]

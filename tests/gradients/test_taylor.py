@@ -26,7 +26,7 @@ from corp_onnx.prune import prune_model
 from corp_onnx.run.noise import random_feeds
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.segments import open_segment
-from corp_onnx.run.sessions import open_tapped
+from corp_onnx.run.tapped import open_tapped
 from corp_onnx.settings import BEST, PAPER, Fractions, PruneSettings
 from corp_onnx.units import KINDS, list_units
 

@@ -18,7 +18,8 @@ from corp_onnx.graph.intake import MAX_CALLS
 from corp_onnx.inspect import inspect_model
 from corp_onnx.run.noise import random_feeds
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.run.sessions import open_session, open_tapped
+from corp_onnx.run.sessions import open_session
+from corp_onnx.run.tapped import open_tapped
 
 NAME = "timm_vit_ts17_unfused"
 Change = Callable[[onnx.ModelProto], None]

@@ -17,7 +17,7 @@ from corp_onnx.refit.stream import Stop, find_walk
 from corp_onnx.run.noise import random_feeds
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.segments import open_segment
-from corp_onnx.run.sessions import open_tapped
+from corp_onnx.run.tapped import open_tapped
 
 NAMES = [
     "timm_vit_ts17_fused",  # rows as they are

@@ -18,7 +18,7 @@ from corp_onnx.refit import refit_changes
 from corp_onnx.refit.stream import find_walk
 from corp_onnx.refit.token_weights import weigh_stops, weigh_tokens
 from corp_onnx.run.segments import open_segment
-from corp_onnx.run.sessions import open_tapped
+from corp_onnx.run.tapped import open_tapped
 from corp_onnx.units import MlpChange, apply_changes, unchanged
 
 LAYER_SCALE = "timm_deit3_ts17_fused"

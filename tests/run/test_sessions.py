@@ -17,13 +17,8 @@ from corp_onnx.graph.proto import to_float32
 from corp_onnx.images import Images, open_images
 from corp_onnx.run import sessions
 from corp_onnx.run.segments import open_segment
-from corp_onnx.run.sessions import (
-    Product,
-    Session,
-    open_session,
-    open_tapped,
-    start_session,
-)
+from corp_onnx.run.sessions import Session, open_session, start_session
+from corp_onnx.run.tapped import Product, open_tapped
 
 NAME = "timm_vit_ts17_fused"
 

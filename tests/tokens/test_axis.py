@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from corp_onnx.graph import Graph, load_model
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.run.sessions import open_tapped
+from corp_onnx.run.tapped import open_tapped
 from corp_onnx.tokens.axis import TokenAxis, trace_token_axis
 
 B, N, D, H = 2, 7, 6, 3

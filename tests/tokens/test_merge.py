@@ -17,7 +17,7 @@ from corp_onnx.graph import load_model
 from corp_onnx.graph.proto import has_bfloat16
 from corp_onnx.rewrite import plan_rewrite
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.run.sessions import open_tapped
+from corp_onnx.run.tapped import open_tapped
 from corp_onnx.tokens.costs import count_costs
 from corp_onnx.tokens.flow import trace_tokens
 from corp_onnx.tokens.liveness import find_dead_tokens

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from graphs import images_of, probed
 
-from corp_onnx.run.sessions import open_tapped
+from corp_onnx.run.tapped import open_tapped
 from corp_onnx.tokens import metric as module
 from corp_onnx.tokens.metric import learn_metrics
 from corp_onnx.tokens.sites import find_merge_sites

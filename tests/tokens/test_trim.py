@@ -26,7 +26,7 @@ from corp_onnx.errors import CheckFailedError
 from corp_onnx.graph.model import load_model
 from corp_onnx.rewrite import Rewrite, plan_rewrite
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.run.sessions import open_tapped
+from corp_onnx.run.tapped import open_tapped
 from corp_onnx.tokens import trim as trim_module
 from corp_onnx.tokens.liveness import find_dead_tokens
 from corp_onnx.tokens.trim import LeaveOutTokens, TrimPlan, plan_trim, trim_tokens

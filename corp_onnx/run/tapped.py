@@ -1,0 +1,101 @@
+"""A model with inner tensors exposed.
+
+Enters a `Model` and names; leaves a `Tapped` session whose `run` gives the exposed tensors in float32 by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from corp_onnx.graph.model import Model
+from corp_onnx.graph.proto import without_weights
+from corp_onnx.images import Images
+from corp_onnx.run.sessions import Session, start_session
+
+TAP_PREFIX = "corp_onnx.tap/"
+"""In front of the name of an exposed tensor, so that it can not meet a name of the graph."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Product:
+    """A tensor to expose that no node computes by itself: input @ weight (+ bias), of a fused attention operator."""
+
+    name: str
+    input: str
+    weight: str
+    bias: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tapped:
+    """A session that also returns inner tensors."""
+
+    session: Session
+    taps: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Every exposed tensor in float32 by its name in the graph, and every output of the model by its own.
+
+        Raises:
+            ModelError: ONNX Runtime failed on these inputs.
+        """
+        arrays = self.session.run([*self.outputs, *(TAP_PREFIX + t for t in self.taps)], feeds)
+        return dict(zip([*self.outputs, *self.taps], arrays, strict=True))
+
+    def stream(self, images: Images, batch_size: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        """What `run` gives for all images.
+
+        Yields:
+            (arrays by name, images in them): the rows that fill up a fixed batch are still in the arrays and come last
+            along the axis of images; the count says how many are real.
+        """
+        for feeds, n_real in self.session.stream(images, batch_size):
+            yield self.run(feeds), n_real
+
+
+def open_tapped(
+    model: Model,
+    taps: Sequence[str],
+    *,
+    products: Sequence[Product] = (),
+    provider: str = "cpu",
+    threads: int | None = None,
+) -> Tapped:
+    """A session of a copy of the model in which the named inner tensors are outputs as well (cast to float32).
+
+    `products` are tapped too, under their own names. The model itself is not touched.
+    """
+    wanted = tuple(dict.fromkeys([*taps, *(p.name for p in products)]))
+    extra = [n for product in products for n in _product_nodes(product)]
+    extra += [helper.make_node("Cast", [t], [TAP_PREFIX + t], to=TensorProto.FLOAT) for t in wanted]
+    added = [onnx.ValueInfoProto(name=TAP_PREFIX + t) for t in wanted]
+    session = open_extended(model, extra, added, provider=provider, threads=threads)
+    return Tapped(session, wanted, tuple(o.name for o in model.proto.graph.output))
+
+
+def _product_nodes(product: Product) -> Iterator[onnx.NodeProto]:
+    partial = product.name + ".product" if product.bias else product.name
+    yield helper.make_node("MatMul", [product.input, product.weight], [partial])
+    if product.bias:
+        yield helper.make_node("Add", [partial, product.bias], [product.name])
+
+
+def open_extended(
+    model: Model,
+    nodes: Sequence[onnx.NodeProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+) -> Session:
+    """A session of a copy of the model with nodes and outputs added at its end."""
+    light = without_weights(model.proto)
+    light.graph.node.extend(nodes)
+    light.graph.output.extend(outputs)
+    return start_session(light, model, provider, threads, stored=model.proto.graph.initializer)

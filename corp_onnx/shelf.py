@@ -1,0 +1,182 @@
+"""Arrays that a stage keeps for a later one: in memory up to a limit, beyond it in files without a name.
+
+The refit keeps two residual streams and the regressors of a product, all of them images x tokens x width; the search
+keeps preprocessed images. A `Shelf` bounds what all of them together take; a `Row` on it reads like a sequence of
+arrays, wherever they are. Its file has no name, so a killed run leaves nothing, and its space is free as soon as the
+row is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+from typing import Any, cast, overload
+
+import numpy as np
+
+from corp_onnx.errors import OutputError
+
+
+@dataclass(slots=True, eq=False)
+class Shelf:
+    """Room for arrays.
+
+    Attributes:
+        limit: bytes in memory, of all rows together; None is no limit.
+        folder: where the files lie; None is the system's folder for temporary files.
+        n_bytes: in memory now.
+        n_written: bytes that went to files so far.
+    """
+
+    limit: int | None = None
+    folder: Path | None = None
+    n_bytes: int = 0
+    n_written: int = 0
+
+    def row(self, arrays: Iterable[np.ndarray] = ()) -> Row:
+        """A row of arrays, which are taken one at a time."""
+        row = Row(self)
+        for array in arrays:
+            row.put(array)
+        return row
+
+    def keep(self, batches: Iterable[tuple[Mapping[str, np.ndarray], int]]) -> tuple[tuple[Feeds, int], ...]:
+        """Feeds with their number of images; each reads like a dict, an array at a time."""
+        row = Row(self)
+        return tuple(
+            (Feeds({name: row.put(array) for name, array in feeds.items()}), n_real) for feeds, n_real in batches
+        )
+
+
+@dataclass(slots=True, eq=False)
+class _Store:
+    """What the arrays of a row take, given back with the last of them."""
+
+    shelf: Shelf
+    n_bytes: int = 0
+    file: FileIO | None = None
+
+    def take(self, n_bytes: int) -> bool:
+        """Whether there is room in memory for so much; it is taken."""
+        limit = self.shelf.limit
+        if limit is not None and self.shelf.n_bytes + n_bytes > limit:
+            return False
+        self.n_bytes += n_bytes
+        self.shelf.n_bytes += n_bytes
+        return True
+
+    def write(self, array: np.ndarray) -> int:
+        """Where the array begins in the file."""
+        try:
+            if self.file is None:
+                self.file = cast(FileIO, tempfile.TemporaryFile(buffering=0, dir=self.shelf.folder))  # noqa: SIM115
+            start, bytes_left = self.file.seek(0, os.SEEK_END), _as_bytes(array)
+            while len(bytes_left):
+                bytes_left = bytes_left[self.file.write(bytes_left) :]
+        except OSError as error:
+            raise OutputError(
+                f"{self.folder}: can not keep intermediate results there ({error.strerror}): free "
+                f"{(array.nbytes >> 20) + 1} MiB or more, or allow more memory with --memory."
+            ) from error
+        self.shelf.n_written += array.nbytes
+        return start
+
+    def read(self, start: int, into: np.ndarray) -> np.ndarray:
+        """The array, filled."""
+        assert self.file is not None
+        bytes_left = _as_bytes(into)
+        self.file.seek(start)
+        while len(bytes_left):
+            n = self.file.readinto(bytes_left)
+            if not n:
+                raise OutputError(f"{self.folder}: an intermediate result ends early; check that disk and run again.")
+            bytes_left = bytes_left[n:]
+        return into
+
+    @property
+    def folder(self) -> str:
+        """Of the file."""
+        return str(self.shelf.folder or tempfile.gettempdir())
+
+    def __del__(self) -> None:
+        self.shelf.n_bytes -= self.n_bytes
+        if self.file is not None:
+            self.file.close()
+
+
+def _as_bytes(array: np.ndarray) -> memoryview:
+    return memoryview(array.reshape(-1).view(np.uint8))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """The place of one array: itself, or where it begins in a file."""
+
+    store: _Store
+    array: np.ndarray | None
+    start: int = 0
+    shape: tuple[int, ...] = ()
+    dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float32))
+
+    def read(self) -> np.ndarray:
+        """The array, which is not to be changed."""
+        if self.array is not None:
+            return self.array
+        return self.store.read(self.start, np.empty(self.shape, self.dtype))
+
+
+class Row(Sequence[np.ndarray]):
+    """Arrays in a row; what it took is given back when nobody holds it any longer."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._store = _Store(shelf)
+        self._slots: list[Slot] = []
+
+    def put(self, array: np.ndarray) -> Slot:
+        """Add an array; as a copy unless its memory is its own: what ONNX Runtime gives holds all of its session's.
+
+        Raises:
+            OutputError: it has to go to a file, and the disk is full.
+        """
+        if self._store.take(array.nbytes):
+            slot = Slot(self._store, array if array.flags.owndata else array.copy())
+        else:
+            array = np.ascontiguousarray(array)
+            slot = Slot(self._store, None, self._store.write(array), array.shape, array.dtype)
+        self._slots.append(slot)
+        return slot
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    @overload
+    def __getitem__(self, position: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[np.ndarray]: ...
+    def __getitem__(self, position: int | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(position, slice):
+            return [slot.read() for slot in self._slots[position]]
+        return self._slots[position].read()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (slot.read() for slot in self._slots)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Feeds(Mapping[str, np.ndarray]):
+    """Arrays by name, read when they are asked for."""
+
+    slots: Mapping[str, Slot]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.slots[name].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.slots)
+
+    def __len__(self) -> int:
+        return len(self.slots)
