@@ -147,6 +147,7 @@ class Run:
         watch: called with every `Moment` at which a phase begins or counts, from the thread that works.
         clock: monotonic seconds.
         hear: called with every warning that need not wait for the end.
+        note: called with what a person may like to know meanwhile.
 
     Attributes:
         warned: those warnings.
@@ -155,6 +156,7 @@ class Run:
     watch: Callable[[Moment], None] | None = None
     clock: Callable[[], float] = time.monotonic
     hear: Callable[[str], None] | None = None
+    note: Callable[[str], None] | None = None
     warned: list[str] = field(default_factory=list)
     _began: float | None = None
     _plan: list[Phase] = field(default_factory=list)
@@ -174,6 +176,11 @@ class Run:
                 self.warned.append(sentence)
                 if self.hear is not None:
                     self.hear(sentence)
+
+    def inform(self, sentence: str) -> None:
+        """What a person may like to know before the work is done, and is no warning."""
+        if self.note is not None:
+            self.note(sentence)
 
     @contextmanager
     def enter(self, name: str, total: int = 0, things: str = "images") -> Iterator[Step]:

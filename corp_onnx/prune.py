@@ -21,6 +21,7 @@ from corp_onnx._version import __version__
 from corp_onnx.blocks import Blocks, find_blocks
 from corp_onnx.calibrate.collect import collect_moments
 from corp_onnx.calibrate.data import Calibration, describe_data, open_calibration, warn_of_images, warn_of_moments
+from corp_onnx.checks.footprint import choose_diet, predict_footprint
 from corp_onnx.checks.measure import check_expected, measure_model, measure_units
 from corp_onnx.checks.preflight import (
     choose_units,
@@ -61,6 +62,7 @@ from corp_onnx.search.problem import Problem
 from corp_onnx.search.reach import require_reachable
 from corp_onnx.search.strategy import follow_method
 from corp_onnx.settings import Budget, PruneSettings
+from corp_onnx.shelf import Shelf
 from corp_onnx.staging import check_destinations, refuse_folder, staged_files, write_text
 from corp_onnx.threads import few_blas_threads
 from corp_onnx.tokens.metric import METRIC_IMAGES, learn_metrics
@@ -151,10 +153,15 @@ def prune_model(
         require_reached(graph, units, outputs)
         settings = replace(settings, method=settle_budget(method, outputs))
         method = settings.method
+        footprint = predict_footprint(graph, blocks, units, method, data, settings.memory_bytes)
+        diet = choose_diet(footprint, settings.batch_size, settings.memory_bytes, output.parent)
+        settings = replace(settings, batch_size=diet.batch_size)
+        run.inform(diet.describe())
     running = {"batch_size": settings.batch_size, "provider": settings.provider}
     places = staged_files(destinations, force=force, outdated=outdated_data(output), before=unchanged)
     with places as (path, report_path):
-        problem = _pose_problem(graph, blocks, units, trim, sites, data, outputs, settings, run, clock)
+        shelf = Shelf(diet.shelf, path.parent)
+        problem = _pose_problem(graph, blocks, units, trim, sites, data, outputs, settings, shelf, run, clock)
         with clock.stage("solve"):
             solution = follow_method(problem)
         with clock.stage("rewrite"):
@@ -196,6 +203,7 @@ def prune_model(
             warnings=(*early, *warn_of_moments(units, problem.moments, data.fitting)),
             stages=tuple(clock.stages),
             peak_memory_bytes=_peak_memory(),
+            expected_memory_bytes=diet.peak,
             environment=describe_environment(settings.provider),
             report_path=str(report),
         )
@@ -205,7 +213,7 @@ def prune_model(
 
 def _pose_problem(
     graph: Graph, blocks: Blocks, units: tuple[Unit, ...], trim: TrimPlan | None, sites: MergeSites,
-    data: Calibration, outputs: Outputs, settings: PruneSettings, run: Run, clock: StageClock,
+    data: Calibration, outputs: Outputs, settings: PruneSettings, shelf: Shelf, run: Run, clock: StageClock,
 ) -> Problem:  # fmt: skip
     """Calibrate, and what the search will look at."""
     running = {"batch_size": settings.batch_size, "provider": settings.provider}
@@ -228,7 +236,7 @@ def _pose_problem(
     return Problem(
         graph, blocks, units, settings.method, moments, calibration, judging, **running, seed=settings.seed, run=run,
         importances=importances, trim=trim, sites=sites, metrics=metrics, tasks=outputs.judged_tasks,
-        is_crossed=data.is_crossed, confidence=settings.confidence,
+        is_crossed=data.is_crossed, confidence=settings.confidence, shelf=shelf,
     )  # fmt: skip
 
 

@@ -391,6 +391,7 @@ class PruneResult(Result):
     warnings: tuple[str, ...]
     stages: tuple[StageTime, ...]
     peak_memory_bytes: int | None
+    expected_memory_bytes: int
     environment: Environment
     report_path: str
 

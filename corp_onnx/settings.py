@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from corp_onnx.errors import OptionError
+from corp_onnx.memory import read_size
 
 DEFAULT_RIDGE = 1e-3
 """Relative to mean(diag C). The largest eigenvalue of C is at most n * mean(diag C), so this bounds the condition
@@ -288,6 +289,7 @@ class PruneSettings:
         n_images: calibrate on this many, drawn at random with `seed`; None takes all.
         batch_size: images at a time; has no effect on the result beyond rounding.
         seed: of the draw, of the held-back split and of the probes.
+        memory: what the run may take, as in `2GiB`; has no effect on the result beyond rounding.
         provider: where calibration and checks run: cpu, cuda, ...
         task: what the outputs are that are judged (metrics/task.py); `auto` looks.
         outputs: the outputs that losses and promises are about; none named are the first that can be compared.
@@ -304,6 +306,10 @@ class PruneSettings:
     )
     batch_size: int = option(8, "Images at a time; memory grows with it.", flag="batch", metavar="N", minimum=1)
     seed: int = option(0, "Of the draw and of the held-back images.", metavar="N", minimum=0)
+    memory: str | None = option(
+        None, "Keep to this much memory, as in 2GiB: fewer images at a time, intermediate results in a file.  "
+        "[default: what is free]", metavar="SIZE",
+    )  # fmt: skip
     provider: str = option("cpu", "ONNX Runtime provider for calibration and checks: cpu, cuda, ...", metavar="NAME")
     task: TaskChoice = option(
         "auto",
@@ -319,7 +325,15 @@ class PruneSettings:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise OptionError(f"--seed must be 0 or more; found {self.seed}.")
+        if self.memory is not None:
+            object.__setattr__(self, "memory", str(self.memory))
+            read_size(self.memory, "--memory")
         require_task(self.task, self.confidence)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What the run may take; None where nobody said."""
+        return None if self.memory is None else read_size(self.memory, "--memory")
 
 
 def require_task(task: str, confidence: float) -> None:

@@ -9,6 +9,7 @@ row is gone.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,12 @@ class Shelf:
         return tuple(
             (Feeds({name: row.put(array) for name, array in feeds.items()}), n_real) for feeds, n_real in batches
         )
+
+
+def free_bytes(folder: Path) -> int:
+    """Of the disk that a folder is on, or will be."""
+    there = next(above for above in (folder.absolute(), *folder.absolute().parents) if above.is_dir())
+    return shutil.disk_usage(there).free
 
 
 @dataclass(slots=True, eq=False)
@@ -109,7 +116,7 @@ class _Store:
 
 
 def _as_bytes(array: np.ndarray) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return memoryview(cast(Any, array.reshape(-1).view(np.uint8)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

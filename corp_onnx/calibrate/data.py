@@ -50,6 +50,9 @@ MIN_PROMISED = 6
 FEW_HELD_OUT = 0.25
 """Images that only report then: an interval of a dozen is wide."""
 
+KEPT_SHARE = 8
+"""Of what a person allows in memory, an eighth for decoded photographs."""
+
 N_NAMED = 3
 """Files without an image that a warning names."""
 
@@ -78,6 +81,8 @@ def open_calibration(model: Model, source: ImageSource, settings: PruneSettings)
     images = open_for_model(
         model, source, settings.preprocessing, limit=settings.n_images, seed=settings.seed, minimum=MIN_IMAGES
     )
+    if settings.memory_bytes is not None and isinstance(images, ImageSet):
+        images.keep_less(settings.memory_bytes // KEPT_SHARE)
     while True:
         found = split_calibration(images, settings)
         held_back = [part for part in (found.choosing, found.reporting) if part is not None]

@@ -91,6 +91,7 @@ def _draw_bar(run: Run, console: Console) -> Iterator[None]:
         bars.add_task("", total=1.0)
         run.watch = lambda moment: None if moment.done else bars.refresh()  # a phase begins
         run.hear = lambda sentence: console.print(Text(spell_warning(sentence)), soft_wrap=True)
+        run.note = lambda sentence: console.print(Text(clean_text(sentence)), soft_wrap=True)
         yield
 
 
@@ -106,6 +107,7 @@ def _say_lines(run: Run) -> Iterator[None]:
                     click.echo(describe_moment(moment), err=True)
 
     run.hear = lambda sentence: click.echo(spell_warning(sentence), err=True)
+    run.note = lambda sentence: click.echo(clean_text(sentence), err=True)
     thread = threading.Thread(target=say, daemon=True)
     thread.start()
     try:

@@ -122,7 +122,8 @@ def detach_weights(
 
 def _share(tensor: TensorProto) -> np.ndarray | None:
     """A large weight that is stored in the message as it is in memory; None for any other."""
-    dtype, n = SHARED_TYPES.get(tensor.data_type), math.prod(tensor.dims)
+    kind: Any = tensor.data_type
+    dtype, n = SHARED_TYPES.get(kind), math.prod(tensor.dims)
     if dtype is None or n <= SMALL_ELEMENTS or not tensor.HasField("raw_data") or sys.byteorder != "little":
         return None
     data = tensor.raw_data

@@ -43,16 +43,17 @@ N_NAMED = 3
 
 @dataclass(slots=True, eq=False)
 class Memory:
-    """What passes over a set have found out: damaged files with their reason, and crops up to `MAX_KEPT_BYTES`."""
+    """What passes over a set have found out: damaged files with their reason, and crops up to a limit in bytes."""
 
     bad: dict[str, str]
+    limit: int = MAX_KEPT_BYTES
     crops: dict[tuple[str, tuple[Recipe, ...]], tuple[np.ndarray, ...]] = field(default_factory=dict)
     n_bytes: int = 0
 
     def keep(self, name: str, recipes: tuple[Recipe, ...], crops: tuple[np.ndarray, ...]) -> None:
         """Keep the crops of a file while there is room."""
         size = sum(crop.nbytes for crop in crops)
-        if (name, recipes) not in self.crops and self.n_bytes + size <= MAX_KEPT_BYTES:
+        if (name, recipes) not in self.crops and self.n_bytes + size <= self.limit:
             self.crops[name, recipes] = crops
             self.n_bytes += size
 
@@ -91,6 +92,10 @@ class ImageSet:
     def skipped(self) -> tuple[Skipped, ...]:
         """Files that gave no image so far, in the order they were met; the splits of one set share them."""
         return tuple(Skipped(name, reason) for name, reason in self._memory.bad.items())
+
+    def keep_less(self, limit: int) -> None:
+        """Keep no more crops than this many bytes, in this set and its splits."""
+        self._memory.limit = min(self._memory.limit, limit)
 
     def recipe_json(self) -> str:
         """The recipe as a model keeps it; a guess says so."""

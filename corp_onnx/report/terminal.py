@@ -15,6 +15,7 @@ from rich.table import Table
 
 from corp_onnx.errors import clean_text
 from corp_onnx.evaluate import Evaluation, Score
+from corp_onnx.memory import write_size
 from corp_onnx.report.outputs import (
     describe_outputs,
     describe_promise,
@@ -203,7 +204,8 @@ def print_pruning(result: PruneResult) -> None:
     n_pruned = len({u.key for u in result.units if u.width_after < u.width_before})
     checks = ", ".join(c.name for c in result.checks)
     seconds = sum(s.seconds for s in result.stages)
-    console.print(f"checks passed: {checks}; {seconds:.0f} s", soft_wrap=True)
+    took = "" if result.peak_memory_bytes is None else f", {write_size(result.peak_memory_bytes)} of memory"
+    console.print(f"checks passed: {checks}; {seconds:.0f} s{took}", soft_wrap=True)
     whole = f" (left whole: {', '.join(result.left_whole)})" if result.left_whole else ""
     console.print(f"pruned {n_pruned} of {result.n_units_found} units{whole} -> {result.pruned.path}", soft_wrap=True)
     console.print(f"report: {result.report_path}", soft_wrap=True)

@@ -83,7 +83,7 @@ def read_outputs(
 
 
 def find_outputs(
-    session: Session, feeds: Iterable[tuple[dict[str, np.ndarray], int]], *, task: TaskChoice = "auto",
+    session: Session, feeds: Iterable[tuple[Mapping[str, np.ndarray], int]], *, task: TaskChoice = "auto",
     named: Sequence[str] = (),
 ) -> Outputs:  # fmt: skip
     """What the outputs of a model are, by its answers to a few images.
@@ -120,7 +120,7 @@ def find_outputs(
 
 
 def collect_answers(
-    session: Session, feeds: Iterable[tuple[dict[str, np.ndarray], int]]
+    session: Session, feeds: Iterable[tuple[Mapping[str, np.ndarray], int]]
 ) -> tuple[dict[str, Float64[np.ndarray, "n ..."]], list[tuple[str, str]]]:
     """(answers of the outputs with a row for every image, why the others are none) to the first images."""
     pieces: dict[str, list[np.ndarray]] = {name: [] for name in session.outputs}

@@ -95,8 +95,8 @@ def run_cli(*arguments: object, cwd: Path, env: dict[str, str] | None = None) ->
 
 
 def without_warnings(err: str) -> str:
-    """What a run said on stderr, less what it warned of before it ended."""
-    lines = (line for line in err.splitlines(keepends=True) if not line.startswith("warning: "))
+    """What a run said on stderr, less what it warned of, and what memory it expected to take, before it ended."""
+    lines = (line for line in err.splitlines(keepends=True) if not line.startswith(("warning: ", "memory: ")))
     return "".join(lines).lstrip("\n")
 
 

@@ -1,0 +1,191 @@
+"""What a prune will hold in memory at the most, before it works; and how it keeps to a limit.
+
+Enters what is to be pruned, with how many images; leaves a `Footprint` and from it a `Diet`: the batch, and how much of
+what several stages need (images, residual streams, regressors) lies in memory. The rest of that lies in a file, so a
+limit costs time and never an answer. With R what the process holds already, W the bytes of the weights and T those of
+the tensors that calibration exposes for one image, what each phase needs besides the shelf is about
+
+    calibrate   R + 2 W + sums + 3 T batch               a session, and its copies of what it exposes
+    probe       R + sums + curves + 4 W + T batch        and a rewritten model with its session
+    refit       R + sums + curves + 4 W + T batch + fold sums
+    measure     R + sums + curves + 4 W + 4 T batch      both models, exposed
+
+The factors are what ONNX Runtime, protobuf and the C library were seen to take (docs/reliability.md), on the upper
+side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from corp_onnx.blocks import Blocks
+from corp_onnx.calibrate.data import KEPT_SHARE, Calibration
+from corp_onnx.errors import OptionError, OutputError
+from corp_onnx.graph import Graph, input_dims
+from corp_onnx.images import ImageSet
+from corp_onnx.images.folder import MAX_KEPT_BYTES
+from corp_onnx.memory import available_bytes, resident_bytes, write_size
+from corp_onnx.refit.stream import find_walk
+from corp_onnx.refit.walk import N_FOLDS
+from corp_onnx.search.probes import PROBE_IMAGES
+from corp_onnx.settings import Method
+from corp_onnx.shelf import free_bytes
+from corp_onnx.units import Unit
+from corp_onnx.units.taps import Taps
+
+FLOAT, DOUBLE = 4, 8
+
+AT_START = 160 << 20
+"""Bytes of Python with its libraries and a small model, where the system does not tell."""
+
+OPENED, REWRITTEN = 2.0, 4.0
+"""Times the weights: a session; a rewritten model and its session."""
+
+EXPOSED, MEASURED = 3.0, 4.0
+"""Times what is exposed: ONNX Runtime's buffers grow by doubling, and what it gives is a copy."""
+
+ARENA = 64 << 20
+"""Bytes that a session takes whatever the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes that a prune holds.
+
+    Attributes:
+        phases: (name, whatever the batch, for each image of it), without the shelf.
+        shelved: at the most of images and streams, in memory or in a file.
+    """
+
+    phases: tuple[tuple[str, float, float], ...]
+    shelved: float
+
+    def without_shelf(self, batch_size: int) -> float:
+        """At the most, with all of the shelf in a file."""
+        return max(fixed + batch_size * each for _, fixed, each in self.phases)
+
+    def peak(self, batch_size: int, in_memory: float) -> float:
+        """At the most, with so much of the shelf in memory."""
+        return self.without_shelf(batch_size) + in_memory
+
+
+@dataclass(frozen=True, slots=True)
+class Diet:
+    """How a run keeps to its memory.
+
+    Attributes:
+        batch_size: images at a time.
+        shelf: bytes of images and streams that stay in memory; None is all.
+        peak: bytes that are expected at the most.
+        in_files: bytes that are expected to lie in a file.
+    """
+
+    batch_size: int
+    shelf: int | None
+    peak: int
+    in_files: int
+
+    def describe(self) -> str:
+        """In a sentence."""
+        aside = f", and {write_size(self.in_files)} in a file" if self.in_files else ""
+        free = available_bytes()
+        left = "" if free is None else f"; {write_size(free)} are free"
+        return f"memory: about {write_size(self.peak)} at the most, {self.batch_size} images at a time{aside}{left}."
+
+
+def predict_footprint(
+    graph: Graph, blocks: Blocks, units: Sequence[Unit], method: Method, data: Calibration, limit: int | None = None
+) -> Footprint:
+    """What a prune from calibration on will hold.
+
+    Args:
+        limit: bytes that a person allows.
+    """
+    n_fitting, n_judging = data.fitting.n_images, (data.choosing or data.reporting).n_images
+    weights = sum(math.prod(tensor.dims) for tensor in graph.initializers.values()) * FLOAT
+    sums, curves = _sum_bytes(units), _curve_bytes(units)
+    exposed = _tapped_bytes(graph, units)
+    pixels = FLOAT * sum(math.prod(graph.dims(name)) for name in input_dims(graph.model)) / graph.n_images
+    crops = min(n_fitting * pixels / FLOAT, MAX_KEPT_BYTES, math.inf if limit is None else limit // KEPT_SHARE)
+    base = (resident_bytes() or AT_START + weights) + ARENA + (crops if isinstance(data.fitting, ImageSet) else 0)
+    phases = [("calibrate", base + OPENED * weights + sums + _largest(units), EXPOSED * exposed)]
+    shelved = 0.0
+    if method.searches_widths:
+        phases.append(("probe", base + sums + curves + REWRITTEN * weights, exposed))
+        shelved += pixels * (min(PROBE_IMAGES, n_fitting) + (n_judging if method.promises or method.refits else 0))
+    stops = find_walk(blocks).stops if method.refits else ()
+    if stops:
+        folds = (N_FOLDS + 3) * max(_largest(units), 1)
+        phases.append(("refit", base + sums + curves + REWRITTEN * weights + folds, exposed))
+        streams = max(math.prod(graph.dims(stop.residual.stream)) for stop in stops) / graph.n_images
+        regressor = max(math.prod(graph.dims(stop.regressor)) for stop in stops) / graph.n_images
+        shelved += n_fitting * (pixels + FLOAT * (4 * streams + regressor))
+    phases.append(("measure", base + sums + curves + REWRITTEN * weights, MEASURED * exposed))
+    return Footprint(tuple(phases), shelved)
+
+
+def choose_diet(footprint: Footprint, batch_size: int, limit: int | None, folder: Path) -> Diet:
+    """The batch and the shelf that keep to a limit.
+
+    Args:
+        batch_size: wanted; it is only made smaller.
+        limit: bytes that a person allows; None is what is there, beyond which files are used.
+        folder: where those lie.
+
+    Raises:
+        OptionError: not even one image at a time with everything in files fits.
+        OutputError: the disk has no room for them.
+    """
+    free = available_bytes()
+    room = limit if limit is not None else None if free is None else (resident_bytes() or 0) + free
+    if room is None or footprint.peak(batch_size, footprint.shelved) <= room:
+        return Diet(batch_size, None, int(footprint.peak(batch_size, footprint.shelved)), 0)
+    sizes = [batch_size]
+    while sizes[-1] > 1:
+        sizes.append(sizes[-1] // 2)
+    fitting = [size for size in sizes if footprint.without_shelf(size) <= room]
+    if not fitting and limit is not None:
+        name, fixed, each = max(footprint.phases, key=lambda phase: phase[1] + phase[2])
+        raise OptionError(
+            f"--memory {write_size(limit)} is too little: to {name} this model takes about "
+            f"{write_size(fixed + each)}, one image at a time and with everything else in files. Give at least that."
+        )
+    size = fitting[0] if fitting else 1
+    shelf = max(int(room - footprint.without_shelf(size)), 0)
+    in_files = int(max(footprint.shelved - shelf, 0))
+    if in_files > free_bytes(folder):
+        raise OutputError(
+            f"{folder}: intermediate results need about {write_size(in_files)} there, and "
+            f"{write_size(free_bytes(folder))} are free: free some, or allow more memory with --memory."
+        )
+    return Diet(size, shelf, int(footprint.peak(size, min(shelf, footprint.shelved))), in_files)
+
+
+def _sum_bytes(units: Sequence[Unit]) -> int:
+    return DOUBLE * sum(_squares(unit) for unit in units)
+
+
+def _largest(units: Sequence[Unit]) -> int:
+    return DOUBLE * max((_squares(unit) for unit in units), default=0)
+
+
+def _squares(unit: Unit) -> int:
+    """Numbers of a unit's moments: a square of what it regresses on, or three a head."""
+    return max(unit.n_regressors**2, 3 * (unit.n_heads or 0) * unit.width**2)
+
+
+def _curve_bytes(units: Sequence[Unit]) -> int:
+    """Of a unit's last weight in float64, and the order of its channels."""
+    return DOUBLE * sum(unit.n_regressors * (unit.site.last.d_out if unit.site.last else 1) for unit in units)
+
+
+def _tapped_bytes(graph: Graph, units: Sequence[Unit]) -> float:
+    """Of everything that calibration exposes, for one image."""
+    taps = Taps()
+    for unit in units:
+        unit.tap(taps)
+    names = dict.fromkeys([*taps.tensors, *taps.products])
+    return FLOAT * sum(math.prod(graph.dims(name)) for name in names) / graph.n_images

@@ -1,0 +1,178 @@
+"""Memory: what is predicted by method, how a limit is kept, and that it changes no answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from graphs import probed
+from samples import OPERATOR, fixture_path, listing, run_cli, weights_of, write_photos
+
+from corp_onnx import memory, shelf
+from corp_onnx.blocks import QkPair
+from corp_onnx.calibrate.data import open_calibration
+from corp_onnx.checks import footprint as room
+from corp_onnx.checks.footprint import Footprint, choose_diet, predict_footprint
+from corp_onnx.checks.preflight import choose_units
+from corp_onnx.errors import OptionError, OutputError
+from corp_onnx.options import choose_settings
+from corp_onnx.prune import prune_model
+from corp_onnx.shelf import Shelf
+
+NAME = "timm_vit_ts17_unfused"
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("data") / "photos", 12)
+
+
+def predicted(photos: Path, **options: Any) -> Footprint:
+    graph, blocks = probed(NAME)
+    settings = choose_settings(**options)
+    data = open_calibration(graph.model, photos, settings)
+    return predict_footprint(graph, blocks, choose_units(graph, blocks, settings.method), settings.method, data)
+
+
+class TestPrediction:
+    def test_phases_by_method(self, photos: Path) -> None:
+        assert [name for name, *_ in predicted(photos).phases] == ["calibrate", "probe", "refit", "measure"]
+        paper = predicted(photos, preset="paper")
+        assert [name for name, *_ in paper.phases] == ["calibrate", "measure"]
+        assert paper.shelved == 0
+
+    def test_batch_counts_what_is_exposed(self, photos: Path) -> None:
+        """By hand: in each block the hidden channels, queries, keys and what the output projection reads."""
+        graph, blocks = probed(NAME)
+        exposed = 0
+        for block in blocks.blocks:
+            assert block.mlp is not None
+            assert block.attention is not None
+            assert isinstance(block.attention.qk, QkPair)
+            assert block.attention.last is not None
+            qkv = {block.attention.qk.q.projection, block.attention.qk.k.projection}
+            for name in (block.mlp.hidden, *qkv, block.attention.last.input):
+                exposed += 4 * np.prod(graph.dims(name)) // graph.n_images
+        by_phase = {name: each for name, _, each in predicted(photos, macs=0.5).phases}
+        assert by_phase["calibrate"] == pytest.approx(room.EXPOSED * exposed)
+
+    def test_more_images_lie_on_the_shelf(self, photos: Path) -> None:
+        assert predicted(photos, macs=0.5).shelved > predicted(photos, macs=0.5, n_images=6).shelved > 0
+
+
+def made(fixed: float = 100, each: float = 10, shelved: float = 50) -> Footprint:
+    return Footprint((("calibrate", fixed / 2, each), ("refit", fixed, each)), shelved)
+
+
+class TestDiet:
+    @pytest.fixture(autouse=True)
+    def _machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(room, "available_bytes", lambda: 1000)
+        monkeypatch.setattr(room, "resident_bytes", lambda: 20)
+        monkeypatch.setattr(room, "free_bytes", lambda _: 60)
+
+    def test_enough(self, tmp_path: Path) -> None:
+        diet = choose_diet(made(), 8, None, tmp_path)
+        assert (diet.batch_size, diet.shelf, diet.peak, diet.in_files) == (8, None, 230, 0)
+
+    def test_files_first_then_fewer_images(self, tmp_path: Path) -> None:
+        assert choose_diet(made(), 8, 200, tmp_path) == room.Diet(8, 20, 200, 30)
+        assert choose_diet(made(), 8, 150, tmp_path) == room.Diet(4, 10, 150, 40)
+
+    def test_little_memory_in_the_machine(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(room, "available_bytes", lambda: 130)
+        assert choose_diet(made(), 8, None, tmp_path) == room.Diet(4, 10, 150, 40)
+        monkeypatch.setattr(room, "available_bytes", lambda: 30)  # nothing was asked for: it is tried
+        assert choose_diet(made(), 8, None, tmp_path).batch_size == 1
+
+    def test_too_little_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(OptionError, match=r"--memory 1 MiB is too little: to refit this model takes about 2 MiB, "
+                                              "one image at a time and with everything else in files"):  # fmt: skip
+            choose_diet(made(fixed=2 * MIB - 20), 8, MIB, tmp_path)
+
+    def test_full_disk_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(OutputError, match="intermediate results need about 1 MiB there, and 1 MiB are free"):
+            choose_diet(made(shelved=100), 1, 115, tmp_path)
+
+    def test_sentence(self, tmp_path: Path) -> None:
+        assert choose_diet(made(), 8, 200, tmp_path).describe() == (
+            "memory: about 1 MiB at the most, 8 images at a time, and 1 MiB in a file; 1 MiB are free."
+        )
+
+
+class TestRun:
+    @pytest.fixture
+    def shelves(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Shelf]]:
+        """Every shelf that a run makes; the process holds nothing and needs nothing but images."""
+        made: list[Shelf] = []
+
+        def make(*args: Any) -> Shelf:
+            made.append(shelf.Shelf(*args))
+            return made[-1]
+
+        monkeypatch.setattr("corp_onnx.prune.Shelf", make)
+        return made
+
+    def test_a_limit_changes_no_answer(
+        self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shelves: list[Shelf]
+    ) -> None:
+        prune_model(fixture_path(NAME), photos, tmp_path / "a.onnx", macs=0.7)
+        monkeypatch.setattr("corp_onnx.prune.choose_diet", lambda *_: room.Diet(3, 0, 1, 1))
+        prune_model(fixture_path(NAME), photos, tmp_path / "b.onnx", macs=0.7)
+        assert [one.n_written > 0 for one in shelves] == [False, True]
+        a, b = weights_of(tmp_path / "a.onnx"), weights_of(tmp_path / "b.onnx")
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-4 * max(np.abs(a[name]).max(), 1))
+        assert listing(tmp_path) == ["a.onnx", "a.report.json", "b.onnx", "b.report.json"]
+
+    def test_command_line(self, photos: Path, tmp_path: Path) -> None:
+        command = ("prune", fixture_path(OPERATOR), "--calib", photos, "--preset", "paper", "-o", "p.onnx")
+        done = run_cli(*command, "--memory", "20GiB", cwd=tmp_path)
+        assert done.returncode == 0
+        assert "\nmemory: about " in done.stderr
+        (tmp_path / "p.onnx").unlink(), (tmp_path / "p.report.json").unlink()
+        refused = run_cli(*command, "--memory", "10MiB", cwd=tmp_path)
+        assert refused.returncode == 2
+        assert "corp-onnx: --memory 10 MiB is too little: to " in refused.stderr
+        assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("2GiB", 2**31), ("1.5 G", 3 * 2**29), ("800MB", 8 * 10**8), ("4096", 4096), ("1tib", 2**40)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert memory.read_size(text, "--memory") == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "0", "-1G", "2 GiB more", "1e3", "5 XiB", "9" * 400])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(OptionError, match="--memory takes a size such as 2GiB or 800MB; found '"):
+        choose_settings(memory=text)
+
+
+def test_sizes_as_texts_show_them() -> None:
+    assert [memory.write_size(n) for n in (1, 310 * MIB, 2**30, 1.45 * 2**30)] == [
+        "1 MiB", "310 MiB", "1.0 GiB", "1.4 GiB",
+    ]  # fmt: skip
+
+
+def test_a_container_has_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in (("max", "1000"), ("current", "400"), ("info", "MemAvailable: 1 kB\n")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "SYSTEM", tmp_path / "info")
+    monkeypatch.setattr(memory, "CGROUPS", ((tmp_path / "max", tmp_path / "current"),))
+    assert memory.available_bytes() == 600
+    (tmp_path / "max").write_text("max\n")
+    assert memory.available_bytes() == 1024
+    (tmp_path / "info").unlink()
+    assert memory.available_bytes() is None
+
+
+def test_resident_and_given_back() -> None:
+    memory.release_memory()
+    assert memory.resident_bytes() is None or memory.resident_bytes() > 0

@@ -1,0 +1,85 @@
+"""Arrays on a shelf are the same wherever they lie; what they take is given back; a full disk is a sentence."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from samples import listing
+
+from corp_onnx.errors import OutputError
+from corp_onnx.shelf import Shelf, free_bytes
+
+
+def draw(n: int = 5) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((i + 1, 4)).astype(np.float32) for i in range(n)]
+
+
+@pytest.mark.parametrize("limit", [None, 0, 100])
+def test_reads_what_was_put(limit: int | None, tmp_path: Path) -> None:
+    shelf, arrays = Shelf(limit, tmp_path), draw()
+    row = shelf.row(arrays)
+    for _ in range(2):
+        for found, array in zip(row, arrays, strict=True):
+            np.testing.assert_array_equal(found, array)
+    np.testing.assert_array_equal(row[-1], arrays[-1])
+    assert [len(found) for found in row[1:3]] == [2, 3]
+    total = sum(array.nbytes for array in arrays)
+    kept = {None: total, 0: 0, 100: 96}[limit]
+    assert (shelf.n_bytes, shelf.n_written) == (kept, total - kept)
+    assert listing(tmp_path) == []  # the file has no name
+
+
+@pytest.mark.parametrize("array", [np.arange(6).reshape(2, 3).T, np.array(3.5), np.zeros((0, 4)), np.array([True])])
+def test_any_array(array: np.ndarray, tmp_path: Path) -> None:
+    found = Shelf(0, tmp_path).row([array])[0]
+    np.testing.assert_array_equal(found, array)
+    assert found.dtype == array.dtype
+
+
+def test_what_a_row_took_is_given_back(tmp_path: Path) -> None:
+    shelf = Shelf(100, tmp_path)
+    row = shelf.row(draw())
+    feeds = shelf.keep([({"x": np.ones(4, np.float32)}, 1)])
+    assert shelf.n_bytes > 0
+    del row, feeds
+    gc.collect()
+    assert shelf.n_bytes == 0
+
+
+def test_borrowed_memory_is_copied() -> None:
+    owner = np.zeros(1000)
+    row = Shelf().row([owner[:2]])
+    owner[0] = 7
+    assert row[0][0] == 0
+    assert row[0].base is None
+
+
+def test_feeds_read_like_a_dict(tmp_path: Path) -> None:
+    ((feeds, n_real),) = Shelf(0, tmp_path).keep([({"a": np.arange(3), "b": np.ones(2)}, 3)])
+    assert (list(feeds), len(feeds), n_real) == (["a", "b"], 2, 3)
+    np.testing.assert_array_equal(dict(feeds)["a"], np.arange(3))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_full_disk(tmp_path: Path) -> None:
+    shelf = Shelf(0, tmp_path)
+    row = shelf.row()
+    row._store.file = Path("/dev/full").open("r+b", buffering=0)  # noqa: SIM115
+    with pytest.raises(OutputError, match=f"{tmp_path}: can not keep intermediate results there .No space left"):
+        row.put(np.ones(4))
+
+
+def test_file_that_was_cut(tmp_path: Path) -> None:
+    row = Shelf(0, tmp_path).row([np.ones(4)])
+    assert row._store.file is not None
+    row._store.file.truncate(8)
+    with pytest.raises(OutputError, match="an intermediate result ends early"):
+        row[0]
+
+
+def test_free_bytes_of_a_folder_to_come(tmp_path: Path) -> None:
+    assert free_bytes(tmp_path / "a" / "b") > 0
