@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
@@ -109,8 +110,7 @@ def _guard(arguments: Sequence[str] | None) -> int:
     except CorpOnnxError as error:
         return _say(str(error), error.exit_code)
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _complain(error.show, error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return _say("interrupted; nothing was written.", INTERRUPTED)
     except _Terminated:
@@ -120,7 +120,7 @@ def _guard(arguments: Sequence[str] | None) -> int:
     except OSError as error:
         if error.errno == errno.EPIPE:
             return _drop_output()
-        return _say(f"{error.filename or 'input or output'}: {error.strerror or error}.", 2)
+        return _say(f"{error.filename or _name_stream()}: {error.strerror or error}.", 2)
 
 
 def _open_nowhere() -> TextIO:
@@ -128,13 +128,31 @@ def _open_nowhere() -> TextIO:
     return Path(os.devnull).open("w", encoding="utf-8")
 
 
-def _drop_output() -> int:
+def _name_stream() -> str:
+    """What could not be read or written, where the system does not say. A full stdout is not tried again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+        return "standard output"
+    return "input or output"
+
+
+def _drop_output(stream: int = 1) -> int:
     """The reader of stdout left, as `head` does: what is still buffered goes nowhere, without a complaint at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     return BROKEN_PIPE
 
 
 def _say(sentence: str, code: int) -> int:
     sentence = sentence.encode("utf-8", "replace").decode()  # a file name that is no text
-    click.echo(f"corp-onnx: {sentence}", err=True)
+    return _complain(partial(click.echo, f"corp-onnx: {sentence}", err=True), code)
+
+
+def _complain(show: Callable[[], None], code: int) -> int:
+    """The code, which says it too where nobody listens to stderr."""
+    try:
+        show()
+    except OSError:
+        _drop_output(2)
     return code
