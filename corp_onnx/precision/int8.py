@@ -18,6 +18,7 @@ import logging
 import os
 import secrets
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
@@ -28,7 +29,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from corp_onnx.errors import CheckFailedError, CorpOnnxError, OutputError
+from corp_onnx.errors import CheckFailedError, CorpOnnxError, NonFiniteError, OutputError
 from corp_onnx.graph import Graph
 from corp_onnx.graph.model import outgrows_protobuf
 from corp_onnx.graph.write import write_model
@@ -80,7 +81,7 @@ class Quantiser:
         Raises:
             ModelError: the model itself fails on a batch to calibrate on.
             OutputError: the disk is full.
-            CheckFailedError: ONNX Runtime's quantiser fails on this graph.
+            CheckFailedError: ONNX Runtime's quantiser fails on this graph, or the model's answers are not finite.
         """
         chosen = set(positions)
         names = [name for position, name in self._names.items() if position in chosen]
@@ -125,7 +126,12 @@ class Quantiser:
         if self._calibration is not None:
             session = open_session(self._model)
             for feeds in self._calibration():
-                session.run(None, feeds)
+                for name, array in zip(session.outputs, session.run(None, feeds), strict=True):
+                    if array.dtype.kind == "f" and not np.isfinite(array).all():
+                        raise NonFiniteError(
+                            f"{self._model.path}: output '{name}' holds NaN or Inf on images to calibrate on; export "
+                            "the model again from a sound checkpoint."
+                        )
 
     def _run_dynamic(self, names: Sequence[str], path: Path) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -181,12 +187,17 @@ def _make_reader(batches: Iterable[Mapping[str, np.ndarray]]) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantisers log advice that says nothing about the model, and their sessions what is raised as well."""
+    """The quantisers log advice that says nothing about the model, and their sessions what is raised as well.
+
+    NumPy warns of what they do with numbers that are not finite; whether the result answers is checked later.
+    """
     runtime, before = import_runtime(), logging.root.manager.disable
     logging.disable(logging.WARNING)
     runtime.set_default_logger_severity(QUIET)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
     finally:
         runtime.set_default_logger_severity(DEFAULT_SEVERITY)
         logging.disable(before)

@@ -243,5 +243,7 @@ def test_a_later_pass_finds_every_file_damaged(tmp_path):
         path.write_bytes(path.read_bytes()[:60])
     images = open_images(tmp_path)
     for chosen in (images.select([0, 1, 2]), images, images.select([1])):
-        with pytest.raises(ImageError, match=r"0 readable images among 3 files, and at least 1 needed; skipped 000\.png"):
+        with pytest.raises(
+            ImageError, match=r"0 readable images among 3 files, and at least 1 needed; skipped 000\.png"
+        ):
             list(chosen.batches(2))
