@@ -21,7 +21,7 @@ from corp_onnx.run.segments import Segment, open_segment
 
 SENSITIVITY_IMAGES = 16
 NOISE = 0.05
-"""Of the stream's root mean square: small enough that the answer moves linearly, far above float32 rounding."""
+"""Of the root mean square of an image's stream: small enough that the answer moves linearly, far above rounding."""
 
 MAX_TOKEN_WEIGHT = 100.0
 """Behind the last attention only the class token counts and the ratio is infinite; patches still stay in the fit."""
@@ -83,13 +83,14 @@ def weigh_tokens(
     losses = np.zeros(len(groups))
     for h, given in zip(stream, feeds, strict=True):
         base = _answer(tail, {tensor: h}, given)
-        noise = NOISE * float(np.sqrt(np.mean(np.square(h)))) * rng.standard_normal(h.shape, dtype=np.float32)
+        size = np.sqrt(np.mean(np.square(h), axis=(1, 2), keepdims=True))  # an image's own: no other one changes it
+        noise = NOISE * size * rng.standard_normal(h.shape, dtype=np.float32)
         for i, positions in enumerate(groups):
             disturbed = h.copy()
             disturbed[:, positions] += noise[:, positions]
             judgement = Judgement(tasks)
             judgement.add(_answer(tail, {tensor: disturbed}, given), base)
-            losses[i] += judgement.loss / len(positions)
+            losses[i] += judgement.loss * len(h) / len(positions)  # of each image as much, however batches are cut
     weights = np.ones(n_tokens, dtype=np.float32)
     if losses[-1] > 0:
         weights[:n_special] = np.maximum(1.0, np.sqrt(losses[:-1] / losses[-1]))

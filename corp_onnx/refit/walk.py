@@ -37,7 +37,7 @@ from corp_onnx.solve.refit import choose_ridge, refit_linear
 from corp_onnx.units import Change, Changes, unchanged
 
 N_FOLDS = 4
-"""Of the batches, to choose the ridge by."""
+"""Of the images, to choose the ridge by: image by image, so that the ridge does not depend on how batches are cut."""
 
 POOLED = 8
 """Images of a model of smaller batch that are added up together."""
@@ -159,10 +159,10 @@ class _Step:
         if not prior.shape[1]:
             return prior, self._mean_target(batches, dense_stream, weights)
         name = f"tensor '{self.stop.regressor}' ({self.stop.key})"
-        n_folds = min(N_FOLDS, len(batches))
+        n_folds = min(N_FOLDS, sum(ran.n_real for ran in batches))
         sums = [PooledSum(CrossSum(prior.shape[1], prior.shape[0], name), POOLED) for _ in range(n_folds)]
-        for i, (ran, pair) in enumerate(zip(batches, self._pairs(batches, dense_stream, weights), strict=True)):
-            sums[i % n_folds].update(ran.n_real, *pair)
+        for i, rows in enumerate(self._pairs_by_image(batches, dense_stream, weights)):
+            sums[i % n_folds].update(1, *rows)
         folds = [cast(CrossMoments, part.result()) for part in sums]
         moments = reduce(merge_moments, folds)
         solved = refit_linear(moments, prior, choose_ridge(folds, prior) if ridge is None else ridge)
@@ -177,6 +177,14 @@ class _Step:
             n_kept = len(ran.z) if self.data.n_batch is None else len(ran.z) * ran.n_real // self.data.n_batch
             of_rows = None if weights is None else np.tile(weights, n_kept // len(weights))
             yield ran.z[:n_kept], target[:n_kept], of_rows
+
+    def _pairs_by_image(
+        self, batches: list[_Ran], dense_stream: Arrays, weights: np.ndarray | None
+    ) -> Iterator[tuple[np.ndarray | None, ...]]:
+        """The same, image by image: the rows of one stand together in the stream."""
+        for ran, pair in zip(batches, self._pairs(batches, dense_stream, weights), strict=True):
+            parts = [[None] * ran.n_real if rows is None else np.array_split(rows, ran.n_real) for rows in pair]
+            yield from zip(*parts, strict=True)
 
     def _mean_target(self, batches: list[_Ran], dense_stream: Arrays, weights: np.ndarray | None) -> np.ndarray:
         total, count = np.zeros(len(self.prior)), 0.0

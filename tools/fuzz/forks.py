@@ -85,13 +85,19 @@ class Fork:
 
 
 class Server:
-    """The process that forks; one command at a time. It ends with us."""
+    """The process that forks; one command at a time. It ends with us, or with the block that it is opened for."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "fuzz.forks"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             start_new_session=True, env=environment | {"PYTHONPATH": f"{TOOLS}:{environment['PYTHONPATH']}"},
         )  # fmt: skip
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
 
     def start(self, start: Start) -> Fork:
         """A command that runs."""
@@ -119,7 +125,7 @@ def serve() -> Start:
     for name in PRELOADED:
         with suppress(ModuleNotFoundError):
             import_module(name)
-    n_threads = len(os.listdir("/proc/self/task"))
+    n_threads = len(list(Path("/proc/self/task").iterdir()))
     assert n_threads == 1, f"a fork would have lost {n_threads - 1} threads"
     while line := requests.readline():
         pid = os.fork()
