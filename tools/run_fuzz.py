@@ -35,6 +35,9 @@ from fuzz.verbs import VERBS
 
 OUT = Path(__file__).resolve().parent.parent / "out" / "fuzz"
 
+EVERY = 100
+"""Cases after which a line says how far it is."""
+
 AHEAD = 8
 """Cases that wait for each process, so that none waits for a slow one."""
 
@@ -108,10 +111,13 @@ def stop_after(cases: Iterable[Case], seconds: float) -> Iterator[Case]:
 
 def try_cases(cases: Iterable[Case], args: argparse.Namespace) -> Iterator[Finding]:
     """What comes of each that applies, in their order; each fault is printed as it is found."""
-    attempt = partial(try_case, folder=args.out, fresh=args.fresh)
+    attempt, n_tried = partial(try_case, folder=args.out, fresh=args.fresh), 0
     for finding in try_beside(cases, attempt, args.jobs) if args.jobs > 1 else map(attempt, cases):
         if finding is None:
             continue
+        n_tried += 1
+        if n_tried % EVERY == 0:
+            print(f"{n_tried} cases", file=sys.stderr, flush=True)
         if finding.verdict == FAULT and not finding.known:
             place = "" if finding.folder is None else os.path.relpath(finding.folder)
             print(f"FAULT  {finding.reason}\n       {finding.case.command}\n       kept in {place}", flush=True)
