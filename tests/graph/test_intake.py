@@ -81,6 +81,17 @@ def call_function(proto: onnx.ModelProto, *bodies: list[str]) -> None:
     proto.opset_import.add(domain="own", version=1)
 
 
+def mix_bfloat16(proto: onnx.ModelProto) -> None:
+    """One weight in bfloat16 behind a Cast, in a model of float32; value_info says its old type."""
+    tensor = weight(proto)
+    name, values = tensor.name, numpy_helper.to_array(tensor)
+    half = helper.make_tensor(f"{name}_half", TensorProto.BFLOAT16, tensor.dims, values.ravel())
+    proto.graph.initializer.remove(tensor)
+    proto.graph.initializer.append(half)
+    proto.graph.node.insert(0, helper.make_node("Cast", [half.name], [name], to=TensorProto.FLOAT))
+    proto.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.BFLOAT16, tensor.dims))
+
+
 def refer_to_function(proto: onnx.ModelProto) -> None:
     """Beside the value, which is what ONNX Runtime takes."""
     for attribute in (a for node in proto.graph.node for a in node.attribute):
@@ -105,6 +116,7 @@ class TestAccepted:
             lambda proto: proto.graph.initializer.add().CopyFrom(proto.graph.initializer[0]),
             lambda proto: call_function(proto, ["F1", "F2"], ["F2"], []),
             refer_to_function,
+            mix_bfloat16,
             lambda proto: proto.metadata_props.extend(
                 onnx.StringStringEntryProto(key="ours", value=value) for value in ("first", "last")
             ),
