@@ -5,7 +5,7 @@ Enters the message of a file, which nobody else has seen yet; leaves it in the f
     local functions          inlined
     overridable weights      no longer inputs: a weight that can change from outside has no width
     sparse weights           dense
-    weights                  stored once
+    weights                  stored once, and whole, whatever piece they say to be
     nodes                    in topological order, each tensor made once; nodes that give nothing are gone
     attributes               what they hold, whatever function they also refer to
     metadata                 every key once, with the value that ONNX Runtime reads
@@ -27,7 +27,7 @@ import onnx.inliner
 from onnx import numpy_helper
 
 from corp_onnx.errors import ModelError
-from corp_onnx.graph.external import read_tensor
+from corp_onnx.graph.external import iterate_tensors, read_tensor
 from corp_onnx.graph.order import sort_graph
 from corp_onnx.graph.proto import node_graphs
 
@@ -67,6 +67,7 @@ def settle_message(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     _require_opset(proto, path)
     _require_values(proto, path)
     _drop_overridable(proto)
+    _drop_segments(proto)
     _make_dense(proto, path)
     _drop_copies(proto.graph, path)
     _sort_nodes(proto.graph, path)
@@ -149,6 +150,13 @@ def _drop_overridable(proto: onnx.ModelProto) -> None:
         del proto.graph.input[:]
         proto.graph.input.extend(real)
         proto.ir_version = max(proto.ir_version, MIN_IR_OVERRIDABLE)
+
+
+def _drop_segments(proto: onnx.ModelProto) -> None:
+    """Leave out that a tensor is a piece of a larger one, which ONNX Runtime does not read and onnx refuses."""
+    for tensor in iterate_tensors(proto):
+        if tensor.HasField("segment"):  # else an attribute that holds none would begin to
+            tensor.ClearField("segment")
 
 
 def _make_dense(proto: onnx.ModelProto, path: Path) -> None:
