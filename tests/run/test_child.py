@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from samples import environment
+from samples import environment, is_running
 
 from corp_onnx.run import child
 from corp_onnx.run.child import run_child
@@ -53,14 +53,6 @@ def test_it_ends_with_a_killed_parent(tmp_path: Path) -> None:
     while is_running(pid):
         assert time.monotonic() < deadline, "the child outlives its parent"
         time.sleep(0.02)
-
-
-def is_running(pid: int) -> bool:
-    """Whether it is there and no zombie that nobody has asked for."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_nobody_else_starts_a_program() -> None:
