@@ -209,6 +209,17 @@ class TestKills:
         assert self.judge(hidden) == "left work/.corp-onnx-partial-..."
         assert self.judge({}, 1) == "exit code 1"
 
+    def test_an_interrupt_of_python_itself_is_not_ours(self) -> None:
+        from signal import SIGINT
+
+        from fuzz import kills
+        from fuzz.verbs import VERBS
+
+        outside = made(1, 'Traceback (most recent call last):\n  File "<frozen site>", line 1\nKeyboardInterrupt\n')
+        ours = made(1, TRACE.replace("(most recent call last)", "(most recent call last):"))
+        assert kills._judge_stopped(outside, VERBS["inspect"], {}, SIGINT) == ""
+        assert kills._judge_stopped(ours, VERBS["inspect"], {}, SIGINT) == "traceback"
+
 
 PROGRAM = """
 import atexit, os, resource, sys, tempfile

@@ -17,7 +17,6 @@ import errno
 import logging
 import os
 import secrets
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ from corp_onnx.precision.editable import copy_editable, drop_unread, refresh_val
 from corp_onnx.precision.products import PRODUCT_OPS, Product
 from corp_onnx.run.runtime import QUIET, first_sentence, import_runtime
 from corp_onnx.run.sessions import open_session
-from corp_onnx.staging import visible_folder
+from corp_onnx.staging import temporary_files_in, visible_folder
 
 GEMM_SUFFIX = "_MatMul"
 """Of the name of the MatMul that the dynamic quantiser makes of a Gemm before it looks at names."""
@@ -87,7 +86,7 @@ class Quantiser:
         names = [name for position, name in self._names.items() if position in chosen]
         # a name of its own: onnx appends to a file of weights that is there, and looks in the working directory for it
         path = self._folder / f"int8-{secrets.token_hex(8)}.onnx"
-        with _quiet(), _temporary_files_in(self._folder):
+        with _quiet(), temporary_files_in(self._folder):
             try:
                 if self._calibration is None:
                     self._run_dynamic(names, path)
@@ -111,8 +110,10 @@ class Quantiser:
         return proto
 
     def _require_space(self, error: BaseException | None) -> None:
-        """Raise where a file could not be written, of which the quantiser speaks as of anything else."""
+        """Raise where there was no memory, or no room for a file: the quantiser speaks of both as of the model."""
         while error is not None:
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+                raise MemoryError from error
             if isinstance(error, OSError) or os.strerror(errno.ENOSPC) in str(error):
                 reason = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
                 raise OutputError(
@@ -201,16 +202,3 @@ def _quiet() -> Iterator[None]:
     finally:
         runtime.set_default_logger_severity(DEFAULT_SEVERITY)
         logging.disable(before)
-
-
-@contextmanager
-def _temporary_files_in(folder: Path) -> Iterator[None]:
-    """What the quantisers put into the system's temporary folder goes into ours: a killed run's is removed by the next.
-
-    The place is a global of Python's; whoever else asks for a temporary file meanwhile gets it there too.
-    """
-    before, tempfile.tempdir = tempfile.tempdir, str(folder.absolute())
-    try:
-        yield
-    finally:
-        tempfile.tempdir = before
