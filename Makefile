@@ -73,11 +73,12 @@ test-gpu: .venv/.installed-test
 # An attack with spoilt models, odd inputs, bad places and kills (docs/reliability.md): `make fuzz MINUTES=60 SEED=3`.
 MINUTES ?= 5
 SEED ?= 0
+JOBS ?= 1
 
 fuzz: .venv/.installed-test
-	$(BIN)/python tools/run_fuzz.py --minutes $(MINUTES) --seed $(SEED)
+	$(BIN)/python tools/run_fuzz.py --minutes $(MINUTES) --seed $(SEED) --jobs $(JOBS)
 
-# A fixed list of it, a minute or two.
+# A fixed list of it, a minute or two; CI runs it.
 fuzz-short: .venv/.installed-test
 	$(BIN)/python tools/run_fuzz.py --short
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,10 @@ MARK = ".corp-onnx-partial-"
 
 OPEN_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 """What is called like one and is a pipe would never open, and what is a link is not ours."""
+
+
+RESERVE = 2**22
+"""Bytes that are free again when a run that got no memory cleans up: to list a folder takes some, too."""
 
 
 def is_text(path: Path) -> bool:
@@ -87,6 +92,8 @@ def staged_files(
 ) -> Iterator[tuple[Path, ...]]:
     """A path to write each file to; when the block ends, they and what was written beside them get their places.
 
+    Temporary files of the block lie in the hidden folder, too.
+
     Args:
         destinations: the files to be, by the option that names each; the first is the main one and appears last.
         force: whether files that exist may be replaced.
@@ -100,18 +107,23 @@ def staged_files(
     made: list[Path] = []
     stages: dict[Path, Path] = {}  # by the folder of the destination: the hidden one
     locks: list[int] = []
+    reserve = [bytes(RESERVE)]
     try:
         for option, destination in destinations.items():
             parent = destination.absolute().parent
             if parent not in stages:
                 _make_stage(parent, option, made, stages, locks)
-        yield tuple(stages[d.absolute().parent] / d.name for d in destinations.values())
+        temporary = next(iter(stages.values())) / "temporary"
+        temporary.mkdir()
+        with temporary_files_in(temporary):
+            yield tuple(stages[d.absolute().parent] / d.name for d in destinations.values())
         if before is not None:
             before()
         main = next(iter(destinations.values()))
         _publish({stage: parent for parent, stage in stages.items()}, main, force, outdated)
         made.clear()
     finally:
+        reserve.clear()
         _clean_up(stages.values(), locks, made)
 
 
@@ -137,6 +149,7 @@ def staged_folders(
     made: list[Path] = []
     stages: dict[Path, Path] = {}
     locks: list[int] = []
+    reserve = [bytes(RESERVE)]
     try:
         _make_stage(_folder_beside(root), option, made, stages, locks)
         (stage,) = stages.values()
@@ -148,7 +161,21 @@ def staged_folders(
         _publish_folders(places, stage / "replaced", made, force)
         made.clear()
     finally:
+        reserve.clear()
         _clean_up(stages.values(), locks, made)
+
+
+@contextmanager
+def temporary_files_in(folder: Path) -> Iterator[None]:
+    """What would go into the system's temporary folder goes into this one: a killed run's is removed by the next.
+
+    The place is a global of Python's; whoever else asks for a temporary file meanwhile gets it there too.
+    """
+    before, tempfile.tempdir = tempfile.tempdir, str(folder.absolute())
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _folder_beside(root: Path) -> Path:

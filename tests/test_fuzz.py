@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -208,6 +209,74 @@ class TestKills:
         assert self.judge(hidden) == "left work/.corp-onnx-partial-..."
         assert self.judge({}, 1) == "exit code 1"
 
+    def test_an_interrupt_of_python_itself_is_not_ours(self) -> None:
+        from signal import SIGINT
+
+        from fuzz import kills
+        from fuzz.verbs import VERBS
+
+        outside = made(1, 'Traceback (most recent call last):\n  File "<frozen site>", line 1\nKeyboardInterrupt\n')
+        ours = made(1, TRACE.replace("(most recent call last)", "(most recent call last):"))
+        assert kills._judge_stopped(outside, VERBS["inspect"], {}, SIGINT) == ""
+        assert kills._judge_stopped(ours, VERBS["inspect"], {}, SIGINT) == "traceback"
+
+
+PROGRAM = """
+import atexit, os, resource, sys, tempfile
+print(sys.argv[1:], os.getcwd() == sys.path[0], sorted(k for k in os.environ if k in ("HOME", "ORT_DISABLE_TELEMETRY")))
+print(os.getsid(0) == os.getpid(), tempfile.gettempdir() == os.environ["TMPDIR"], sys.stdin.read() == "")
+print([path for path in sys.path if path.endswith("tools")], __name__)
+atexit.register(print, "at exit")
+if sys.argv[1] == "crash":
+    os.kill(os.getpid(), 11)
+sys.exit(3)
+"""
+
+
+class TestForks:
+    @pytest.fixture
+    def scratch(self, tmp_path: Path) -> Path:
+        from fuzz.models import PHOTO_FIXTURE, copy_model
+        from fuzz.runner import make_scratch
+
+        scratch = make_scratch(tmp_path / "case")
+        copy_model(PHOTO_FIXTURE, scratch / "work" / "m.onnx")
+        (scratch / "work" / "odd.py").write_text(PROGRAM)
+        return scratch
+
+    @pytest.mark.parametrize("argument", ["ends", "crash"])
+    def test_a_fork_is_as_a_new_process(self, argument: str, scratch: Path) -> None:
+        """Arguments, folder, environment, streams, the end of the interpreter and a signal."""
+        from fuzz.runner import run_program, start_server
+
+        with start_server() as server:
+            new, *forked = (run_program("odd", [argument], scratch, one) for one in (None, server, server))
+        assert new[0] == (3 if argument == "ends" else -11)
+        assert ("at exit" in new[1]) == (argument == "ends")
+        assert forked == [new, new]
+
+    @pytest.mark.parametrize(
+        "arguments", [("inspect", "m.onnx", "--json"), ("inspect", b"n\xff.onnx"), ("inspect",), ("--version",)]
+    )
+    def test_a_command_says_the_same(self, arguments: tuple[str | bytes, ...], scratch: Path) -> None:
+        from fuzz.runner import run_command, start_server
+        from fuzz.values import Command
+
+        with start_server() as server:
+            new, forked = (run_command(Command(arguments), scratch, one) for one in (None, server))
+        assert (forked.code, forked.out, forked.err) == (new.code, new.out, new.err)
+        assert forked.before == forked.after
+
+    def test_what_is_about_the_process_itself_is_new(self) -> None:
+        from signal import SIGTERM
+
+        from fuzz.values import Command
+
+        plain = Command(("inspect",))
+        assert not plain.new
+        for change in ({"environment": {"HOME": "/"}}, {"memory": 1}, {"file_size": 1}, {"stop": (1.0, SIGTERM)}):
+            assert replace(plain, **change).new
+
 
 class TestOracle:
     def test_compare(self) -> None:
@@ -248,6 +317,21 @@ def test_the_program_repeats_a_case(tmp_path: Path) -> None:
     assert "which is not beside the model" in done.stdout
     assert "1 cases: 0 done and verified, 1 refused in one sentence, 0 fault\n" in done.stdout
     assert content(tmp_path) == {}
+
+
+def test_so_many_of_a_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In two processes; what does not apply to a fixture does not count."""
+    spec = importlib.util.spec_from_file_location("run_fuzz", TOOLS / "run_fuzz.py")
+    assert spec is not None
+    assert spec.loader is not None
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    assert program.main(["--count", "models=5", "inputs=3", "--jobs", "2", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "models: 5 cases: " in said
+    assert "inputs: 3 cases: " in said
+    with pytest.raises(SystemExit):
+        program.main(["--count", "modles=5"])
 
 
 def test_the_short_list_is_fixed() -> None:

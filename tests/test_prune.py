@@ -35,7 +35,7 @@ from corp_onnx.errors import ImageError, NothingToPruneError, OptionError, Outpu
 from corp_onnx.evaluate import evaluate_models
 from corp_onnx.graph.model import hash_file
 from corp_onnx.images import open_images, split_holdout
-from corp_onnx.images.recipe import METADATA_KEY, Recipe
+from corp_onnx.images.recipe import METADATA_KEY, Recipe, find_recipe
 from corp_onnx.progress import Run
 from corp_onnx.prune import PRUNE_KEY, default_output, default_report, prune_model
 from corp_onnx.results import PruneResult, to_json
@@ -269,6 +269,20 @@ class TestSettings:
         for first, second in zip(results[0].units, results[1].units, strict=True):
             assert first.error == pytest.approx(second.error, rel=1e-3)
         assert results[0].held_out.kl == pytest.approx(results[1].held_out.kl, rel=1e-2)
+
+    def test_batch_size_changes_no_answer(self, tmp_path: Path) -> None:
+        """Of the default method: moments, probes, weights of tokens, folds of the refit."""
+        stored = {p.key: p.value for p in onnx.load(DEMO).metadata_props}
+        recipe = find_recipe(stored, (1, 3, 32, 32))
+        pixels = np.concatenate([batch.pixels for batch in open_images(DEMO.parent / "test", recipe).batches(50)])
+        answers = []
+        for n in (3, 16):
+            result = prune_model(
+                DEMO, DEMO.parent / "calib", tmp_path / f"{n}.onnx", macs=0.5, n_images=100, batch_size=n
+            )
+            answers.append(onnxruntime.InferenceSession(result.pruned.path).run(None, {"input": pixels})[0])
+        error = np.linalg.norm(answers[0] - answers[1]) / np.linalg.norm(answers[0])
+        assert error < 1e-5
 
     def test_draw_of_images(self, photos: Path, tmp_path: Path) -> None:
         result = prune_model(fixture_path(SEPARATE), photos, tmp_path / "out.onnx", settings=paper(n_images=8))

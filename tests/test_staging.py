@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-from samples import listing
+from samples import environment, listing
 
 from corp_onnx import staging
 from corp_onnx.errors import OutputError
@@ -166,6 +167,16 @@ def spy_on_replace(monkeypatch: pytest.MonkeyPatch, fail_at: str = "", error: Ba
 
 
 class TestOrphans:
+    def test_temporary_files_lie_in_the_hidden_folder(self, tmp_path: Path) -> None:
+        """Else those of a killed run would stay for ever; none of them is published."""
+        before = tempfile.gettempdir()
+        with staged_files({"-o": tmp_path / "m.onnx"}) as (path,):
+            path.write_text("model")
+            with tempfile.NamedTemporaryFile(delete=False) as left:
+                assert MARK in left.name
+        assert listing(tmp_path) == ["m.onnx"]
+        assert tempfile.gettempdir() == before
+
     def test_folder_of_a_killed_run_goes_and_others_stay(self, tmp_path: Path) -> None:
         orphan = tmp_path / f"{MARK}abcd"
         orphan.mkdir()
@@ -373,6 +384,52 @@ class TestDestinations:
         with pytest.raises(OutputError, match="can not be written"), staged_files(one(tmp_path / "m.onnx")):
             pass
         tmp_path.chmod(0o700)
+
+
+EXHAUSTED = """
+import mmap, resource, sys
+from pathlib import Path
+from corp_onnx.staging import staged_files, staged_folders
+
+kept = []
+def exhaust():
+    limit = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE + (64 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    for size in (1 << 20, 1 << 15, 1 << 12, 1 << 9, 1 << 6):
+        while True:
+            try:
+                kept.append(bytes(size))
+            except MemoryError:
+                break
+
+try:
+    if sys.argv[1] == "files":
+        with staged_files({"-o": Path("m.onnx")}) as (path,):
+            path.write_bytes(b"half")
+            exhaust()
+            raise MemoryError
+    with staged_folders([Path("root/m")], Path("root")) as (folder,):
+        (folder / "model.onnx").write_bytes(b"half")
+        exhaust()
+        raise MemoryError
+except MemoryError:
+    pass
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems limit no address space")
+@pytest.mark.parametrize("what", ["files", "folders"])
+def test_without_memory_there_is_enough_to_clean_up(what: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EXHAUSTED, what],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert listing(tmp_path) == []
 
 
 def test_text_on_a_full_disk(tmp_path: Path) -> None:

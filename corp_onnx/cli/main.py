@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
@@ -31,6 +32,8 @@ INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143
 """128 + the number of the signal, as shells count."""
 
 
+NO_MEMORY = "out of memory; free some, or give a smaller --batch where the verb has one."
+
 DEAF_SECONDS = 5.0
 """So long after a signal no other one is heard: it would end the cleaning up that the first one began."""
 
@@ -40,9 +43,13 @@ class _Terminated(BaseException):
 
 
 class _Signals:
-    """What SIGINT and SIGTERM do while a verb runs: the first one unwinds, and those right behind it do nothing."""
+    """What SIGINT and SIGTERM do while a verb runs: the first one unwinds, and those right behind it do nothing.
+
+    `last` is the one that unwinds, 0 before there is any.
+    """
 
     def __init__(self) -> None:
+        self.last = 0
         self._heard = -math.inf
         self._previous: dict[int, Any] = {}
 
@@ -57,7 +64,7 @@ class _Signals:
 
     def _raise(self, number: int, _frame: FrameType | None) -> None:
         if time.monotonic() - self._heard >= DEAF_SECONDS:
-            self._heard = time.monotonic()
+            self._heard, self.last = time.monotonic(), number
             raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
 
 
@@ -85,16 +92,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
+    signals = _Signals()
     try:
-        with _Signals():
-            return _guard(arguments)
+        with signals:
+            return _guard(arguments, signals)
     except KeyboardInterrupt:  # before the verb began, or when it was done
         return _say("interrupted.", INTERRUPTED)
     except _Terminated:
         return _say("terminated.", TERMINATED)
 
 
-def _guard(arguments: Sequence[str] | None) -> int:
+def _guard(arguments: Sequence[str] | None, signals: _Signals) -> int:
     """The exit code of a verb, with a sentence where it is not 0."""
     sys.stdout = sys.stdout or _open_nowhere()
     sys.stderr = sys.stderr or _open_nowhere()
@@ -107,20 +115,28 @@ def _guard(arguments: Sequence[str] | None) -> int:
     except SystemExit:  # without its standalone mode, click exits for a closed pipe only
         return _drop_output()
     except CorpOnnxError as error:
+        if signals.last:  # a library that was loading made an error of its own of it
+            return _say_stopped(signals.last)
         return _say(str(error), error.exit_code)
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _complain(error.show, error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        return _say("interrupted; nothing was written.", INTERRUPTED)
+        return _say_stopped(signal.SIGINT)
     except _Terminated:
-        return _say("terminated; nothing was written.", TERMINATED)
+        return _say_stopped(signal.SIGTERM)
     except MemoryError:
-        return _say("out of memory; free some, or give a smaller --batch where the verb has one.", 1)
+        return _say(NO_MEMORY, 1)
     except OSError as error:
         if error.errno == errno.EPIPE:
             return _drop_output()
-        return _say(f"{error.filename or 'input or output'}: {error.strerror or error}.", 2)
+        if error.errno == errno.ENOMEM:
+            return _say(NO_MEMORY, 1)
+        return _say(f"{error.filename or _name_stream()}: {error.strerror or error}.", 2)
+
+
+def _say_stopped(number: int) -> int:
+    word, code = ("interrupted", INTERRUPTED) if number == signal.SIGINT else ("terminated", TERMINATED)
+    return _say(f"{word}; nothing was written.", code)
 
 
 def _open_nowhere() -> TextIO:
@@ -128,13 +144,31 @@ def _open_nowhere() -> TextIO:
     return Path(os.devnull).open("w", encoding="utf-8")
 
 
-def _drop_output() -> int:
+def _name_stream() -> str:
+    """What could not be read or written, where the system does not say. A full stdout is not tried again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+        return "standard output"
+    return "input or output"
+
+
+def _drop_output(stream: int = 1) -> int:
     """The reader of stdout left, as `head` does: what is still buffered goes nowhere, without a complaint at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     return BROKEN_PIPE
 
 
 def _say(sentence: str, code: int) -> int:
     sentence = sentence.encode("utf-8", "replace").decode()  # a file name that is no text
-    click.echo(f"corp-onnx: {sentence}", err=True)
+    return _complain(partial(click.echo, f"corp-onnx: {sentence}", err=True), code)
+
+
+def _complain(show: Callable[[], None], code: int) -> int:
+    """The code, which says it too where nobody listens to stderr."""
+    try:
+        show()
+    except OSError:
+        _drop_output(2)
     return code

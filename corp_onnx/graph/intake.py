@@ -5,8 +5,10 @@ Enters the message of a file, which nobody else has seen yet; leaves it in the f
     local functions          inlined
     overridable weights      no longer inputs: a weight that can change from outside has no width
     sparse weights           dense
-    weights                  stored once
+    weights                  stored once, and whole, whatever piece they say to be
     nodes                    in topological order, each tensor made once; nodes that give nothing are gone
+    attributes               what they hold, whatever function they also refer to
+    metadata                 every key once, with the value that ONNX Runtime reads
     com.microsoft            imported where it is used
 
 or an error, where ONNX Runtime could not run it either or would have to guess what it means.
@@ -25,7 +27,7 @@ import onnx.inliner
 from onnx import numpy_helper
 
 from corp_onnx.errors import ModelError
-from corp_onnx.graph.external import read_tensor
+from corp_onnx.graph.external import iterate_tensors, read_tensor
 from corp_onnx.graph.order import sort_graph
 from corp_onnx.graph.proto import node_graphs
 
@@ -41,6 +43,9 @@ MAX_CALLS = 100
 MAX_SPARSE = 2**28
 """Elements of a sparse weight, a gibibyte as float32: thirty bytes of a file can name any shape."""
 
+NO_VALUE = frozenset({"name", "ref_attr_name", "type", "doc_string"})
+"""Fields of an attribute that say nothing of its value."""
+
 MIN_IR_OVERRIDABLE = 4
 """Intermediate representation from which on an initializer need not be an input as well."""
 
@@ -52,17 +57,21 @@ def settle_message(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         path: of the file, for errors and for sparse weights that lie outside.
 
     Raises:
-        ModelError: no outputs, no operator set, functions that call themselves, a circle, a sparse weight that is none.
+        ModelError: no outputs, no operator set, functions that call themselves, an attribute of a function outside of
+            any, a circle, a sparse weight that is none.
     """
     if not proto.graph.output:
         raise ModelError(f"{path}: has no output; expected a model from images to answers.")
     if proto.functions:
         proto = _inline_functions(proto, path)
     _require_opset(proto, path)
+    _require_values(proto, path)
     _drop_overridable(proto)
+    _drop_segments(proto)
     _make_dense(proto, path)
     _drop_copies(proto.graph, path)
     _sort_nodes(proto.graph, path)
+    _drop_repeated_keys(proto)
     return proto
 
 
@@ -121,6 +130,18 @@ def _require_opset(proto: onnx.ModelProto, path: Path) -> None:
         proto.opset_import.add(domain=MICROSOFT, version=1)
 
 
+def _require_values(proto: onnx.ModelProto, path: Path) -> None:
+    """Let attributes be what they hold and not those of a function around the node: there is none any more."""
+    for node in _walk_nodes(proto.graph.node):
+        for attribute in (a for a in node.attribute if a.ref_attr_name):
+            if not {field.name for field, _ in attribute.ListFields()} - NO_VALUE:
+                raise ModelError(
+                    f"{path}: {node.op_type} '{node.name}' takes its {attribute.name} from attribute "
+                    f"'{attribute.ref_attr_name}' of a function, and is in none. Export the model again."
+                )
+            attribute.ClearField("ref_attr_name")
+
+
 def _drop_overridable(proto: onnx.ModelProto) -> None:
     """Leave out the inputs that repeat an initializer, as old exporters write them."""
     stored = {t.name for t in proto.graph.initializer} | {t.values.name for t in proto.graph.sparse_initializer}
@@ -129,6 +150,13 @@ def _drop_overridable(proto: onnx.ModelProto) -> None:
         del proto.graph.input[:]
         proto.graph.input.extend(real)
         proto.ir_version = max(proto.ir_version, MIN_IR_OVERRIDABLE)
+
+
+def _drop_segments(proto: onnx.ModelProto) -> None:
+    """Leave out that a tensor is a piece of a larger one, which ONNX Runtime does not read and onnx refuses."""
+    for tensor in iterate_tensors(proto):
+        if tensor.HasField("segment"):  # else an attribute that holds none would begin to
+            tensor.ClearField("segment")
 
 
 def _make_dense(proto: onnx.ModelProto, path: Path) -> None:
@@ -153,6 +181,13 @@ def _drop_copies(graph: onnx.GraphProto, path: Path) -> None:
         kept = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in stored.values()]
         del graph.initializer[:]
         graph.initializer.extend(kept)
+
+
+def _drop_repeated_keys(proto: onnx.ModelProto) -> None:
+    """Leave out metadata that a later entry of the same key replaces: the onnx checker would refuse what we write."""
+    last = {entry.key: entry.value for entry in proto.metadata_props}
+    if len(last) < len(proto.metadata_props):
+        onnx.helper.set_model_props(proto, last)
 
 
 def _read_sparse(sparse: onnx.SparseTensorProto, name: str, path: Path) -> np.ndarray:

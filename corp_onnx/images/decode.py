@@ -6,6 +6,7 @@ reason is a value, so that one damaged photograph among thousands does not end a
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -106,8 +107,13 @@ def decode_file(path: Path, recipes: Sequence[Recipe]) -> tuple[UInt8[np.ndarray
 def quiet_pillow() -> Iterator[None]:
     """Ignore the warnings of Pillow's modules, of its threads too; what is wrong with a file is in its reason.
 
+    What they log reaches who asked for it, and stderr no more where nobody did.
+
     Warning filters belong to the process, so this is entered by the consumer's thread and never by a decoding one.
     """
+    logger = logging.getLogger("PIL")
+    if not logger.hasHandlers():
+        logger.addHandler(logging.NullHandler())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield

@@ -139,6 +139,8 @@ class ImageSet:
 
     def _decode(self, recipes: Sequence[Recipe], ahead: int) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
         """(name, one crop for each recipe) in order, with up to `ahead` further files in work or waiting."""
+        if self.names:  # an earlier pass, of another choice from the same files, may have found all of them damaged
+            require_images(self.root, self.n_images, self.minimum, self.n_files, self.skipped)
         pending: deque[tuple[str, Future[tuple[np.ndarray, ...] | str]]] = deque()
         names = iter([name for name in self.names if name not in self._memory.bad])
         pool = ThreadPoolExecutor(N_THREADS, thread_name_prefix="corp-onnx-decode")

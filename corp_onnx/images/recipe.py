@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+import numpy as np
 from PIL import Image
 
 from corp_onnx.errors import ModelError, OptionError
@@ -39,6 +40,7 @@ FILTERS = {
     "hamming": Image.Resampling.HAMMING,
 }
 BANDS = {"RGB": 3, "L": 1}
+MAX_PIXEL = float(np.finfo(np.float32).max)
 Fit = Literal["cover", "squash", "letterbox"]
 CropRounding = Literal["even", "down"]
 LATER = ("fit", "fill", "crop_rounding")
@@ -205,6 +207,8 @@ def _check_colours(recipe: Recipe) -> None:
             raise OptionError(f"{name} must be {n_channels} finite numbers for {recipe.channels}, found {values}.")
     if min(recipe.std) <= 0:
         raise OptionError(f"std must be positive, found {recipe.std}.")
+    if max(max(abs(m), abs(1 - m)) / s for m, s in zip(recipe.mean, recipe.std, strict=True)) > MAX_PIXEL:
+        raise OptionError(f"mean {recipe.mean} and std {recipe.std} make pixels that float32 can not hold.")
     whole = all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= 255 for v in recipe.fill)
     if len(recipe.fill) not in (0, n_channels) or not whole:
         raise OptionError(f"fill must be {n_channels} numbers 0..255 for {recipe.channels}, found {recipe.fill}.")

@@ -148,7 +148,7 @@ def convert_model(
         with clock.stage("check"), run.enter("verify"):
             checks = [check_loading(path)]
             _require_passed(checks, output)
-            checks += [check_structure(path), _check_signature(graph, made.proto, settings)]
+            checks += [check_structure(path, loaded), _check_signature(graph, made.proto, settings)]
             _require_passed(checks, output)
         with clock.stage("compare"):
             comparison = _compare(loaded, path, data, settings, run)
@@ -311,16 +311,20 @@ def _add_recipe(proto: onnx.ModelProto, data: _Data) -> None:
 
 
 def _check_signature(graph: Graph, proto: onnx.ModelProto, settings: ConvertSettings) -> CheckResult:
-    """Inputs and outputs: names and dimensions of the source, and the element types that were asked for."""
+    """Inputs and outputs: names and dimensions of the source, and the element types that were asked for.
+
+    Of an output whose type the source does not say, only the name can be that of the source.
+    """
     before = [*graph.model.proto.graph.input, *graph.model.proto.graph.output]
     after = [*proto.graph.input, *proto.graph.output]
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16}
     wanted = onnx.TensorProto.FLOAT if settings.io == "float32" else onnx.TensorProto.FLOAT16
-    same = len(before) == len(after) and all(
-        (a.name, a.type.tensor_type.shape) == (b.name, b.type.tensor_type.shape)
+    same = [a.name for a in after] == [b.name for b in before] and all(
+        a.type.tensor_type.shape == b.type.tensor_type.shape
         and a.type.tensor_type.elem_type
         == (wanted if b.type.tensor_type.elem_type in floats else b.type.tensor_type.elem_type)
         for a, b in zip(after, before, strict=True)
+        if b.HasField("type")
     )
     return CheckResult("signature", same, None, None, f"names and dimensions of the source, in {settings.io}")
 

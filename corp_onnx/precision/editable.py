@@ -1,4 +1,4 @@
-"""A copy of a model that a converter may change: weights in it, every node named, float32 throughout.
+"""A copy of a model that a converter may change: weights in it, every node named, outputs typed, float32 throughout.
 
 Enters a probed `Graph`; leaves a `ModelProto` that shares nothing with it. ONNX Runtime's converters choose nodes by
 name and weights by being initializers, and exporters keep neither promise.
@@ -7,15 +7,16 @@ name and weights by being initializers, and exporters keep neither promise.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from corp_onnx.graph import Graph
 from corp_onnx.graph.external import load_tensors
 from corp_onnx.graph.order import read_names
-from corp_onnx.graph.proto import has_bfloat16, names_in_use, skeleton, to_float32
+from corp_onnx.graph.proto import INFERENCE_ERRORS, has_bfloat16, names_in_use, skeleton, to_float32
 
 STORED_SUFFIX = ".stored"
 """Of the name of a constant that was computed from stored ones."""
@@ -31,6 +32,7 @@ def copy_editable(graph: Graph) -> onnx.ModelProto:
         proto.CopyFrom(model.proto)
     load_tensors(proto, model.folder)
     _name_nodes(proto)
+    _declare_outputs(graph, proto)
     return proto
 
 
@@ -40,6 +42,14 @@ def _name_nodes(proto: onnx.ModelProto) -> None:
         if not node.name or node.name in taken:
             node.name = f"{node.op_type}_{position}_{node.output[0]}"
         taken.add(node.name)
+
+
+def _declare_outputs(graph: Graph, proto: onnx.ModelProto) -> None:
+    """Say the type of outputs that have none: ONNX Runtime finds it, its converters and the onnx checker do not."""
+    for value in proto.graph.output:
+        if not value.HasField("type") and value.name in graph.types:
+            wide = graph.types[value.name] == TensorProto.BFLOAT16
+            value.type.tensor_type.elem_type = TensorProto.FLOAT if wide else graph.types[value.name]
 
 
 def store_constants(graph: Graph, proto: onnx.ModelProto, slots: Iterable[tuple[int, int]]) -> None:
@@ -92,7 +102,8 @@ def replace_nodes(proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> No
 
 
 def refresh_value_info(proto: onnx.ModelProto) -> None:
-    """Types and shapes of inner tensors as onnx infers them from what the graph is now."""
+    """Types and shapes of inner tensors as onnx infers them from what the graph is now; none where it can not."""
     del proto.graph.value_info[:]
-    inferred = onnx.shape_inference.infer_shapes(skeleton(proto))
-    proto.graph.value_info.extend(inferred.graph.value_info)
+    with suppress(*INFERENCE_ERRORS):  # they are a courtesy to readers, and a file goes without as well
+        inferred = onnx.shape_inference.infer_shapes(skeleton(proto))
+        proto.graph.value_info.extend(inferred.graph.value_info)

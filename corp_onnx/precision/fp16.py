@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from corp_onnx.errors import CheckFailedError
 from corp_onnx.graph import Graph, Node
+from corp_onnx.graph.external import read_tensor
 from corp_onnx.graph.operators import NORMALISATIONS, SOFTMAXES, SUMS_OF_SQUARES
 from corp_onnx.graph.order import sort_nodes
 from corp_onnx.graph.proto import names_in_use
@@ -185,7 +187,7 @@ def _count(tensors: Iterable[onnx.TensorProto]) -> tuple[int, int, int]:
     """(clipped, subnormal, all) among the numbers of float32 tensors."""
     n_clipped = n_subnormal = n_all = 0
     for tensor in tensors:
-        size = np.abs(numpy_helper.to_array(tensor))
+        size = np.abs(read_tensor(tensor, Path()))
         n_clipped += int(((size > LARGEST) & np.isfinite(size)).sum())
         n_subnormal += int(((size < SMALLEST_NORMAL) & (size > 0)).sum())
         n_all += size.size

@@ -17,7 +17,7 @@ import errno
 import logging
 import os
 import secrets
-import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
@@ -28,7 +28,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from corp_onnx.errors import CheckFailedError, CorpOnnxError, OutputError
+from corp_onnx.errors import CheckFailedError, CorpOnnxError, NonFiniteError, OutputError
 from corp_onnx.graph import Graph
 from corp_onnx.graph.model import outgrows_protobuf
 from corp_onnx.graph.write import write_model
@@ -36,7 +36,7 @@ from corp_onnx.precision.editable import copy_editable, drop_unread, refresh_val
 from corp_onnx.precision.products import PRODUCT_OPS, Product
 from corp_onnx.run.runtime import QUIET, first_sentence, import_runtime
 from corp_onnx.run.sessions import open_session
-from corp_onnx.staging import visible_folder
+from corp_onnx.staging import temporary_files_in, visible_folder
 
 GEMM_SUFFIX = "_MatMul"
 """Of the name of the MatMul that the dynamic quantiser makes of a Gemm before it looks at names."""
@@ -80,13 +80,13 @@ class Quantiser:
         Raises:
             ModelError: the model itself fails on a batch to calibrate on.
             OutputError: the disk is full.
-            CheckFailedError: ONNX Runtime's quantiser fails on this graph.
+            CheckFailedError: ONNX Runtime's quantiser fails on this graph, or the model's answers are not finite.
         """
         chosen = set(positions)
         names = [name for position, name in self._names.items() if position in chosen]
         # a name of its own: onnx appends to a file of weights that is there, and looks in the working directory for it
         path = self._folder / f"int8-{secrets.token_hex(8)}.onnx"
-        with _quiet(), _temporary_files_in(self._folder):
+        with _quiet(), temporary_files_in(self._folder):
             try:
                 if self._calibration is None:
                     self._run_dynamic(names, path)
@@ -110,8 +110,10 @@ class Quantiser:
         return proto
 
     def _require_space(self, error: BaseException | None) -> None:
-        """Raise where a file could not be written, of which the quantiser speaks as of anything else."""
+        """Raise where there was no memory, or no room for a file: the quantiser speaks of both as of the model."""
         while error is not None:
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+                raise MemoryError from error
             if isinstance(error, OSError) or os.strerror(errno.ENOSPC) in str(error):
                 reason = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
                 raise OutputError(
@@ -125,7 +127,12 @@ class Quantiser:
         if self._calibration is not None:
             session = open_session(self._model)
             for feeds in self._calibration():
-                session.run(None, feeds)
+                for name, array in zip(session.outputs, session.run(None, feeds), strict=True):
+                    if array.dtype.kind == "f" and not np.isfinite(array).all():
+                        raise NonFiniteError(
+                            f"{self._model.path}: output '{name}' holds NaN or Inf on images to calibrate on; export "
+                            "the model again from a sound checkpoint."
+                        )
 
     def _run_dynamic(self, names: Sequence[str], path: Path) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -181,25 +188,17 @@ def _make_reader(batches: Iterable[Mapping[str, np.ndarray]]) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantisers log advice that says nothing about the model, and their sessions what is raised as well."""
+    """The quantisers log advice that says nothing about the model, and their sessions what is raised as well.
+
+    NumPy warns of what they do with numbers that are not finite; whether the result answers is checked later.
+    """
     runtime, before = import_runtime(), logging.root.manager.disable
     logging.disable(logging.WARNING)
     runtime.set_default_logger_severity(QUIET)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
     finally:
         runtime.set_default_logger_severity(DEFAULT_SEVERITY)
         logging.disable(before)
-
-
-@contextmanager
-def _temporary_files_in(folder: Path) -> Iterator[None]:
-    """What the quantisers put into the system's temporary folder goes into ours: a killed run's is removed by the next.
-
-    The place is a global of Python's; whoever else asks for a temporary file meanwhile gets it there too.
-    """
-    before, tempfile.tempdir = tempfile.tempdir, str(folder.absolute())
-    try:
-        yield
-    finally:
-        tempfile.tempdir = before

@@ -21,7 +21,7 @@ from corp_onnx.run.segments import Segment, open_segment
 
 SENSITIVITY_IMAGES = 16
 NOISE = 0.05
-"""Of the stream's root mean square: small enough that the answer moves linearly, far above float32 rounding."""
+"""Of the root mean square of an image's stream: small enough that the answer moves linearly, far above rounding."""
 
 MAX_TOKEN_WEIGHT = 100.0
 """Behind the last attention only the class token counts and the ratio is infinite; patches still stay in the fit."""

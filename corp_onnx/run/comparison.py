@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float64
 from onnx import TensorProto
 
+from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph.model import Model, batch_kind
 from corp_onnx.images import Images
 from corp_onnx.images.open import spread_images
@@ -85,12 +86,19 @@ def compare_on_images(
 
 
 def compare_on_noise(source: Model, converted: Model) -> Comparison:
-    """Every output of both models on noise (token ids are ones); a float16 input is fed the rounded noise."""
+    """Every output of both models on noise (token ids are ones); a float16 input is fed the rounded noise.
+
+    Raises:
+        NonFiniteError: the source's own answers are not finite.
+    """
     n_images = batch_kind(source) or NOISE_IMAGES
     before, after = open_tapped(source, []), open_tapped(converted, [])
     feeds, expected = run_possible(source, n_images, before.run)
     halves = {i.name for i in after.session.inputs if i.dtype == np.float16}
     found = after.run({k: v.astype(np.float16) if k in halves else v for k, v in feeds.items()})
+    bad = next((name for name, array in expected.items() if not np.isfinite(array.astype(np.float64)).all()), None)
+    if bad is not None:
+        raise NonFiniteError(f"{source.path}: output '{bad}' holds NaN or Inf on noise, which nothing compares with.")
     z = np.concatenate([expected[name].astype(np.float64).ravel() for name in before.outputs])
     z_new = np.concatenate([found[name].astype(np.float64).ravel() for name in after.outputs])
     if z.shape != z_new.shape or not np.isfinite(z_new).all():

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from corp_onnx.blocks import Blocks, find_blocks
-from corp_onnx.errors import CheckFailedError
+from corp_onnx.errors import CheckFailedError, NonFiniteError
 from corp_onnx.graph import Graph, Model, Node
 from corp_onnx.graph.cost import Cost
 from corp_onnx.graph.passes import Pass
@@ -73,7 +73,13 @@ def plan_trim(graph: Graph, blocks: Blocks) -> tuple[TrimPlan | None, str]:
 
 def _try_plan(graph: Graph, plan: TrimPlan) -> tuple[TrimPlan | None, str]:
     trim = plan.trim
-    compared = compare_on_noise(graph.model, replace(graph.model, proto=trim_tokens(plan.graph, trim)))
+    try:
+        compared = compare_on_noise(graph.model, replace(graph.model, proto=trim_tokens(plan.graph, trim)))
+    except NonFiniteError:
+        return None, (
+            "the tokens of the last block that nobody reads are still computed: on noise the answers of this model are "
+            "not finite, and so nothing shows that they stay the same without them."
+        )
     if not compared.max_difference <= TOLERANCE[graph.float_type]:
         return None, (
             f"the tokens of the last block that nobody reads are still computed: without them this graph answers "

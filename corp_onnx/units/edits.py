@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from corp_onnx.blocks import Linear, Residual
+from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.slots import Slot
 from corp_onnx.graph.surgeon import Surgeon
@@ -13,13 +14,30 @@ from corp_onnx.graph.surgeon import Surgeon
 def set_weight(surgeon: Surgeon, linear: Linear, weight: np.ndarray) -> None:
     """Store a weight [d_out, d_in] in the layout and precision of the old one."""
     dtype = linear.read_weight(surgeon.graph).dtype
-    surgeon.replace_stored(linear.weight, (weight if linear.transposed else weight.T).astype(dtype))
+    stored = narrow(surgeon.graph, linear.weight.name, weight if linear.transposed else weight.T, dtype)
+    surgeon.replace_stored(linear.weight, stored)
+
+
+def narrow(graph: Graph, name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A solution in the precision of what it replaces.
+
+    Raises:
+        NonFiniteError: it holds numbers that this precision does not.
+    """
+    with np.errstate(over="ignore"):
+        stored = array.astype(dtype)
+    if not np.isfinite(stored).all():
+        raise NonFiniteError(
+            f"{graph.model.path}: what would replace '{name}' reaches {float(np.abs(array).max()):.2g}, which {dtype} "
+            "can not hold; give the model in float32, from a sound checkpoint."
+        )
+    return stored
 
 
 def shape_like(graph: Graph, slot: Slot, vector: np.ndarray) -> np.ndarray:
     """A vector in the rank and precision of what is stored at a slot."""
     old = graph.stored(slot.name)
-    return vector.astype(old.dtype).reshape(*[1] * (old.ndim - 1), -1)
+    return narrow(graph, slot.name, vector, old.dtype).reshape(*[1] * (old.ndim - 1), -1)
 
 
 def set_bias(surgeon: Surgeon, linear: Linear, bias: np.ndarray) -> None:
@@ -33,7 +51,7 @@ def set_bias(surgeon: Surgeon, linear: Linear, bias: np.ndarray) -> None:
     output = surgeon.drop_producer(linear.node.output)
     product = surgeon.variable(f"{output.name}_product")
     surgeon.at(linear.node).outputs = [product]
-    stored = surgeon.constant(f"{output.name}_bias", bias.astype(dtype))
+    stored = surgeon.constant(f"{output.name}_bias", narrow(surgeon.graph, f"{output.name}_bias", bias, dtype))
     surgeon.insert("Add", [product, stored], [output], linear.node)
 
 
@@ -64,6 +82,6 @@ def _keeps_shape(graph: Graph, node: Node, tensor: str) -> bool:
 def remove_branch(surgeon: Surgeon, linear: Linear, mean: np.ndarray) -> None:
     """Let the residual stream read the mean output of a branch instead; what computed it goes."""
     dtype = linear.read_weight(surgeon.graph).dtype
-    stored = surgeon.constant(f"{linear.output}_mean", mean.astype(dtype))
+    stored = surgeon.constant(f"{linear.output}_mean", narrow(surgeon.graph, f"{linear.output}_mean", mean, dtype))
     for node, idx in surgeon.graph.users(linear.output or ""):
         surgeon.replace_input(Slot(node, idx), stored)

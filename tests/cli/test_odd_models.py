@@ -60,7 +60,20 @@ def make_sparse(proto: onnx.ModelProto) -> None:
     proto.graph.initializer.remove(tensor)
 
 
-@pytest.mark.parametrize("change", [lengthen_axis, add_axis, forget_type, reverse_nodes, make_sparse])
+def repeat_key(proto: onnx.ModelProto) -> None:
+    for value in ("first", "last"):
+        proto.metadata_props.add(key="ours", value=value)
+
+
+def call_it_a_piece(proto: onnx.ModelProto) -> None:
+    for tensor in proto.graph.initializer:
+        tensor.segment.begin, tensor.segment.end = 3, 4
+
+
+CHANGES = [lengthen_axis, add_axis, forget_type, reverse_nodes, make_sparse, repeat_key, call_it_a_piece]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_pruned_all_the_same(change: Callable[[onnx.ModelProto], None], photos: Path, tmp_path: Path) -> None:
     proto = onnx.load(fixture_path(NAME))
     change(proto)
@@ -68,6 +81,30 @@ def test_pruned_all_the_same(change: Callable[[onnx.ModelProto], None], photos: 
     pruned = prune(proto, photos, tmp_path)
     assert list(pruned.graph.output) == output
     assert pruned.ByteSize() < fixture_path(NAME).stat().st_size
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("options", [["--fp16"], ["--int8", "dynamic"], ["--int8", "static", "--calib"]])
+def test_converted_all_the_same(
+    options: list[str], change: Callable[[onnx.ModelProto], None], photos: Path, tmp_path: Path
+) -> None:
+    proto = onnx.load(fixture_path(NAME))
+    change(proto)
+    onnx.save(proto, tmp_path / "m.onnx")
+    given = [*options, *([str(photos)] if "--calib" in options else [])]
+    assert main(["convert", str(tmp_path / "m.onnx"), *given, "-o", str(tmp_path / "out.onnx")]) == 0
+    converted = onnx.load(tmp_path / "out.onnx")
+    assert [o.name for o in converted.graph.output] == [o.name for o in proto.graph.output]
+    assert "first" not in [entry.value for entry in converted.metadata_props]
+
+
+def test_where_onnx_can_not_infer_types(tmp_path: Path) -> None:
+    """ONNX Runtime finds a Constant in any domain."""
+    proto = onnx.load(fixture_path(NAME))
+    next(node for node in proto.graph.node if node.op_type == "Constant").domain = "org.example.unheard"
+    onnx.save(proto, tmp_path / "m.onnx")
+    assert main(["convert", str(tmp_path / "m.onnx"), "--fp16", "-o", str(tmp_path / "out.onnx")]) == 0
+    assert not onnx.load(tmp_path / "out.onnx").graph.value_info
 
 
 def test_ten_thousand_nodes(photos: Path, tmp_path: Path) -> None:

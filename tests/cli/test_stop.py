@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import signal
 import subprocess
@@ -221,6 +222,39 @@ def test_interrupt_inside_onnx_runtime(
     assert main(ARGUMENTS) == 130
     assert without_warnings(capfd.readouterr().err) == "corp-onnx: interrupted; nothing was written.\n"
     assert top(folder) == DONE
+
+
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_signal_that_a_library_makes_an_error_of(number: int, word: str, folder: Path) -> None:
+    """As ONNX Runtime does while it loads: `ImportError: initialization failed`."""
+    program = (
+        "import os, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'onnxruntime':\n"
+        "            try:\n"
+        f"                os.kill(os.getpid(), {int(number)})\n"
+        "            except BaseException as error: raise ImportError('initialization failed') from error\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from corp_onnx.cli import main\n"
+        "sys.exit(main(['inspect', 'vit.onnx']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (128 + number, f"corp-onnx: {word}; nothing was written.\n")
+
+
+def test_no_memory_for_a_system_call(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(Tapped, "run", exhausted)
+    assert main(ARGUMENTS) == 1
+    assert "out of memory; free some" in capfd.readouterr().err
 
 
 def test_out_of_memory(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -120,13 +120,27 @@ class TestPipes:
         assert (folder / "small.onnx").stat().st_size > 10_000
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-    def test_full_disk_behind_stdout(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "corp_onnx", "inspect", "vit.onnx"]
+    @pytest.mark.parametrize("arguments", [["inspect", "vit.onnx"], ["inspect", "vit.onnx", "--json"], ["--help"]])
+    @pytest.mark.parametrize("unbuffered", ["", "1"])
+    def test_full_disk_behind_stdout(self, arguments: list[str], unbuffered: str, folder: Path) -> None:
+        """Python would try again at exit, with a complaint of its own and code 120."""
+        command = [sys.executable, "-m", "corp_onnx", *arguments]
         with Path("/dev/full").open("w") as full:
-            env, pipe = environment(), subprocess.PIPE
+            env, pipe = environment({"PYTHONUNBUFFERED": unbuffered}), subprocess.PIPE
             done = subprocess.run(command, cwd=folder, env=env, stdout=full, stderr=pipe, text=True)
         assert done.returncode == 2
-        assert done.stderr == "corp-onnx: input or output: No space left on device.\n"
+        name = "input or output" if unbuffered else "standard output"
+        assert done.stderr == f"corp-onnx: {name}: No space left on device.\n"
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+    @pytest.mark.parametrize("arguments", [["inspect", "nothing.onnx"], ["inspect"]])
+    def test_full_disk_behind_stderr(self, arguments: list[str], folder: Path) -> None:
+        """The sentence is lost, its code is not."""
+        command = [sys.executable, "-m", "corp_onnx", *arguments]
+        with Path("/dev/full").open("w") as full:
+            env, pipe = environment({"PYTHONUNBUFFERED": ""}), subprocess.PIPE
+            done = subprocess.run(command, cwd=folder, env=env, stdout=pipe, stderr=full, text=True)
+        assert (done.returncode, done.stdout) == (2, "")
 
 
 class TestProgress:

@@ -82,6 +82,23 @@ def call_function(proto: onnx.ModelProto, *bodies: list[str]) -> None:
     proto.opset_import.add(domain="own", version=1)
 
 
+def mix_bfloat16(proto: onnx.ModelProto) -> None:
+    """One weight in bfloat16 behind a Cast, in a model of float32; value_info says its old type."""
+    tensor = weight(proto)
+    name, values = tensor.name, numpy_helper.to_array(tensor)
+    half = helper.make_tensor(f"{name}_half", TensorProto.BFLOAT16, tensor.dims, values.ravel())
+    proto.graph.initializer.remove(tensor)
+    proto.graph.initializer.append(half)
+    proto.graph.node.insert(0, helper.make_node("Cast", [half.name], [name], to=TensorProto.FLOAT))
+    proto.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.BFLOAT16, tensor.dims))
+
+
+def refer_to_function(proto: onnx.ModelProto) -> None:
+    """Beside the value, which is what ONNX Runtime takes."""
+    for attribute in (a for node in proto.graph.node for a in node.attribute):
+        attribute.ref_attr_name = "theirs"
+
+
 def put_weight_into_constant(proto: onnx.ModelProto) -> None:
     tensor = weight(proto)
     proto.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
@@ -99,6 +116,11 @@ class TestAccepted:
             lambda proto: proto.graph.node.add(),
             lambda proto: proto.graph.initializer.add().CopyFrom(proto.graph.initializer[0]),
             lambda proto: call_function(proto, ["F1", "F2"], ["F2"], []),
+            refer_to_function,
+            mix_bfloat16,
+            lambda proto: proto.metadata_props.extend(
+                onnx.StringStringEntryProto(key="ours", value=value) for value in ("first", "last")
+            ),
         ],
     )
     def test_answers_as_onnxruntime_gives_them(self, change: Change, tmp_path: Path) -> None:
@@ -180,6 +202,10 @@ class TestRefused:
             (
                 lambda p: call_function(p, *[[f"F{i + 1}"] for i in range(MAX_CALLS)], []),
                 f"{MAX_CALLS + 1} calls deep, and at most",
+            ),
+            (
+                lambda p: p.graph.node[0].attribute.add(name="pads", ref_attr_name="theirs"),
+                r"Conv '[^']+' takes its pads from attribute 'theirs' of a function, and is in none",
             ),
             (lambda p: make_sparse(p).dims.__setitem__(0, 1), r"has \d+ values at places \[\d+\] that do not"),
             (lambda p: make_sparse(p).dims.__setitem__(0, 2**40), r"has shape \[1099511627776, \d+\]; expected a name"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 
@@ -155,6 +156,15 @@ def test_reasons_are_one_short_line(tmp_path, monkeypatch, error, reason):
 
     monkeypatch.setattr(Image, "open", fail)
     assert identify_file(tmp_path / "000.png") == decode_file(tmp_path / "000.png", (SMALL,)) == reason
+
+
+def test_what_pillow_logs_is_not_printed(monkeypatch, capfd):
+    """As of a TIFF with 44035 samples a pixel: beside the reason, and in no words of ours."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging.getLogger("PIL"), "handlers", [])
+    with quiet_pillow():
+        logging.getLogger("PIL.TiffImagePlugin").error("More samples per pixel than can be decoded")
+    assert capfd.readouterr().err == ""
 
 
 def test_only_the_warnings_of_pillow_are_silenced():

@@ -234,3 +234,16 @@ def test_images_known_to_be_damaged_are_drawn_no_more(tmp_path):
     assert spread_images(images, 3).names == ("000.png", "003.png", "005.png")
     assert spread_images(images, 9).names == ("000.png", "001.png", "003.png", "004.png", "005.png")
     assert len(find_sound(open_images(np.zeros((4, 3, 8, 8), np.float32)))) == 4
+
+
+def test_a_later_pass_finds_every_file_damaged(tmp_path):
+    """As where a few were looked at first: no pass ends without an image and without a word."""
+    write_photos(tmp_path, 3)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:60])
+    images = open_images(tmp_path)
+    for chosen in (images.select([0, 1, 2]), images, images.select([1])):
+        with pytest.raises(
+            ImageError, match=r"0 readable images among 3 files, and at least 1 needed; skipped 000\.png"
+        ):
+            list(chosen.batches(2))

@@ -127,6 +127,8 @@ def test_a_broken_recipe_in_a_model_is_a_model_error(text, match):
         ({"mean": (0.5,)}, r"mean must be 3 finite numbers for RGB, found \(0.5,\)"),
         ({"std": (1.0, 1.0, math.inf)}, "std must be 3 finite numbers"),
         ({"std": (1.0, 0.0, 1.0)}, "std must be positive"),
+        ({"mean": (1e308, 0.0, 0.0)}, r"mean \(1e\+308, .*make pixels that float32 can not hold"),
+        ({"std": (1.0, 1e-320, 1.0)}, "make pixels that float32 can not hold"),
         ({"fit": "stretch"}, "fit must be one of cover, squash, letterbox, found 'stretch'"),
         ({"fill": (0, 0)}, r"fill must be 3 numbers 0..255 for RGB, found \(0, 0\)"),
         ({"fill": (0, 0, 256)}, r"fill must be 3 numbers 0..255"),

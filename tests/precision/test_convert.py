@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from samples import DEMO, EXTERNAL, FIXED, GUESS, OPERATOR, ROOT, TEXT, fixture_path, listing, paper, write_photos
 
-from corp_onnx.errors import CheckFailedError, ImageError, ModelError, OptionError, OutputError
+from corp_onnx.errors import CheckFailedError, ImageError, ModelError, NonFiniteError, OptionError, OutputError
 from corp_onnx.evaluate import evaluate_models
 from corp_onnx.images import open_images
 from corp_onnx.images.recipe import METADATA_KEY
@@ -243,6 +243,16 @@ class TestRefusals:
         convert_model(tmp_path / "m.onnx", settings=FP16, force=True)
         assert listing(tmp_path) == ["m.fp16.onnx", "m.onnx"]
         assert default_output(tmp_path / "a.pruned.onnx", "int8-static") == tmp_path / "a.pruned.int8.onnx"
+
+    @pytest.mark.parametrize("settings", [FP16, DYNAMIC])
+    def test_source_whose_answers_are_not_finite(self, settings: ConvertSettings, tmp_path: Path) -> None:
+        """The source is to blame, and not the conversion."""
+        proto = onnx.load(fixture_path(OPERATOR))
+        weight = next(t for t in proto.graph.initializer if tuple(t.dims) == (10, 20))
+        weight.CopyFrom(numpy_helper.from_array(np.full((10, 20), 3e38, np.float32), weight.name))
+        onnx.save(proto, tmp_path / "m.onnx")
+        with pytest.raises(NonFiniteError, match=r"m\.onnx: output 'logits' holds NaN or Inf on noise"):
+            convert_model(tmp_path / "m.onnx", tmp_path / "o.onnx", settings=settings)
 
     def test_a_failed_check_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         broken = CheckResult("loading", False, None, None, "ONNX Runtime crashes on it (signal 11)")

@@ -6,17 +6,18 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from graphs import find_in, probed, run
+from graphs import find_in, fixture_path, probed, run
 from onnx import TensorProto, helper, numpy_helper
 
 from corp_onnx.checks.verify import check_structure
-from corp_onnx.errors import CheckFailedError, ImageError, ModelError
-from corp_onnx.graph import Graph
+from corp_onnx.errors import CheckFailedError, ImageError, ModelError, NonFiniteError
+from corp_onnx.graph import Graph, load_model
 from corp_onnx.graph.order import sort_nodes
 from corp_onnx.graph.write import write_model
 from corp_onnx.precision.editable import drop_unread
@@ -25,6 +26,7 @@ from corp_onnx.precision.products import FLATTENED_GEMM, TWO_ACTIVATIONS, list_p
 from corp_onnx.precision.trial import check_loading
 from corp_onnx.run.comparison import relative_difference
 from corp_onnx.run.noise import random_feeds
+from corp_onnx.run.probe import probe_graph
 
 TOLERANCE = 0.1
 """Relative to the largest answer; random weights of width 32, whose sums average out little of the rounding."""
@@ -160,6 +162,22 @@ class TestFailing:
         """Scales from batches that do not fit it."""
         with pytest.raises(ModelError, match=r"ts17_fused\.onnx: ONNX Runtime failed while running it \(.+\)\.$"):
             self.quantise(tmp_path, lambda: [{"x": np.zeros((1, 3, 5, 5), np.float32)}])
+
+    def test_answers_that_are_not_finite(self, tmp_path: Path) -> None:
+        """NumPy warns of them inside the quantiser, which then says 'scale issue' or nothing."""
+        proto = onnx.load(fixture_path("timm_vit_ts17_fused"))
+        weight = next(t for t in proto.graph.initializer if len(t.dims) == 2)
+        array = numpy_helper.to_array(weight).copy()
+        array.flat[0] = np.nan
+        weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+        onnx.save(proto, tmp_path / "m.onnx")
+        graph = probe_graph(load_model(tmp_path / "m.onnx"))
+        with pytest.raises(
+            NonFiniteError, match=r"m\.onnx: output 'logits' holds NaN or Inf on images to calibrate on"
+        ):
+            quantise(graph, tmp_path / "static", static=True)
+        with suppress(CheckFailedError):  # what comes of a weight alone is compared later
+            quantise(graph, tmp_path / "dynamic", static=False)
 
     def test_images(self, tmp_path: Path) -> None:
         def read() -> Iterator[dict[str, np.ndarray]]:

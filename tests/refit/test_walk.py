@@ -106,6 +106,24 @@ class TestRefit:
         )
         assert np.square(after - dense).sum() < 0.8 * np.square(before - dense).sum()
 
+    @pytest.mark.parametrize("name", [OPERATOR, LAYER_SCALE])
+    def test_batches_change_rounding_only(self, name: str, photos) -> None:
+        """The folds that choose the ridge are cut by images; a batch of 5 leaves 2 for the last one."""
+        graph, blocks = probed(name)
+        images, walk = photos(graph), find_walk(blocks)
+        changes = cut_mlps(graph, blocks, np.random.default_rng(0))
+        proto = apply_changes(graph, changes)
+        found = []
+        for n in (1, 5, 12):
+            weights = weigh_stops(graph, walk, images, LOGITS, batch_size=n)
+            found.append((weights, refit_changes(graph, walk, changes, proto, images, weights, batch_size=n)))
+        for weights, refitted in found[1:]:
+            for key, expected in found[0][0].items():
+                np.testing.assert_allclose(weights[key], expected, rtol=1e-3)
+            for key, expected in found[0][1].items():
+                for one, other in zip(refitted[key].last_product(graph), expected.last_product(graph), strict=True):
+                    assert difference([one], [other]) < 1e-3
+
 
 LOGITS = (OutputTask("logits", "classify", "its name", (10,), channel_axis=1),)
 

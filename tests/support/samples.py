@@ -100,6 +100,14 @@ def without_warnings(err: str) -> str:
     return "".join(lines).lstrip("\n")
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process is there and no zombie that nobody has asked for (Linux)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     """One thread a library: the small models are slower with more."""
     return os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} | (extra or {})

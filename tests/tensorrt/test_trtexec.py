@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import stat
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from samples import FIXED, OPERATOR, TEXT, fixture_path, listing
+from samples import FIXED, OPERATOR, TEXT, environment, fixture_path, is_running, listing
 
 from corp_onnx.cli import main
 from corp_onnx.errors import CheckFailedError, MissingExtraError, OptionError
+from corp_onnx.staging import MARK
 from corp_onnx.tensorrt.blueprint import EngineSettings, plan_shapes, read_source
 from corp_onnx.tensorrt.engine import build_engine
 from corp_onnx.tensorrt.trtexec import USUAL_PLACES, find_trtexec, list_arguments, parse_output, probe_version
@@ -230,6 +233,29 @@ class TestBuild:
         with pytest.raises(CheckFailedError, match=sentence):
             build_engine("vit.onnx", settings=EngineSettings(timing_cache=Path("k.cache")), trtexec=tool)
         assert listing(folder) == ["vit.onnx"]
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a child of its parent's end")
+    def test_a_killed_run_takes_it_along(self, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        """It builds for minutes; and what it began is gone with the next run."""
+        tool, pid = write_tool(tmp_path / "bin", "101600"), tmp_path / "pid"
+        whole = tool.read_text()
+        saving = 'pathlib.Path(given["--saveEngine"]).write_text('
+        waiting = f"import os, time; pathlib.Path({str(pid)!r}).write_text(f'{{os.getpid()}} '); time.sleep(120)\n"
+        tool.write_text(whole.replace(saving, f'{saving}"half")\n{waiting}{saving}'))
+        command = ["engine", "vit.onnx", "-o", "a.plan", "--trtexec", str(tool)]
+        deadline = time.monotonic() + 60
+        with subprocess.Popen([sys.executable, "-m", "corp_onnx", *command], env=environment()) as run:
+            while not pid.exists() or not pid.read_text().endswith(" "):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            run.kill()
+        while is_running(int(pid.read_text())):
+            assert time.monotonic() < deadline, "trtexec outlives the run"
+            time.sleep(0.02)
+        assert any(name.startswith(MARK) for name in listing(folder))
+        tool.write_text(whole)
+        assert main(command) == 0, capfd.readouterr().err
+        assert listing(folder) == ["a.plan", "a.plan.json", "vit.onnx"]
 
     def test_the_command(self, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         tool = write_tool(tmp_path / "bin", "101600")

@@ -14,6 +14,7 @@ from graphs import (
     difference,
     feeds_of,
     find_in,
+    fixture_path,
     probed,
     random_changes,
     run,
@@ -22,6 +23,7 @@ from graphs import (
 )
 from onnx import TensorProto, helper, numpy_helper
 
+from corp_onnx.blocks import find_blocks
 from corp_onnx.errors import CheckFailedError
 from corp_onnx.graph.model import load_model
 from corp_onnx.rewrite import Rewrite, plan_rewrite
@@ -280,6 +282,17 @@ def test_a_graph_that_answers_otherwise_is_left_alone(monkeypatch: pytest.Monkey
     plan, note = plan_trim(graph, blocks)
     assert plan is None
     assert "without them this graph answers otherwise" in note
+
+
+def test_answers_that_are_not_finite_show_nothing(tmp_path: Path) -> None:
+    proto = onnx.load(fixture_path("timm_vit_dynamo23_fused"))
+    weight = next(t for t in proto.graph.initializer if t.name == "head.weight")
+    weight.CopyFrom(numpy_helper.from_array(np.full(tuple(weight.dims), 3e38, np.float32), weight.name))
+    onnx.save(proto, tmp_path / "m.onnx")
+    graph = probe_graph(load_model(tmp_path / "m.onnx"))
+    plan, note = plan_trim(graph, find_blocks(graph))
+    assert plan is None
+    assert "on noise the answers of this model are not finite" in note
 
 
 def test_note_says_what_is_left_out() -> None:

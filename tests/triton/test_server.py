@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -261,6 +263,89 @@ def test_hostile_requests_beside_good_ones(protocol: str, server: Server) -> Non
             np.testing.assert_allclose(answer, expected[i], rtol=1e-4, atol=1e-5)
         else:
             assert isinstance(answer, str), "a wrong request was answered"
+
+
+def spell_request(header: object, data: bytes = b"", **more: str) -> bytes:
+    """HTTP as a client of its own would write it, to the model `digits`."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    fields = {
+        "Host": "x",
+        "Content-Length": str(len(text) + len(data)),
+        "Inference-Header-Content-Length": str(len(text)),
+    }
+    lines = [f"{key}: {value}" for key, value in (fields | more).items()]
+    return "\r\n".join(["POST /v2/models/digits/infer HTTP/1.1", *lines, "", ""]).encode() + text + data
+
+
+def spell_input(
+    shape: Any = (1, 3, 32, 32), datatype: Any = "FP32", n_bytes: Any = 12288, **more: Any
+) -> dict[str, Any]:
+    one = {"name": "input", "shape": shape, "datatype": datatype, "parameters": {"binary_data_size": n_bytes}}
+    return {"inputs": [one | more]}
+
+
+PIXELS = bytes(12288)
+GARBAGE = [
+    spell_request(b"{"), spell_request(b"[" * 10_000), spell_request(b"\xff\xfe"), spell_request({"inputs": 7}),
+    spell_request(spell_input(), PIXELS[:-1]), spell_request(spell_input(n_bytes=2**62), PIXELS),
+    spell_request(spell_input(n_bytes=-1), PIXELS), spell_request(spell_input(shape=[1, 3, 32, 2**40]), PIXELS),
+    spell_request(spell_input(shape=[-1, 3, 32, 32]), PIXELS), spell_request(spell_input(shape=[0, 3, 32, 32])),
+    spell_request(spell_input(datatype="BYTES"), PIXELS), spell_request(spell_input(datatype="\x1b[31m"), PIXELS),
+    spell_request(spell_input(name="in\x00put"), PIXELS), spell_request(spell_input(data=["a"] * 9, parameters={})),
+    spell_request(spell_input() | {"outputs": [{"name": "logits"}, {"name": "logits"}, {"name": "no"}]}, PIXELS),
+    spell_request(spell_input(), PIXELS, **{"Inference-Header-Content-Length": "99999999"}),
+    spell_request(spell_input(), PIXELS, **{"Content-Length": "99999999"}),  # and the rest never comes
+    spell_request({"inputs": [spell_input()["inputs"][0]] * 3}, PIXELS * 3),
+]  # fmt: skip
+"""None of them is a request that has an answer."""
+
+
+def send_garbage(server: Server, message: bytes) -> bytes:
+    """The first bytes of what the server says to it, if anything; then the client leaves."""
+    host, port = server.http.split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(message)
+        connection.settimeout(1)
+        try:
+            return connection.recv(64)
+        except (TimeoutError, ConnectionError):
+            return b""
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_garbage_beside_good_requests(protocol: str, server: Server, pruned: Path) -> None:
+    """What is no request, and images of NaN and infinities that join the batch of the others: only they suffer."""
+    images = draw_images(N_REQUESTS)
+    expected = run_here(pruned, input=images)
+    odd = np.array([np.nan, np.inf, -np.inf, 3e38], np.float32)
+    done = threading.Event()
+
+    def send(arrays: np.ndarray) -> np.ndarray:
+        with connect(server, protocol) as client:
+            return client.infer("digits", make_inputs(protocol, {"input": arrays})).as_numpy("logits")
+
+    def attack(first: int) -> list[bytes]:
+        answers = []
+        while not done.is_set() or len(answers) < len(GARBAGE):
+            answers.append(send_garbage(server, GARBAGE[(first + len(answers)) % len(GARBAGE)]))
+        return answers
+
+    with ThreadPoolExecutor(2 * N_REQUESTS + 3) as pool:
+        attackers = [pool.submit(attack, i) for i in (0, 6, 12)]
+        for turn in range(4):
+            with halted(server, "digits"):
+                good = [pool.submit(send, image[None]) for image in images]
+                bad = [pool.submit(send, np.full_like(images[:1], odd[(turn + i) % 4])) for i in range(8)]
+                wait_until(lambda: count_waiting(server, "digits") >= MAX_BATCH, "the requests", server)
+            found = np.concatenate([answer.result(timeout=60) for answer in good])
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+            for answer in bad:
+                assert answer.exception(timeout=60) is None or isinstance(answer.exception(), InferenceServerException)
+        done.set()
+        said = [answer for attacker in attackers for answer in attacker.result(timeout=120)]
+    assert not [answer for answer in said if answer.startswith(b"HTTP/1.1 200")]
+    assert sum(answer.startswith(b"HTTP/1.1 4") for answer in said) > len(GARBAGE)
+    np.testing.assert_allclose(send(images[:1]), expected[:1], rtol=1e-4, atol=1e-5)
 
 
 class TestExamples:

@@ -38,6 +38,7 @@ from random_vits import BIASES, GELUS, MASKS, QKV, SCALES, WEIGHTS, Spelling, wr
 
 from corp_onnx.blocks import Blocks
 from corp_onnx.checks.verify import check_signature, check_structure
+from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph import Graph, load_model, read_graph
 from corp_onnx.graph.proto import skeleton
 from corp_onnx.rewrite.cut import CutWidths
@@ -254,6 +255,22 @@ class TestPrecision:
         name = next(n for n in pruned.graph.node if n.output[0] == unit.down.node.output).input[1]
         stored = numpy_helper.to_array(next(t for t in pruned.graph.initializer if t.name == name)).astype(np.float64)
         assert np.abs(stored.T - change.weight).max() <= 2**-8 * np.abs(change.weight).max()
+
+    @pytest.mark.parametrize(
+        ("name", "factor", "precision"),
+        [("timm_vit_ts17_fp16", 1e7, "float16"), ("timm_vit_ts17_bf16", 1e41, "bfloat16"),
+         ("timm_vit_ts17_fused", 1e41, "float32")],
+    )  # fmt: skip
+    def test_a_solution_that_it_can_not_hold(self, name: str, factor: float, precision: str) -> None:
+        """Infinite, it would fail the check `identity`, and we would take the blame."""
+        graph, blocks = probed(name)
+        unit = blocks.mlps[0]
+        change = random_changes(graph, blocks, 4, qk=False, vo=False)[unit.key]
+        assert isinstance(change, MlpChange)
+        changes: Changes = {unit.key: replace(change, weight=change.weight * factor)}
+        sentence = rf"{name}\.onnx: what would replace '[^']+' reaches .*e\+\d+, which {precision} can not hold"
+        with pytest.raises(NonFiniteError, match=sentence):
+            apply_changes(graph, changes)
 
 
 class TestExternalData:

@@ -9,6 +9,7 @@ images.py, arrays.py, texts.py, places.py
                scenes: a folder with something odd in it, and the command that meets it
 verbs.py       the command lines, and what each may write
 runner.py      one command in a process of its own: 60 s, limited memory, what it left behind
+forks.py       a process with the package imported that forks for each of them
 kills.py       a verb stopped at a moment of chance, and the run after it
 verdict.py     done, refused or fault
 oracle.py      plain ONNX Runtime on two files (a program); whole.py keeps a rewrite at full width for it

@@ -31,7 +31,7 @@ def write_photos(folder: Path, n: int = SOUND) -> None:
 def meet_photos(rng: Rng, folder: str = "photos") -> Command:
     """A verb that reads photographs."""
     verbs = (
-        Command(("evaluate", "m.onnx", "--images", folder, "--reference", "m.onnx")),
+        Command(("evaluate", "m.onnx", "--images", folder, "--reference", "sound.onnx")),
         Command(("prune", "m.onnx", "--calib", folder, "--macs", "0.8", "-o", "p.onnx"), PRUNED),
         Command(("convert", "m.onnx", "--int8", "static", "--calib", folder, "-o", "p.onnx"), PRUNED[:2]),
     )

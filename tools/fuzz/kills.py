@@ -7,6 +7,7 @@ run again, not stopped -> done, and nothing hidden is left
 
 from __future__ import annotations
 
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -58,7 +59,8 @@ def _judge_stopped(run: Run, command: Command, new: dict[str, str], number: sign
     if run.code is None:
         return "hangs"
     if "Traceback" in run.err:
-        return "traceback"
+        # Python's own start-up, an editable install's finder in it, may be interrupted: no line of ours has run
+        return "traceback" if re.search(r'File "[^"]*/corp_onnx/', run.err) else ""
     if run.code not in (0, *CODES[number]):
         return f"exit code {run.code}"
     if run.orphans:

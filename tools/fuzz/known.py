@@ -6,23 +6,8 @@ run. Empty once they are mended: what is here hides every other fault of the sam
 
 from __future__ import annotations
 
-KNOWN: tuple[tuple[int, str], ...] = (
-    (26, "starve: hangs"),
-    (15, "starve: "),
-    (22, "exit code 120"),
-    (23, "blames itself for its check structure"),
-    (24, "UserWarning: Ignoring unknown external data key"),
-    (25, "RuntimeWarning: "),
-)
-"""(point, text); points above 20 are not in the issue, this program found them.
-
-22  a result on stdout that does not fit (/dev/full): Python ends with 120, without a sentence
-23  metadata that holds a key twice, an output without a type: the checker refuses what was written, and the text says
-    that it is our fault
-24  an unknown key of external data: onnx warns on stderr, with a path and a line of the package
-25  convert --int8 static on activations that overflow: NumPy's warnings on stderr
-26  convert --int8 in about 250 MB of address space: waits for ever
-"""
+KNOWN: tuple[tuple[int, str], ...] = ()
+"""(point, text)."""
 
 KNOWN_PLACES: tuple[tuple[int, str], ...] = ()
 """(point, begin of a path in the scratch folder): what stays there until it is mended, and is not looked at."""

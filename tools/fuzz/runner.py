@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 import signal
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+from fuzz.forks import TOOLS, Fork, Server, Start, limit_process
 from fuzz.known import KNOWN_PLACES
 from fuzz.values import Command, Run
 
@@ -32,27 +32,69 @@ MAX_OUTPUT = 200_000
 """Characters of a stream that are kept."""
 
 
-def run_command(command: Command, scratch: Path) -> Run:
-    """Run `corp-onnx` in `scratch`, a folder that has work/, tmp/ and home/ (see `make_scratch`)."""
+def run_command(command: Command, scratch: Path, server: Server | None = None) -> Run:
+    """Run `corp-onnx` in `scratch`, a folder that has work/, tmp/ and home/ (see `make_scratch`).
+
+    Args:
+        server: forks for it, unless the command is about how a process begins; None for a new process.
+    """
     before = list_places(scratch)
+    out, err = _make_streams(scratch)
+    begin = Start(
+        "corp_onnx", [os.fsdecode(word) for word in command.arguments], str(scratch / "work"),
+        command.stdout or str(out), str(err), _environment(command, scratch), command.memory or MEMORY,
+        command.file_size,
+    )  # fmt: skip
     start = time.monotonic()
-    out, err = scratch.parent / f"{scratch.name}.out", scratch.parent / f"{scratch.name}.err"
-    with out.open("wb") as stdout, err.open("wb") as stderr:
-        target = os.open(command.stdout, os.O_WRONLY) if command.stdout else stdout.fileno()
-        arguments = [sys.executable, "-m", "corp_onnx", *command.arguments]
-        process = subprocess.Popen(
-            arguments, cwd=scratch / "work", env=_environment(command, scratch), stdin=subprocess.DEVNULL,
-            stdout=target, stderr=stderr, start_new_session=True, preexec_fn=_limit(command),
-        )  # fmt: skip
-        if command.stdout:
-            os.close(target)
-        code = _wait(process, command)
+    process = _begin(begin, None if command.new else server)
+    code = _wait(process, command)
     seconds = time.monotonic() - start
     orphans = _end_session(process.pid)
-    texts = [path.read_bytes()[:MAX_OUTPUT].decode("utf-8", "backslashreplace") for path in (out, err)]
-    out.unlink()
+    return Run(code, _take(out), _take(err), seconds, before, list_places(scratch), orphans)
+
+
+def run_program(module: str, arguments: list[str], scratch: Path, server: Server | None) -> tuple[int | None, str]:
+    """(exit code, what it said) of a module of the attack; None where it hung."""
+    out, err = _make_streams(scratch)
+    own = {"PYTHONPATH": f"{TOOLS}:{ROOT}", "PATH": ""}
+    environment = _environment(Command(()), scratch) | own
+    process = _begin(Start(module, arguments, str(scratch / "work"), str(out), str(err), environment), server)
+    code = _wait(process, Command(()))
+    _end_session(process.pid)
     err.unlink()
-    return Run(code, *texts, seconds, before, list_places(scratch), orphans)
+    return code, _take(out)
+
+
+def _make_streams(scratch: Path) -> tuple[Path, Path]:
+    """Empty files beside the scratch folder, for stdout and stderr."""
+    out, err = scratch.parent / f"{scratch.name}.out", scratch.parent / f"{scratch.name}.err"
+    out.touch()
+    err.touch()
+    return out, err
+
+
+def _take(path: Path) -> str:
+    """What a stream says; it is gone then."""
+    text = path.read_bytes()[:MAX_OUTPUT].decode("utf-8", "backslashreplace")
+    path.unlink()
+    return text
+
+
+def start_server() -> Server:
+    """A process that forks, with the environment that commands have."""
+    return Server(_environment(Command(()), ROOT / "nowhere"))
+
+
+def _begin(start: Start, server: Server | None) -> subprocess.Popen[bytes] | Fork:
+    """A fork where there is a server, else a new process."""
+    if server is not None:
+        return server.start(start)
+    with open(start.stdout, "wb") as stdout, open(start.stderr, "wb") as stderr:  # noqa: PTH123 - /dev/full is a file too
+        return subprocess.Popen(
+            [sys.executable, "-m", start.module, *start.arguments], cwd=start.cwd, env=start.environment,
+            stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True,
+            preexec_fn=partial(limit_process, start.memory, start.file_size),
+        )  # fmt: skip
 
 
 def make_scratch(folder: Path) -> Path:
@@ -69,18 +111,7 @@ def _environment(command: Command, scratch: Path) -> dict[str, str]:
     return kept | one | own | {"PYTHONDONTWRITEBYTECODE": "1"} | command.environment
 
 
-def _limit(command: Command) -> Callable[[], None]:
-    def limit() -> None:
-        memory = command.memory or MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if command.file_size:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (command.file_size, command.file_size))
-
-    return limit
-
-
-def _wait(process: subprocess.Popen[bytes], command: Command) -> int | None:
+def _wait(process: subprocess.Popen[bytes] | Fork, command: Command) -> int | None:
     """The exit code; None where it had to be ended."""
     try:
         if command.stop is not None:

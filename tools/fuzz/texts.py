@@ -75,7 +75,7 @@ def odd_preprocessor(work: Path, rng: Rng) -> Command:
     made = PROCESSOR % (pick(rng, numbers), pick(rng, (b"3", b"2", *numbers)), pick(rng, colours))
     name = pick(rng, ["preprocessor_config.json", "config.json", "p.json"])
     (work / name).write_bytes(made if rng.random() < 0.7 else pick(rng, whole))
-    words = ("evaluate", "m.onnx", "--images", "photos", "--reference", "m.onnx")
+    words = ("evaluate", "m.onnx", "--images", "photos", "--reference", "sound.onnx")
     return Command(words if name != "p.json" else (*words, "--preprocessor", name))
 
 
@@ -95,7 +95,7 @@ def odd_option(work: Path, rng: Rng) -> Command:
         "", "nan", "inf", "-inf", "-1", "0", "1e-320", "1e308", "2", str(2**63), str(2**70), "x", "0x10", "1_0", "٣",
     )  # fmt: skip
     prune = ("prune", "m.onnx", "--calib", "photos", "-o", "p.onnx")
-    evaluate = ("evaluate", "m.onnx", "--images", "photos", "--reference", "m.onnx")
+    evaluate = ("evaluate", "m.onnx", "--images", "photos", "--reference", "sound.onnx")
     many = ("bench", "m.onnx", "--provider", "cpu", "--repeats", "1", "--warmup", "1")
     of_prune = ("--macs", "--params", "--min-agreement", "--mlp", "--attn", "--ridge", "--align", "--seed", "--batch",
                 "--images", "--crop-pct", "--resize", "--mean", "--std", "--amp-threshold")  # fmt: skip
@@ -126,7 +126,7 @@ def odd_model_name(work: Path, rng: Rng) -> Command:
         Command(("inspect", name)),
         Command(("prune", name, "--calib", "calib.npz", "--macs", "0.8", "-o", "p.onnx"), PRUNED),
         Command(("triton", name, "-o", "repository"), ("repository",)),
-        Command(("evaluate", name, "--images", "calib.npz", "--reference", name)),
+        Command(("evaluate", name, "--images", "calib.npz", "--reference", "sound.onnx")),
         Command(("convert", name, "--fp16", "-o", "p.onnx"), PRUNED[:2]),
     )
     return pick(rng, verbs)

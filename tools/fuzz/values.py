@@ -47,7 +47,6 @@ class Command:
         file_size: the largest file that it may write, in bytes; 0 for any: a full disk without a disk.
         stdout: where its output goes; empty for a pipe.
         stop: (seconds after its start, signal); None to let it run.
-        expected: the file at each output after a calm run, where a kill may leave that one too.
     """
 
     arguments: tuple[str | bytes, ...]
@@ -57,6 +56,11 @@ class Command:
     file_size: int = 0
     stdout: str = ""
     stop: tuple[float, signal.Signals] | None = None
+
+    @property
+    def new(self) -> bool:
+        """Whether it is about how a process begins, ends or is limited, so that a fork will not do."""
+        return bool(self.environment or self.memory or self.file_size or self.stdout or self.stop)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,7 @@
-"""The command lines that a model meets, and what each may leave; the model is m.onnx, its arrays are calib.npz."""
+"""The command lines that a model meets, and what each may leave.
+
+The model is m.onnx, what it was before it was spoilt is sound.onnx, and its arrays are calib.npz.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ VERBS = {
     "inspect": Command(("inspect", "m.onnx", "--json")),
     "prune": Command(("prune", "m.onnx", "--calib", "calib.npz", "--macs", "0.8", "-o", "p.onnx"), PRUNED),
     "paper": Command(("prune", "m.onnx", "--calib", "calib.npz", "--preset", "paper", "-o", "p.onnx"), PRUNED),
-    "evaluate": Command(("evaluate", "m.onnx", "--images", "calib.npz", "--reference", "m.onnx", "--json")),
+    "evaluate": Command(("evaluate", "m.onnx", "--images", "calib.npz", "--reference", "sound.onnx", "--json")),
     "fp16": Command(("convert", "m.onnx", "--fp16", "-o", "p.onnx"), PRUNED[:2]),
     "int8": Command(("convert", "m.onnx", "--int8", "dynamic", "-o", "p.onnx"), PRUNED[:2]),
     "static": Command(
