@@ -68,7 +68,7 @@ from corp_onnx.threads import few_blas_threads
 from corp_onnx.tokens.metric import METRIC_IMAGES, learn_metrics
 from corp_onnx.tokens.sites import MergeSites, MergeStep, TokenMetric, find_merge_sites, require_sites
 from corp_onnx.tokens.trim import TrimPlan, find_left_out, plan_trim
-from corp_onnx.units import Unit, UnitPlan, list_units
+from corp_onnx.units import Unit, UnitPlan, fold_scales, list_units
 
 PRUNE_KEY = "corp_onnx.prune"
 """Where the pruned file keeps the settings and the hash of the dense one."""
@@ -166,7 +166,8 @@ def prune_model(
             solution = follow_method(problem)
         with clock.stage("rewrite"):
             origin = _metadata(graph.model, data.fitting, outputs, settings)
-            rewrite = plan_rewrite(solution.changes, trim, origin, solution.merges)
+            changes = fold_scales(blocks, solution.changes) if method.for_target.folds_scale else solution.changes
+            rewrite = plan_rewrite(changes, trim, origin, solution.merges)
             models = rewrite.write(graph, path)
             pruned = models[-1]
         with clock.stage("verify"), run.enter("verify"):

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from corp_onnx.errors import OptionError
 from corp_onnx.memory import read_size
+from corp_onnx.targets import TARGETS, Target, TargetName
 
 DEFAULT_RIDGE = 1e-3
 """Relative to mean(diag C). The largest eigenvalue of C is at most n * mean(diag C), so this bounds the condition
@@ -165,6 +166,7 @@ class Method:
         align: widths are multiples of this (a unit may also stay whole).
         remove: the search may also give width 0, where a constant can stand for the unit.
         equal_heads: query/key and value widths of a block are the same, as fused attention kernels want.
+        target: the runtime that the model is for (targets.py).
         refit: solve output projections and second products again on the pruned stream (refit/).
         weigh_tokens: in the refit, count token positions by how much the answers depend on them (token_weights.py).
         favour_late: where a refit follows, an error of an early unit counts less in the search for widths, since every
@@ -200,6 +202,11 @@ class Method:
         "Let the search also remove whole MLPs and, with heads among the units, attentions: what stays is their mean.",
     )
     equal_heads: bool = option(False, "Same width for queries, keys and values of a block.")
+    target: TargetName = option(
+        "generic",
+        "Runtime that the model is for: which widths the search may give, and how the same is written; every file runs "
+        "everywhere.",
+    )
     refit: bool = option(True, "Solve every last product again on the pruned residual stream.")
     weigh_tokens: bool = option(True, "In the refit, count token positions by how much the answers depend on them.")
     favour_late: bool = option(
@@ -225,6 +232,8 @@ class Method:
             raise OptionError(f"--qk must be {_listed(get_args(QkSolver))}; found {self.qk}.")
         if not (math.isfinite(self.ridge) and self.ridge > 0):
             raise OptionError(f"--ridge must be a number above 0; found {self.ridge:g}.")
+        if self.target not in TARGETS:
+            raise OptionError(f"--target must be {_listed(get_args(TargetName))}; found {self.target}.")
         if self.align < 1:
             raise OptionError(f"--align must be 1 or more; found {self.align}.")
         if self.merge not in get_args(MergeRule):
@@ -235,6 +244,11 @@ class Method:
         searched = self.searches_widths
         if self.equal_heads and not searched:
             raise OptionError("--equal-heads goes with widths that are searched under a budget; leave it out.")
+        if self.for_target.equal_heads and self.cuts_heads and not (searched and {"qk", "vo"} <= {*self.units}):
+            raise OptionError(
+                f"--target {self.target} wants queries, keys and values of one width, which a search under a budget "
+                "gives that may cut both: give --macs or another budget, and both of qk and vo or none among --units."
+            )
         if self.remove and not (searched or isinstance(self.widths, Threshold)):
             raise OptionError(
                 "--remove goes with widths that are searched, under a budget or a threshold; leave it out."
@@ -254,6 +268,21 @@ class Method:
     def searches_widths(self) -> bool:
         """Whether a budget is shared out by a search."""
         return isinstance(self.widths, Budget) and self.widths.allocate == "search"
+
+    @property
+    def for_target(self) -> Target:
+        """What that runtime wants."""
+        return TARGETS[self.target]
+
+    @property
+    def cuts_heads(self) -> bool:
+        """Whether queries, keys or values may become narrower."""
+        return bool({"qk", "vo"} & {*self.units})
+
+    @property
+    def ties_heads(self) -> bool:
+        """Whether queries, keys and values of a block have one width."""
+        return self.equal_heads or self.for_target.equal_heads
 
     @property
     def merges(self) -> bool:
@@ -306,10 +335,6 @@ class PruneSettings:
     )
     batch_size: int = option(8, "Images at a time; memory grows with it.", flag="batch", metavar="N", minimum=1)
     seed: int = option(0, "Of the draw and of the held-back images.", metavar="N", minimum=0)
-    memory: str | None = option(
-        None, "Keep to this much memory, as in 2GiB: fewer images at a time, intermediate results in a file.  "
-        "[default: what is free]", metavar="SIZE",
-    )  # fmt: skip
     provider: str = option("cpu", "ONNX Runtime provider for calibration and checks: cpu, cuda, ...", metavar="NAME")
     task: TaskChoice = option(
         "auto",
@@ -320,6 +345,10 @@ class PruneSettings:
         metavar="NAMES",
     )  # fmt: skip
     confidence: float = option(CONFIDENCE, "Of every interval; a promise is its lower end.", metavar="C")
+    memory: str | None = option(
+        None, "Keep to this much memory, as in 2GiB: fewer images at a time, intermediate results in a file.  "
+        "[default: what is free]", metavar="SIZE",
+    )  # fmt: skip
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     def __post_init__(self) -> None:

@@ -20,20 +20,8 @@ MODULES = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts).removes
 EXTRAS = ("onnxruntime", "torch", "timm", "tensorrt", "cuda", "tritonclient", "onnxscript")
 
 ORDER = (
-    *(
-        "_version",
-        "errors",
-        "memory",
-        "threads",
-        "progress",
-        "settings",
-        "options",
-        "results",
-        "metrics",
-        "staging",
-        "shelf",
-    ),
-    *("graph", "images", "run", "blocks", "moments", "solve", "units"),
+    *("_version", "errors", "memory", "threads", "progress", "targets", "settings", "options", "results", "metrics"),
+    *("staging", "shelf", "graph", "images", "run", "blocks", "moments", "solve", "units"),
     *("calibrate", "gradients", "tokens", "rewrite", "refit", "search", "checks"),
     *("inspect", "evaluate", "prune", "precision", "tensorrt", "bench", "triton", "zoo", "report", "cli", "__main__"),
 )

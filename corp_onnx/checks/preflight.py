@@ -148,9 +148,17 @@ def choose_units(graph: Graph, blocks: Blocks, method: Method) -> tuple[Unit, ..
     if isinstance(method.widths, Fractions):
         return _choose_cut(graph, blocks, method, method.widths)
     units = list_units(blocks, method.units)
+    if method.for_target.equal_heads:
+        units = _leave_out_lone(units)
     if not units:
         raise _nothing(graph, blocks, [KINDS[name].noun for name in method.units])
     return units
+
+
+def _leave_out_lone(units: Sequence[Unit]) -> tuple[Unit, ...]:
+    """Without queries and keys whose values stay as they are, and the other way round: they would become unequal."""
+    tied = Counter(unit.site.key for unit in units if unit.n_heads is not None)
+    return tuple(unit for unit in units if unit.n_heads is None or tied[unit.site.key] > 1)
 
 
 def _nothing(graph: Graph, blocks: Blocks, wanted: Sequence[str]) -> NothingToPruneError:

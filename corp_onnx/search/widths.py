@@ -75,7 +75,7 @@ class Group:
         if any(choice.unit.shares_site and width == 0 for choice, width in pairs):
             return all(choice.unit.shares_site or width == choice.width for choice, width in pairs)
         heads = {width for choice, width in pairs if choice.unit.n_heads is not None}
-        return not self.choices[0].method.equal_heads or len(self.choices) == 1 or len(heads) <= 1
+        return not self.choices[0].method.ties_heads or len(self.choices) == 1 or len(heads) <= 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,7 +127,7 @@ def allocate_choices(sensitivities: Mapping[UnitKey, float], allowance: Allowanc
     """
     groups = {group.choices[0].key: group for group in allowance.groups}
     curves = [_trace_group(group, sensitivities) for group in allowance.groups]
-    if allowance.groups[0].choices[0].method.equal_heads:
+    if allowance.groups[0].choices[0].method.ties_heads:
         curves = _tie_heads(allowance.groups, curves)
     smallest = (allowance.fixed + sum(float(c.cost.min()) for c in curves)) / allowance.dense
     if allowance.kept < smallest:

@@ -151,15 +151,22 @@ def trim_tokens(graph: Graph, trim: TokenTrim) -> onnx.ModelProto:
 
 
 def _select(surgeon: Surgeon, cut: Cut, token_idx: np.ndarray) -> None:
-    """A Gather in front of the readers of a cut; what is stored is cut in the file."""
+    """A Slice in front of the readers of a cut, or a Gather where the tokens are no range; what is stored is cut in the
+    file. Some runtimes (ncnn) give a Gather of one token another rank."""
     stored = surgeon.graph.constant(cut.tensor)
     if stored is not None:
         for slot in cut.slots:
             surgeon.replace_stored(slot, np.take(stored, token_idx, axis=cut.axis))
         return
     first = min((slot.node for slot in cut.slots), key=lambda node: node.position)
-    chosen, idx = surgeon.variable(f"{cut.tensor}_read"), surgeon.constant(f"{cut.tensor}_token_idx", token_idx)
-    surgeon.insert("Gather", [surgeon.tensor(cut.tensor), idx], [chosen], surgeon.before(first), axis=cut.axis)
+    tensor, chosen = surgeon.tensor(cut.tensor), surgeon.variable(f"{cut.tensor}_read")
+    if np.array_equal(token_idx, np.arange(token_idx[0], token_idx[0] + len(token_idx))):
+        bounds = {"first": token_idx[0], "end": token_idx[-1] + 1, "axis": cut.axis}
+        names = [surgeon.constant(f"{cut.tensor}_{name}", np.array([n])) for name, n in bounds.items()]
+        surgeon.insert("Slice", [tensor, *names], [chosen], surgeon.before(first))
+    else:
+        idx = surgeon.constant(f"{cut.tensor}_token_idx", token_idx)
+        surgeon.insert("Gather", [tensor, idx], [chosen], surgeon.before(first), axis=cut.axis)
     for slot in cut.slots:
         surgeon.replace_input(slot, chosen)
 

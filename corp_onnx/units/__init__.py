@@ -30,6 +30,7 @@ __all__ = [
     "UnitKey",
     "UnitPlan",
     "apply_changes",
+    "fold_scales",
     "gather_changes",
     "list_units",
     "set_queries_apart",
@@ -70,6 +71,17 @@ def set_queries_apart(blocks: Blocks, tensors: Collection[str]) -> Changes:
     """
     found = [site for site in blocks.attentions if site.node.output in tensors and can_stand_apart(site)]
     return {site.key: AttentionChange(site, apart=True) for site in found}
+
+
+def fold_scales(blocks: Blocks, changes: Changes) -> dict[SiteKey, Change]:
+    """The changes with the scale of the logits in the weights of the queries, wherever that is possible."""
+    folded = dict(changes)
+    for site in blocks.attentions:
+        change = folded.get(site.key, AttentionChange(site))
+        assert isinstance(change, AttentionChange)
+        if (other := change.fold_scale(blocks.graph)) is not change:
+            folded[site.key] = other
+    return folded
 
 
 def gather_changes(plans: Iterable[UnitPlan]) -> dict[SiteKey, Change]:

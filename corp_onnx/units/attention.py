@@ -22,6 +22,7 @@ from corp_onnx.units.expected import Expected
 from corp_onnx.units.facts import projection_cost
 from corp_onnx.units.parts import Part, changed_products, joint_bias, joint_weight
 from corp_onnx.units.projections import HeadCounts, change_projections, pin_scale, respell
+from corp_onnx.units.scale import Scalars, bypass_scalars, find_scalars
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +36,7 @@ class AttentionChange(Change):
         heads_idx: the heads that stay, ascending; None keeps all. Where none stays, the attention becomes the addition
             of `out_bias`.
         head_counts: where the number of heads is spelled (units/heads.py), if heads go.
+        scalars: the operators of the scale (units/scale.py), where `q_map` holds it and they go.
     """
 
     site: Attention
@@ -46,6 +48,7 @@ class AttentionChange(Change):
     apart: bool = False
     heads_idx: Int[np.ndarray, " kept"] | None = None
     head_counts: HeadCounts = field(default_factory=dict)
+    scalars: Scalars = field(default_factory=dict)
 
     @property
     def key(self) -> SiteKey:
@@ -77,9 +80,10 @@ class AttentionChange(Change):
         if self.removes and out is not None and self.out_bias is not None:
             remove_branch(surgeon, out.linear, self.out_bias)
             return
-        if self.q_map is not None:
+        if self.q_map is not None and not self.scalars:
             pin_scale(surgeon, site)
         change_projections(surgeon, site, self.parts, apart=self.apart, head_counts=self.head_counts)
+        bypass_scalars(surgeon, self.scalars)
         if self.out_weight is not None and out is not None:
             set_weight(surgeon, out.linear, self.out_weight)
             if self.out_bias is not None:
@@ -99,8 +103,9 @@ class AttentionChange(Change):
 
     def whole(self, graph: Graph) -> AttentionChange:
         """Identity maps in place of the maps."""
-        eye = [None if m is None else np.broadcast_to(np.eye(m.shape[2]), (m.shape[0], m.shape[2], m.shape[2]))
-               for m in (self.q_map, self.k_map, self.v_map)]  # fmt: skip
+        eye = [None if m is None else _identity(m.shape[0], m.shape[2]) for m in (self.q_map, self.k_map, self.v_map)]
+        if self.scalars and eye[0] is not None:
+            eye[0] = self.site.scale * eye[0]
         out = self.site.out if self.v_map is not None or self.heads_idx is not None else None
         weight = None if out is None else out.linear.read_weight(graph)[:, out.channel_idx.reshape(-1)]
         bias = None if out is None else out.linear.read_bias(graph)
@@ -112,7 +117,17 @@ class AttentionChange(Change):
     def padded(self) -> AttentionChange:
         """Zero rows in the maps, zero columns in the output projection."""
         maps = [_pad_map(m) for m in (self.q_map, self.k_map, self.v_map)]
-        return AttentionChange(self.site, *maps, out_weight=self._padded_weight(), out_bias=self.out_bias)
+        return AttentionChange(
+            self.site, *maps, out_weight=self._padded_weight(), out_bias=self.out_bias, scalars=self.scalars
+        )
+
+    def fold_scale(self, graph: Graph) -> AttentionChange:
+        """The same with the scale of the logits in the weights of the queries, where that is possible."""
+        scalars = {} if self.removes else find_scalars(graph, self.site)
+        if not scalars:
+            return self
+        q_map = _identity(self.site.n_heads, self.site.d_qk) if self.q_map is None else self.q_map
+        return replace(self, q_map=self.site.scale * q_map, scalars=scalars)
 
     def _padded_weight(self) -> np.ndarray | None:
         if self.out_weight is None or (self.v_map is None and self.heads_idx is None):
@@ -149,6 +164,10 @@ class AttentionChange(Change):
     def with_product(self, weight: np.ndarray, bias: np.ndarray) -> AttentionChange:
         """Another output projection over the same heads."""
         return replace(self, out_weight=weight, out_bias=bias)
+
+
+def _identity(n_heads: int, d_head: int) -> np.ndarray:
+    return np.broadcast_to(np.eye(d_head), (n_heads, d_head, d_head))
 
 
 def _pad_map(head_map: np.ndarray | None) -> np.ndarray | None:

@@ -245,7 +245,8 @@ class Unit(ABC):
     def widths(self, method: Method) -> Int[np.ndarray, " m"]:
         """The widths that the search may give, ascending; the whole unit is the last."""
         step = self.step(method)
-        allowed = aligned_widths(self.width, step, smallest=min(step, self.width))
+        least = max(step, method.for_target.min_head if self.n_heads is not None else 1)
+        allowed = aligned_widths(self.width, step, smallest=min(least, self.width))
         return np.append(0, allowed) if method.remove and self.removable else allowed
 
     def removed(self, fractions: Fractions) -> float:

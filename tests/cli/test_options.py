@@ -28,6 +28,7 @@ from corp_onnx.cli.options import GroupedCommand, grouped, settings_options
 from corp_onnx.errors import OptionError
 from corp_onnx.images import open_images, split_holdout
 from corp_onnx.images.recipe import Recipe
+from corp_onnx.options import choose_settings
 from corp_onnx.settings import (
     BEST,
     METHODS,
@@ -270,6 +271,19 @@ class TestSettings:
         for widths in others:
             with pytest.raises(OptionError, match=f"^{option} goes with .*widths"):
                 replace(BEST, widths=widths, **{field: True})
+
+    @pytest.mark.parametrize(
+        "given", [{"mlp": 0.5, "attn": 0.5}, {"macs": 0.5, "allocate": "uniform"}, {"units": ("mlp", "qk")}]
+    )
+    def test_target_that_wants_equal_heads(self, given: dict[str, Any], settings_of: Any) -> None:
+        assert settings_of("--target", "tensorrt").method.ties_heads
+        assert settings_of("--target", "tensorrt", "--units", "mlp", "--mlp", "0.5").method.target == "tensorrt"
+        with pytest.raises(OptionError, match="--target tensorrt wants queries, keys and values of one width"):
+            choose_settings(target="tensorrt", **given)
+
+    def test_unknown_target(self) -> None:
+        with pytest.raises(OptionError, match=r"--target must be generic, .* or web; found tpu"):
+            replace(BEST, target="tpu")  # type: ignore[arg-type]
 
     def test_the_run(self, settings_of: Any) -> None:
         found = settings_of(*["--images", "9", "--batch", "2", "--seed", "4", "--provider", "cuda"])

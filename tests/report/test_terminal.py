@@ -120,7 +120,7 @@ def pruning(**changes: object) -> PruneResult:
         units=(unit("mlp", 0, 48, 24),), n_units_found=3, left_whole=(), skipped=(), merges=(), held_out=held,
         checks=checks, notes=(), warnings=("said elsewhere",),
         stages=(StageTime("solve", 20.3), StageTime("verify", 16.4)),
-        peak_memory_bytes=None, environment=ENVIRONMENT, report_path="small.report.json",
+        peak_memory_bytes=None, expected_memory_bytes=0, environment=ENVIRONMENT, report_path="small.report.json",
     )  # fmt: skip
     return replace(base, **changes)
 

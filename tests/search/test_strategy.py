@@ -9,6 +9,7 @@ import pytest
 from graphs import probed
 from samples import DEMO, OPERATOR, write_photos
 
+from corp_onnx import targets
 from corp_onnx.blocks import SiteKey, find_blocks
 from corp_onnx.calibrate.collect import collect_moments
 from corp_onnx.checks.preflight import choose_units
@@ -132,6 +133,16 @@ class TestBudget:
         for site in problem.blocks.attentions:
             assert widths[UnitKey(site.key, "qk")] == widths[UnitKey(site.key, "vo")]
         assert {widths[UnitKey(site.key, "mlp")] for site in problem.blocks.mlps} != {tied.choices[0].width}
+
+    def test_target_ties_heads_above_its_least_width(self, problem, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(targets.TARGETS, "tensorrt", targets.Target(equal_heads=True, min_head=5))
+        search = prepare_search(with_method(problem, target="tensorrt"))
+        widths = search.widths("macs", search.smallest_macs() / problem.graph.cost.total + 0.01)
+        heads = {key: width for key, width in widths.items() if key.kind != "mlp"}
+        assert min(heads.values()) == 6  # the next multiple of 2
+        assert min(width for key, width in widths.items() if key.kind == "mlp") < 6
+        for site in problem.blocks.attentions:
+            assert widths[UnitKey(site.key, "qk")] == widths[UnitKey(site.key, "vo")]
 
     def test_widths_are_aligned_or_whole(self, search) -> None:
         widths = search.widths("macs", 0.7)

@@ -34,6 +34,7 @@ def blur(text: str) -> str:
     text = re.sub(r"(KL) \d+\.\d+", r"\1 #", text)
     text = re.sub(r" +\d\.\d{4}(?= |$)(?! G)", " #", text, flags=re.MULTILINE)
     text = re.sub(r"\b\d+ s\b", "# s", text)
+    text = re.sub(r"\b[\d.]+ ([MG]iB) of memory", r"# \1 of memory", text)
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
 
 
