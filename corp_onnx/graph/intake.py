@@ -62,6 +62,9 @@ def settle_message(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """
     if not proto.graph.output:
         raise ModelError(f"{path}: has no output; expected a model from images to answers.")
+    for value in proto.graph.output:
+        if value.HasField("type") and value.type.WhichOneof("value") is None:
+            value.ClearField("type")  # there, and of no kind: it says nothing
     if proto.functions:
         proto = _inline_functions(proto, path)
     _require_opset(proto, path)

@@ -83,6 +83,14 @@ def test_pruned_all_the_same(change: Callable[[onnx.ModelProto], None], photos: 
     assert pruned.ByteSize() < fixture_path(NAME).stat().st_size
 
 
+def test_type_that_says_nothing(photos: Path, tmp_path: Path) -> None:
+    """Of an output: a message that is there and empty."""
+    proto = onnx.load(fixture_path(NAME))
+    proto.graph.output[0].ClearField("type")
+    proto.graph.output[0].type.SetInParent()
+    assert [o.name for o in prune(proto, photos, tmp_path).graph.output] == ["logits"]
+
+
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("options", [["--fp16"], ["--int8", "dynamic"], ["--int8", "static", "--calib"]])
 def test_converted_all_the_same(
