@@ -9,6 +9,7 @@ import click
 from corp_onnx.cli.console import show_progress, warn
 from corp_onnx.errors import OptionError
 from corp_onnx.report.engine import describe_engine
+from corp_onnx.report.layers import print_layers
 from corp_onnx.tensorrt.blueprint import DEFAULT_BATCHES, EngineSettings
 from corp_onnx.tensorrt.engine import build_engine
 from corp_onnx.tensorrt.library import LIBRARIES, LibraryName
@@ -42,6 +43,9 @@ SEARCH = "search"
               help="Memory that kernels may take for themselves.  [default: all of the GPU]")  # fmt: skip
 @click.option("--timing-cache", type=click.Path(path_type=Path), metavar="FILE",
               help="Measured kernels, read and written back: the next build is faster.")  # fmt: skip
+@click.option("--explain", is_flag=True,
+              help="List the layers of the engine by block: attention fused or not and why, kernels, padding copies, "
+              "precision.")  # fmt: skip
 @click.option("--trtexec", is_flag=False, flag_value=SEARCH, metavar="[PATH]",
               help="Build with TensorRT's command-line tool, at PATH or where it usually is, instead of its Python "
               "API.")  # fmt: skip
@@ -59,6 +63,7 @@ def engine(
     int8: bool,
     workspace: int | None,
     timing_cache: Path | None,
+    explain: bool,
     trtexec: str | None,
     as_json: bool,
 ) -> None:
@@ -70,7 +75,7 @@ def engine(
 
     \b
     Example:
-      corp-onnx engine deit.pruned.fp16.onnx --gpu SM86,SM120
+      corp-onnx engine deit.pruned.fp16.onnx --gpu SM86,SM120 --explain
       corp-onnx engine deit.pruned.onnx -o deit.plan
       corp-onnx engine deit.pruned.onnx --min 1 --opt 16 --max 64 --timing-cache kernels.cache
       corp-onnx engine deit.pruned.onnx --trtexec /usr/src/tensorrt/bin/trtexec
@@ -79,10 +84,12 @@ def engine(
         raise OptionError("--trtexec has an empty path; leave it out to look for the tool.")
     tool = False if trtexec is None else find_trtexec(None if trtexec == SEARCH else Path(trtexec))
     gpus = () if gpu is None else tuple(name.strip().upper() for name in gpu.split(","))
-    settings = EngineSettings(minimum, optimum, maximum, fp16, int8, workspace, timing_cache, library, gpus)
+    settings = EngineSettings(minimum, optimum, maximum, fp16, int8, workspace, timing_cache, library, gpus, explain)
     if tool is not False:
         click.echo("trtexec builds and measures, which takes minutes ...", err=True)
     with show_progress() as run:
         result = build_engine(model, output, settings=settings, trtexec=tool, force=force, progress=run)
     warn(result.warnings)
     click.echo(result.to_json() if as_json else describe_engine(result))
+    if result.layers is not None and not as_json:
+        print_layers(result.layers)

@@ -37,8 +37,10 @@ from corp_onnx.tensorrt.blueprint import (
     read_source,
     require_offered,
 )
-from corp_onnx.tensorrt.builder import build_plan, load_plan
+from corp_onnx.tensorrt.builder import build_plan, list_layers, load_plan
 from corp_onnx.tensorrt.cuda import device_name
+from corp_onnx.tensorrt.explain import Explanation, explain_layers
+from corp_onnx.tensorrt.layers import parse_layers
 from corp_onnx.tensorrt.library import TITLES, Library, LibraryName, find_library
 from corp_onnx.tensorrt.trtexec import Summary, find_trtexec, list_arguments, probe_precisions, run_trtexec
 
@@ -83,6 +85,7 @@ class EngineResult(Result):
         outputs: as the file declares them.
         workspace: MiB, None was TensorRT's choice.
         timing_cache: file of measured kernels.
+        layers: of the finished engine by block; None where nobody asked.
         measured: trtexec's own measurement, None without it; `corp-onnx bench` compares engines.
         warnings: what TensorRT warned of.
         seconds: of the build.
@@ -106,6 +109,7 @@ class EngineResult(Result):
     outputs: tuple[EngineTensor, ...]
     workspace: int | None
     timing_cache: str | None
+    layers: Explanation | None
     measured: Summary | None
     warnings: tuple[str, ...]
     seconds: float
@@ -140,6 +144,7 @@ class _Work:
     gpu: str | None
     flags: tuple[str, ...]
     warnings: tuple[str, ...]
+    layers: Explanation | None
     measured: Summary | None
 
 
@@ -254,15 +259,21 @@ def _build_by_api(
 ) -> _Work:  # fmt: skip
     gpu = None if library.capabilities else device_name()
     built = build_plan(library, source, shapes, settings, partial(run.report, things="steps"))
+    text = built.layers
     if gpu is not None:
-        load_plan(library, built.plan, path)
+        engine = load_plan(library, built.plan, path)
+        text = list_layers(library, engine) if settings.explain else ""
     try:
         path.write_bytes(built.plan)
         if cache is not None:
             cache.write_bytes(built.timing_cache)
     except OSError as error:
         raise OutputError(f"{path.name}: could not be written ({error.strerror or error}).") from error
-    return _Work("python", library.name, library.version, gpu, built.flags, built.warnings, None)
+    layers = None
+    if settings.explain:
+        with run.enter("explain"):
+            layers = explain_layers(source, parse_layers(text))
+    return _Work("python", library.name, library.version, gpu, built.flags, built.warnings, layers, None)
 
 
 def _build_by_tool(
@@ -270,7 +281,7 @@ def _build_by_tool(
 ) -> _Work:
     flags = choose_flags(source, settings, *probe_precisions(tool))
     summary = run_trtexec(tool, list_arguments(source, shapes, settings, flags, path, cache), source, path)
-    return _Work("trtexec", "tensorrt", summary.version, summary.gpu, flags, (), summary)
+    return _Work("trtexec", "tensorrt", summary.version, summary.gpu, flags, (), None, summary)
 
 
 def _describe(
@@ -300,6 +311,7 @@ def _describe(
         outputs=tuple(_describe_tensor(v, None) for v in graph.output),
         workspace=settings.workspace,
         timing_cache=None if settings.timing_cache is None else str(settings.timing_cache),
+        layers=work.layers,
         measured=work.measured,
         warnings=work.warnings,
         seconds=seconds,

@@ -19,8 +19,8 @@ MARKS = ("Layers:", "Engine Layer Information:")
 """How the list begins, in the log and from an inspector."""
 
 START, ORIGIN = "Name: ", "[ONNX Layer: "
-SEPARATOR = "\x1e"
-"""Between the origins of a layer in TensorRT 10."""
+SEPARATORS = "\x1e\x1f"
+"""Control characters between the origins of a layer."""
 
 NO_KERNELS = frozenset({"shape_call", "signal", "wait"})
 """Types of layers that compute no tensor on the GPU."""
@@ -28,8 +28,8 @@ NO_KERNELS = frozenset({"shape_call", "signal", "wait"})
 PRODUCT_KINDS = frozenset({"gemm", "correlation", "runtime_fusion"})
 """Types of layers that multiply matrices or convolve; the last with what stands behind the product."""
 
-FUSED, SOFTMAXES, PADDING = "mha", ("Softmax", "SubExpSumDiv"), "ReplConc"
-"""Parts of the names of fused attention, of a softmax of its own, of a copy into a padded tensor."""
+FUSED, PADDING = "mha", "ReplConc"
+"""Parts of the names of fused attention and of a copy into a padded tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +70,6 @@ class EngineLayer:
         """Whether it multiplies matrices, attention not counted."""
         return self.kind in PRODUCT_KINDS and not self.is_fused_attention
 
-    @property
-    def is_softmax(self) -> bool:
-        """Whether it holds a softmax that is not part of a fused attention."""
-        return not self.is_fused_attention and any(part in self.name for part in SOFTMAXES)
-
 
 def is_layer_list(text: str) -> bool:
     """Whether a message of the builder is its list of layers."""
@@ -87,7 +82,7 @@ def parse_layers(text: str) -> tuple[EngineLayer, ...]:
 
 
 def _read_layers(text: str) -> Iterator[EngineLayer]:
-    lines = iter(text.splitlines())
+    lines = iter(text.split("\n"))  # splitlines would part a line at a separator
     for line in lines:
         if line.startswith(MARKS):
             break
@@ -105,8 +100,7 @@ def _read_layer(line: str) -> EngineLayer:
     tactic = facts.rpartition("TacticName: ")[2].partition(", ")[0] if "TacticName: " in facts else ""
     constants = _section(facts, "Constants: [")
     types = facts.replace(constants, "").split("Datatype: ")[1:]
-    found = metadata.replace(SEPARATOR, "").strip()
-    origins = found.removeprefix(ORIGIN).removesuffix("]").split(f"]{ORIGIN}") if found.startswith(ORIGIN) else []
+    origins = [part.strip(SEPARATORS).removesuffix("]") for part in metadata.rstrip().split(ORIGIN)[1:]]
     return EngineLayer(
         name, kind, tactic, tuple(dict.fromkeys(t.partition(",")[0].strip(" }]") for t in types)), tuple(origins)
     )

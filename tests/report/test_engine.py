@@ -15,7 +15,7 @@ ENGINE = EngineResult(
     source_sha256="1" * 64, builder="trtexec", library="tensorrt", tensorrt="10.16.0", gpu="NVIDIA H100",
     capabilities=(), precision="float32, fp16",
     strongly_typed=False, inputs=(IMAGE,), outputs=(EngineTensor("logits", "float32", (None, 1000)),), workspace=None,
-    timing_cache=None, measured=None, warnings=("said elsewhere",), seconds=61.7,
+    timing_cache=None, layers=None, measured=None, warnings=("said elsewhere",), seconds=61.7,
     environment=Environment("0.1", "3.12", "Linux", "gpu", None, {}),
 )  # fmt: skip
 TIMES = tuple(TrtexecTime(name, 0.0, 1.0, 0.5, median, ()) for name, median in (("latency", 0.0021), ("compute", 2e-3)))

@@ -6,7 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from samples import fixture_path, listing
 
 from corp_onnx.cli import main
@@ -14,6 +17,7 @@ from corp_onnx.errors import CheckFailedError, ModelError, OptionError
 from corp_onnx.precision.convert import convert_model
 from corp_onnx.tensorrt.blueprint import EngineSettings
 from corp_onnx.tensorrt.engine import build_engine
+from corp_onnx.tensorrt.explain import Explanation
 from corp_onnx.tensorrt.library import find_library
 
 pytestmark = pytest.mark.tensorrt
@@ -114,3 +118,100 @@ class TestBuild:
         assert ", SM86, SM120, float32 (strongly typed), " in lines[0]
         assert main(["engine", "vit.onnx", "-o", "b.plan", "--library", "tensorrt-rtx"]) == 0
         assert ", GPUs from Ampere on, float32 (strongly typed), " in capfd.readouterr().out
+
+
+def write_attention(path: Path, d_qk: int, d_v: int, kind: int = TensorProto.FLOAT16) -> None:
+    """One attention of three heads over 17 tokens, its softmax in float32, with its projections."""
+    nodes, stored = [], []
+
+    def add(op: str, inputs: list[str], output: str, **attributes: object) -> str:
+        nodes.append(helper.make_node(op, inputs, [output], name=f"{op}_{output}", **attributes))
+        return output
+
+    def weight(name: str, *shape: int) -> str:
+        values = np.random.default_rng(0).standard_normal(shape) / 8
+        stored.append(helper.make_tensor(name, kind, shape, values.ravel().tolist()))
+        return name
+
+    def reshaped(tensor: str, *shape: int) -> str:
+        stored.append(numpy_helper.from_array(np.array(shape), f"{tensor}.shape"))
+        return add("Reshape", [tensor, f"{tensor}.shape"], f"{tensor}.reshaped")
+
+    heads = {}
+    for name, width, perm in (("q", d_qk, (0, 2, 1, 3)), ("k", d_qk, (0, 2, 3, 1)), ("v", d_v, (0, 2, 1, 3))):
+        projected = add("MatMul", ["x", weight(f"w{name}", 48, 3 * width)], name)
+        heads[name] = add("Transpose", [reshaped(projected, 0, 17, 3, width)], f"{name}.heads", perm=perm)
+    logits = add("Mul", [add("MatMul", [heads["q"], heads["k"]], "qk"), weight("scale")], "logits")
+    softmax = add("Softmax", [add("Cast", [logits], "wide", to=TensorProto.FLOAT)], "p", axis=-1)
+    mixed = add("MatMul", [add("Cast", [softmax], "half", to=kind), heads["v"]], "pv")
+    joined = reshaped(add("Transpose", [mixed], "pv.tokens", perm=(0, 2, 1, 3)), 0, 17, 3 * d_v)
+    add("Add", [add("MatMul", [joined, weight("wo", 3 * d_v, 48)], "o"), "x"], "y")
+    values = [helper.make_tensor_value_info(name, kind, ["n", 17, 48]) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], stored)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def explain(path: Path | str, **options: object) -> Explanation:
+    result = build_engine(path, "x.plan", force=True, explain=True, gpus=("SM86",), maximum=8, **options)
+    assert result.layers is not None
+    return result.layers
+
+
+@pytest.mark.usefixtures("folder")
+class TestExplain:
+    """What is said to fuse is what the library fuses."""
+
+    @pytest.mark.parametrize(
+        ("d_qk", "d_v", "kind", "reason"),
+        [
+            (16, 16, TensorProto.FLOAT16, None),
+            (64, 64, TensorProto.BFLOAT16, None),
+            (256, 256, TensorProto.FLOAT16, None),
+            (9, 9, TensorProto.FLOAT16, "width 9 is no multiple of 8: copied into a wider tensor"),
+            (36, 36, TensorProto.FLOAT16, "width 36 is no multiple of 8: copied into a wider tensor"),
+            (8, 8, TensorProto.FLOAT16, "it needs widths of 9 to 256"),
+            (257, 257, TensorProto.FLOAT16, "it needs widths of 9 to 256"),
+            (32, 64, TensorProto.FLOAT16, "q and k are 32 wide and v 64, it needs equal widths"),
+            (64, 64, TensorProto.FLOAT, "it needs float16"),
+        ],
+    )
+    def test_rules(self, d_qk: int, d_v: int, kind: int, reason: str | None) -> None:
+        write_attention(Path("one.onnx"), d_qk, d_v, kind)
+        found = explain("one.onnx")
+        (part,) = (part for part in found.parts if part.is_block)
+        assert (part.widths, part.reason) == ((d_qk, d_v), reason or "")
+        is_fused = reason is None or "copied" in reason
+        assert (part.attention, found.fused, found.attentions) == ("fused" if is_fused else "apart", is_fused, 1)
+        assert (part.paddings == 0) == (reason is None)
+
+    def test_the_demo_in_both_precisions(self) -> None:
+        convert_model("vit.onnx", "half.onnx", fp16=True)
+        whole, half = explain("vit.onnx"), explain("half.onnx")
+        assert (whole.fused, half.fused, half.attentions) == (0, 6, 6)
+        assert half.kernels < whole.kernels
+        for found in (whole, half):
+            assert [p.part for p in found.parts] == ["before", *(f"blocks.{i}" for i in range(6)), "behind"]
+            assert sum(p.kernels for p in found.parts) == found.kernels == sum(found.kinds.values())
+            assert {p.kernels for p in found.parts[2:6]} == {found.parts[2].kernels}  # blocks that are alike
+        assert {p.reason for p in whole.parts if p.is_block} == {"it needs float16"}
+        assert all("float16" in p.precision for p in half.parts)
+
+    def test_nodes_without_a_name(self) -> None:
+        """As the parser calls them."""
+        proto = onnx.load("vit.onnx")
+        expected = [p.kernels for p in explain("vit.onnx").parts]
+        for node in proto.graph.node:
+            node.name = ""
+        onnx.save(proto, "unnamed.onnx")
+        assert [p.kernels for p in explain("unnamed.onnx").parts] == expected
+
+    def test_the_command_and_the_description(self, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        assert main(["engine", "vit.onnx", "--gpu", "SM86", "--explain"]) == 0
+        lines = capfd.readouterr().out.splitlines()
+        assert lines[3].split() == ["attention", "width", "kernels", "products", "padding", "precision"]
+        assert lines[-2:] == ["fused attention: 0 of 6", "not fused: it needs float16 (blocks 0 to 5)"]
+        described = json.loads((folder / "vit.plan.json").read_text())["layers"]
+        assert described["parts"][1]["part"] == "blocks.0"
+        assert described["attentions"] == 6
+        build_engine("vit.onnx", force=True, gpus=("SM86",))
+        assert json.loads((folder / "vit.plan.json").read_text())["layers"] is None
