@@ -30,16 +30,20 @@ def copy_editable(graph: Graph) -> onnx.ModelProto:
         proto = onnx.ModelProto()
         proto.CopyFrom(model.proto)
     load_tensors(proto, model.folder)
-    _name_nodes(proto)
+    for node, name in zip(proto.graph.node, node_names(proto), strict=True):
+        node.name = name
     return proto
 
 
-def _name_nodes(proto: onnx.ModelProto) -> None:
+def node_names(proto: onnx.ModelProto) -> list[str]:
+    """A name for every node of the main graph, by position: its own where it has one that no node before it has."""
+    names: list[str] = []
     taken: set[str] = set()
     for position, node in enumerate(proto.graph.node):
-        if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_{position}_{node.output[0]}"
-        taken.add(node.name)
+        is_own = node.name and node.name not in taken
+        names.append(node.name if is_own else f"{node.op_type}_{position}_{node.output[0]}")
+        taken.add(names[-1])
+    return names
 
 
 def store_constants(graph: Graph, proto: onnx.ModelProto, slots: Iterable[tuple[int, int]]) -> None:

@@ -54,6 +54,7 @@ def build_plan(
     builder = start(library, lambda: trt.Builder(logger))
     network = builder.create_network(0 if flags else 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parse(library, network, logger, source.path, messages)
+    _allow_parts(trt, network)
     config = builder.create_builder_config()
     for flag in flags:
         config.set_flag(getattr(trt.BuilderFlag, flag))
@@ -116,6 +117,17 @@ def parse(library: Library, network: Any, logger: Any, path: Path, messages: Mes
     reason = reasons[0][:MAX_SENTENCE].rstrip(". ") if reasons else messages.describe()
     more = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
     raise ModelError(f"{path}: {library.title}'s parser refuses it ({reason}{more}).")
+
+
+def _allow_parts(trt: Any, network: Any) -> None:
+    """Let the operator Attention run in several kernels where no fused one fits; else such a network is not built."""
+    kind = getattr(trt, "IAttentionInputLayer", None)
+    if kind is None or not hasattr(trt.IAttention, "decomposable"):
+        return
+    for layer in map(network.get_layer, range(network.num_layers)):
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            layer.__class__ = kind  # as its documentation has it: a layer comes as the base class
+            layer.attention.decomposable = True
 
 
 def _set_capabilities(trt: Any, config: Any, gpus: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
     QuantizeLinear, DequantizeLinear behind it -> nothing
     DequantizeLinear of a stored weight        -> (weight - zero point) * scale, stored
+    Cast, product in float32, Cast back        -> the product in the type around it, as it was before `convert`
 
 Nodes keep their names, so that what is found in the one is found in the other.
 """
@@ -47,7 +48,33 @@ def drop_quantisation(proto: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
     nodes = [*kept]
     del copy.graph.node[:], copy.graph.value_info[:]
     copy.graph.node.extend(nodes)
+    _drop_casts(copy.graph)
     return copy
+
+
+def _drop_casts(graph: onnx.GraphProto) -> None:
+    """Give products with a Cast behind them the type that it casts to: that of what stands around them."""
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    every = list(graph.node)  # the same objects from here on: protobuf makes new ones for every look
+    for node in every:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    nodes, dropped = list[onnx.NodeProto](), set[int]()
+    for node in every:
+        behind = readers.get(node.output[0], [])
+        if node.op_type == "MatMul" and node.input[1] in stored and [n.op_type for n in behind] == ["Cast"]:
+            kind, product = behind[0].attribute[0].i, node.output[0]
+            weight = numpy_helper.to_array(stored[node.input[1]]).astype(helper.tensor_dtype_to_np_dtype(kind))
+            graph.initializer.append(numpy_helper.from_array(weight, f"{product}.weight"))
+            nodes.append(helper.make_node("Cast", [node.input[0]], [f"{product}.input"], to=kind))
+            node.input[:] = [f"{product}.input", f"{product}.weight"]
+            node.output[0] = behind[0].output[0]
+            dropped.add(id(behind[0]))
+        nodes.append(node)
+    kept = [node for node in nodes if id(node) not in dropped]
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _dequantise(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> onnx.TensorProto:
