@@ -15,21 +15,19 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from corp_onnx.errors import CorpOnnxError
 from corp_onnx.precision.convert import convert_model
+from corp_onnx.tensorrt.blueprint import read_source
 from corp_onnx.tensorrt.engine import build_engine
 from corp_onnx.tensorrt.library import find_library
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES, RECORD = ROOT / "tests" / "fixtures", ROOT / "docs" / "tensorrt.json"
 GPU = "SM86"
-LAST_WORDS = ("Error Code", "MyelinCheckException: ")
-"""What stands before the reason in a message of the builder."""
 
 
 def main() -> int:
@@ -68,24 +66,18 @@ def examine(path: Path) -> dict[str, Any]:
 
 
 def build(path: Path) -> dict[str, Any]:
-    """Kernels, fused attentions and all attentions of its engine, or the reason why there is none."""
+    """Kernels, attentions, those fused and why others are not, of its engine; or the reason why there is none."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            options = {"library": "tensorrt-rtx", "gpus": (GPU,), "explain": True}
-            if has_dynamic_batch(path):
+            options: dict[str, Any] = {"library": "tensorrt-rtx", "gpus": (GPU,), "explain": True}
+            if any(dims[:1] == (None,) for dims in read_source(path).inputs.values()):
                 options |= {"minimum": 1, "optimum": 8, "maximum": 8}
             layers = build_engine(path, Path(folder) / "x.plan", **options).layers
         except CorpOnnxError as error:
             return {"error": shorten(str(error))}
     assert layers is not None
-    return {"kernels": layers.kernels, "fused": layers.fused, "attentions": layers.attentions}
-
-
-def has_dynamic_batch(path: Path) -> bool:
-    """Whether a batch can be chosen."""
-    from corp_onnx.tensorrt.blueprint import read_source
-
-    return any(dims[:1] == (None,) for dims in read_source(path).inputs.values())
+    reasons = sorted({part.reason for part in layers.parts if part.attention == "apart"})
+    return {"kernels": layers.kernels, "fused": layers.fused, "attentions": layers.attentions, "apart": reasons}
 
 
 def shorten(text: str) -> str:
@@ -102,7 +94,7 @@ def shorten(text: str) -> str:
 HEADER = """\
 ## TensorRT for RTX
 
-Each graph as it stands, and again behind `corp-onnx convert --fp16`, built by {library} for {gpu} (written by
+Each graph as it stands, and again behind `corp-onnx convert --fp16`, built for {gpu} by {library} (written by
 tools/tensorrt_builds.py, held by `make test-tensorrt`; what fuses: [tensorrt.md](tensorrt.md)). Nothing ran.
 """
 
@@ -111,38 +103,26 @@ def render(record: dict[str, Any]) -> str:
     """How many build and fuse, and every reason why others do not."""
     files = record["files"]
     lines = [HEADER.format(**record)]
+    refused, apart = dict[str, list[str]](), dict[str, list[str]]()
     for way, title in (("as_it_stands", "as they stand"), ("float16", "in float16")):
         made = {name: file[way] for name, file in files.items() if file[way] is not None}
         built = {name: found for name, found in made.items() if "error" not in found}
         fused, attentions = (sum(found[key] for found in built.values()) for key in ("fused", "attentions"))
         lines.append(f"- {title}: {len(built)} of {len(made)} build, {fused} of their {attentions} attentions fused.")
-    lines += ["", "| no engine: | reason |", "|---|---|"]
-    reasons: dict[str, list[str]] = {}
-    for way, mark in (("as_it_stands", ""), ("float16", " (float16)")):
-        for name, file in files.items():
-            if file[way] is not None and "error" in file[way] and not (mark and "error" in file["as_it_stands"]):
-                reasons.setdefault(file[way]["error"], []).append(name + mark)
-    lines += [f"| {', '.join(names)} | {escape(reason)} |" for reason, names in sorted(reasons.items())]
-    apart: dict[str, list[str]] = {}
-    for name, file in files.items():
-        found = file["float16"] or file["as_it_stands"]
-        if "error" not in found and found["fused"] < found["attentions"]:
-            apart.setdefault(f"{found['fused']} of {found['attentions']}", []).append(name)
-    lines += ["", "| fused in float16 | |", "|---|---|"]
-    lines += [f"| {count} | {', '.join(names)} |" for count, names in sorted(apart.items())]
+        for name, found in made.items():
+            if "error" in found and (way == "as_it_stands" or "error" not in files[name]["as_it_stands"]):
+                refused.setdefault(found["error"], []).append(name + (" (float16)" if way == "float16" else ""))
+            for reason in found.get("apart", ()) if way == "float16" else ():
+                apart.setdefault(reason, []).append(name)
+    for title, reasons in (("no engine", refused), ("not fused in float16", apart)):
+        lines += ["", f"| {title} | reason |", "|---|---|"]
+        lines += [f"| {', '.join(names)} | {escape(reason)} |" for reason, names in sorted(reasons.items())]
     return "\n".join(lines) + "\n"
 
 
 def escape(text: str) -> str:
     """Words of a message as a cell of a table."""
     return text.replace("|", "\\|")
-
-
-def check_record(record: dict[str, Any], paths: Sequence[Path]) -> list[str]:
-    """Graphs that the record does not know, or knows by other bytes."""
-    known = {name: file["sha256"] for name, file in record["files"].items()}
-    found = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-    return sorted(name for name in known.keys() | found.keys() if known.get(name) != found.get(name))
 
 
 if __name__ == "__main__":

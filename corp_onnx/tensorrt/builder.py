@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from corp_onnx.errors import CheckFailedError, ModelError
+from corp_onnx.graph.model import MAX_PROTO_BYTES, parse_file
 from corp_onnx.tensorrt.blueprint import EngineSettings, Shapes, Source, choose_flags
 from corp_onnx.tensorrt.layers import is_layer_list
 from corp_onnx.tensorrt.library import MAX_SENTENCE, Library, Messages, open_logger, start
@@ -109,7 +110,8 @@ def parse(library: Library, network: Any, logger: Any, path: Path, messages: Mes
         ModelError: the parser refuses it: the first reason, and how many more there are.
     """
     parser = library.trt.OnnxParser(network, logger)
-    if parser.parse_from_file(str(path)):
+    text = _drop_softmax_precision(path, messages)
+    if parser.parse_from_file(str(path)) if text is None else parser.parse(text, str(path)):
         return
     reasons = [
         f"{e.node_operator()} '{e.node_name()}': {e.desc()}" for e in map(parser.get_error, range(parser.num_errors))
@@ -117,6 +119,25 @@ def parse(library: Library, network: Any, logger: Any, path: Path, messages: Mes
     reason = reasons[0][:MAX_SENTENCE].rstrip(". ") if reasons else messages.describe()
     more = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
     raise ModelError(f"{path}: {library.title}'s parser refuses it ({reason}{more}).")
+
+
+def _drop_softmax_precision(path: Path, messages: Messages) -> bytes | None:
+    """A file whose Attention operators say the precision of their softmax, without that; None of any other file.
+
+    `convert --fp16` says float32, without which ONNX Runtime takes float16. TensorRT refuses to be told, and its fused
+    kernels compute it in float32 by themselves.
+    """
+    proto = parse_file(path)
+    told = [n for n in proto.graph.node if any(a.name == "softmax_precision" for a in n.attribute)]
+    if not told or proto.ByteSize() >= MAX_PROTO_BYTES:
+        return None
+    for node in told:
+        others = [a for a in node.attribute if a.name != "softmax_precision"]
+        del node.attribute[:]
+        node.attribute.extend(others)
+    operators = f"{len(told)} Attention operator{'s' * (len(told) > 1)}"
+    messages.warnings.append(f"softmax_precision of {operators} is left to TensorRT, which does not take it.")
+    return proto.SerializeToString()
 
 
 def _allow_parts(trt: Any, network: Any) -> None:

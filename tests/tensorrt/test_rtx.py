@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +18,8 @@ from samples import fixture_path, listing
 from corp_onnx.cli import main
 from corp_onnx.errors import CheckFailedError, ModelError, OptionError
 from corp_onnx.precision.convert import convert_model
+from corp_onnx.prune import prune_model
+from corp_onnx.settings import PAPER, Fractions, PruneSettings
 from corp_onnx.tensorrt.blueprint import EngineSettings
 from corp_onnx.tensorrt.engine import build_engine
 from corp_onnx.tensorrt.explain import Explanation
@@ -22,7 +27,8 @@ from corp_onnx.tensorrt.library import find_library
 
 pytestmark = pytest.mark.tensorrt
 
-DEMO = Path(__file__).resolve().parents[2] / "models" / "demo_vit.onnx"
+ROOT = Path(__file__).resolve().parents[2]
+DEMO, CALIB = ROOT / "models" / "demo_vit.onnx", ROOT / "models" / "calib"
 PLAN = b"vtrt"
 """What an engine of TensorRT for RTX begins with."""
 
@@ -215,3 +221,86 @@ class TestExplain:
         assert described["attentions"] == 6
         build_engine("vit.onnx", force=True, gpus=("SM86",))
         assert json.loads((folder / "vit.plan.json").read_text())["layers"] is None
+
+    def test_the_operator_attention(self) -> None:
+        """Apart in float32, where the builder would refuse it; fused in float16, and its softmax_precision left out."""
+        path = fixture_path("timm_vit_dynamo23_fused")
+        whole = explain(path)
+        assert (whole.fused, whole.attentions) == (0, 2)
+        convert_model(path, "half.onnx", fp16=True)
+        result = build_engine("half.onnx", "x.plan", force=True, explain=True, gpus=("SM86",))
+        assert result.layers is not None
+        assert (result.layers.fused, result.layers.attentions) == (2, 2)
+        sentence = "softmax_precision of 2 Attention operators is left to TensorRT, which does not take it."
+        assert sentence in result.warnings
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The demo, with half of its MLPs, and with a third of the width of its queries and keys gone as well."""
+    folder = tmp_path_factory.mktemp("pruned")
+    found = {"dense": DEMO, "mlp": folder / "mlp.onnx", "paper": folder / "paper.onnx"}
+    for name, attn in (("mlp", 0.0), ("paper", 1 / 3)):
+        settings = PruneSettings(replace(PAPER, widths=Fractions(0.5, attn)), n_images=96)
+        prune_model(DEMO, CALIB, found[name], settings=settings)
+    return found
+
+
+@pytest.mark.usefixtures("folder")
+class TestPrecisions:
+    """The demo dense and pruned in float32, float16 and static int8: built, and its attention counted."""
+
+    @pytest.mark.parametrize("model", ["dense", "mlp", "paper"])
+    @pytest.mark.parametrize(("options", "is_fused"), [
+        ({}, False), ({"fp16": True}, True), ({"int8": "static"}, False), ({"int8": "static", "fp16": True}, True),
+    ])  # fmt: skip
+    def test_built(self, model: str, options: dict[str, Any], is_fused: bool, models: dict[str, Path]) -> None:
+        path = models[model]
+        if options:
+            calib = {"calib": CALIB, "limit": 96} if "int8" in options else {}
+            convert_model(path, "converted.onnx", **options, **calib)
+            path = Path("converted.onnx")
+        found = explain(path)
+        assert found.attentions == 6
+        widths = {part.widths for part in found.parts if part.is_block}
+        assert widths == {(16, 24) if model == "paper" else (24, 24)}
+        assert found.fused == (6 if is_fused and model != "paper" else 0)
+        precisions = set().union(*(part.precision for part in found.parts))
+        assert ("int8" in precisions) == ("int8" in options)
+        assert ("float16" in precisions) == ("fp16" in options)
+
+    def test_uint8_is_refused(self) -> None:
+        convert_model("vit.onnx", "m.onnx", int8="static", activations="uint8", calib=CALIB, limit=32)
+        with pytest.raises(
+            ModelError, match=r"parser refuses it \(QuantizeLinear .*Non-zero zero point is not supported"
+        ):
+            build_engine("m.onnx", gpus=("SM86",))
+
+
+def load_tool() -> Any:
+    spec = importlib.util.spec_from_file_location("tensorrt_builds", ROOT / "tools" / "tensorrt_builds.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class TestFixtures:
+    """docs/tensorrt.json, of which docs/compatibility.md has a section, is what the library does."""
+
+    RECORD = json.loads((ROOT / "docs" / "tensorrt.json").read_text(encoding="utf-8"))
+
+    def test_every_graph_is_in_the_record(self) -> None:
+        tool = load_tool()
+        assert [path.stem for path in tool.list_graphs()] == list(self.RECORD["files"])
+        assert find_library("tensorrt-rtx").title == self.RECORD["library"]
+
+    def test_every_graph_as_it_stands(self) -> None:
+        tool = load_tool()
+        found = {path.stem: tool.build(path) for path in tool.list_graphs()}
+        assert found == {name: file["as_it_stands"] for name, file in self.RECORD["files"].items()}
+
+    @pytest.mark.parametrize("name", list(RECORD["files"])[::12])
+    def test_some_in_float16(self, name: str) -> None:
+        assert load_tool().examine(fixture_path(name)) == self.RECORD["files"][name]
