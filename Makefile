@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint format test-slow test-taylor test-triton test-web test-gpu fuzz fuzz-short clean
+.PHONY: install demo test lint format test-slow test-taylor test-triton test-tensorrt test-web test-gpu fuzz fuzz-short clean
 
 install: .venv/.installed
 
@@ -61,6 +61,18 @@ TRITON_PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.10,$(shell python$(v) -c 'i
 test-triton: .venv/.installed-test .venv-triton/.installed
 	CORP_ONNX_TRITON=.venv-triton $(BIN)/pytest -m triton
 
+# A real TensorRT, the RTX edition, which builds engines without a GPU (90 MB), in an environment of its own.
+TENSORRT_RTX ?= 1.7.1.116
+
+.venv-tensorrt/.installed: pyproject.toml Makefile
+	@$(PYTHON) -m venv .venv-tensorrt
+	.venv-tensorrt/bin/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,test]'
+	.venv-tensorrt/bin/python -m pip install --quiet --disable-pip-version-check --no-deps tensorrt_rtx_cu12_bindings==$(TENSORRT_RTX) tensorrt_rtx_cu12_libs==$(TENSORRT_RTX)
+	@touch $@
+
+test-tensorrt: .venv-tensorrt/.installed
+	.venv-tensorrt/bin/pytest -m tensorrt tests/tensorrt
+
 # The page of examples/web in a headless Chromium (Debian: apt-get install chromium npm).
 test-web: .venv/.installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright
@@ -83,4 +95,4 @@ fuzz-short: .venv/.installed-test
 	$(BIN)/python tools/run_fuzz.py --short
 
 clean:
-	rm -rf .venv .venv-torch .venv-triton build dist *.egg-info
+	rm -rf .venv .venv-torch .venv-triton .venv-tensorrt build dist *.egg-info

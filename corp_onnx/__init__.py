@@ -5,7 +5,7 @@
     evaluate_models  models and images -> accuracy, agreement, KL
     convert_model    a model -> the same in float16 or 8-bit integers
     bench_models     models -> latency, throughput, speed-up
-    build_engine     a model -> a TensorRT engine for this machine's GPU (extra: tensorrt)
+    build_engine     a model -> a TensorRT engine (extra: tensorrt-rtx or tensorrt)
     export_model     a timm model -> an ONNX file (extra: export)
     write_triton_repository  models -> folders that a Triton server loads (extra: triton)
 

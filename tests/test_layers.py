@@ -17,7 +17,17 @@ import corp_onnx
 PACKAGE = Path(corp_onnx.__file__).parent
 MODULES = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): p
            for p in sorted(PACKAGE.rglob("*.py"))}  # fmt: skip
-EXTRAS = ("onnxruntime", "torch", "timm", "tensorrt", "cuda", "tritonclient", "onnxscript")
+EXTRAS = (
+    "onnxruntime",
+    "torch",
+    "timm",
+    "tensorrt",
+    "tensorrt_rtx",
+    "tensorrt_rtx_bindings",
+    "cuda",
+    "tritonclient",
+    "onnxscript",
+)
 
 ORDER = (
     *("_version", "errors", "memory", "threads", "progress", "targets", "settings", "options", "results", "metrics"),
@@ -124,8 +134,8 @@ def test_torch_only_where_models_are_exported() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_extras_are_imported_inside_functions(module: str) -> None:
     assert not top_names(imports(MODULES[module], inside_functions=False)) & set(EXTRAS)
-    theirs = {"tensorrt": {"tensorrt", "cuda"}, "triton": {"tritonclient"}}.get(room(module), set())
-    assert not top_names(imports(MODULES[module])) & {"tensorrt", "cuda", "tritonclient"} - theirs
+    theirs = {"tensorrt": {"tensorrt", "tensorrt_rtx", "cuda"}, "triton": {"tritonclient"}}.get(room(module), set())
+    assert not top_names(imports(MODULES[module])) & {"tensorrt", "tensorrt_rtx", "cuda", "tritonclient"} - theirs
 
 
 CONVERTERS = ("corp_onnx.precision.fp16", "corp_onnx.precision.int8", "corp_onnx.precision.trial")

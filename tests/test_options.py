@@ -88,6 +88,11 @@ class TestOthers:
         [
             ({"fp16": True}, ConvertSettings("fp16")),
             ({"int8": "static", "limit": 9}, ConvertSettings("int8-static", limit=9)),
+            ({"int8": "static", "fp16": True}, ConvertSettings("int8-static", rest="float16")),
+            (
+                {"int8": "static", "activations": "uint8", "calibrator": "minmax"},
+                ConvertSettings("int8-static", activations="uint8", calibrator="minmax"),
+            ),
             ({"target": "int8-dynamic"}, ConvertSettings("int8-dynamic")),
             ({"int8": "dynamic", "resize": 9}, ConvertSettings("int8-dynamic", preprocessing=Preprocessing(resize=9))),
         ],
@@ -99,8 +104,20 @@ class TestOthers:
     @pytest.mark.parametrize(
         ("options", "sentence"),
         [
-            ({}, "give one of --fp16 and --int8 dynamic|static; found neither"),
-            ({"fp16": True, "int8": "static"}, "found both"),
+            ({}, "give --fp16, --int8 dynamic|static, or --int8 static with --fp16; found neither"),
+            ({"fp16": True, "int8": "dynamic"}, "--fp16 beside --int8 goes with --int8 static; --int8 dynamic leaves"),
+            (
+                {"int8": "dynamic", "calibrator": "minmax"},
+                "--activations and --calibrator go with --int8 static, whose",
+            ),
+            (
+                {"fp16": True, "activations": "uint8"},
+                "--activations and --calibrator go with --int8 static, whose scales",
+            ),
+            ({"int8": "static", "calibrator": "best"}, "calibrator must be percentile or minmax; found best"),
+            ({"int8": "static", "activations": "int4"}, "activations must be int8 or uint8; found int4"),
+            ({"int8": "static", "rest": "float64"}, "rest must be float32 or float16; found float64"),
+            ({"int8": "static", "io": "float16"}, "--io float16 goes with --fp16; a quantised model takes and gives"),
             ({"int8": "fast"}, "--int8 must be dynamic or static; found fast"),
             ({"int8": "static", "target": "fp16"}, "target is given and also --fp16 or --int8"),
             ({"int9": "static"}, "there is no option 'int9'; did you mean int8"),

@@ -1,7 +1,7 @@
 """A TensorRT engine as something that `bench` times.
 
 Enters the path of an engine; leaves a subject of candidates.py. Its own tensors say what it takes; its precision and
-the file it came from stand in the description beside it, where `corp-onnx engine` wrote one.
+the library that it is for stand in the description beside it, where `corp-onnx engine` wrote one.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import numpy as np
 from corp_onnx.bench.candidates import BenchModel, Candidate
 from corp_onnx.errors import CheckFailedError, ModelError, OptionError
 from corp_onnx.graph.model import hash_file
+from corp_onnx.tensorrt.builder import load_plan
 from corp_onnx.tensorrt.cuda import Buffer, allocate, import_cuda, succeed
 from corp_onnx.tensorrt.engine import description_path
-from corp_onnx.tensorrt.library import import_tensorrt, load_plan
+from corp_onnx.tensorrt.library import LIBRARIES, Library, find_library
 
 
 def read_engine(path: Path) -> EngineSubject:
@@ -30,25 +31,26 @@ def read_engine(path: Path) -> EngineSubject:
     """
     if not path.is_file():
         raise ModelError(f"{path}: no such file. Give the path of an engine, as `corp-onnx engine` writes it.")
-    trt = import_tensorrt()
+    digest = hash_file(path)
+    said = _read_description(path, digest)
+    library = find_library(next((name for name in LIBRARIES if name == said.get("library")), None))
     import_cuda()
-    engine = load_plan(path.read_bytes(), path)
+    trt, engine = library.trt, load_plan(library, path.read_bytes(), path)
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
     best = {n: _best_shape(engine, n) for n in inputs}
     dynamic = any(tuple(engine.get_tensor_shape(n))[:1] == (-1,) for n in inputs)
-    digest = hash_file(path)
     facts = BenchModel(
         path=str(path),
         sha256=digest,
         n_bytes=path.stat().st_size,
-        precision=_read_precision(path, digest),
+        precision=str(said.get("precision", "not described")),
         macs=None,
         batch=None if dynamic else best[inputs[0]][0],
         inputs=tuple(best[n][1:] for n in inputs),
         is_engine=True,
     )
-    return EngineSubject(facts, engine, tuple(inputs), tuple(n for n in names if n not in inputs))
+    return EngineSubject(facts, library, engine, tuple(inputs), tuple(n for n in names if n not in inputs))
 
 
 def _best_shape(engine: Any, name: str) -> tuple[int, ...]:
@@ -57,13 +59,13 @@ def _best_shape(engine: Any, name: str) -> tuple[int, ...]:
     return shape if -1 not in shape else tuple(engine.get_tensor_profile_shape(name, 0)[1])
 
 
-def _read_precision(path: Path, digest: str) -> str:
-    """What the description beside an engine says, if it is of this engine."""
+def _read_description(path: Path, digest: str) -> dict[str, Any]:
+    """What stands beside an engine, if it is of this engine; else nothing."""
     try:
         said = json.loads(description_path(path).read_text(encoding="utf-8"))
-        return str(said["precision"]) if said["sha256"] == digest else "not described"
+        return said if said["sha256"] == digest else {}
     except (OSError, ValueError, KeyError, TypeError):
-        return "not described"
+        return {}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +73,7 @@ class EngineSubject:
     """An engine on the GPU: already open, whatever the provider."""
 
     facts: BenchModel
+    library: Library
     engine: Any
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -107,7 +110,7 @@ class EngineSubject:
     def _allocate(self, context: Any, name: str) -> Buffer:
         stored = self.engine.get_tensor_dtype(name)
         try:
-            dtype = import_tensorrt().nptype(stored)
+            dtype = self.library.trt.nptype(stored)
         except TypeError as error:
             raise ModelError(
                 f"{self.facts.path}: '{name}' is {stored}, which NumPy does not know; build the engine from a file "

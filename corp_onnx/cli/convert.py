@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
-from corp_onnx.precision.conversion import CALIBRATION_IMAGES, choose_conversion
+from corp_onnx.precision.conversion import ACTIVATIONS, CALIBRATION_IMAGES, CALIBRATORS, choose_conversion
 from corp_onnx.precision.convert import convert_model
 from corp_onnx.report.convert import describe_conversion
 from corp_onnx.settings import Preprocessing
@@ -23,10 +23,17 @@ from corp_onnx.settings import Preprocessing
               help="Float16, for GPUs: softmax and normalisations stay in float32. TensorRT 11 takes its precisions "
               "from the file, so this is the file to build from.")  # fmt: skip
 @click.option("--int8", type=click.Choice(["dynamic", "static"]),
-              help="8-bit products, for CPUs. dynamic: activations are measured as the model runs, over the whole "
-              "batch; no images. static: their scales come from --calib.")  # fmt: skip
+              help="8-bit products. dynamic, for CPUs: activations are measured as the model runs, over the whole "
+              "batch; no images. static, for CPUs and TensorRT: their scales come from --calib; with --fp16 the rest "
+              "is float16, which TensorRT's fused attention needs.")  # fmt: skip
+@click.option("--activations", type=click.Choice(ACTIVATIONS), default="int8", show_default=True,
+              help="What static products read. int8: symmetric, as TensorRT takes it. uint8: with a zero point, closer "
+              "to the original, for CPUs.")  # fmt: skip
+@click.option("--calibrator", type=click.Choice(CALIBRATORS), default="percentile", show_default=True,
+              help="How static scales come from images. percentile: all but one value in a hundred thousand fit. "
+              "minmax: the mean over batches of their largest values.")  # fmt: skip
 @click.option("--io", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
-              help="Inputs and outputs of a float16 model.")  # fmt: skip
+              help="Inputs and outputs of a model with float16.")  # fmt: skip
 @click.option(
     "--calib",
     type=click.Path(path_type=Path),
@@ -56,6 +63,8 @@ def convert(  # one parameter an option
     force: bool,
     fp16: bool,
     int8: str | None,
+    activations: str,
+    calibrator: str,
     io: str,
     calib: Path | None,
     keep_float: int,
@@ -72,10 +81,12 @@ def convert(  # one parameter an option
     Example:
       corp-onnx convert deit.pruned.onnx --int8 dynamic
       corp-onnx convert deit.pruned.onnx --int8 static --calib photos/
+      corp-onnx convert deit.pruned.onnx --int8 static --fp16 --calib photos/
       corp-onnx convert deit.pruned.onnx --fp16
     """
     settings = choose_conversion(
-        fp16=fp16, int8=int8, io=io, keep_float=keep_float, limit=limit, batch_size=batch_size, seed=seed,
+        fp16=fp16, int8=int8, activations=activations, calibrator=calibrator, io=io,
+        keep_float=keep_float, limit=limit, batch_size=batch_size, seed=seed,
         **asdict(preprocessing),
     )  # fmt: skip
     with show_progress() as run:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from corp_onnx.errors import OptionError
 from corp_onnx.options import OF_IMAGES, require_either, require_known
+from corp_onnx.precision.qdq import IntegerType
+from corp_onnx.precision.ranges import Calibrator
 from corp_onnx.results import CheckResult, Environment, FileFacts, Result, Rows, StageTime
 from corp_onnx.run.comparison import Comparison
 from corp_onnx.settings import Preprocessing
@@ -18,6 +20,10 @@ SUFFIXES = {"fp16": ".fp16.onnx", "int8-dynamic": ".int8.onnx", "int8-static": "
 
 CALIBRATION_IMAGES = 256
 
+RESTS = ("float32", "float16")
+ACTIVATIONS: tuple[IntegerType, ...] = get_args(IntegerType)
+CALIBRATORS: tuple[Calibrator, ...] = get_args(Calibrator)
+
 
 @dataclass(frozen=True, slots=True)
 class ConvertSettings:
@@ -25,7 +31,10 @@ class ConvertSettings:
 
     Args:
         target: fp16, int8-dynamic or int8-static.
-        io: type of the inputs and outputs of a float16 model.
+        rest: of a static int8 model, what stays in float.
+        activations: of a static int8 model, the integers that products read; int8 is symmetric.
+        calibrator: how its scales come from the images.
+        io: type of the inputs and outputs of a model with float16.
         keep_float: this many of the most sensitive products stay in float32, by measurement on calibration images.
         limit: take this many calibration images, drawn at random; a quarter of them is held back for the comparison.
         batch_size: images at a time; a static scale is a mean over batches.
@@ -34,6 +43,9 @@ class ConvertSettings:
     """
 
     target: Target
+    rest: Literal["float32", "float16"] = "float32"
+    activations: IntegerType = "int8"
+    calibrator: Calibrator = "percentile"
     io: Literal["float32", "float16"] = "float32"
     keep_float: int = 0
     limit: int = CALIBRATION_IMAGES
@@ -44,8 +56,17 @@ class ConvertSettings:
     def __post_init__(self) -> None:
         if self.target not in SUFFIXES:
             raise OptionError(f"target must be {', '.join(SUFFIXES)}; found {self.target}.")
-        if self.io == "float16" and self.target != "fp16":
+        for name, known in (("rest", RESTS), ("activations", ACTIVATIONS), ("calibrator", CALIBRATORS)):
+            if (value := getattr(self, name)) not in known:
+                raise OptionError(f"{name} must be {' or '.join(known)}; found {value}.")
+        if self.io == "float16" and self.target != "fp16" and self.rest != "float16":
             raise OptionError("--io float16 goes with --fp16; a quantised model takes and gives float32.")
+        if self.target != "int8-static" and (self.activations, self.calibrator) != ("int8", "percentile"):
+            raise OptionError("--activations and --calibrator go with --int8 static, whose scales come from images.")
+        if self.target != "int8-static" and self.rest != "float32":
+            raise OptionError(
+                "--fp16 beside --int8 goes with --int8 static; --int8 dynamic leaves the rest in float32."
+            )
         if self.keep_float and self.target == "fp16":
             raise OptionError("--keep-float goes with --int8; --fp16 keeps normalisations and softmax by itself.")
         if self.keep_float < 0 or self.limit < 2 or self.batch_size < 1:
@@ -72,24 +93,27 @@ def choose_conversion(settings: ConvertSettings | None = None, **options: Any) -
     own = [f.name for f in fields(ConvertSettings)]
     require_known(given, ("fp16", "int8", *own, *OF_IMAGES))
     preprocessing = {name: given.pop(name) for name in OF_IMAGES if name in given}
-    target = given.pop("target", None) or _choose_target(given.pop("fp16", False), given.pop("int8", None))
+    if "target" not in given:
+        given |= _choose_target(given.pop("fp16", False), given.pop("int8", None))
     if {"fp16", "int8"} & set(given):
         raise OptionError("target is given and also --fp16 or --int8; give one of them.")
-    return ConvertSettings(target, **{"preprocessing": Preprocessing(**preprocessing), **given})
+    return ConvertSettings(**{"preprocessing": Preprocessing(**preprocessing), **given})
 
 
-def _choose_target(fp16: bool, int8: str | None) -> Target:
-    if fp16 == (int8 is not None):
-        found = "both" if fp16 else "neither"
-        raise OptionError(f"give one of --fp16 and --int8 dynamic|static; found {found}.")
-    if int8 is not None and int8 not in ("dynamic", "static"):
+def _choose_target(fp16: bool, int8: str | None) -> dict[str, str]:
+    """Fields of the settings: both together are integers in a float16 model."""
+    if int8 is None:
+        if not fp16:
+            raise OptionError("give --fp16, --int8 dynamic|static, or --int8 static with --fp16; found neither.")
+        return {"target": "fp16"}
+    if int8 not in ("dynamic", "static"):
         raise OptionError(f"--int8 must be dynamic or static; found {int8}.")
-    return "fp16" if fp16 else "int8-dynamic" if int8 == "dynamic" else "int8-static"
+    return {"target": f"int8-{int8}", **({"rest": "float16"} if fp16 else {})}
 
 
 @dataclass(frozen=True, slots=True)
 class KeptProduct:
-    """A product that stays in float32, and why; `loss` is the KL that its quantisation alone costs, where measured."""
+    """A product that stays in float, and why; `loss` is the KL that its quantisation alone costs, where measured."""
 
     node: str
     op: str
@@ -106,8 +130,8 @@ class ConvertResult(Result):
         n_products: matrix products and convolutions of the model.
         n_integer: those that are 8-bit now.
         integer_share: their share of the MACs.
-        kept_products: the others, with reasons; empty for float16.
-        kept_ops: operators of a float16 model that stay in float32, by type.
+        kept_products: the others, with reasons; empty where none became an integer.
+        kept_ops: operators that stay in float32 where the rest is float16, by type.
         n_clipped: stored numbers beyond the range of float16, now ±65504.
         n_subnormal: stored numbers that keep fewer bits than float16 has.
         n_calibration: images that the scales of a static model come from.

@@ -3,17 +3,17 @@
     load -> probe -> [calibration images] -> convert -> check -> compare -> publish
 
 Enters a path; leaves a file with the same inputs, outputs and metadata, and a `ConvertResult`. Like `prune`, a run that
-fails leaves nothing at the destination. The conversion itself is ONNX Runtime's (see fp16.py, int8.py).
+fails leaves nothing at the destination. The conversion itself is ONNX Runtime's (fp16.py, int8.py), but for integers
+with fixed scales (ranges.py, static.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from corp_onnx.calibrate.data import describe_origin, describe_skipped, name_source, open_for_model, warn_of_recipe
@@ -37,15 +37,17 @@ from corp_onnx.precision.conversion import (
     default_output,
 )
 from corp_onnx.precision.fp16 import HalfModel, convert_to_fp16
-from corp_onnx.precision.int8 import Quantiser
+from corp_onnx.precision.int8 import DynamicQuantiser
 from corp_onnx.precision.products import Product, list_products
-from corp_onnx.precision.sensitivity import measure_products
+from corp_onnx.precision.qdq import choose_scale
+from corp_onnx.precision.ranges import collect_reaches
+from corp_onnx.precision.sensitivity import Quantiser, measure_products
+from corp_onnx.precision.static import StaticQuantiser
 from corp_onnx.precision.trial import check_loading
 from corp_onnx.progress import ANSWERS, Phase, Progress, Run, follow
 from corp_onnx.results import CheckResult, StageClock, StageTime, describe_environment
 from corp_onnx.run.comparison import Comparison, compare_on_images, compare_on_noise
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.run.sessions import open_session
 from corp_onnx.search.evaluator import draw_evaluator
 from corp_onnx.staging import check_destination, refuse_folder, staged_files
 
@@ -107,8 +109,8 @@ def convert_model(
 
     Args:
         settings: everything that can be chosen as one value, or
-        options: some of it by name: `fp16=True`, `int8="dynamic"` or `int8="static"`, and the fields of
-            `ConvertSettings` and `Preprocessing`.
+        options: some of it by name: `fp16=True`, `int8="dynamic"`, `int8="static"` or this with `fp16=True`, and the
+            fields of `ConvertSettings` and `Preprocessing`.
         output: default `default_output`; weights beyond 2 GB lie in `<output>.data` beside it.
         calib: unlabelled images, for a static model and for `keep_float`: a path, arrays, an iterable of arrays or
             what `open_images` gave, as for `prune_model`.
@@ -163,13 +165,14 @@ def _report(
     checks: Sequence[CheckResult], stages: Sequence[StageTime],
 ) -> ConvertResult:  # fmt: skip
     source, half, products = graph.model, made.half, made.products
+    is_half = settings.target == "fp16"
     return ConvertResult(
         source=describe_file(source, graph.float_type),
         converted=written,
         settings=asdict(settings),
         n_products=len(products),
-        n_integer=0 if half else len(products) - len(made.kept_products),
-        integer_share=0.0 if half else _integer_share(products, made.kept_products),
+        n_integer=0 if is_half else len(products) - len(made.kept_products),
+        integer_share=0.0 if is_half else _integer_share(products, made.kept_products),
         kept_products=made.kept_products,
         kept_ops=half.kept if half else {},
         n_clipped=half.n_clipped if half else 0,
@@ -243,15 +246,31 @@ def _convert(graph: Graph, data: _Data, settings: ConvertSettings, work: Path, r
             f"--keep-float {settings.keep_float} leaves nothing to quantise; the model has {len(usable)} products that "
             "can be, give a smaller number."
         )
-    static = settings.target == "int8-static"
-    feeds = (lambda: _feed(graph.model, data, settings, run)) if static else None
-    quantiser = Quantiser(graph, usable, work, feeds)
+    static = _calibrate(graph, usable, data, settings, run) if settings.target == "int8-static" else None
+    quantiser = static or DynamicQuantiser(graph, usable, work)
     losses = _measure(graph, quantiser, usable, data, settings, run)
     worst = sorted(losses, key=lambda position: -losses[position])[: settings.keep_float]
+    chosen = [p.node.position for p in usable if p.node.position not in worst]
+    kept = tuple(_describe_kept(p, losses) for p in products if p.reason or p.node.position in worst)
     with run.enter("convert"):
-        proto = quantiser.quantise(p.node.position for p in usable if p.node.position not in worst)
-    kept = (_describe_kept(p, losses) for p in products if p.reason or p.node.position in worst)
-    return _Converted(proto, products, tuple(kept))
+        if static is not None and settings.rest == "float16":
+            half = static.quantise_half(chosen, keep_io=settings.io == "float32")
+            return _Converted(half.proto, products, kept, half)
+        return _Converted(quantiser.quantise(chosen), products, kept)
+
+
+def _calibrate(
+    graph: Graph, usable: Sequence[Product], data: _Data, settings: ConvertSettings, run: Run
+) -> StaticQuantiser:
+    """The scales, from how far what products read reaches on the calibration images."""
+    assert data.calibration is not None
+    tensors = list(dict.fromkeys(p.node.inputs[0] for p in usable))
+    with run.enter("calibrate", data.calibration.n_images) as count:
+        found = collect_reaches(
+            graph.model, tensors, data.calibration, batch_size=settings.batch_size, progress=count
+        )  # fmt: skip
+    ranges = {name: reach.measure(settings.calibrator) for name, reach in found.items()}
+    return StaticQuantiser(graph, usable, {n: choose_scale(*r, settings.activations) for n, r in ranges.items()})
 
 
 def _plan_phases(graph: Graph, data: _Data, settings: ConvertSettings) -> list[Phase]:
@@ -260,25 +279,15 @@ def _plan_phases(graph: Graph, data: _Data, settings: ConvertSettings) -> list[P
     n_judging = 1 if data.judging is None else data.judging.n_images
     n = 0 if data.calibration is None else data.calibration.n_images
     probes = Phase("probe products", n_usable * (min(n, SENSITIVITY_IMAGES) + SESSION_COST), ANSWERS)
-    calibrate = Phase("calibrate", CALIBRATION_COST * n)  # while products are converted for the first time
+    calibrate = Phase("calibrate", CALIBRATION_COST * n)
     return [
-        *([probes] if settings.keep_float else []), Phase("convert", CONVERSION_COST), *([calibrate] if static else []),
+        *([calibrate] if static else []), *([probes] if settings.keep_float else []), Phase("convert", CONVERSION_COST),
         Phase("verify", SESSION_COST), Phase("compare", 2 * n_judging),
     ]  # fmt: skip
 
 
-def _feed(model: Model, data: _Data, settings: ConvertSettings, run: Run) -> Iterator[Mapping[str, np.ndarray]]:
-    """The calibration images as the model takes them."""
-    assert data.calibration is not None
-    with run.enter("calibrate", data.calibration.n_images) as count:
-        for feeds, n_real in open_session(model).stream(data.calibration, settings.batch_size):
-            yield feeds
-            count(n_real)
-
-
 def _measure(
-    graph: Graph, quantiser: Quantiser, usable: list[Product], data: _Data, settings: ConvertSettings,
-    run: Run,
+    graph: Graph, quantiser: Quantiser, usable: list[Product], data: _Data, settings: ConvertSettings, run: Run
 ) -> dict[int, float]:  # fmt: skip
     """The loss of every product alone, where some are to be kept; else nothing."""
     if not settings.keep_float:
@@ -360,6 +369,7 @@ def _require_passed(checks: list[CheckResult], output: Path) -> None:
 def _describe(path: Path, output: Path, settings: ConvertSettings) -> FileFacts:
     written = _open_converted(path)
     precision = "float16" if settings.target == "fp16" else "int8"
+    precision += " and float16" if settings.rest == "float16" else ""
     return replace(describe_file(written, precision), path=str(output))
 
 

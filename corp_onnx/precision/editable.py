@@ -7,7 +7,6 @@ name and weights by being initializers, and exporters keep neither promise.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 
 import numpy as np
 import onnx
@@ -16,7 +15,7 @@ from onnx import TensorProto, numpy_helper
 from corp_onnx.graph import Graph
 from corp_onnx.graph.external import load_tensors
 from corp_onnx.graph.order import read_names
-from corp_onnx.graph.proto import INFERENCE_ERRORS, has_bfloat16, names_in_use, skeleton, to_float32
+from corp_onnx.graph.proto import has_bfloat16, names_in_use, skeleton, to_float32
 
 STORED_SUFFIX = ".stored"
 """Of the name of a constant that was computed from stored ones."""
@@ -31,17 +30,21 @@ def copy_editable(graph: Graph) -> onnx.ModelProto:
         proto = onnx.ModelProto()
         proto.CopyFrom(model.proto)
     load_tensors(proto, model.folder)
-    _name_nodes(proto)
+    for node, name in zip(proto.graph.node, node_names(proto), strict=True):
+        node.name = name
     _declare_outputs(graph, proto)
     return proto
 
 
-def _name_nodes(proto: onnx.ModelProto) -> None:
+def node_names(proto: onnx.ModelProto) -> list[str]:
+    """A name for every node of the main graph, by position: its own where it has one that no node before it has."""
+    names: list[str] = []
     taken: set[str] = set()
     for position, node in enumerate(proto.graph.node):
-        if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_{position}_{node.output[0]}"
-        taken.add(node.name)
+        is_own = node.name and node.name not in taken
+        names.append(node.name if is_own else f"{node.op_type}_{position}_{node.output[0]}")
+        taken.add(names[-1])
+    return names
 
 
 def _declare_outputs(graph: Graph, proto: onnx.ModelProto) -> None:
@@ -102,8 +105,7 @@ def replace_nodes(proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> No
 
 
 def refresh_value_info(proto: onnx.ModelProto) -> None:
-    """Types and shapes of inner tensors as onnx infers them from what the graph is now; none where it can not."""
+    """Types and shapes of inner tensors as onnx infers them from what the graph is now."""
     del proto.graph.value_info[:]
-    with suppress(*INFERENCE_ERRORS):  # they are a courtesy to readers, and a file goes without as well
-        inferred = onnx.shape_inference.infer_shapes(skeleton(proto))
-        proto.graph.value_info.extend(inferred.graph.value_info)
+    inferred = onnx.shape_inference.infer_shapes(skeleton(proto))
+    proto.graph.value_info.extend(inferred.graph.value_info)

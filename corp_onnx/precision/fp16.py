@@ -12,7 +12,7 @@ converter casts where it knows a tensor to be float16, and it is told of none th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,12 +66,13 @@ class HalfModel:
     n_stored: int
 
 
-def convert_to_fp16(graph: Graph, *, keep_io: bool = True) -> HalfModel:
+def convert_to_fp16(graph: Graph, *, keep_io: bool = True, wide: Collection[int] = ()) -> HalfModel:
     """The model in float16.
 
     Args:
         graph: as `probe_graph` gives it, so that every tensor has its type, behind foreign operators too.
         keep_io: leave inputs and outputs in float32, with a Cast behind and before them.
+        wide: positions of nodes that stay in float32 as well; not counted among the kept.
 
     Raises:
         MissingExtraError: no onnxruntime.
@@ -82,8 +83,8 @@ def convert_to_fp16(graph: Graph, *, keep_io: bool = True) -> HalfModel:
 
     proto = copy_editable(graph)
     kept = find_kept(graph, KEPT_OPS | set(float16.DEFAULT_OP_BLOCK_LIST))
-    names = [proto.graph.node[node.position].name for node in kept]
-    positions = {node.position for node in kept}
+    positions = {node.position for node in kept} | set(wide)
+    names = [proto.graph.node[position].name for position in sorted(positions)]
     _set_softmax_precision(proto)
     _separate_constants(graph, proto, positions)
     _declare_types(graph, proto, positions)

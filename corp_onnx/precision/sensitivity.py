@@ -6,12 +6,22 @@ weight and one run over the images for each product.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-from corp_onnx.precision.int8 import Quantiser
+import onnx
+
 from corp_onnx.precision.products import Product
 from corp_onnx.progress import Count
 from corp_onnx.search.evaluator import Evaluator
+
+
+class Quantiser(Protocol):
+    """What makes integers of the products at some node positions."""
+
+    def quantise(self, positions: Iterable[int]) -> onnx.ModelProto:
+        """The model with these products as integers."""
+        ...
 
 
 def measure_products(

@@ -15,8 +15,9 @@ def describe_conversion(result: ConvertResult) -> str:
     lines = [
         f"{before.path}: {before.n_bytes / 1e6:.1f} MB in {before.precision} -> {after.n_bytes / 1e6:.1f} MB "
         f"({after.n_bytes / before.n_bytes:.1%})",
-        _describe_integers(result) if after.precision == "int8" else _describe_half(result),
-        *(f"  float32: {text}" for text in _describe_kept(result)),
+        _describe_integers(result) if after.precision.startswith("int8") else _describe_half(result),
+        *(f"  float32: {text}" for text in _describe_kept_ops(result)),
+        *(f"  {_name_rest(result)}: {text}" for text in _describe_kept(result)),
         _describe_comparison(result),
         *_describe_origin(result),
         f"checks passed: {', '.join(c.name for c in result.checks)}; {sum(s.seconds for s in result.stages):.0f} s",
@@ -33,9 +34,14 @@ def _describe_origin(result: ConvertResult) -> list[str]:
 
 def _describe_integers(result: ConvertResult) -> str:
     static = result.settings["target"] == "int8-static"
-    how = f"static, scales from {result.n_calibration} images" if static else "dynamic"
+    how = "dynamic"
+    if static:
+        settings = result.settings
+        how = f"static, {settings['activations']} activations, scales from {result.n_calibration} images by "
+        how += settings["calibrator"]
+    rest = f", the rest in {_name_rest(result)}, inputs and outputs {result.settings['io']}" if result.kept_ops else ""
     return (
-        f"int8, {how}: {result.n_integer} of {result.n_products} products, {result.integer_share:.1%} of the "
+        f"int8, {how}{rest}: {result.n_integer} of {result.n_products} products, {result.integer_share:.1%} of the "
         "multiply-accumulates"
     )
 
@@ -44,10 +50,18 @@ def _describe_half(result: ConvertResult) -> str:
     return f"float16, inputs and outputs {result.settings['io']}"
 
 
+def _name_rest(result: ConvertResult) -> str:
+    """The precision of what is not 8-bit."""
+    return result.settings["rest"]
+
+
+def _describe_kept_ops(result: ConvertResult) -> list[str]:
+    """What stays in float32 of a float16 model, counted by kind."""
+    return [", ".join(f"{count} {op}" for op, count in result.kept_ops.items())] if result.kept_ops else []
+
+
 def _describe_kept(result: ConvertResult) -> list[str]:
-    """What stays in float32, counted by kind and reason."""
-    if result.kept_ops:
-        return [", ".join(f"{count} {op}" for op, count in result.kept_ops.items())]
+    """The products that stay in float, counted by kind and reason."""
     counts = Counter((k.op, k.reason) for k in result.kept_products if k.loss is None)
     texts = [f"{count} {op} ({reason})" for (op, reason), count in counts.items()]
     measured = (k for k in result.kept_products if k.loss is not None)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from corp_onnx.errors import clean_text
 from corp_onnx.tensorrt.engine import EngineResult, EngineTensor
+from corp_onnx.tensorrt.library import TITLES
 
 
 def describe_engine(result: EngineResult) -> str:
     """Size, versions, precision, a line an input, and trtexec's own measurement where there is one."""
     typed = "strongly typed" if result.strongly_typed else "TensorRT chooses"
     lines = [
-        f"{result.path}: {result.n_bytes / 1e6:.1f} MB, TensorRT {result.tensorrt}, {result.gpu}, {result.precision} "
-        f"({typed}), {result.seconds:.0f} s",
+        f"{result.path}: {result.n_bytes / 1e6:.1f} MB, {TITLES[result.library]} {result.tensorrt}, "
+        f"{result.runs_on}, {result.precision} ({typed}), {result.seconds:.0f} s",
         *(_describe_input(tensor) for tensor in result.inputs),
     ]
     if result.measured is not None and result.measured.throughput is not None:

@@ -3,15 +3,16 @@
 Enters the path of an ONNX file and `EngineSettings`; leaves a `Source` and the shapes that every dynamic input is
 optimised for. Nothing here needs TensorRT or a GPU: what can be refused is refused before either is touched.
 
-Two generations of TensorRT differ in who decides the precision. 10.x lets flags allow FP16 or INT8 kernels where they
-are faster (`--fp16`, `--int8`); without a flag, and always from 11 on, the network is strongly typed: every operator
-runs in the precision that the ONNX file says. There `--fp16` is refused with the command that writes such a file,
-rather than converted on the way: what `corp-onnx evaluate` has measured is then what the engine holds.
+Libraries differ in who decides the precision. TensorRT 10 lets flags allow FP16 or INT8 kernels where they are faster
+(`--fp16`, `--int8`); without a flag, and always in TensorRT 11 and TensorRT for RTX, the network is strongly typed:
+every operator runs in the precision that the ONNX file says. There `--fp16` is refused with the command that writes
+such a file, rather than converted on the way: what `corp-onnx evaluate` has measured is then what the engine holds.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +23,7 @@ from corp_onnx.errors import ModelError, OptionError
 from corp_onnx.graph.model import Model, hash_file, input_dims, parse_file
 from corp_onnx.graph.operators import MEASURED
 from corp_onnx.run.probe import probe_graph
-
-FIRST_TYPED = 11
-"""Major version of TensorRT from which networks are strongly typed only."""
+from corp_onnx.tensorrt.library import INSTALLS, Library, LibraryName
 
 DEFAULT_BATCHES = (1, 8, 32)
 """Smallest, most usual and largest batch where nobody says."""
@@ -39,9 +38,13 @@ class EngineSettings:
         optimum: batch that kernels are tuned for; None is 8, moved into the range.
         maximum: largest batch; None is 32, or what is above it.
         fp16: allow half precision (TensorRT 10).
-        int8: allow INT8 where the file holds QuantizeLinear (TensorRT 10; from 11 on it needs no asking).
+        int8: allow INT8 where the file holds QuantizeLinear (TensorRT 10; elsewhere it needs no asking).
         workspace: MiB that kernels may take for themselves; None leaves it to TensorRT: all of the GPU.
         timing_cache: file of measured kernels, read where it exists and written back.
+        library: `tensorrt` or `tensorrt-rtx`; None takes the one that is installed.
+        gpus: compute capabilities to build for ahead of time, as SM86; () builds for the GPU of this machine, or where
+            the library builds ahead of time for what it takes by default.
+        explain: list the layers of the finished engine.
     """
 
     minimum: int | None = None
@@ -51,6 +54,9 @@ class EngineSettings:
     int8: bool = False
     workspace: int | None = None
     timing_cache: Path | None = None
+    library: LibraryName | None = None
+    gpus: tuple[str, ...] = ()
+    explain: bool = False
 
     def __post_init__(self) -> None:
         given = {"--min": self.minimum, "--opt": self.optimum, "--max": self.maximum}
@@ -60,6 +66,8 @@ class EngineSettings:
         low, best, high = self.batches
         if not low <= best <= high:
             raise OptionError(f"batches must not decrease from --min over --opt to --max; found {low}, {best}, {high}.")
+        if len(set(self.gpus)) < len(self.gpus) or not all(self.gpus):
+            raise OptionError(f"--gpu names each GPU once, as SM86,SM120; found {','.join(self.gpus)}.")
 
     @property
     def batches(self) -> tuple[int, int, int]:
@@ -138,11 +146,17 @@ def _weight_type(proto: onnx.ModelProto) -> str:
     return f"int8 and {floats}" if any(n.op_type == "QuantizeLinear" for n in proto.graph.node) else floats
 
 
-def choose_flags(source: Source, settings: EngineSettings, major: int) -> tuple[str, ...]:
+def choose_flags(source: Source, settings: EngineSettings, offered: Collection[str], title: str) -> tuple[str, ...]:
     """The builder flags to set: none where the network is to be strongly typed.
 
+    Args:
+        source: the file.
+        settings: what is asked.
+        offered: precisions that the builder has a flag for.
+        title: what it is called.
+
     Raises:
-        OptionError: FP16 is asked of a TensorRT that takes the precision from the file, and the file is float32.
+        OptionError: FP16 is asked of a builder that takes the precision from the file, and the file is float32.
         ModelError: INT8 is asked and the file does not quantise.
     """
     if settings.int8 and "QuantizeLinear" not in source.operators:
@@ -150,14 +164,37 @@ def choose_flags(source: Source, settings: EngineSettings, major: int) -> tuple[
             f"{source.path}: --int8 needs a file that says where (it has no QuantizeLinear): "
             f"`corp-onnx convert {source.path} --int8 static` writes one."
         )
-    if major < FIRST_TYPED:
+    if offered:
         return settings.flags
     if settings.fp16 and "float16" not in source.precision:
         raise OptionError(
-            f"TensorRT {major} takes the precision from the ONNX file, and {source.path} is {source.precision}; run "
+            f"{title} takes the precision from the ONNX file, and {source.path} is {source.precision}; run "
             f"`corp-onnx convert {source.path} --fp16` first, and build an engine from what it writes."
         )
     return ()
+
+
+def require_offered(settings: EngineSettings, library: Library) -> None:
+    """Whether a library builds for the GPUs that are asked for, and keeps what it is to keep.
+
+    Raises:
+        OptionError: it does not; says what it offers.
+    """
+    if settings.timing_cache is not None and not library.keeps_timings:
+        raise OptionError(
+            f"{library.title} keeps no timing cache: it compiles for a GPU where the engine runs. Leave --timing-cache "
+            "out."
+        )
+    if settings.gpus and not library.capabilities:
+        raise OptionError(
+            f"{library.title} builds for the GPU of this machine and no other; leave --gpu out, or build with TensorRT "
+            f"for RTX, --library tensorrt-rtx ({INSTALLS['tensorrt-rtx']})."
+        )
+    if unknown := [gpu for gpu in settings.gpus if gpu not in library.capabilities]:
+        raise OptionError(
+            f"--gpu: {library.title} does not build for {', '.join(unknown)}; it builds for "
+            f"{', '.join(library.capabilities)}."
+        )
 
 
 def plan_shapes(source: Source, settings: EngineSettings) -> tuple[Shapes, ...]:

@@ -1,68 +1,129 @@
-"""TensorRT's Python API, as far as building an engine and loading it goes: versions 10 and 11, imported in functions.
+"""Which TensorRT is installed, and what it offers; imported in functions.
 
-Enters a `Source` with its shapes and settings; leaves the bytes of a serialised engine. TensorRT reports through a
-logger and through None where another library would raise; here both become one sentence.
+Two libraries have nearly the same Python API:
+
+    tensorrt      10 and 11: engines for the GPU of this machine
+    tensorrt-rtx  TensorRT for RTX: engines ahead of time, for any list of compute capabilities, on a machine without a
+                  GPU; always strongly typed
+
+What one of them can do is asked of its module where that tells, and of its name where a call is there and does nothing.
+A version decides nothing: 1.7 of the one is younger than 10.16 of the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from corp_onnx.errors import CheckFailedError, MissingExtraError, ModelError
-from corp_onnx.tensorrt.blueprint import EngineSettings, Shapes, Source, choose_flags
+from corp_onnx.errors import MissingExtraError, OptionError
 
-INSTALL = "pip install 'corp-onnx[tensorrt]' --extra-index-url https://pypi.nvidia.com"
+LibraryName = Literal["tensorrt", "tensorrt-rtx"]
+LIBRARIES: tuple[LibraryName, ...] = get_args(LibraryName)
+
+MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+"""What each is imported as; its wheels for CUDA 12 carry the bindings alone."""
+
+TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
+
+INSTALLS = {
+    "tensorrt": "pip install 'corp-onnx[tensorrt]' --extra-index-url https://pypi.nvidia.com",
+    "tensorrt-rtx": "pip install 'corp-onnx[tensorrt-rtx]'",
+}
+
 MAX_SENTENCE = 300
 """Characters of a message of TensorRT that an error quotes."""
 
-PhaseReport = Callable[[str, int, int], None]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Built:
-    """A serialised engine, the timing cache after building it, and what TensorRT warned of."""
+class Library:
+    """An installed TensorRT. `trt` is its module."""
 
-    plan: bytes
-    timing_cache: bytes
-    flags: tuple[str, ...]
-    warnings: tuple[str, ...]
+    name: LibraryName
+    trt: Any
+
+    @property
+    def version(self) -> str:
+        """10.16.1.11, or 1.7.1.116."""
+        return self.trt.__version__
+
+    @property
+    def title(self) -> str:
+        """What it is called, with its version."""
+        return f"{TITLES[self.name]} {self.version}"
+
+    @property
+    def precisions(self) -> frozenset[str]:
+        """Precisions that a flag can allow beside those of the file; none where networks are strongly typed only."""
+        return frozenset(flag for flag in ("FP16", "INT8") if hasattr(self.trt.BuilderFlag, flag))
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """Compute capabilities that engines can be built for ahead of time: SM75, ..., SM120; () where there are none.
+
+        Such a library needs no GPU to build, and none is asked for.
+        """
+        names = vars(getattr(self.trt, "ComputeCapability", object))
+        return tuple(sorted((n for n in names if n.startswith("SM") and n[2:].isdecimal()), key=lambda n: int(n[2:])))
+
+    @property
+    def keeps_timings(self) -> bool:
+        """Whether a timing cache holds anything; TensorRT for RTX has the calls and ignores them."""
+        return self.name == "tensorrt"
 
 
-def import_tensorrt() -> Any:
-    """The tensorrt module.
+def find_library(name: LibraryName | None = None, *, ahead: bool = False) -> Library:
+    """An installed TensorRT.
+
+    Args:
+        name: which; None takes the one that is there.
+        ahead: of two that are there, take the one that builds without a GPU.
 
     Raises:
+        OptionError: no library has this name.
         MissingExtraError: it is not installed, or its bindings are and its libraries are not.
     """
-    try:
-        import tensorrt
-    except ModuleNotFoundError as error:
+    if name is not None and name not in LIBRARIES:
+        raise OptionError(f"--library must be {' or '.join(LIBRARIES)}; found {name}.")
+    order = (name,) if name is not None else LIBRARIES[::-1] if ahead else LIBRARIES
+    for one in order:
+        if (module := _import_module(one)) is not None:
+            return Library(one, module)
+    if order[0] == "tensorrt-rtx":
         raise MissingExtraError(
-            f"TensorRT's Python API is not installed ({error}): {INSTALL}, on a machine with an NVIDIA GPU; where only "
-            "its command-line tool is there, --trtexec drives that."
-        ) from error
-    except (ImportError, OSError) as error:  # the bindings are there; a library that they load is not
-        raise MissingExtraError(
-            f"TensorRT's Python bindings are installed and its libraries are not found ({error}): {INSTALL}, or put "
-            "the folder of your own TensorRT on LD_LIBRARY_PATH."
-        ) from error
-    return tensorrt
+            f"TensorRT for RTX is not installed (no module {' or '.join(MODULES[order[0]])}): {INSTALLS[order[0]]}; it "
+            "needs no GPU to build."
+        )
+    raise MissingExtraError(
+        f"TensorRT's Python API is not installed (no module {order[0]}): {INSTALLS['tensorrt']}, on a machine with an "
+        f"NVIDIA GPU; without one, TensorRT for RTX builds for GPUs elsewhere: {INSTALLS['tensorrt-rtx']}; where only "
+        "the command-line tool is there, --trtexec drives that."
+    )
 
 
-def major_version(trt: Any) -> int:
-    """10 of 10.16.1.11."""
-    return int(trt.__version__.split(".")[0])
+def _import_module(name: LibraryName) -> Any:
+    """The module of a library, None where there is none."""
+    for module in MODULES[name]:
+        try:
+            return importlib.import_module(module)
+        except (ImportError, OSError) as error:
+            if isinstance(error, ModuleNotFoundError) and error.name == module:
+                continue
+            raise MissingExtraError(  # the bindings are there; a library that they load is not
+                f"{TITLES[name]}'s Python bindings are installed and its libraries are not found ({error}): "
+                f"{INSTALLS[name]}, or put the folder of your own TensorRT on LD_LIBRARY_PATH."
+            ) from error
+    return None
 
 
 @dataclass(slots=True)
 class Messages:
-    """What TensorRT said while it worked."""
+    """What TensorRT said while it worked; `layers` is its list of the finished engine's layers, where it wrote one."""
 
     errors: list[str]
     warnings: list[str]
+    layers: str = ""
 
     def describe(self) -> str:
         """The first error, which the others follow from, as a part of a sentence."""
@@ -70,9 +131,14 @@ class Messages:
         return lines[0][:MAX_SENTENCE].rstrip(". ")
 
 
-def open_logger(trt: Any) -> tuple[Any, Messages]:
-    """(a logger for TensorRT, where its errors and warnings go); the rest of what it says is dropped."""
-    messages = Messages([], [])
+def open_logger(library: Library, is_list: Callable[[str], bool] = lambda _text: False) -> tuple[Any, Messages]:
+    """(a logger for TensorRT, where its errors and warnings go); what else it says is dropped.
+
+    Args:
+        library: whose logger.
+        is_list: which of its messages is the list of layers.
+    """
+    trt, messages = library.trt, Messages([], [])
 
     class _Logger(trt.ILogger):
         def __init__(self) -> None:
@@ -83,130 +149,22 @@ def open_logger(trt: Any) -> tuple[Any, Messages]:
                 messages.errors.append(text)
             elif severity == trt.ILogger.WARNING:
                 messages.warnings.append(text)
+            elif severity == trt.ILogger.VERBOSE and is_list(text):
+                messages.layers = text
 
     return _Logger(), messages
 
 
-def build_plan(
-    source: Source, shapes: Sequence[Shapes], settings: EngineSettings, progress: PhaseReport | None
-) -> Built:
-    """Parse the ONNX file and build an engine of it.
+def start(library: Library, make: Callable[[], Any]) -> Any:
+    """An object of TensorRT.
 
     Raises:
-        MissingExtraError: no TensorRT, or no GPU.
-        OptionError: see `choose_flags`.
-        ModelError: TensorRT's parser refuses the file.
-        CheckFailedError: TensorRT can not build it.
+        MissingExtraError: there is no GPU, or its driver is too old.
     """
-    trt = import_tensorrt()
-    flags = choose_flags(source, settings, major_version(trt))
-    logger, messages = open_logger(trt)
-    builder = _start(trt, lambda: trt.Builder(logger))
-    network = builder.create_network(0 if flags else 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(trt, network, logger, source, messages)
-    config = builder.create_builder_config()
-    for flag in flags:
-        config.set_flag(getattr(trt.BuilderFlag, flag))
-    if settings.workspace is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace << 20)
-    if shapes:
-        _add_profile(builder, config, shapes, messages)
-    _load_timing_cache(config, settings.timing_cache, messages)
-    stopped = _watch(trt, config, progress)
-    plan = builder.build_serialized_network(network, config)
-    if stopped:
-        raise stopped[0]
-    if plan is None:
-        raise CheckFailedError(f"{source.path}: TensorRT could not build an engine ({messages.describe()}).")
-    cache = config.get_timing_cache()
-    return Built(bytes(plan), b"" if cache is None else bytes(cache.serialize()), flags, tuple(messages.warnings))
-
-
-def load_plan(plan: bytes, path: Path) -> Any:
-    """A serialised engine, loaded on the GPU.
-
-    Raises:
-        MissingExtraError: no TensorRT, or no GPU.
-        ModelError: it is no engine, or one of another version or GPU.
-    """
-    trt = import_tensorrt()
-    logger, messages = open_logger(trt)
-    engine = _start(trt, lambda: trt.Runtime(logger)).deserialize_cuda_engine(plan)
-    if engine is None:
-        raise ModelError(
-            f"{path}: TensorRT {trt.__version__} can not load it ({messages.describe()}); an engine runs on the "
-            "version and the kind of GPU that it was built with, build it anew here."
-        )
-    return engine
-
-
-def _start(trt: Any, make: Callable[[], Any]) -> Any:
     try:
         return make()
     except (TypeError, RuntimeError) as error:  # its bindings say nothing but that a pointer is null
         raise MissingExtraError(
-            f"TensorRT {trt.__version__} can not start: it needs an NVIDIA GPU with a driver that is new enough "
-            "(`nvidia-smi` shows both)."
+            f"{library.title} can not start: it needs an NVIDIA GPU with a driver that is new enough (`nvidia-smi` "
+            "shows both)."
         ) from error
-
-
-def _parse(trt: Any, network: Any, logger: Any, source: Source, messages: Messages) -> None:
-    parser = trt.OnnxParser(network, logger)
-    if parser.parse_from_file(str(source.path)):
-        return
-    reasons = [
-        f"{e.node_operator()} '{e.node_name()}': {e.desc()}" for e in map(parser.get_error, range(parser.num_errors))
-    ]
-    reason = reasons[0][:MAX_SENTENCE].rstrip(". ") if reasons else messages.describe()
-    more = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
-    raise ModelError(f"{source.path}: TensorRT's parser refuses it ({reason}{more}).")
-
-
-def _add_profile(builder: Any, config: Any, shapes: Sequence[Shapes], messages: Messages) -> None:
-    profile = builder.create_optimization_profile()
-    for one in shapes:
-        profile.set_shape(one.name, one.minimum, one.optimum, one.maximum)
-    if config.add_optimization_profile(profile) < 0:
-        raise CheckFailedError(f"TensorRT refuses the shapes of the inputs ({messages.describe()}).")
-
-
-def _load_timing_cache(config: Any, path: Path | None, messages: Messages) -> None:
-    """What was measured before; a cache of another GPU or version is started anew, and that is said."""
-    stored = path.read_bytes() if path is not None and path.is_file() else b""
-    if not stored:
-        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
-        return
-    cache = config.create_timing_cache(stored)
-    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
-        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
-        messages.errors.clear()
-        messages.warnings.append(f"{path} belongs to another TensorRT or GPU; it is started anew.")
-
-
-def _watch(trt: Any, config: Any, progress: PhaseReport | None) -> list[BaseException]:
-    """Report the outermost phases; gives a list that holds what interrupted the build, if anything did."""
-    stopped: list[BaseException] = []
-    steps: dict[str, int] = {}
-
-    class _Monitor(trt.IProgressMonitor):
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            if parent_phase is None:
-                steps[phase_name] = num_steps
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            # a signal arrives in whatever Python runs, and that is this: it must not unwind through C++
-            try:
-                if progress is not None and phase_name in steps:
-                    progress(phase_name, step + 1, steps[phase_name])
-            except BaseException as error:
-                stopped.append(error)
-            return not stopped
-
-        def phase_finish(self, phase_name: str) -> None:
-            steps.pop(phase_name, None)
-
-    config.progress_monitor = _Monitor()
-    return stopped

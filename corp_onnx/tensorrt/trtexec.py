@@ -26,6 +26,9 @@ NAME = "trtexec"
 USUAL_PLACES = (Path("/usr/src/tensorrt/bin"), Path("/opt/tensorrt/bin"), Path("/usr/local/tensorrt/bin"))
 """Where NVIDIA's packages and containers put it, mostly outside of PATH."""
 
+FIRST_TYPED = 11
+"""Major version of TensorRT from which networks are strongly typed only: a program can not be asked what it offers."""
+
 SEVERITIES = ("V", "I", "W", "E", "F")
 LATENCIES = ("Latency", "GPU Compute Time", "Enqueue Time", "H2D Latency", "D2H Latency")
 
@@ -122,13 +125,15 @@ def run_trtexec(tool: Path, arguments: Sequence[str], source: Source, plan: Path
     return summary
 
 
-def probe_version(tool: Path) -> int:
-    """The major version of TensorRT behind the tool, which it says before anything else; 0 where it does not."""
+def probe_precisions(tool: Path) -> tuple[frozenset[str], str]:
+    """The precisions that it takes a flag for, and what it is called; it says its version before anything else."""
     try:
         done = run_child([str(tool), "--help"])
     except OSError as error:
         raise MissingExtraError(f"{tool}: can not be run ({error.strerror}).") from error
-    return int(parse_output(done.stdout).version.split(".")[0] or 0)
+    version = parse_output(done.stdout).version
+    typed = int(version.split(".")[0] or 0) >= FIRST_TYPED
+    return frozenset() if typed else frozenset({"FP16", "INT8"}), f"TensorRT {version}"
 
 
 def parse_output(text: str) -> Summary:

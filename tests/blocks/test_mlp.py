@@ -119,7 +119,7 @@ def test_weight_layout_is_normalised(weights: str, tmp_path: Path) -> None:
 
 def test_weight_is_what_the_product_uses(tmp_path: Path) -> None:
     """Read through a Cast and a Gemm with transB: x @ W.T + b is what ONNX Runtime computes."""
-    from corp_onnx.run.sessions import open_tapped
+    from corp_onnx.run.tapped import open_tapped
 
     graph, blocks = find_in(write_model(Spelling(weights="half", gemm=True)), tmp_path)
     (unit,) = blocks.mlps

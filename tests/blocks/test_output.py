@@ -79,7 +79,7 @@ def test_heads_side_by_side(tail: str, tmp_path: Path) -> None:
 def test_columns_are_what_the_product_reads(tmp_path: Path) -> None:
     """Columns of one head times its rows of W_O, summed over heads, are the projection's output."""
     from corp_onnx.run.noise import random_feeds
-    from corp_onnx.run.sessions import open_tapped
+    from corp_onnx.run.tapped import open_tapped
 
     graph, core, v = draw_output(f"{MERGE} o = MatMul(r, wo) z = Add(x, o)", tmp_path)
     out = match_output(graph, core, v)

@@ -451,13 +451,13 @@ class TestOutput:
         assert "Traceback" not in done.stderr
         assert listing(folder) == before
 
-    @pytest.mark.parametrize(("n_bytes", "what"), [(36_000, "8-bit weights"), (20_000, "a copy in float32")])
-    def test_disk_full_while_quantising(self, n_bytes: int, what: str, folder: Path) -> None:
-        """The quantiser says of it what it says of a model that it can not read."""
+    @pytest.mark.parametrize(("n_bytes", "way"), [(20_000, ["dynamic"]), (10_000, ["static", "--calib", "photos"])])
+    def test_disk_full_while_quantising(self, n_bytes: int, way: list[str], folder: Path) -> None:
+        """ONNX Runtime's quantiser says of a copy in float32 what it says of a model that it can not read."""
         before = listing(folder)
-        arguments = ["convert", "vit.onnx", "--int8", "static", "--calib", "photos", "-o", "out/small.onnx"]
+        arguments = ["convert", "vit.onnx", "--int8", *way, "-o", "out/small.onnx"]
         done = run_limited(arguments, folder, n_bytes)
-        assert done.returncode == 2, (what, done.stderr)
+        assert done.returncode == 2, (way, done.stderr)
         assert re.search(r"corp-onnx: .*could (not be written to|not write its files) .*File too large", done.stderr)
         assert f"{folder}/out" in done.stderr
         assert ".corp-onnx-partial" not in done.stderr, "a folder that a person does not know"

@@ -32,9 +32,8 @@ def test_static_in_words(folder: Path, capfd: Run) -> None:
     assert err == f"warning: {GUESS}\n"
     lines = out.splitlines()
     assert re.fullmatch(r"vit\.onnx: \d+\.\d MB in float32 -> \d+\.\d MB \(\d+\.\d%\)", lines[0])
-    assert re.fullmatch(
-        r"int8, static, scales from 9 images: 8 of 12 products, \d+\.\d% of the multiply-accumulates", lines[1]
-    )
+    how = "int8, static, int8 activations, scales from 9 images by percentile"
+    assert re.fullmatch(how + r": 8 of 12 products, \d+\.\d% of the multiply-accumulates", lines[1])
     assert lines[2].startswith("  float32: 1 Conv (an integer convolution is slower on a CPU")
     assert lines[3].startswith("  float32: 2 Attention (its products have no weights")
     assert re.fullmatch(
@@ -79,8 +78,11 @@ def test_json_is_the_result_of_the_function(capfd: Run) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ("", r"give one of --fp16 and --int8 dynamic\|static; found neither"),
-        ("--fp16 --int8 dynamic", r"give one of --fp16 and --int8 dynamic\|static; found both"),
+        ("", r"give --fp16, --int8 dynamic\|static, or --int8 static with --fp16; found neither"),
+        (
+            "--fp16 --int8 dynamic",
+            r"--fp16 beside --int8 goes with --int8 static; --int8 dynamic leaves the rest in float32",
+        ),
         ("--int8 static", r"--int8 static measures on images: give --calib"),
         ("--int8 static --calib nowhere", r"nowhere: no such folder or file; give a folder of images"),
         ("--int8 dynamic --calib photos", r"--calib is for --int8 static and --keep-float"),

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -56,6 +57,22 @@ class TestDemo:
         losses = [k.loss or 0.0 for k in kept]
         assert min(losses) > 0
         assert found.n_integer == found.n_products - len(found.kept_products)
+
+    @pytest.mark.parametrize("options", [{}, {"fp16": True}, {"activations": "uint8"}, {"calibrator": "minmax"}])
+    def test_static_forms(self, options: dict[str, Any], tmp_path: Path) -> None:
+        """What stays in float in float16 as well; other integers, other scales."""
+        found = convert_model(DEMO, tmp_path / "m.onnx", int8="static", calib=DEMO_IMAGES, limit=96, **options)
+        assert found.comparison.kl is not None
+        assert 0 < found.comparison.kl < 0.01
+        proto = onnx.load(tmp_path / "m.onnx")
+        kinds = {t.data_type for t in proto.graph.initializer}
+        half = "fp16" in options
+        assert (TensorProto.FLOAT16 in kinds) == half
+        assert (TensorProto.UINT8 in kinds) == ("activations" in options)
+        assert found.converted.precision == ("int8 and float16" if half else "int8")
+        assert (set(found.kept_ops) == {"LayerNormalization", "Softmax"}) == half
+        assert {k.op for k in found.kept_products} == {"Conv", "MatMul"}
+        assert found.n_integer == 25
 
     def test_fp16_is_the_same_model(self, tmp_path: Path) -> None:
         found = convert_model(DEMO, tmp_path / "m.onnx", settings=FP16)

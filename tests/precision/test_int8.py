@@ -5,28 +5,29 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from graphs import find_in, fixture_path, probed, run
+from graphs import find_in, probed, run
 from onnx import TensorProto, helper, numpy_helper
 
 from corp_onnx.checks.verify import check_structure
-from corp_onnx.errors import CheckFailedError, ImageError, ModelError, NonFiniteError
-from corp_onnx.graph import Graph, load_model
+from corp_onnx.errors import CheckFailedError
+from corp_onnx.graph import Graph
 from corp_onnx.graph.order import sort_nodes
 from corp_onnx.graph.write import write_model
 from corp_onnx.precision.editable import drop_unread
-from corp_onnx.precision.int8 import Feeds, Quantiser
+from corp_onnx.precision.int8 import DynamicQuantiser
 from corp_onnx.precision.products import FLATTENED_GEMM, TWO_ACTIVATIONS, list_products
+from corp_onnx.precision.qdq import choose_scale
+from corp_onnx.precision.ranges import ReachSum
+from corp_onnx.precision.static import StaticQuantiser
 from corp_onnx.precision.trial import check_loading
 from corp_onnx.run.comparison import relative_difference
 from corp_onnx.run.noise import random_feeds
-from corp_onnx.run.probe import probe_graph
+from corp_onnx.run.tapped import open_tapped
 
 TOLERANCE = 0.1
 """Relative to the largest answer; random weights of width 32, whose sums average out little of the rounding."""
@@ -56,13 +57,28 @@ def integers_of(proto: onnx.ModelProto) -> int:
     return len(readers)
 
 
+def static_quantiser(graph: Graph, feeds: dict[str, np.ndarray]) -> StaticQuantiser:
+    """With the scales of one batch of noise."""
+    products = [p for p in list_products(graph) if not p.reason]
+    tapped = open_tapped(graph.model, [p.node.inputs[0] for p in products])
+    scales = {}
+    for name, values in tapped.run(feeds).items():
+        reach = ReachSum()
+        reach.add(values)
+        scales[name] = choose_scale(*reach.result().measure("minmax"), "int8")
+    return StaticQuantiser(graph, products, scales)
+
+
 def quantise(graph: Graph, folder: Path, *, static: bool, leave_out: int = 0) -> Path:
     folder.mkdir(exist_ok=True)
     products = [p for p in list_products(graph) if not p.reason]
-    feeds = random_feeds(graph.model, 3)
-    quantiser = Quantiser(graph, products, folder, (lambda: [feeds]) if static else None)
+    positions = [p.node.position for p in products[leave_out:]]
     path = folder / "result.onnx"
-    write_model(quantiser.quantise(p.node.position for p in products[leave_out:]), path, folder)
+    if static:
+        proto = static_quantiser(graph, random_feeds(graph.model, 3)).quantise(positions)
+    else:
+        proto = DynamicQuantiser(graph, products, folder).quantise(positions)
+    write_model(proto, path, folder)
     return path
 
 
@@ -79,20 +95,6 @@ def test_answers_of_every_exporter(name: str, static: bool, tmp_path: Path) -> N
     usable = [p for p in list_products(graph) if not p.reason]
     assert integers_of(onnx.load(path)) == len({p.node.inputs[1] for p in usable})
     assert {p.key: p.value for p in onnx.load(path).metadata_props} == graph.model.metadata
-
-
-def test_scales_are_one_a_column_and_activations_uint8(tmp_path: Path) -> None:
-    graph, _ = probed("timm_vit_ts17_fused")
-    proto = onnx.load(quantise(graph, tmp_path, static=True))
-    stored = {t.name: t for t in proto.graph.initializer}
-    weights = [n for n in proto.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in stored]
-    weights = [n for n in weights if len(stored[n.input[0]].dims) == 2]
-    assert len(weights) == 9
-    for node in weights:
-        assert stored[node.input[0]].data_type == TensorProto.INT8
-        assert next(iter(stored[node.input[1]].dims)) in stored[node.input[0]].dims
-    quantised = [n for n in proto.graph.node if n.op_type == "QuantizeLinear"]
-    assert {stored[n.input[2]].data_type for n in quantised} == {TensorProto.UINT8}
 
 
 def test_products_left_out_keep_their_weights(tmp_path: Path) -> None:
@@ -133,59 +135,24 @@ def test_temporary_files_lie_in_the_folder(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "system").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "system"))
     monkeypatch.setattr(shutil, "rmtree", lambda *_args, **_options: None)  # as if it were killed before
-    quantise(probed("timm_vit_dynamo23_fused")[0], tmp_path / "ours", static=True)
+    quantise(probed("timm_vit_dynamo23_fused")[0], tmp_path / "ours", static=False)
     assert list((tmp_path / "system").iterdir()) == []
     assert tempfile.tempdir == str(tmp_path / "system")
     assert list((tmp_path / "ours").glob("ort.quant.*"))
 
 
-class TestFailing:
-    """Whose fault it is: the quantiser's, the model's on these images, or the images'."""
+def test_the_quantiser_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's error, and ours around it."""
 
-    def quantise(self, folder: Path, feeds: Feeds) -> None:
-        graph, _ = probed("timm_vit_ts17_fused")
-        products = [p for p in list_products(graph) if not p.reason]
-        Quantiser(graph, products, folder, feeds).quantise([products[0].node.position])
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise KeyError("no such scale")
 
-    def test_quantiser(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """ONNX Runtime's error, and ours around it."""
-
-        def fail(*_arguments: object, **_options: object) -> None:
-            raise KeyError("no such scale")
-
-        monkeypatch.setattr("onnxruntime.quantization.quantize_static", fail)
-        sentence = r"quantiser fails on this model \(.+\)\. The model itself is as it was"
-        with pytest.raises(CheckFailedError, match=sentence):
-            self.quantise(tmp_path, lambda: [{"x": np.zeros((1, 3, 8, 8), np.float32)}])
-
-    def test_model(self, tmp_path: Path) -> None:
-        """Scales from batches that do not fit it."""
-        with pytest.raises(ModelError, match=r"ts17_fused\.onnx: ONNX Runtime failed while running it \(.+\)\.$"):
-            self.quantise(tmp_path, lambda: [{"x": np.zeros((1, 3, 5, 5), np.float32)}])
-
-    def test_answers_that_are_not_finite(self, tmp_path: Path) -> None:
-        """NumPy warns of them inside the quantiser, which then says 'scale issue' or nothing."""
-        proto = onnx.load(fixture_path("timm_vit_ts17_fused"))
-        weight = next(t for t in proto.graph.initializer if len(t.dims) == 2)
-        array = numpy_helper.to_array(weight).copy()
-        array.flat[0] = np.nan
-        weight.CopyFrom(numpy_helper.from_array(array, weight.name))
-        onnx.save(proto, tmp_path / "m.onnx")
-        graph = probe_graph(load_model(tmp_path / "m.onnx"))
-        with pytest.raises(
-            NonFiniteError, match=r"m\.onnx: output 'logits' holds NaN or Inf on images to calibrate on"
-        ):
-            quantise(graph, tmp_path / "static", static=True)
-        with suppress(CheckFailedError):  # what comes of a weight alone is compared later
-            quantise(graph, tmp_path / "dynamic", static=False)
-
-    def test_images(self, tmp_path: Path) -> None:
-        def read() -> Iterator[dict[str, np.ndarray]]:
-            raise ImageError("photos: too few.")
-            yield {}
-
-        with pytest.raises(ImageError, match=r"^photos: too few\.$"):
-            self.quantise(tmp_path, read)
+    monkeypatch.setattr("onnxruntime.quantization.quantize_dynamic", fail)
+    graph, _ = probed("timm_vit_ts17_fused")
+    products = [p for p in list_products(graph) if not p.reason]
+    sentence = r"quantiser fails on this model \(.+\)\. The model itself is as it was"
+    with pytest.raises(CheckFailedError, match=sentence):
+        DynamicQuantiser(graph, products, tmp_path).quantise([products[0].node.position])
 
 
 def test_a_file_that_kills_its_reader_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

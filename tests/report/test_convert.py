@@ -18,6 +18,7 @@ FIGURES = (
     Metric("relative_error", 0.02),
 )
 LOGITS = OutputScore("logits", "classify", "its name", (10,), True, FIGURES)
+CONV = KeptProduct("/patch", "Conv", 10, "few multiply-accumulates")
 PHOTOS = Comparison("photos", 64, 0.0234, 0.02, (LOGITS,))
 
 
@@ -25,7 +26,7 @@ def conversion(**changes: object) -> ConvertResult:
     base = ConvertResult(
         source=FileFacts("vit.onnx", "0" * 64, 20_000_000, "float32"),
         converted=FileFacts("vit.fp16.onnx", "1" * 64, 10_500_000, "float16"),
-        settings={"target": "fp16", "io": "float32"},
+        settings={"target": "fp16", "io": "float32", "rest": "float32"},
         n_products=50, n_integer=0, integer_share=0.0, kept_products=(), kept_ops={}, n_clipped=0, n_subnormal=0,
         n_calibration=0, data_hash=None, comparison=NOISE,
         checks=(CheckResult("structure", True, None, None, ""), CheckResult("answers", True, 0.01, 0.02, "")),
@@ -36,8 +37,9 @@ def conversion(**changes: object) -> ConvertResult:
 
 
 def integers(target: str, **changes: object) -> ConvertResult:
+    settings = {"target": target, "rest": "float32", "activations": "int8", "calibrator": "minmax", "io": "float32"}
     return conversion(
-        converted=FileFacts("vit.int8.onnx", "1" * 64, 5_300_000, "int8"), settings={"target": target},
+        converted=FileFacts("vit.int8.onnx", "1" * 64, 5_300_000, "int8"), settings=settings,
         n_integer=48, integer_share=0.987, comparison=PHOTOS, **changes,
     )  # fmt: skip
 
@@ -53,7 +55,7 @@ def test_half_precision() -> None:
 
 
 def test_half_precision_at_both_ends() -> None:
-    found = describe_conversion(conversion(settings={"target": "fp16", "io": "float16"}))
+    found = describe_conversion(conversion(settings={"target": "fp16", "io": "float16", "rest": "float32"}))
     assert "float16, inputs and outputs float16\n" in found
 
 
@@ -75,12 +77,25 @@ def test_integers() -> None:
 
 def test_scales_from_images() -> None:
     lines = describe_conversion(integers("int8-static", n_calibration=192)).splitlines()
-    assert lines[1].startswith("int8, static, scales from 192 images: 48 of 50 products")
+    assert lines[1].startswith("int8, static, int8 activations, scales from 192 images by minmax: 48 of 50 products")
+
+
+def test_integers_in_a_float16_model() -> None:
+    settings = {"target": "int8-static", "rest": "float16", "activations": "int8", "calibrator": "minmax"}
+    found = integers("int8-static", n_calibration=192, kept_ops={"Softmax": 12}, kept_products=(CONV,))
+    found = replace(found, settings=settings | {"io": "float32"})
+    found = replace(found, converted=replace(found.converted, precision="int8 and float16"))
+    lines = describe_conversion(found).splitlines()
+    assert lines[1] == (
+        "int8, static, int8 activations, scales from 192 images by minmax, the rest in float16, inputs and outputs "
+        "float32: 48 of 50 products, 98.7% of the multiply-accumulates"
+    )
+    assert lines[2:4] == ["  float32: 12 Softmax", "  float16: 1 Conv (few multiply-accumulates)"]
 
 
 def test_products_that_stay_are_counted_by_kind_and_reason_and_measured_ones_named() -> None:
     kept = (
-        KeptProduct("/patch", "Conv", 10, "few multiply-accumulates"),
+        CONV,
         KeptProduct("/blocks.3/down", "MatMul", 10, "kept by --keep-float", 0.01234),
         KeptProduct("/head", "Gemm", 10, "two inputs"),
         KeptProduct("/head2", "Gemm", 10, "two inputs"),

@@ -13,6 +13,8 @@ from samples import FIXED, OPERATOR, TEXT, fixture_path
 from corp_onnx.errors import ModelError, OptionError
 from corp_onnx.tensorrt.blueprint import EngineSettings, Shapes, choose_flags, plan_shapes, read_source
 
+FLAGS = ("FP16", "INT8")
+
 
 class TestBatches:
     @pytest.mark.parametrize(
@@ -44,6 +46,13 @@ class TestBatches:
     def test_nothing_below_one(self, name: str, option: str) -> None:
         with pytest.raises(OptionError, match=f"--{option} must be at least 1; found 0"):
             EngineSettings(**{name: 0})
+
+
+class TestGpus:
+    @pytest.mark.parametrize(("gpus", "found"), [(("SM86", "SM86"), "SM86,SM86"), (("SM86", ""), "SM86,"), (("",), "")])
+    def test_each_once(self, gpus: tuple[str, ...], found: str) -> None:
+        with pytest.raises(OptionError, match=rf"--gpu names each GPU once, as SM86,SM120; found {found}\.$"):
+            EngineSettings(gpus=gpus)
 
 
 class TestShapes:
@@ -83,28 +92,28 @@ class TestPrecision:
     def test_of_the_file(self, name: str, precision: str) -> None:
         assert read_source(fixture_path(name)).precision == precision
 
-    @pytest.mark.parametrize("major", [10, 11])
-    def test_nothing_asked_is_the_precision_of_the_file(self, major: int) -> None:
-        assert choose_flags(read_source(fixture_path(OPERATOR)), EngineSettings(), major) == ()
+    @pytest.mark.parametrize("offered", [FLAGS, ()])
+    def test_nothing_asked_is_the_precision_of_the_file(self, offered: tuple[str, ...]) -> None:
+        assert choose_flags(read_source(fixture_path(OPERATOR)), EngineSettings(), offered, "TensorRT") == ()
 
-    def test_flags_exist_up_to_version_10(self) -> None:
+    def test_flags_where_the_builder_has_them(self) -> None:
         source = read_source(fixture_path("timm_vit_ts17_qdq"))
-        assert choose_flags(source, EngineSettings(fp16=True), 10) == ("FP16",)
-        assert choose_flags(source, EngineSettings(fp16=True, int8=True), 10) == ("FP16", "INT8")
-        assert choose_flags(source, EngineSettings(int8=True), 11) == ()
+        assert choose_flags(source, EngineSettings(fp16=True), FLAGS, "TensorRT") == ("FP16",)
+        assert choose_flags(source, EngineSettings(fp16=True, int8=True), FLAGS, "TensorRT") == FLAGS
+        assert choose_flags(source, EngineSettings(int8=True), (), "TensorRT") == ()
 
-    def test_from_11_on_half_precision_comes_from_the_file(self) -> None:
+    def test_without_flags_half_precision_comes_from_the_file(self) -> None:
         settings = EngineSettings(fp16=True)
-        assert choose_flags(read_source(fixture_path("timm_vit_ts17_fp16")), settings, 11) == ()
+        assert choose_flags(read_source(fixture_path("timm_vit_ts17_fp16")), settings, (), "TensorRT") == ()
         path = fixture_path(OPERATOR)
         sentence = f"TensorRT 11 takes the precision from the ONNX file, and {path} is float32; run `corp-onnx convert"
         with pytest.raises(OptionError, match=re.escape(sentence)):
-            choose_flags(read_source(path), settings, 11)
+            choose_flags(read_source(path), settings, (), "TensorRT 11")
 
-    @pytest.mark.parametrize("major", [10, 11])
-    def test_int8_needs_a_file_that_says_where(self, major: int) -> None:
+    @pytest.mark.parametrize("offered", [FLAGS, ()])
+    def test_int8_needs_a_file_that_says_where(self, offered: tuple[str, ...]) -> None:
         with pytest.raises(ModelError, match=r"it has no QuantizeLinear\): `corp-onnx convert .* --int8 static`"):
-            choose_flags(read_source(fixture_path(OPERATOR)), EngineSettings(int8=True), major)
+            choose_flags(read_source(fixture_path(OPERATOR)), EngineSettings(int8=True), offered, "TensorRT")
 
 
 class TestFiles:

@@ -18,9 +18,9 @@ from corp_onnx.bench.timing import Schedule
 from corp_onnx.cli import main
 from corp_onnx.errors import CheckFailedError, MissingExtraError, ModelError, OptionError, OutputError
 from corp_onnx.results import to_json
-from corp_onnx.tensorrt import library as api
 from corp_onnx.tensorrt.blueprint import EngineSettings
 from corp_onnx.tensorrt.engine import EngineResult, build_engine
+from corp_onnx.tensorrt.library import MODULES
 
 VERSIONS = ("10.16.1.11", "11.4.0.106")
 QDQ = "timm_vit_ts17_qdq"
@@ -43,6 +43,12 @@ def install(monkeypatch: pytest.MonkeyPatch, version: str, *, has_gpu: bool = Tr
     monkeypatch.setitem(sys.modules, "cuda.bindings", fake_tensorrt.ModuleType("cuda.bindings"))
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", library.cuda)
     return library
+
+
+def hide_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without any TensorRT."""
+    for module in (module for modules in MODULES.values() for module in modules):
+        monkeypatch.setitem(sys.modules, module, None)
 
 
 @pytest.fixture(params=VERSIONS)
@@ -69,6 +75,7 @@ class TestBuild:
         assert result.sha256 == hashlib.sha256(plan).hexdigest()
         assert result.source_sha256 == hashlib.sha256(fixture_path(OPERATOR).read_bytes()).hexdigest()
         assert (result.tensorrt, result.gpu, result.builder) == (library.__version__, "NVIDIA Fake 1000", "python")
+        assert (result.library, result.capabilities) == ("tensorrt", ())
         assert (result.precision, result.strongly_typed) == ("float32", True)
         tensor = result.inputs[0]
         assert (tensor.name, tensor.dtype, tensor.shape) == (name, "float32", (None, 3, 8, 8))
@@ -90,6 +97,14 @@ class TestBuild:
         assert not is_typed(library10, network)
         assert all(config.get_flag(f) for f in (library10.BuilderFlag.FP16, library10.BuilderFlag.INT8))
         assert (result.precision, result.strongly_typed) == ("int8 and float32, FP16 and INT8 allowed", False)
+
+    @pytest.mark.usefixtures("folder", "library")
+    def test_other_gpus_are_for_the_library_that_builds_ahead(self) -> None:
+        sentence = (
+            r"^TensorRT 1\d\.\S+ builds for the GPU of this machine and no other; .* --library tensorrt-rtx \(pip"
+        )
+        with pytest.raises(OptionError, match=sentence):
+            build_engine("vit.onnx", settings=EngineSettings(library="tensorrt", gpus=("SM86",)))
 
     @pytest.mark.usefixtures("folder")
     def test_version_11_sends_to_convert(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,8 +167,8 @@ class TestFailures:
         assert listing(folder) == before
 
     def test_not_installed(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "tensorrt", None)
-        sentence = r"TensorRT's Python API is not installed .*pip install 'corp-onnx\[tensorrt\]' --extra-index-url"
+        hide_libraries(monkeypatch)
+        sentence = r"^TensorRT's Python API is not installed \(no module tensorrt\): pip install"
         self.refuse(folder, MissingExtraError, sentence, "vit.onnx")
 
     def test_bindings_without_libraries(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +179,9 @@ class TestFailures:
         monkeypatch.syspath_prepend(folder / "site")
         monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
         monkeypatch.setattr(sys, "dont_write_bytecode", True)
-        sentence = rf"bindings are installed and its libraries are not found \({missing}\).*LD_LIBRARY_PATH"
+        sentence = (
+            rf"^TensorRT's Python bindings are installed and its libraries are not found \({missing}\).*LD_LIBRARY_PATH"
+        )
         self.refuse(folder, MissingExtraError, sentence, "vit.onnx")
 
     @pytest.mark.parametrize("version", VERSIONS)
@@ -201,7 +218,7 @@ class TestFailures:
         assert (folder / path).read_bytes() == before
 
     def test_the_file_is_read_before_an_extra_is_asked_for(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "tensorrt", None)
+        hide_libraries(monkeypatch)
         self.refuse(folder, ModelError, "no such file", "nothing.onnx")
         with pytest.raises(ModelError, match=r"no\.plan: no such file"):
             bench_models(["no.plan"])
@@ -209,7 +226,7 @@ class TestFailures:
     def test_the_parser_refuses(self, folder: Path, library: Any) -> None:
         name = "handmade_ms_attention"
         sentence = (
-            r"TensorRT's parser refuses it \(Attention '\w*': Plugin not found, are .* correct\?, and \d+ more\)\."
+            r"TensorRT \S+'s parser refuses it \(Attention '\w*': Plugin not found, are .* correct\?, and \d+ more\)\."
         )
         self.refuse(folder, ModelError, sentence, fixture_path(name), "x.plan")
         assert library.built == []
@@ -217,7 +234,7 @@ class TestFailures:
     @pytest.mark.usefixtures("library")
     def test_the_build_fails(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(fake_tensorrt, "_refuse", lambda *_: "Error Code 2: out of memory.\nmore")
-        sentence = r"vit\.onnx: TensorRT could not build an engine \(Error Code 2: out of memory\)\.$"
+        sentence = r"vit\.onnx: TensorRT \S+ could not build an engine \(Error Code 2: out of memory\)\.$"
         self.refuse(folder, CheckFailedError, sentence, "vit.onnx")
 
     @pytest.mark.usefixtures("library")
@@ -278,7 +295,7 @@ class TestCommand:
 
     @pytest.mark.usefixtures("folder")
     def test_without_the_library(self, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "tensorrt", None)
+        hide_libraries(monkeypatch)
         assert main(["engine", "vit.onnx"]) == 2
         out, err = capfd.readouterr()
         assert out == ""
@@ -371,15 +388,10 @@ class TestBench:
             bench_models(["a.plan"], batches=[1])
 
     def test_without_tensorrt(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "tensorrt", None)
+        hide_libraries(monkeypatch)
         (folder / "m.plan").write_bytes(b"ftrt")
         with pytest.raises(MissingExtraError, match=r"pip install 'corp-onnx\[tensorrt\]'"):
             bench_models([folder / "m.plan"])
-
-
-def test_messages_are_cut_to_the_first_reason() -> None:
-    assert api.Messages([], []).describe() == "it gives no reason"
-    assert api.Messages(["a reason. \nmore", "a consequence"], []).describe() == "a reason"
 
 
 @pytest.mark.gpu

@@ -18,7 +18,7 @@ from corp_onnx.errors import CheckFailedError, MissingExtraError, OptionError
 from corp_onnx.staging import MARK
 from corp_onnx.tensorrt.blueprint import EngineSettings, plan_shapes, read_source
 from corp_onnx.tensorrt.engine import build_engine
-from corp_onnx.tensorrt.trtexec import USUAL_PLACES, find_trtexec, list_arguments, parse_output, probe_version
+from corp_onnx.tensorrt.trtexec import USUAL_PLACES, find_trtexec, list_arguments, parse_output, probe_precisions
 
 MEASURED = """\
 &&&& RUNNING TensorRT.trtexec [TensorRT v101600] [b42] # trtexec --onnx=m.onnx --saveEngine=m.plan
@@ -158,7 +158,7 @@ class TestTool:
         monkeypatch.setenv("PATH", str(tmp_path / "other"))
         monkeypatch.chdir(tmp_path)
         for path in (Path("trtexec"), Path()):
-            assert probe_version(find_trtexec(path)) == 10
+            assert probe_precisions(find_trtexec(path)) == ({"FP16", "INT8"}, "TensorRT 10.16.0")
 
     def test_a_file_that_is_no_program(self, tmp_path: Path) -> None:
         (tmp_path / "trtexec").touch()
@@ -226,6 +226,19 @@ class TestBuild:
         assert build_engine("vit.onnx", trtexec=tool).strongly_typed
         with pytest.raises(OptionError, match=r"run `corp-onnx convert vit\.onnx --fp16` first"):
             build_engine("vit.onnx", "other.plan", settings=EngineSettings(fp16=True), trtexec=tool)
+
+    @pytest.mark.usefixtures("folder")
+    @pytest.mark.parametrize(
+        ("settings", "names"),
+        [
+            (EngineSettings(library="tensorrt-rtx", gpus=("SM86",)), "--library and --gpu"),
+            (EngineSettings(explain=True), "--explain"),
+        ],
+    )
+    def test_what_belongs_to_the_libraries(self, settings: EngineSettings, names: str) -> None:
+        sentence = rf"^{names} and --trtexec: the tool builds for the GPU that it runs on, .* leave one of them out\.$"
+        with pytest.raises(OptionError, match=sentence):
+            build_engine("vit.onnx", settings=settings, trtexec=True)
 
     def test_a_failure_leaves_nothing(self, folder: Path, tmp_path: Path) -> None:
         tool = write_tool(tmp_path / "bin", "101600", fails=True)
