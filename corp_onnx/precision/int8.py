@@ -89,8 +89,10 @@ class DynamicQuantiser:
         return proto
 
     def _require_space(self, error: BaseException | None) -> None:
-        """Raise where a file could not be written, of which the quantiser speaks as of anything else."""
+        """Raise where there was no memory, or no room for a file: the quantiser speaks of both as of the model."""
         while error is not None:
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+                raise MemoryError from error
             if isinstance(error, OSError) or os.strerror(errno.ENOSPC) in str(error):
                 reason = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
                 raise OutputError(

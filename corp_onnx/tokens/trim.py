@@ -161,7 +161,8 @@ def _select(surgeon: Surgeon, cut: Cut, token_idx: np.ndarray) -> None:
     first = min((slot.node for slot in cut.slots), key=lambda node: node.position)
     tensor, chosen = surgeon.tensor(cut.tensor), surgeon.variable(f"{cut.tensor}_read")
     if np.array_equal(token_idx, np.arange(token_idx[0], token_idx[0] + len(token_idx))):
-        bounds = {"first": token_idx[0], "end": token_idx[-1] + 1, "axis": cut.axis}
+        end = token_idx[-1] + 1 or np.iinfo(np.int64).max  # the last token, counted from the end
+        bounds = {"first": token_idx[0], "end": end, "axis": cut.axis}
         names = [surgeon.constant(f"{cut.tensor}_{name}", np.array([n])) for name, n in bounds.items()]
         surgeon.insert("Slice", [tensor, *names], [chosen], surgeon.before(first))
     else:

@@ -80,8 +80,8 @@ def test_one_decode_serves_all_recipes_and_later_passes(tmp_path, monkeypatch):
     again = list(images.batches_by_recipe(3, (SMALL, other)))
     assert len(decoded) == 4
     np.testing.assert_array_equal(again[0][1].pixels, pairs[0][1].pixels)
-    monkeypatch.setattr(images_module, "MAX_KEPT_BYTES", 0)
     forgetful = read_set(tmp_path)
+    forgetful.keep_less(0)
     assert sum(len(b) for _ in range(2) for b in forgetful.batches(2)) == 8
     assert len(decoded) == 12
 

@@ -91,7 +91,7 @@ RATES = {MLPS[0]: 0.01, MLPS[1]: 0.1, HEADS: 0.05}
 def choices(align: int) -> tuple[Choice, ...]:
     method = Method(align=align)
     mlps = [MlpUnit(SimpleNamespace(key=key, d_hidden=n)) for key, n in zip(MLPS, (64, 48), strict=True)]  # type: ignore[arg-type]
-    pair = QkUnit(SimpleNamespace(key=HEADS, d_qk=16))  # type: ignore[arg-type]
+    pair = QkUnit(SimpleNamespace(key=HEADS, d_qk=16, n_heads=2))  # type: ignore[arg-type]
     return tuple(FakeChoice(unit, method) for unit in (*mlps, pair))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from fuzz.values import DONE, FAULT, REFUSED, Run
 
 OURS = "corp-onnx: "
-BESIDE = ("warning: ", "no budget given: ")
+BESIDE = ("warning: ", "memory: ", "no budget given: ")
 """What may stand on stderr beside the sentence."""
 
 PROGRESS = re.compile(r"^[\w ,-]+( \.\.\.$|: \d+ of \d+ \w+|; \d+% of the run, about .* left$)")
