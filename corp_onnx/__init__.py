@@ -4,6 +4,7 @@
     inspect_model    a model -> its blocks and units, and what was not recognised
     evaluate_models  models and images -> accuracy, agreement, KL
     convert_model    a model -> the same in float16 or 8-bit integers
+    fit_model        a model -> the same in the form that a runtime wants
     bench_models     models -> latency, throughput, speed-up
     build_engine     a model -> a TensorRT engine (extra: tensorrt-rtx or tensorrt)
     export_model     a timm model -> an ONNX file (extra: export)
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from corp_onnx.bench.timing import Schedule
     from corp_onnx.errors import CorpOnnxError
     from corp_onnx.evaluate import Evaluation, evaluate_models
+    from corp_onnx.fit import FitResult, fit_model
     from corp_onnx.images import open_images
     from corp_onnx.images.recipe import Recipe
     from corp_onnx.inspect import inspect_model
@@ -76,6 +78,8 @@ _HOMES = {
     "convert_model": "precision.convert",
     "evaluate_models": "evaluate",
     "export_model": "zoo.export",
+    "FitResult": "fit",
+    "fit_model": "fit",
     "inspect_model": "inspect",
     "open_images": "images",
     "prune_model": "prune",
@@ -95,6 +99,7 @@ __all__ = [
     "Evaluation",
     "ExportResult",
     "ExportSettings",
+    "FitResult",
     "Fractions",
     "Inspection",
     "Method",
@@ -116,6 +121,7 @@ __all__ = [
     "convert_model",
     "evaluate_models",
     "export_model",
+    "fit_model",
     "inspect_model",
     "open_images",
     "prune_model",

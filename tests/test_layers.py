@@ -33,7 +33,20 @@ ORDER = (
     *("_version", "errors", "memory", "threads", "progress", "targets", "settings", "options", "results", "metrics"),
     *("staging", "shelf", "graph", "images", "run", "blocks", "moments", "solve", "units"),
     *("calibrate", "gradients", "tokens", "rewrite", "refit", "search", "checks"),
-    *("inspect", "evaluate", "prune", "precision", "tensorrt", "bench", "triton", "zoo", "report", "cli", "__main__"),
+    *(
+        "inspect",
+        "evaluate",
+        "prune",
+        "fit",
+        "precision",
+        "tensorrt",
+        "bench",
+        "triton",
+        "zoo",
+        "report",
+        "cli",
+        "__main__",
+    ),
 )
 """Every room, each of which imports from those before it only (docs/architecture.md)."""
 

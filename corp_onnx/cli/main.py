@@ -23,6 +23,7 @@ from corp_onnx.cli.convert import convert
 from corp_onnx.cli.engine import engine
 from corp_onnx.cli.evaluate import evaluate
 from corp_onnx.cli.export import export
+from corp_onnx.cli.fit import fit
 from corp_onnx.cli.inspect import inspect
 from corp_onnx.cli.prune import prune
 from corp_onnx.cli.triton import triton
@@ -79,7 +80,7 @@ def cli() -> None:
     """
 
 
-for verb in (inspect, prune, evaluate, export, convert, bench, engine, triton):
+for verb in (inspect, prune, evaluate, export, convert, fit, bench, engine, triton):
     cli.add_command(verb)
 
 

@@ -132,7 +132,8 @@ class AttentionChange(Change):
     def _padded_weight(self) -> np.ndarray | None:
         if self.out_weight is None or (self.v_map is None and self.heads_idx is None):
             return self.out_weight
-        n_heads, d_head = self.site.n_heads, self.site.d_v
+        n_heads = self.site.n_heads
+        d_head = self.site.d_v if self.v_map is None else max(self.site.d_v, self.v_map.shape[1])
         kept = np.arange(n_heads) if self.heads_idx is None else self.heads_idx
         weight = np.zeros((len(self.out_weight), n_heads, d_head))
         if len(kept):
@@ -173,7 +174,8 @@ def _identity(n_heads: int, d_head: int) -> np.ndarray:
 def _pad_map(head_map: np.ndarray | None) -> np.ndarray | None:
     if head_map is None:
         return None
-    return np.pad(head_map, ((0, 0), (0, head_map.shape[2] - head_map.shape[1]), (0, 0)))
+    missing = max(head_map.shape[2] - head_map.shape[1], 0)  # none where a head became wider than it was
+    return np.pad(head_map, ((0, 0), (0, missing), (0, 0)))
 
 
 def count_tokens(site: Attention) -> int:
