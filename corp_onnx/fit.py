@@ -13,13 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from corp_onnx.blocks import Attention, Blocks, SiteKey, Skip, VoPair, find_blocks
+from corp_onnx.blocks import find_blocks
 from corp_onnx.checks.preflight import protect_model, watch_source
 from corp_onnx.checks.verify import check_file, check_rewrite, require_passed
 from corp_onnx.errors import NothingToPruneError, OptionError
-from corp_onnx.graph import Graph, load_model
+from corp_onnx.graph import load_model
 from corp_onnx.graph.model import require_file
 from corp_onnx.graph.write import outdated_data
 from corp_onnx.inspect import describe_model
@@ -29,23 +27,13 @@ from corp_onnx.rewrite import plan_rewrite
 from corp_onnx.run.comparison import TOLERANCE, compare_on_noise
 from corp_onnx.run.noise import random_feeds
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.settings import BEST
 from corp_onnx.staging import check_destination, refuse_folder, staged_files
-from corp_onnx.targets import TARGETS, Target, TargetName
-from corp_onnx.units import AttentionChange, Change, Changes, fold_scales
+from corp_onnx.targets import TARGETS, TargetName
+from corp_onnx.units import fold_scales
+from corp_onnx.units.padding import PaddedHeads, list_obstacles, pad_heads
 
 FITTING: tuple[TargetName, ...] = tuple(name for name in TARGETS if name != "generic")
 """The targets that want anything."""
-
-
-@dataclass(frozen=True, slots=True)
-class PaddedHeads:
-    """One attention whose heads became wider: widths of queries and keys, and of values, before; and of all after."""
-
-    key: str
-    d_qk: int
-    d_v: int
-    width: int
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -124,7 +112,7 @@ def fit_model(
         blocks = find_blocks(graph)
     padded, changes = pad_heads(blocks, TARGETS[target])
     folded = fold_scales(blocks, changes) if TARGETS[target].folds_scale else changes
-    left = _list_left(blocks, TARGETS[target])
+    left = list_obstacles(blocks, TARGETS[target])
     if not folded:
         why = f" {left[0][0]} does not: {left[0][1]}." if left else ""
         raise NothingToPruneError(f"{model}: nothing of it can be fitted to {target} any further.{why}")
@@ -146,49 +134,6 @@ def fit_model(
         describe_model(graph), replace(facts, path=str(output)), target, padded, len(folded), left, tuple(checks),
         describe_environment("cpu"),
     )  # fmt: skip
-
-
-def pad_heads(blocks: Blocks, target: Target) -> tuple[tuple[PaddedHeads, ...], Changes]:
-    """The attentions that have to become wider for a target, and how."""
-    padded: list[PaddedHeads] = []
-    changes: dict[SiteKey, Change] = {}
-    for site in blocks.attentions if target.equal_heads else ():
-        width = _fitting_width(site, target)
-        if (site.d_qk, site.d_v) == (width, width) or _find_obstacle(site):
-            continue
-        padded.append(PaddedHeads(str(site.key), site.d_qk, site.d_v, width))
-        changes[site.key] = _pad_site(site, blocks.graph, width)
-    return tuple(padded), changes
-
-
-def _fitting_width(site: Attention, target: Target) -> int:
-    widest = max(site.d_qk, site.d_v)
-    return -(-max(widest, target.min_head) // BEST.align) * BEST.align
-
-
-def _find_obstacle(site: Attention) -> str:
-    """Why the heads of a site can not become wider; empty where they can."""
-    if 1 in (site.d_qk, site.d_v):
-        return "its heads have one dimension, and nothing tells that from other axes of one"
-    return next((pair.reason for pair in (site.qk, site.vo) if isinstance(pair, Skip)), "")
-
-
-def _list_left(blocks: Blocks, target: Target) -> tuple[tuple[str, str], ...]:
-    wrong = [s for s in blocks.attentions if target.equal_heads and {s.d_qk, s.d_v} != {_fitting_width(s, target)}]
-    return tuple((str(site.key), reason) for site in wrong if (reason := _find_obstacle(site)))
-
-
-def _pad_site(site: Attention, graph: Graph, width: int) -> AttentionChange:
-    """Zero rows behind every head of queries, keys and values, and zero columns where the values are read."""
-    assert isinstance(site.vo, VoPair)
-    qk_map, v_map = (
-        np.broadcast_to(np.eye(width, d), (site.n_heads, width, d)) for d in (site.d_qk, site.d_v)
-    )  # [h, width, d]
-    dense = site.vo.out.linear.read_weight(graph)[:, site.vo.out.channel_idx.reshape(-1)]
-    heads = dense.reshape(len(dense), site.n_heads, site.d_v)  # [d_out, h, d]
-    weight = np.pad(heads, ((0, 0), (0, 0), (0, width - site.d_v))).reshape(len(dense), -1)
-    bias = site.vo.out.linear.read_bias(graph)
-    return AttentionChange(site, qk_map, qk_map, v_map, out_weight=weight, out_bias=bias)
 
 
 def _require(checks: Sequence[CheckResult], output: Path) -> None:

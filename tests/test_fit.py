@@ -11,13 +11,12 @@ import pytest
 from graphs import ROUNDING, difference, feeds_of, probed, prunable_names, random_changes, run, save
 from samples import OPERATOR, fixture_path, listing, run_cli
 
-from corp_onnx import fit as fit_module
 from corp_onnx.blocks import Skip, find_blocks
 from corp_onnx.errors import CheckFailedError, NothingToPruneError, OptionError, OutputError
 from corp_onnx.fit import default_output, fit_model
 from corp_onnx.graph import load_model
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.units import AttentionChange, apply_changes
+from corp_onnx.units import AttentionChange, apply_changes, padding
 
 NAMES = prunable_names()
 VIT = "timm_vit_ts17_unfused"
@@ -101,8 +100,8 @@ def test_answers_that_move_are_refused(pruned: Path, tmp_path: Path, monkeypatch
         assert change.out_weight is not None
         return replace(change, out_weight=1.5 * change.out_weight)
 
-    pad_site = fit_module._pad_site
-    monkeypatch.setattr(fit_module, "_pad_site", spoil)
+    pad_site = padding._pad_site
+    monkeypatch.setattr(padding, "_pad_site", spoil)
     with pytest.raises(CheckFailedError, match=r"the fitted model failed its 'answers' check: .* Nothing was written"):
         fit_model(pruned, tmp_path / "o.onnx")
     assert listing(tmp_path) == ["m.onnx"]

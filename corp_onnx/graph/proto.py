@@ -108,8 +108,9 @@ def detach_weights(
         more: initializers that are to be in it besides its own.
     """
     light, arrays = without_weights(proto), dict[str, np.ndarray]()
+    read = {name for node in proto.graph.node for name in (*node.input, *captured_names(node))}
     for tensor in (*proto.graph.initializer, *more):
-        array = _share(tensor)
+        array = _share(tensor) if tensor.name in read else None  # ONNX Runtime drops others, and misses them then
         if array is None:
             light.graph.initializer.append(tensor)
             continue

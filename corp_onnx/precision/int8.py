@@ -26,14 +26,11 @@ from corp_onnx.graph.model import outgrows_protobuf
 from corp_onnx.graph.write import write_model
 from corp_onnx.precision.editable import copy_editable, drop_unread, refresh_value_info, store_constants
 from corp_onnx.precision.products import Product
-from corp_onnx.run.runtime import QUIET, first_sentence, import_runtime
+from corp_onnx.run.runtime import first_sentence, import_runtime, silent_runtime
 from corp_onnx.staging import temporary_files_in, visible_folder
 
 GEMM_SUFFIX = "_MatMul"
 """Of the name of the MatMul that the dynamic quantiser makes of a Gemm before it looks at names."""
-
-DEFAULT_SEVERITY = 2
-"""Warnings: ONNX Runtime has no call that says what it was."""
 
 
 class DynamicQuantiser:
@@ -128,13 +125,11 @@ def _quiet() -> Iterator[None]:
 
     NumPy warns of what they do with numbers that are not finite; whether the result answers is checked later.
     """
-    runtime, before = import_runtime(), logging.root.manager.disable
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    runtime.set_default_logger_severity(QUIET)
     try:
-        with warnings.catch_warnings():
+        with silent_runtime(), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             yield
     finally:
-        runtime.set_default_logger_severity(DEFAULT_SEVERITY)
         logging.disable(before)

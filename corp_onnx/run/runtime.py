@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,9 @@ RESERVED_BYTES, RESERVED_ROWS = 2**27, 256
 
 QUIET = 4
 """ONNX Runtime's severity 'fatal': its warnings speak of its own optimiser, and its errors are raised as well."""
+
+DEFAULT_SEVERITY = 2
+"""Warnings: ONNX Runtime has no call that says what it was."""
 
 NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 """Read when onnxruntime is imported. Without it 1.32 keeps a database and a device id in the home folder, writes to the
@@ -136,6 +140,17 @@ def first_sentence(error: Exception) -> str:
     # file, line, and either a signature in C++ or the bare name of a function
     text = re.sub(r"\S+\.(?:cc|h|cpp):\d+ (?:(?:\S+ )?\S+\(.*?\) (?=[A-Z])|\S+ )", "", text)
     return text[:MAX_SENTENCE].rstrip(". ")
+
+
+@contextmanager
+def silent_runtime() -> Iterator[None]:
+    """What ONNX Runtime logs outside of a session, in colours, is not printed: it raises the same."""
+    runtime = import_runtime()
+    runtime.set_default_logger_severity(QUIET)
+    try:
+        yield
+    finally:
+        runtime.set_default_logger_severity(DEFAULT_SEVERITY)
 
 
 def make_options(threads: int | None, config: Mapping[str, str] | None = None) -> Any:

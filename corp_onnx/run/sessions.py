@@ -28,7 +28,14 @@ from corp_onnx.graph.proto import (
 from corp_onnx.images import Images
 from corp_onnx.images.batch import Batch
 from corp_onnx.run.feeds import ELEMENT_TYPES, ModelInput, bind_feeds, fixed_batch, list_inputs, split_feeds
-from corp_onnx.run.runtime import explain_failure, explain_refusal, import_runtime, make_options, resolve_provider
+from corp_onnx.run.runtime import (
+    explain_failure,
+    explain_refusal,
+    import_runtime,
+    make_options,
+    resolve_provider,
+    silent_runtime,
+)
 
 LAYOUT_PASS = "TransposeOptimizer_CPUExecutionProvider"
 """ONNX Runtime's pass that moves a Transpose through a Resize on the CPU. Its kernel then meets channels last, which it
@@ -173,7 +180,8 @@ def _start(source: str | bytes, options: Any, provider: str, what: str, skipped:
     if skipped:
         more["disabled_optimizers"] = list(skipped)
     try:
-        native = import_runtime().InferenceSession(source, options, providers=[name], **more)
+        with silent_runtime():
+            native = import_runtime().InferenceSession(source, options, providers=[name], **more)
         _require_text(native)
     except (OptionError, MissingExtraError, MemoryError):
         raise

@@ -215,7 +215,10 @@ def _gives_rows(session: Session, found: Signature, sizes: Sequence[tuple[int, .
 
 def _run_zeros(session: Session, found: Signature, sizes: Sequence[tuple[int, ...]], n: int = 1) -> list[np.ndarray]:
     batch = (n,) if found.is_batched else ()
-    feeds = {t.name: np.zeros((*batch, *size), t.dtype) for t, size in zip(found.inputs, sizes, strict=True)}
+    try:
+        feeds = {t.name: np.zeros((*batch, *size), t.dtype) for t, size in zip(found.inputs, sizes, strict=True)}
+    except ValueError as error:  # more numbers than an address can name
+        raise MemoryError from error
     try:
         return session.run(None, feeds)
     except ModelError as error:

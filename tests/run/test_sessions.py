@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 from graphs import feeds_of, fixture_path, probed
 from samples import DEMO, write_sum
@@ -254,3 +255,16 @@ def test_names_that_are_not_utf8(name: bytes, opens: bool, tmp_path: Path, capfd
         with pytest.raises(ModelError, match=r"m\.onnx: a name or text in it is not UTF-8\. Export the model again"):
             open_session(tmp_path / "m.onnx")
     assert capfd.readouterr().out == ""
+
+
+def test_what_onnx_runtime_logs_of_a_broken_file_is_not_printed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In colours, outside of the session whose log is off."""
+    proto = onnx.load(fixture_path("timm_vit_ts17_unfused"))
+    norms = {n.input[2] for n in proto.graph.node if n.op_type == "LayerNormalization"}
+    next(tensor for tensor in proto.graph.initializer if tensor.name in norms).dims[:] = [2**62]
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"m\.onnx: ONNX Runtime can not load it"):
+        open_session(tmp_path / "m.onnx")
+    assert capfd.readouterr() == ("", "")

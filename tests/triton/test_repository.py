@@ -498,6 +498,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_an_input_that_no_memory_holds(tmp_path: Path) -> None:
+    """A spoilt shape; NumPy speaks of a value."""
+    proto = onnx.load(fixture_path("timm_vit_ts17_unfused"))
+    for axis in proto.graph.input[0].type.tensor_type.shape.dim[1:]:
+        axis.dim_value = 2**40
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises((MemoryError, ModelError)):
+        write_triton_repository([tmp_path / "m.onnx"], tmp_path / "new")
+    assert listing(tmp_path) == ["m.onnx"]
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("arguments", "sentence"),

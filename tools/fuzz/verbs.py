@@ -20,6 +20,7 @@ VERBS = {
     "static": Command(
         ("convert", "m.onnx", "--int8", "static", "--calib", "calib.npz", "-o", "p.onnx"), PRUNED[:2]
     ),
+    "fit": Command(("fit", "m.onnx", "--target", "onnxruntime-cpu", "-o", "p.onnx"), PRUNED[:2]),
     "triton": Command(("triton", "m.onnx", "-o", "repository"), ("repository",)),
     "python": Command(("triton", "m.onnx", "-o", "repository", "--backend", "python"), ("repository",)),
     "bench": Command(("bench", "m.onnx", "--batch", "1", "--repeats", "1", "--warmup", "1", "--provider", "cpu")),
