@@ -362,7 +362,10 @@ def _judge(comparison: Comparison, target: Target, graph: Graph) -> CheckResult:
 
 
 def _require_passed(checks: list[CheckResult], output: Path) -> None:
-    advice = f"Nothing was written to {output}; the source is as it was, and another precision may do."
+    advice = (
+        f"Nothing was written to {output}; the source is as it was, and another precision, or --activations uint8 with "
+        "static integers, may do."
+    )
     require_passed(checks, "converted", advice)
 
 

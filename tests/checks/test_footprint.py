@@ -71,6 +71,7 @@ def made(fixed: float = 100, each: float = 10, shelved: float = 50) -> Footprint
 class TestDiet:
     @pytest.fixture(autouse=True)
     def _machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(room, "MARGIN", 1.0)
         monkeypatch.setattr(room, "available_bytes", lambda: 1000)
         monkeypatch.setattr(room, "resident_bytes", lambda: 20)
         monkeypatch.setattr(room, "free_bytes", lambda _: 60)
@@ -88,6 +89,10 @@ class TestDiet:
         assert choose_diet(made(), 8, None, tmp_path) == room.Diet(4, 10, 150, 40)
         monkeypatch.setattr(room, "available_bytes", lambda: 30)  # nothing was asked for: it is tried
         assert choose_diet(made(), 8, None, tmp_path).batch_size == 1
+
+    def test_a_limit_is_kept_with_a_margin(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(room, "MARGIN", 1.25)
+        assert choose_diet(made(), 8, 250, tmp_path) == room.Diet(8, 20, 200, 30)
 
     def test_too_little_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(OptionError, match=r"--memory 1 MiB is too little: to refit this model takes about 2 MiB, "
