@@ -20,6 +20,7 @@ from typing import Any, cast, overload
 import numpy as np
 
 from corp_onnx.errors import OutputError
+from corp_onnx.staging import visible_folder
 
 
 @dataclass(slots=True, eq=False)
@@ -106,8 +107,8 @@ class _Store:
 
     @property
     def folder(self) -> str:
-        """Of the file."""
-        return str(self.shelf.folder or tempfile.gettempdir())
+        """Of the file, as a person knows it."""
+        return str(visible_folder((self.shelf.folder or Path(tempfile.gettempdir())) / "file"))
 
     def __del__(self) -> None:
         self.shelf.n_bytes -= self.n_bytes

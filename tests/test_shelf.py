@@ -11,6 +11,7 @@ from samples import listing
 
 from corp_onnx.errors import OutputError
 from corp_onnx.shelf import Shelf, free_bytes
+from corp_onnx.staging import MARK
 
 
 def draw(n: int = 5) -> list[np.ndarray]:
@@ -70,6 +71,16 @@ def test_full_disk(tmp_path: Path) -> None:
     row = shelf.row()
     row._store.file = Path("/dev/full").open("r+b", buffering=0)  # noqa: SIM115
     with pytest.raises(OutputError, match=f"{tmp_path}: can not keep intermediate results there .No space left"):
+        row.put(np.ones(4))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_full_disk_below_a_hidden_folder_is_that_of_the_destination(tmp_path: Path) -> None:
+    hidden = tmp_path / f"{MARK}0123"
+    hidden.mkdir()
+    row = Shelf(0, hidden).row()
+    row._store.file = Path("/dev/full").open("r+b", buffering=0)  # noqa: SIM115
+    with pytest.raises(OutputError, match=f"^{tmp_path}: can not keep"):
         row.put(np.ones(4))
 
 
