@@ -9,13 +9,12 @@ stay the same to rounding; it costs multiplications by zero, so `prune --target`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from corp_onnx.blocks import find_blocks
 from corp_onnx.checks.preflight import protect_model, watch_source
-from corp_onnx.checks.verify import check_file, check_rewrite, require_passed
+from corp_onnx.checks.verify import check_file, check_rewrite, require_sound
 from corp_onnx.errors import NothingToPruneError, OptionError
 from corp_onnx.graph import load_model
 from corp_onnx.graph.model import require_file
@@ -122,23 +121,15 @@ def fit_model(
             models = rewrite.write(graph, path)
         with run.enter("verify"):
             checks = check_file(loaded, models[-1], path)
-            _require(checks, output)
+            require_sound(checks, "fitted", output)
             checks += check_rewrite(graph, rewrite, models, random_feeds(loaded, graph.n_images))
             compared = compare_on_noise(loaded, models[-1])
             allowed = TOLERANCE[graph.float_type]
             checks.append(CheckResult("answers", compared.max_difference <= allowed, compared.max_difference, allowed,
                                       "answers on noise are those of the source"))  # fmt: skip
-            _require(checks, output)
+            require_sound(checks, "fitted", output)
         facts = describe_model(probe_graph(models[-1]))
     return FitResult(
         describe_model(graph), replace(facts, path=str(output)), target, padded, len(folded), left, tuple(checks),
         describe_environment("cpu"),
     )  # fmt: skip
-
-
-def _require(checks: Sequence[CheckResult], output: Path) -> None:
-    advice = (
-        f"Nothing was written to {output}. This is a fault of corp-onnx on this graph: please report it with the "
-        "output of inspect."
-    )
-    require_passed(checks, "fitted", advice)

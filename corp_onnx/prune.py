@@ -32,7 +32,7 @@ from corp_onnx.checks.preflight import (
     wanted_kinds,
     watch_source,
 )
-from corp_onnx.checks.verify import check_file, check_rewrite, require_passed
+from corp_onnx.checks.verify import check_file, check_rewrite, require_sound
 from corp_onnx.checks.workload import plan_phases
 from corp_onnx.gradients import collect_taylor
 from corp_onnx.graph import Graph, Model, load_model
@@ -45,7 +45,6 @@ from corp_onnx.inspect import describe_model, describe_skips
 from corp_onnx.options import choose_settings
 from corp_onnx.progress import Progress, Run, follow
 from corp_onnx.results import (
-    CheckResult,
     MergeResult,
     PruneResult,
     StageClock,
@@ -172,10 +171,10 @@ def prune_model(
             pruned = models[-1]
         with clock.stage("verify"), run.enter("verify"):
             checks = check_file(graph.model, pruned, path)
-            _require_passed(checks, output)
+            require_sound(checks, "pruned", output)
             feeds, _ = next(session.stream(data.reporting, settings.batch_size))
             checks += check_rewrite(graph, rewrite, models, feeds, settings.provider)
-            _require_passed(checks, output)
+            require_sound(checks, "pruned", output)
         with clock.stage("measure"), run.enter("measure", 2 * data.reporting.n_images) as count:
             errors = measure_units(graph, solution.plans, data.reporting, **running, progress=count)
             left_out = find_left_out(models[-2]) if trim else None
@@ -186,7 +185,7 @@ def prune_model(
             )  # fmt: skip
             surprise = check_expected(measured, solution.expected_loss)
             checks += [surprise] if surprise else []
-            _require_passed(checks, output)
+            require_sound(checks, "pruned", output)
             facts = describe_model(probe_graph(pruned))
         result = PruneResult(
             dense=describe_model(graph),
@@ -239,14 +238,6 @@ def _pose_problem(
         importances=importances, trim=trim, sites=sites, metrics=metrics, tasks=outputs.judged_tasks,
         is_crossed=data.is_crossed, confidence=settings.confidence, shelf=shelf,
     )  # fmt: skip
-
-
-def _require_passed(checks: Sequence[CheckResult], output: Path) -> None:
-    advice = (
-        f"Nothing was written to {output}. This is a fault of corp-onnx on this graph: please report it with the "
-        "output of inspect."
-    )
-    require_passed(checks, "pruned", advice)
 
 
 def _left_whole(units: Sequence[Unit], plans: Sequence[UnitPlan]) -> tuple[str, ...]:

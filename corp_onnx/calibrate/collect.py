@@ -14,8 +14,7 @@ from corp_onnx.moments import Moments
 from corp_onnx.moments.sums import PooledSum
 from corp_onnx.progress import Count
 from corp_onnx.run.tapped import Tapped, open_tapped
-from corp_onnx.units import Unit
-from corp_onnx.units.taps import Taps
+from corp_onnx.units import Unit, gather_taps
 
 
 def collect_moments(
@@ -57,7 +56,5 @@ def _fill_sums(
 
 def tap_units(graph: Graph, units: Sequence[Unit], *, provider: str = "cpu") -> Tapped:
     """A session of the model with everything exposed that the units' moments are made of."""
-    taps = Taps()
-    for unit in units:
-        unit.tap(taps)
+    taps = gather_taps(units)
     return open_tapped(graph.model, taps.tensors, products=list(taps.products.values()), provider=provider)

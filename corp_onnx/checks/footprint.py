@@ -33,8 +33,7 @@ from corp_onnx.refit.walk import N_FOLDS
 from corp_onnx.search.probes import PROBE_IMAGES
 from corp_onnx.settings import Method
 from corp_onnx.shelf import free_bytes
-from corp_onnx.units import Unit
-from corp_onnx.units.taps import Taps
+from corp_onnx.units import Unit, gather_taps
 
 FLOAT, DOUBLE = 4, 8
 
@@ -115,18 +114,19 @@ def predict_footprint(
     crops = min(n_fitting * pixels / FLOAT, MAX_KEPT_BYTES, math.inf if limit is None else limit // KEPT_SHARE)
     base = (resident_bytes() or AT_START + weights) + ARENA + (crops if isinstance(data.fitting, ImageSet) else 0)
     phases = [("calibrate", base + OPENED * weights + sums + _largest(units), EXPOSED * exposed)]
+    traced = base + sums + curves + REWRITTEN * weights
     shelved = 0.0
     if method.searches_widths:
-        phases.append(("probe", base + sums + curves + REWRITTEN * weights, exposed))
+        phases.append(("probe", traced, exposed))
         shelved += pixels * (min(PROBE_IMAGES, n_fitting) + (n_judging if method.promises or method.refits else 0))
     stops = find_walk(blocks).stops if method.refits else ()
     if stops:
         folds = (N_FOLDS + 3) * max(_largest(units), 1)
-        phases.append(("refit", base + sums + curves + REWRITTEN * weights + folds, exposed))
+        phases.append(("refit", traced + folds, exposed))
         streams = max(math.prod(graph.dims(stop.residual.stream)) for stop in stops) / graph.n_images
         regressor = max(math.prod(graph.dims(stop.regressor)) for stop in stops) / graph.n_images
         shelved += n_fitting * (pixels + FLOAT * (4 * streams + regressor))
-    phases.append(("measure", base + sums + curves + REWRITTEN * weights, MEASURED * exposed))
+    phases.append(("measure", traced, MEASURED * exposed))
     return Footprint(tuple(phases), shelved)
 
 
@@ -144,8 +144,9 @@ def choose_diet(footprint: Footprint, batch_size: int, limit: int | None, folder
     """
     free = available_bytes()
     room = int(limit / MARGIN) if limit is not None else None if free is None else (resident_bytes() or 0) + free
-    if room is None or footprint.peak(batch_size, footprint.shelved) <= room:
-        return Diet(batch_size, None, int(footprint.peak(batch_size, footprint.shelved)), 0)
+    whole = footprint.peak(batch_size, footprint.shelved)
+    if room is None or whole <= room:
+        return Diet(batch_size, None, int(whole), 0)
     sizes = [batch_size]
     while sizes[-1] > 1:
         sizes.append(sizes[-1] // 2)
@@ -188,8 +189,6 @@ def _curve_bytes(units: Sequence[Unit]) -> int:
 
 def _tapped_bytes(graph: Graph, units: Sequence[Unit]) -> float:
     """Of everything that calibration exposes, for one image."""
-    taps = Taps()
-    for unit in units:
-        unit.tap(taps)
+    taps = gather_taps(units)
     names = dict.fromkeys([*taps.tensors, *taps.products])
     return FLOAT * sum(math.prod(graph.dims(name)) for name in names) / graph.n_images

@@ -182,6 +182,19 @@ def _written(graph: Graph, rewrite: Rewrite, pruned: Model) -> Iterator[Model]:
         yield rewrite.write(graph, Path(folder) / "model.onnx")[-1]
 
 
+def require_sound(checks: Sequence[CheckResult], what: str, output: Path) -> None:
+    """As `require_passed`, of a rewrite that keeps its promises or is our fault.
+
+    Args:
+        output: where the model would have been.
+    """
+    advice = (
+        f"Nothing was written to {output}. This is a fault of corp-onnx on this graph: please report it with the "
+        "output of inspect."
+    )
+    require_passed(checks, what, advice)
+
+
 def require_passed(checks: Sequence[CheckResult], what: str, advice: str) -> None:
     """Refuse a file that fails a check.
 

@@ -59,11 +59,16 @@ def choose_scale(low: float, high: float, kind: IntegerType) -> Scale:
     return Scale(step, round(-low / step), kind)
 
 
+def choose_steps(weight: Float[np.ndarray, "d_in d_out"]) -> Float[np.ndarray, " d_out"]:
+    """A step for every column of a weight."""
+    return np.maximum(np.abs(weight).max(axis=0).astype(np.float32) / LARGEST, SMALLEST_SCALE)
+
+
 def quantise_weight(
     weight: Float[np.ndarray, "d_in d_out"],
 ) -> tuple[Int8[np.ndarray, "d_in d_out"], Float[np.ndarray, " d_out"]]:
     """(integers, a step for every column): symmetric, the largest of a column is ±127."""
-    steps = np.maximum(np.abs(weight).max(axis=0).astype(np.float32) / LARGEST, SMALLEST_SCALE)
+    steps = choose_steps(weight)
     return np.rint(weight / steps).clip(-LARGEST, LARGEST).astype(np.int8), steps
 
 
@@ -139,7 +144,7 @@ class _Additions:
     def _store_bias(self, name: str, product: IntegerProduct) -> str:
         """The name of a bias as it comes back from integers whose step is that of the sums they are added to."""
         assert product.bias is not None
-        steps = product.scale.step * quantise_weight(product.weight)[1]
+        steps = product.scale.step * choose_steps(product.weight)
         steps = np.maximum(steps, np.abs(product.bias) / LARGEST_SUM).astype(np.float32)
         integers = np.rint(product.bias / steps).astype(np.int32)
         parts = {"int32": integers, "scale": steps, "zero": np.zeros(len(steps), np.int32)}

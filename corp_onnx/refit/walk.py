@@ -171,13 +171,14 @@ class _Step:
         first = 0
         for z, skip, dense, (_, n_real) in zip(ran.z, ran.skip, dense_stream, self.data.feeds, strict=True):
             target = ((dense - skip) / self.scale).reshape(len(z), -1)
-            image_idx = find_images(skip.shape[:-1], self.data.n_batch or n_real)
+            n_batch = self.data.n_batch or n_real
             of_rows = None if weights is None else np.tile(weights, len(z) // len(weights))
             end = first + n_real
             borders = [first, *range((first // group + 1) * group, end, group), end]
             for start, stop in pairwise(borders):
                 rows: Any = slice(None)
-                if stop - start < (self.data.n_batch or n_real):
+                if stop - start < n_batch:
+                    image_idx = find_images(skip.shape[:-1], n_batch)
                     rows = np.flatnonzero((image_idx >= start - first) & (image_idx < stop - first))
                 yield _Part(start, stop - start, z[rows], target[rows], None if of_rows is None else of_rows[rows])
             first = end

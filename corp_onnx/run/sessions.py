@@ -18,13 +18,7 @@ from onnx import TensorProto, helper
 from corp_onnx.errors import ImageError, MissingExtraError, ModelError, OptionError
 from corp_onnx.graph.links import LinkedModel, load_model, require_readable_name
 from corp_onnx.graph.model import MAX_PROTO_BYTES, Model, require_file
-from corp_onnx.graph.proto import (
-    detach_weights,
-    has_bfloat16,
-    serialize,
-    to_float32,
-    uses_operator,
-)
+from corp_onnx.graph.proto import detach_weights, has_bfloat16, serialize, to_float32, uses_operator
 from corp_onnx.images import Images
 from corp_onnx.images.batch import Batch
 from corp_onnx.run.feeds import ELEMENT_TYPES, ModelInput, bind_feeds, fixed_batch, list_inputs, split_feeds
@@ -232,4 +226,4 @@ def start_session(
     shared = [import_runtime().OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     options.add_external_initializers(list(weights), shared)
     session = _start(serialize(light), options, provider, str(model.path), skipped)
-    return replace(session, weights=(*weights.values(), *shared))
+    return replace(session, weights=tuple(shared))

@@ -45,9 +45,8 @@ def drop_quantisation(proto: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
             around[node.output[0]] = around.get(source, source)
             if node.output[0] in outputs:
                 kept.append(helper.make_node("Identity", [around[node.output[0]]], [node.output[0]]))
-    nodes = [*kept]
     del copy.graph.node[:], copy.graph.value_info[:]
-    copy.graph.node.extend(nodes)
+    copy.graph.node.extend(kept)
     _drop_casts(copy.graph)
     return copy
 

@@ -15,6 +15,7 @@ from corp_onnx.units.heads import HeadsUnit
 from corp_onnx.units.mlp import MlpChange, MlpUnit
 from corp_onnx.units.parts import can_stand_apart
 from corp_onnx.units.qk import QkUnit
+from corp_onnx.units.taps import Taps
 from corp_onnx.units.vo import VoUnit
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "apply_changes",
     "fold_scales",
     "gather_changes",
+    "gather_taps",
     "list_units",
     "set_queries_apart",
     "unchanged",
@@ -82,6 +84,14 @@ def fold_scales(blocks: Blocks, changes: Changes) -> dict[SiteKey, Change]:
         if (other := change.fold_scale(blocks.graph)) is not change:
             folded[site.key] = other
     return folded
+
+
+def gather_taps(units: Iterable[Unit]) -> Taps:
+    """What a run has to expose for the moments of some units."""
+    taps = Taps()
+    for unit in units:
+        unit.tap(taps)
+    return taps
 
 
 def gather_changes(plans: Iterable[UnitPlan]) -> dict[SiteKey, Change]:

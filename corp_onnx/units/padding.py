@@ -12,12 +12,10 @@ import numpy as np
 
 from corp_onnx.blocks import Attention, Blocks, SiteKey, Skip, VoPair
 from corp_onnx.graph import Graph
+from corp_onnx.settings import BEST
 from corp_onnx.targets import Target
 from corp_onnx.units.attention import AttentionChange
 from corp_onnx.units.base import Change
-
-ALIGN = 8
-"""Widths are multiples of this, as the search gives them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ def pad_heads(blocks: Blocks, target: Target) -> tuple[tuple[PaddedHeads, ...], 
 
 def _fitting_width(site: Attention, target: Target) -> int:
     widest = max(site.d_qk, site.d_v)
-    return -(-max(widest, target.min_head) // ALIGN) * ALIGN
+    return -(-max(widest, target.min_head) // BEST.align) * BEST.align
 
 
 def _find_obstacle(site: Attention) -> str:

@@ -16,7 +16,7 @@ from fuzz.known import find_point
 from fuzz.models import PHOTO_FIXTURE, SMALL, SPOILERS, copy_model, seed_of, spoil_model, write_arrays
 from fuzz.runner import make_scratch, run_command, run_program, start_server
 from fuzz.values import DONE, FAULT, Case, Command, Finding
-from fuzz.verbs import VERBS, list_needed
+from fuzz.verbs import FITTING, VERBS, list_needed
 from fuzz.verdict import judge
 
 SCENES = {
@@ -50,8 +50,8 @@ def complete_case(case: Case) -> Case:
     if case.name in SCENES:
         return replace(case, fixture=case.fixture or PHOTO_FIXTURE, verb="")
     verb = case.verb or verb
-    if verb == "fit" and case.name in (KILL, STARVE, CALM):  # others have nothing to fit
-        fixture = next(name for name in SMALL if "ts17" in name)
+    if case.name in (KILL, STARVE, CALM):
+        fixture = FITTING.get(verb, fixture)
     return replace(case, fixture=case.fixture or fixture, verb=verb)
 
 

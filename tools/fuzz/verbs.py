@@ -26,6 +26,9 @@ VERBS = {
     "bench": Command(("bench", "m.onnx", "--batch", "1", "--repeats", "1", "--warmup", "1", "--provider", "cpu")),
 }  # fmt: skip
 
+FITTING = {"fit": "timm_vit_ts17_fused_fixed"}
+"""The fixture of a verb that refuses the others as they are, for cases that must come to an end."""
+
 
 def list_needed(command: Command) -> tuple[str, ...]:
     """What must be there when a command is done."""
