@@ -25,13 +25,13 @@ from corp_onnx._version import __version__
 
 if TYPE_CHECKING:
     from corp_onnx.bench.bench import BenchResult, bench_models
-    from corp_onnx.bench.timing import Schedule
     from corp_onnx.errors import CorpOnnxError
     from corp_onnx.evaluate import Evaluation, evaluate_models
     from corp_onnx.fit import FitResult, fit_model
     from corp_onnx.images import open_images
     from corp_onnx.images.recipe import Recipe
     from corp_onnx.inspect import inspect_model
+    from corp_onnx.latency.turns import Schedule
     from corp_onnx.options import choose_settings
     from corp_onnx.precision.conversion import ConvertResult, ConvertSettings
     from corp_onnx.precision.convert import convert_model

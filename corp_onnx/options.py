@@ -7,6 +7,7 @@ which of them contradict each other, stands here once; what a single one may be 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,7 +29,14 @@ from corp_onnx.settings import (
 
 S = TypeVar("S")
 
-BUDGETS = {"min_agreement": "agreement", "min_similarity": "similarity", "macs": "macs", "params": "params"}
+BUDGETS = {
+    "min_agreement": "agreement",
+    "min_similarity": "similarity",
+    "macs": "macs",
+    "params": "params",
+    "speedup": "speedup",
+    "latency": "latency",
+}
 """Kinds of budgets by the option that gives one."""
 
 FRACTIONS = tuple(f.name for f in fields(Fractions))
@@ -80,9 +88,9 @@ def choose_settings(settings: PruneSettings | None = None, **options: Any) -> Pr
 
     Args:
         settings: everything as one value, in place of options.
-        options: `preset`; `min_agreement`, `min_similarity`, `macs`, `params`, `mlp`, `attn`, `allocate`,
-            `amp_threshold`; every field of `Method` but `widths`, of `PruneSettings` but `method`, and of
-            `Preprocessing`.
+        options: `preset`; `min_agreement`, `min_similarity`, `macs`, `params`, `speedup`, `latency` (seconds, or as in
+            `12ms`), `mlp`, `attn`, `allocate`, `amp_threshold`; every field of `Method` but `widths`, of
+            `PruneSettings` but `method`, and of `Preprocessing`.
 
     Raises:
         OptionError: a name that is not known, a value out of range, or options that contradict each other.
@@ -97,6 +105,21 @@ def choose_settings(settings: PruneSettings | None = None, **options: Any) -> Pr
     )
     method = _choose_method(given.get("preset", next(iter(METHODS))), sizes, _as_tuples(of_method))
     return PruneSettings(method, **of_run, preprocessing=Preprocessing(**_as_tuples(of_images)))
+
+
+def read_seconds(value: float | str, flag: str) -> float:
+    """A time as a person types it: `12ms`, `0.5s`; a number alone is seconds.
+
+    Raises:
+        OptionError: it is no time.
+    """
+    text = str(value).strip().lower()
+    for unit, seconds in (("ms", 1e-3), ("us", 1e-6), ("s", 1.0), ("", 1.0)):
+        if text.endswith(unit):
+            with suppress(ValueError):
+                return float(text.removesuffix(unit)) * seconds
+            break
+    raise OptionError(f"{flag} is a time, as in 12ms or 0.5s; found {value}.")
 
 
 def names_no_size(options: Mapping[str, Any]) -> bool:
@@ -124,13 +147,14 @@ def _choose_widths(preset: str, sizes: Mapping[str, Any]) -> WidthRule:
     allocate = sizes.get("allocate", "search")
     if len(budgets) > 1:
         raise OptionError(
-            "--min-agreement, --min-similarity, --macs and --params exclude each other; give one of them."
+            "--min-agreement, --min-similarity, --macs, --params, --speedup and --latency exclude each other; give one "
+            "of them."
         )
     if allocate == "amp":
         if preset == "paper" or cut or budgets:
             raise OptionError(
                 "--allocate amp takes widths from --amp-threshold alone: leave out --preset paper, --mlp, --attn, "
-                "--macs, --params, --min-agreement and --min-similarity, or use --allocate search."
+                "--macs and every other budget, or use --allocate search."
             )
         return Threshold(sizes.get("amp_threshold", DEFAULT_THRESHOLD))
     if "amp_threshold" in sizes:
@@ -144,6 +168,8 @@ def _choose_widths(preset: str, sizes: Mapping[str, Any]) -> WidthRule:
     if preset == "paper":
         return METHODS[preset].widths
     ((kind, value),) = budgets.items() or (("promise", DEFAULT_AGREEMENT),)
+    if kind == "latency":
+        value = read_seconds(value, "--latency")
     return Budget(kind, value, allocate)  # type: ignore[arg-type]
 
 

@@ -42,6 +42,7 @@ from corp_onnx.images import Images, ImageSet, ImageSource, require_path
 from corp_onnx.images.open import spread_images
 from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.inspect import describe_model, describe_skips
+from corp_onnx.latency.clock import Clock, new_table, open_clock, warn_of_speed
 from corp_onnx.options import choose_settings
 from corp_onnx.progress import Progress, Run, follow
 from corp_onnx.results import (
@@ -52,7 +53,6 @@ from corp_onnx.results import (
     describe_environment,
     to_json,
 )
-from corp_onnx.rewrite import plan_rewrite
 from corp_onnx.run.outputs import LOOKED_AT, TASKS_KEY, Outputs, find_outputs
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session, resolve_provider
@@ -67,7 +67,7 @@ from corp_onnx.threads import few_blas_threads
 from corp_onnx.tokens.metric import METRIC_IMAGES, learn_metrics
 from corp_onnx.tokens.sites import MergeSites, MergeStep, TokenMetric, find_merge_sites, require_sites
 from corp_onnx.tokens.trim import TrimPlan, find_left_out, plan_trim
-from corp_onnx.units import Unit, UnitPlan, fold_scales, list_units
+from corp_onnx.units import Unit, UnitPlan, list_units
 
 PRUNE_KEY = "corp_onnx.prune"
 """Where the pruned file keeps the settings and the hash of the dense one."""
@@ -126,7 +126,8 @@ def prune_model(
     output = Path(output) if output is not None else default_output(model)
     refuse_folder(output)
     report = Path(report) if report is not None else default_report(output)
-    destinations = {"-o": output, "--report": report}
+    table = new_table(settings)
+    destinations = {"-o": output, "--report": report} | ({} if table is None else {"--times": table})
     clock, run = StageClock(), follow(progress)
     with clock.stage("load"), run.enter("load"):
         resolve_provider(settings.provider)
@@ -156,17 +157,20 @@ def prune_model(
         diet = choose_diet(footprint, settings.batch_size, settings.memory_bytes, output.parent)
         settings = replace(settings, batch_size=diet.batch_size)
         run.inform(diet.describe())
+    with clock.stage("time widths"):
+        timed = open_clock(graph, blocks, units, trim, sites, settings, run)
+        if timed is not None:
+            require_reachable(graph, blocks, units, method, trim, sites, timed.times)
     running = {"batch_size": settings.batch_size, "provider": settings.provider}
     places = staged_files(destinations, force=force, outdated=outdated_data(output), before=unchanged)
-    with places as (path, report_path):
+    with places as (path, report_path, *new_tables):
         shelf = Shelf(diet.shelf, path.parent)
-        problem = _pose_problem(graph, blocks, units, trim, sites, data, outputs, settings, shelf, run, clock)
+        problem = _pose_problem(graph, blocks, units, trim, sites, data, outputs, settings, shelf, timed, run, clock)
         with clock.stage("solve"):
             solution = follow_method(problem)
         with clock.stage("rewrite"):
             origin = _metadata(graph.model, data.fitting, outputs, settings)
-            changes = fold_scales(blocks, solution.changes) if method.for_target.folds_scale else solution.changes
-            rewrite = plan_rewrite(changes, trim, origin, solution.merges)
+            rewrite = problem.finish(solution.changes, solution.merges, origin)
             models = rewrite.write(graph, path)
             pruned = models[-1]
         with clock.stage("verify"), run.enter("verify"):
@@ -187,6 +191,7 @@ def prune_model(
             checks += [surprise] if surprise else []
             require_sound(checks, "pruned", output)
             facts = describe_model(probe_graph(pruned))
+            speed = timed.judge(method.widths, solution.expected_speedup, pruned) if timed else None
         result = PruneResult(
             dense=describe_model(graph),
             pruned=replace(facts, path=str(output)),
@@ -198,9 +203,10 @@ def prune_model(
             skipped=describe_skips(blocks, wanted_kinds(method)),
             merges=describe_merges(solution.merges, graph),
             held_out=measured,
+            speed=speed,
             checks=tuple(checks),
             notes=(*outputs.describe(), *solution.notes, *([trim_note] if trim_note else []), *_note_merges(sites)),
-            warnings=(*early, *warn_of_moments(units, problem.moments, data.fitting)),
+            warnings=(*early, *warn_of_moments(units, problem.moments, data.fitting), *warn_of_speed(speed)),
             stages=tuple(clock.stages),
             peak_memory_bytes=_peak_memory(),
             expected_memory_bytes=diet.peak,
@@ -208,12 +214,15 @@ def prune_model(
             report_path=str(report),
         )
         write_text(to_json(result) + "\n", report_path, report)
+        if timed is not None and table is not None:
+            write_text(timed.times.to_json(), new_tables[0], table)
     return result
 
 
 def _pose_problem(
     graph: Graph, blocks: Blocks, units: tuple[Unit, ...], trim: TrimPlan | None, sites: MergeSites,
-    data: Calibration, outputs: Outputs, settings: PruneSettings, shelf: Shelf, run: Run, clock: StageClock,
+    data: Calibration, outputs: Outputs, settings: PruneSettings, shelf: Shelf, timed: Clock | None, run: Run,
+    clock: StageClock,
 ) -> Problem:  # fmt: skip
     """Calibrate, and what the search will look at."""
     running = {"batch_size": settings.batch_size, "provider": settings.provider}
@@ -236,7 +245,7 @@ def _pose_problem(
     return Problem(
         graph, blocks, units, settings.method, moments, calibration, judging, **running, seed=settings.seed, run=run,
         importances=importances, trim=trim, sites=sites, metrics=metrics, tasks=outputs.judged_tasks,
-        is_crossed=data.is_crossed, confidence=settings.confidence, shelf=shelf,
+        is_crossed=data.is_crossed, confidence=settings.confidence, shelf=shelf, clock=timed,
     )  # fmt: skip
 
 

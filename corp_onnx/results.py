@@ -368,6 +368,35 @@ class Environment:
     versions: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class SpeedResult:
+    """What a budget of time came to; ratios are how many times as fast as the dense model, taken round by round.
+
+    Attributes:
+        asked: times as fast, or seconds of a batch, by `kind`: speedup or latency.
+        expected: by the table of times.
+        measured: the median of the written file beside the dense one; None where the table is of another machine.
+        q1, q3: between which the middle half of the rounds lies.
+        dense_seconds, seconds: medians of a batch.
+        threads: None is every core.
+        place: where the table is from.
+    """
+
+    asked: float
+    kind: str
+    expected: float
+    measured: float | None
+    q1: float | None
+    q3: float | None
+    dense_seconds: float | None
+    seconds: float | None
+    rounds: int
+    provider: str
+    batch: int
+    threads: int | None
+    place: str
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class PruneResult(Result):
     """What `prune` returns and writes as its report.
@@ -386,6 +415,7 @@ class PruneResult(Result):
     skipped: tuple[SkipFacts, ...]
     merges: tuple[MergeResult, ...]
     held_out: HeldOut
+    speed: SpeedResult | None
     checks: tuple[CheckResult, ...]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]

@@ -39,6 +39,7 @@ Rank = Literal["obs", "energy", "magnitude", "weighted", "taylor"]
 QkSolver = Literal["low-rank", "sylvester"]
 MergeRule = Literal["search", "constant", "none"]
 TokenMetricKind = Literal["learnt", "keys"]
+CostKind = Literal["macs", "params", "time"]
 TaskChoice = Literal["auto", "classify", "embed", "dense", "regress"]
 
 
@@ -81,27 +82,52 @@ class Budget:
     """Widths under one budget: how small the model has to be.
 
     Args:
-        kind: what is counted: MACs, parameters, the share of the dense model's first answers (`agreement`), or how
-            much alike its other answers are (`similarity`). `promise` is one of the last two, whichever fits the
-            model's outputs, at its default.
-        value: the fraction to keep; of a promise, what held-back images prove.
+        kind: what is counted: MACs, parameters, how many times as fast (`speedup`), seconds of a batch (`latency`), the
+            share of the dense model's first answers (`agreement`), or how much alike its other answers are
+            (`similarity`). `promise` is one of the last two, whichever fits the model's outputs, at its default.
+        value: the fraction to keep, the speed-up or the seconds; of a promise, what held-back images prove.
         allocate: `search` widths for the least loss, or `uniform`: the same fraction of every unit.
     """
 
-    kind: Literal["promise", "macs", "params", "agreement", "similarity"] = "promise"
+    kind: Literal["promise", "macs", "params", "speedup", "latency", "agreement", "similarity"] = "promise"
     value: float = DEFAULT_AGREEMENT
     allocate: Literal["search", "uniform"] = "search"
 
     def __post_init__(self) -> None:
         names = {"macs": "--macs", "params": "--params", "agreement": "--min-agreement"}
+        names |= {"speedup": "--speedup", "latency": "--latency"}
         names |= {"similarity": "--min-similarity", "promise": "a promise"}
         if self.kind not in names:
             raise OptionError(f"a budget is of {_listed(tuple(names))}; found {self.kind}.")
         if self.allocate not in ("search", "uniform"):
             raise OptionError(f"--allocate must be search or uniform; found {self.allocate}.")
         name = names[self.kind]
-        if not 0 < self.value < 1:
+        if self.kind == "speedup" and not 1 < self.value < math.inf:
+            raise OptionError(f"{name} is how many times as fast and must be above 1; found {self.value:g}.")
+        if self.kind == "latency" and not 0 < self.value < math.inf:
+            raise OptionError(f"{name} is a time, as in 12ms, and must be above 0; found {self.value:g} s.")
+        if not self.is_time and not 0 < self.value < 1:
             raise OptionError(f"{name} is a fraction and must lie between 0 and 1; found {self.value:g}.")
+
+    @property
+    def is_time(self) -> bool:
+        """Whether it is of the clock."""
+        return self.kind in ("speedup", "latency")
+
+    @property
+    def cost_kind(self) -> CostKind:
+        """What is paid with: a promise is looked for along the MACs."""
+        return "time" if self.is_time else "params" if self.kind == "params" else "macs"
+
+    def kept_share(self, dense_seconds: float) -> float:
+        """The share of the dense model's cost that may stay.
+
+        Args:
+            dense_seconds: what a batch takes it, for a latency.
+        """
+        if self.kind == "latency":
+            return self.value / dense_seconds
+        return 1 / self.value if self.kind == "speedup" else self.value
 
     def settle(self, is_classes: bool) -> Budget:
         """The same with a promise that fits the model's outputs, where nobody said which.
@@ -293,7 +319,12 @@ class Method:
     @property
     def promises(self) -> bool:
         """Whether held-back images decide the size of the model."""
-        return isinstance(self.widths, Budget) and self.widths.kind not in ("macs", "params")
+        return isinstance(self.widths, Budget) and self.widths.kind in ("promise", "agreement", "similarity")
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the size of the model follows from the clock."""
+        return isinstance(self.widths, Budget) and self.widths.is_time
 
 
 BEST = Method()
@@ -318,6 +349,9 @@ class PruneSettings:
         n_images: calibrate on this many, drawn at random with `seed`; None takes all.
         batch_size: images at a time; has no effect on the result beyond rounding.
         seed: of the draw, of the held-back split and of the probes.
+        at_batch: images at a time for which a budget of time is measured; None is one, or what the model takes.
+        at_threads: threads for that; None is every core.
+        times: path of a table of how long widths take (latency/table.py): read, or written where it is missing.
         memory: what the run may take, as in `2GiB`; has no effect on the result beyond rounding.
         provider: where calibration and checks run: cpu, cuda, ...
         task: what the outputs are that are judged (metrics/task.py); `auto` looks.
@@ -345,6 +379,16 @@ class PruneSettings:
         metavar="NAMES",
     )  # fmt: skip
     confidence: float = option(CONFIDENCE, "Of every interval; a promise is its lower end.", metavar="C")
+    at_batch: int | None = option(
+        None, "Images at a time for which --speedup and --latency are measured.  [default: 1]", metavar="N", minimum=1
+    )
+    at_threads: int | None = option(
+        None, "Threads with which they are measured.  [default: every core]", metavar="N", minimum=1
+    )
+    times: str | None = option(
+        None, "Table of how long widths take, for --speedup and --latency: read where the file is there, of another "
+        "machine as well, else measured and written.  [default: measured, not kept]", metavar="FILE",
+    )  # fmt: skip
     memory: str | None = option(
         None, "Keep to this much memory, as in 2GiB: fewer images at a time, intermediate results in a file.  "
         "[default: what is free]", metavar="SIZE",
@@ -357,6 +401,15 @@ class PruneSettings:
         if self.memory is not None:
             object.__setattr__(self, "memory", str(self.memory))
             read_size(self.memory, "--memory")
+        if self.times is not None:
+            object.__setattr__(self, "times", str(self.times))  # settings are stored as JSON
+        for flag, value in (("--at-batch", self.at_batch), ("--at-threads", self.at_threads)):
+            if value is not None and value < 1:
+                raise OptionError(f"{flag} must be 1 or more; found {value}.")
+        timed = {"--at-batch": self.at_batch, "--at-threads": self.at_threads, "--times": self.times}
+        named = [flag for flag, value in timed.items() if value is not None]
+        if named and not self.method.is_timed:
+            raise OptionError(f"{named[0]} goes with --speedup or --latency; give one of them, or leave it out.")
         require_task(self.task, self.confidence)
 
     @property

@@ -32,7 +32,7 @@ EXTRAS = (
 ORDER = (
     *("_version", "errors", "memory", "threads", "progress", "targets", "settings", "options", "results", "metrics"),
     *("staging", "shelf", "graph", "images", "run", "blocks", "moments", "solve", "units"),
-    *("calibrate", "gradients", "tokens", "rewrite", "refit", "search", "checks"),
+    *("calibrate", "gradients", "tokens", "rewrite", "refit", "latency", "search", "checks"),
     *(
         "inspect",
         "evaluate",

@@ -10,8 +10,8 @@ import pytest
 from samples import OPERATOR, fixture_path, write_photos
 
 import corp_onnx
-from corp_onnx.bench.timing import Schedule, choose_schedule
 from corp_onnx.errors import OptionError
+from corp_onnx.latency.turns import Schedule, choose_schedule
 from corp_onnx.options import choose_settings, fill_settings, names_no_size
 from corp_onnx.precision.conversion import ConvertSettings, choose_conversion
 from corp_onnx.settings import BEST, METHODS, PAPER, Budget, Fractions, Method, Preprocessing, PruneSettings, Threshold

@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 
 from corp_onnx.bench.bench import BenchRow, bench_models
-from corp_onnx.bench.timing import Schedule
 from corp_onnx.evaluate import Score, evaluate_models
 from corp_onnx.images import open_images
+from corp_onnx.latency.turns import Schedule
 from corp_onnx.precision.conversion import ConvertSettings, Target
 from corp_onnx.precision.convert import convert_model
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from corp_onnx.bench.bench import BenchResult, bench_models
-from corp_onnx.bench.timing import Schedule
+from corp_onnx.latency.turns import Schedule
 from corp_onnx.prune import prune_model
 from corp_onnx.results import PruneResult
 from corp_onnx.settings import PAPER, Fractions, PruneSettings

@@ -20,11 +20,19 @@ import numpy as np
 from jaxtyping import Float
 
 from corp_onnx.bench.candidates import ENGINE, BenchModel, Candidate
-from corp_onnx.bench.session import SESSION_CONFIG
 from corp_onnx.bench.subjects import read_subject
-from corp_onnx.bench.timing import Latency, Ratio, Schedule, choose_schedule, paired_ratio, summarise, time_turns
 from corp_onnx.errors import InputError, ModelError, OptionError
 from corp_onnx.images.batch import check_batch_size
+from corp_onnx.latency.turns import (
+    SESSION_CONFIG,
+    Latency,
+    Ratio,
+    Schedule,
+    choose_schedule,
+    paired_ratio,
+    summarise,
+    time_turns,
+)
 from corp_onnx.progress import Phase, Progress, follow
 from corp_onnx.results import Environment, Result, Rows, describe_environment
 from corp_onnx.run.runtime import PROVIDERS, import_runtime, resolve_provider

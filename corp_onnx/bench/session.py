@@ -17,14 +17,12 @@ from corp_onnx.errors import OptionError
 from corp_onnx.graph.links import load_model
 from corp_onnx.graph.model import Model, batch_kind, describe_file, hash_file
 from corp_onnx.graph.operators import INT4, QUANTISED
+from corp_onnx.latency.turns import SESSION_CONFIG
 from corp_onnx.run.device import DEVICES, bind_device
-from corp_onnx.run.noise import random_feeds
+from corp_onnx.run.noise import fitting_feeds
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.runtime import resolve_provider
 from corp_onnx.run.sessions import Session, open_session
-
-SESSION_CONFIG = {"session.force_spinning_stop": "1"}
-"""ONNX Runtime's threads go on spinning for a while after a run; those of one model would slow the next one's turn."""
 
 
 def read_onnx(path: Path) -> OnnxSubject:
@@ -96,13 +94,7 @@ class OnnxOpened:
 
     def bind(self, n_images: int) -> Candidate:
         """It with a batch of noise."""
-        facts = self.subject.facts
-        images = [axes for axes in facts.inputs if len(axes) == 3]
-        tokens = [axes for axes in facts.inputs if len(axes) != 3 and axes]
-        feeds = random_feeds(
-            self.subject.model, n_images,
-            image_size=images[0][1] if images else 1, n_tokens=tokens[0][0] if tokens else 1,
-        )  # fmt: skip
+        feeds = fitting_feeds(self.subject.model, n_images, self.subject.facts.inputs)
         if self.device is None:
             return Candidate(lambda: self._run(feeds))
         bound = bind_device(self.session, feeds, self.device)

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from corp_onnx.bench.bench import DEFAULT_BATCHES, bench_models
-from corp_onnx.bench.timing import choose_schedule
 from corp_onnx.cli.console import show_progress
+from corp_onnx.latency.turns import choose_schedule
 from corp_onnx.report.bench import print_bench
 
 

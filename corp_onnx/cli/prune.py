@@ -47,6 +47,9 @@ FILES, SIZE, METHOD, RUN = "Files", "Size of the result", "Method", "Run"
          f"[default, where answers are no classes: {DEFAULT_SIMILARITY}]")  # fmt: skip
 @grouped(SIZE, "--macs", type=float, metavar="F", help="Keep this fraction of the multiply-accumulates instead.")
 @grouped(SIZE, "--params", type=float, metavar="F", help="Keep this fraction of the parameters instead.")
+@grouped(SIZE, "--speedup", type=float, metavar="F",
+         help="As many times as fast instead, measured on this machine with --provider, or by --times.")  # fmt: skip
+@grouped(SIZE, "--latency", metavar="TIME", help="The same as the time of a batch, as in 12ms.")
 @grouped(SIZE, "--mlp", type=float, metavar="F",
          help="Remove this fraction of every MLP's hidden channels.  [default with paper: 0.5]")  # fmt: skip
 @grouped(SIZE, "--attn", type=float, metavar="F",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from corp_onnx.bench.bench import BenchResult, BenchRow, Speed
-from corp_onnx.bench.timing import Ratio
+from corp_onnx.latency.turns import Ratio
 from corp_onnx.report.terminal import fit_names, make_table, open_console, print_table
 
 COLUMNS = ("model", "p50", "p99", "images/s", "speed-up", "of ideal")

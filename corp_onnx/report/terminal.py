@@ -24,7 +24,16 @@ from corp_onnx.report.outputs import (
     write_interval,
     write_value,
 )
-from corp_onnx.results import HeldOut, Inspection, MergeResult, ModelFacts, PruneResult, UnitFacts, UnitResult
+from corp_onnx.results import (
+    HeldOut,
+    Inspection,
+    MergeResult,
+    ModelFacts,
+    PruneResult,
+    SpeedResult,
+    UnitFacts,
+    UnitResult,
+)
 from corp_onnx.units import KINDS
 
 KIND_NAMES = {name: kind.title for name, kind in KINDS.items()}
@@ -198,6 +207,8 @@ def print_pruning(result: PruneResult) -> None:
         console.print(note, soft_wrap=True)
     for line in _describe_answers(result.held_out):
         console.print(line, soft_wrap=True)
+    if result.speed is not None:
+        console.print(describe_speed(result.speed), soft_wrap=True)
     origin = result.calibration.recipe_origin
     if origin is not None and not origin.startswith("guessed"):  # a guess is among the warnings
         console.print(f"preprocessing: {origin}", soft_wrap=True)
@@ -209,6 +220,20 @@ def print_pruning(result: PruneResult) -> None:
     whole = f" (left whole: {', '.join(result.left_whole)})" if result.left_whole else ""
     console.print(f"pruned {n_pruned} of {result.n_units_found} units{whole} -> {result.pruned.path}", soft_wrap=True)
     console.print(f"report: {result.report_path}", soft_wrap=True)
+
+
+def describe_speed(speed: SpeedResult) -> str:
+    """How fast the pruned model is, beside what was asked."""
+    threads = "" if speed.threads is None else f", {speed.threads} thread{'s' if speed.threads > 1 else ''}"
+    where = f"batch {speed.batch} on {speed.provider}{threads}"
+    asked = f"{1e3 * speed.asked:.3g} ms" if speed.kind == "latency" else f"{speed.asked:.3g} times"
+    if speed.measured is None or speed.seconds is None or speed.dense_seconds is None:
+        return f"by the table {speed.expected:.2f} times as fast as the dense model (asked: {asked}), {where}"
+    return (
+        f"{speed.measured:.2f} times [{speed.q1:.2f}, {speed.q3:.2f}] as fast as the dense model (asked: {asked}), "
+        f"{where}: {1e3 * speed.dense_seconds:.3g} -> {1e3 * speed.seconds:.3g} ms; in brackets the middle half of "
+        f"{speed.rounds} rounds"
+    )
 
 
 def _describe_merges(merges: Sequence[MergeResult]) -> str:

@@ -5,7 +5,7 @@ Enters a `Model`; leaves arrays by input name, and with `run_possible` what the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -85,6 +85,15 @@ def random_feeds(model: Model, n_images: int, *, image_size: int = 224, n_tokens
             raise MemoryError from error
         feeds[value.name] = noise.astype(dtype)
     return feeds
+
+
+def fitting_feeds(model: Model, n_images: int, axes: Sequence[tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The same where the sizes are known: of every input, its axes behind the batch."""
+    images = [of for of in axes if len(of) == 3]
+    tokens = [of for of in axes if len(of) != 3 and of]
+    return random_feeds(
+        model, n_images, image_size=images[0][1] if images else 1, n_tokens=tokens[0][0] if tokens else 1
+    )
 
 
 def describe_feeds(feeds: Mapping[str, np.ndarray]) -> str:

@@ -6,20 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import Float
 
 from corp_onnx.blocks import Blocks
 from corp_onnx.graph import Graph
 from corp_onnx.graph.cost import Cost
 from corp_onnx.images import Images
+from corp_onnx.latency.clock import Clock
+from corp_onnx.latency.measure import choose_stand_ins
+from corp_onnx.latency.table import Times
 from corp_onnx.metrics import OutputTask
 from corp_onnx.moments import Moments
 from corp_onnx.progress import Count, Run
 from corp_onnx.rewrite import Rewrite, plan_rewrite
-from corp_onnx.settings import CONFIDENCE, Method
+from corp_onnx.settings import CONFIDENCE, CostKind, Method
 from corp_onnx.shelf import Shelf
 from corp_onnx.tokens.sites import MergePlan, MergeSites, MergeStep, TokenMetric
 from corp_onnx.tokens.trim import TrimPlan
 from corp_onnx.units import (
+    KINDS,
     Change,
     Changes,
     Choice,
@@ -27,17 +32,35 @@ from corp_onnx.units import (
     Unit,
     UnitKey,
     UnitPlan,
+    fold_scales,
     gather_changes,
     list_units,
 )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Prices:
+    """What a model and its units cost, in one kind of cost.
+
+    Attributes:
+        dense: of the model as it is.
+        whole: of every unit at full width, without the tokens that will not be computed or have merged.
+        units: of every unit at the widths 0..full; only differences count.
+    """
+
+    dense: float
+    whole: float
+    units: Mapping[UnitKey, Float[np.ndarray, " full+1"]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Spending:
-    """What units cost at full width.
+    """What widths cost.
 
     Attributes:
         cost: of the whole model, without the tokens that will not be computed or have merged.
+        times: how long widths take; without, nothing has a price in time.
+        n_merges: steps that merge tokens.
     """
 
     graph: Graph
@@ -45,19 +68,41 @@ class Spending:
     units: tuple[Unit, ...]
     trim: TrimPlan | None
     cost: Cost
+    times: Times | None = None
+    n_merges: int = 0
 
-    @property
-    def macs(self) -> dict[UnitKey, int]:
-        """Of every unit in that model."""
+    def price(self, kind: CostKind) -> Prices:
+        """What the model and its units cost."""
+        if kind == "time":
+            return self._price_time()
+        if kind == "params":
+            facts = {unit: unit.describe(self.graph, self.cost) for unit in self.units}
+            spent = {unit.key: of.n_parameters - unit.n_fixed_parameters for unit, of in facts.items()}
+            dense = whole = self.graph.n_parameters
+        else:
+            spent, dense, whole = self._count_macs(self.trim or self, self.cost), self.graph.cost.total, self.cost.total
+        return Prices(dense, whole, {u.key: spent[u.key] / u.width * np.arange(u.width + 1) for u in self.units})
+
+    def _count_macs(self, at: TrimPlan | Spending, cost: Cost) -> dict[UnitKey, int]:
+        """Of every unit, whether it is cut or not."""
+        kinds = {unit.kind for unit in self.units} | {name for name, kind in KINDS.items() if not kind.shares_site}
+        return {unit.key: unit.describe(at.graph, cost).macs for unit in list_units(at.blocks, kinds, skipped=True)}
+
+    def _price_time(self) -> Prices:
+        """By the table; with fewer tokens the time of a site falls as its MACs do."""
+        assert self.times is not None
         at = self.trim or self
-        units = list_units(at.blocks, {unit.kind for unit in self.units}, skipped=True)
-        return {unit.key: unit.describe(at.graph, self.cost).macs for unit in units}
-
-    @property
-    def parameters(self) -> dict[UnitKey, int]:
-        """Of every unit, less what no width changes."""
-        spent = {unit: unit.describe(self.graph, self.cost).n_parameters for unit in self.units}
-        return {unit.key: n - unit.n_fixed_parameters for unit, n in spent.items()}
+        base = self.graph.cost if self.trim is None else self.trim.cost
+        dense, before, now = (
+            self._count_macs(where, cost) for where, cost in ((self, self.graph.cost), (at, base), (at, self.cost))
+        )
+        units = {u.key: self.times.units[str(u.key)].trace() * (now[u.key] / dense[u.key]) for u in self.units}
+        whole = self.times.whole + self.n_merges * self.times.merge
+        for unit in choose_stand_ins(self.blocks, self.units):
+            own = [key for key in dense if key.site == unit.key.site]
+            share = sum(before[key] - now[key] for key in own) / sum(dense[key] for key in own)
+            whole -= share * self.times.units[str(unit.key)].seconds[-1]
+        return Prices(self.times.dense, whole, units)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,6 +124,7 @@ class Problem:
         is_crossed: whether the calibration images choose the size as well, in folds (folds.py).
         confidence: of the interval whose lower end a promise is about.
         shelf: where images and streams lie that several stages need.
+        clock: how long widths take, under a budget of time.
     """
 
     graph: Graph
@@ -101,6 +147,7 @@ class Problem:
     is_crossed: bool = False
     confidence: float = CONFIDENCE
     shelf: Shelf = field(default_factory=Shelf)
+    clock: Clock | None = None
 
     @property
     def cost(self) -> Cost:
@@ -111,8 +158,10 @@ class Problem:
 
     @property
     def spending(self) -> Spending:
-        """What units cost in that model."""
-        return Spending(self.graph, self.blocks, self.units, self.trim, self.cost)
+        """What widths cost in that model."""
+        n_merges = len(self.merge.steps) if self.merge else 0
+        times = self.clock.times if self.clock else None
+        return Spending(self.graph, self.blocks, self.units, self.trim, self.cost, times, n_merges)
 
     def trace(self) -> tuple[Choice, ...]:
         """Every width of every unit; the OBS order costs n^3 for an MLP, the rest is small."""
@@ -124,6 +173,13 @@ class Problem:
         """The passes from the dense model to one with these changes, without what is exact anyway."""
         return plan_rewrite(changes, merges=merges)
 
+    def finish(
+        self, changes: Changes, merges: Sequence[MergeStep] = (), metadata: Mapping[str, str] | None = None
+    ) -> Rewrite:
+        """The passes to the model that is written: what is exact as well, in the target's form."""
+        folded = fold_scales(self.blocks, changes) if self.method.for_target.folds_scale else changes
+        return plan_rewrite(folded, self.trim, metadata, merges)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solution:
@@ -132,6 +188,7 @@ class Solution:
     Attributes:
         merges: the tokens that merge.
         expected_loss: on the images that judge; of a refitted solution that of the one which the refit started from.
+        expected_speedup: by the table of times, under a budget of time.
     """
 
     changes: Changes
@@ -140,6 +197,7 @@ class Solution:
     notes: tuple[str, ...] = ()
     merges: tuple[MergeStep, ...] = ()
     expected_loss: float | None = None
+    expected_speedup: float | None = None
 
 
 def solve_widths(choices: tuple[Choice, ...], widths: Mapping[UnitKey, int]) -> tuple[UnitPlan, ...]:

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float
 
 from corp_onnx.blocks import Blocks
-from corp_onnx.errors import OptionError
 from corp_onnx.graph import Graph
 from corp_onnx.graph.cost import Cost
+from corp_onnx.latency.table import Times
 from corp_onnx.search.problem import Spending
 from corp_onnx.search.tokens import MERGE_MACS, wanted_places
 from corp_onnx.search.widths import allow_cost, narrowest_widths, require_narrower
@@ -37,9 +37,10 @@ class _Width(Choice):
 
 
 def require_reachable(
-    graph: Graph, blocks: Blocks, units: tuple[Unit, ...], method: Method, trim: TrimPlan | None, sites: MergeSites
-) -> None:
-    """Refuse a budget of MACs or parameters, or an alignment, that no search can meet.
+    graph: Graph, blocks: Blocks, units: tuple[Unit, ...], method: Method, trim: TrimPlan | None, sites: MergeSites,
+    times: Times | None = None,
+) -> None:  # fmt: skip
+    """Refuse a budget of MACs, parameters or time, or an alignment, that no search can meet.
 
     Raises:
         OptionError: says what can be reached.
@@ -48,21 +49,18 @@ def require_reachable(
         return
     widths = [_Width(unit, method) for unit in units]
     require_narrower(widths)
-    if not isinstance(method.widths, Budget):
+    if not isinstance(method.widths, Budget) or method.promises:
         return
-    kind, kept = method.widths.kind, method.widths.value
-    if kind not in ("macs", "params"):
+    kind = method.widths.cost_kind
+    if kind == "time" and times is None:  # asked again when it is known
         return
     whole = graph.cost if trim is None else trim.cost
-    cost = _merge_most(graph, whole, method, trim, sites) if sites.sites and kind == "macs" else whole
-    allowance = allow_cost(Spending(graph, blocks, units, trim, cost), widths, kind, kept)
+    cost = _merge_most(graph, whole, method, trim, sites) if sites.sites and kind != "params" else whole
+    spending = Spending(graph, blocks, units, trim, cost, times)  # merges themselves may be for nothing
+    allowance = allow_cost(spending, widths, kind, method.widths.kept_share(times.dense if times else 0.0))
     smallest = allowance.smallest if method.searches_widths else allowance.cost(narrowest_widths(widths))
-    if kept < smallest / allowance.dense:
-        name = "MACs" if kind == "macs" else "parameters"
-        raise OptionError(
-            f"--{kind} {kept:g} asks for less than pruning can reach on this model: {smallest / allowance.dense:.3f} "
-            f"of its {name} is the smallest. Ask for more, lower --align, or name more --units."
-        )
+    if allowance.kept < smallest / allowance.dense:
+        raise allowance.refuse(smallest / allowance.dense)
 
 
 def _merge_most(graph: Graph, whole: Cost, method: Method, trim: TrimPlan | None, sites: MergeSites) -> Cost:

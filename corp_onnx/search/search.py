@@ -21,7 +21,6 @@ from corp_onnx.search.probes import draw_probes, probe_choices
 from corp_onnx.search.problem import Problem, Solution, solve_widths
 from corp_onnx.search.tokens import MergeCandidates, prepare_merging
 from corp_onnx.search.widths import (
-    CostKind,
     allocate_choices,
     allow_cost,
     favour_late,
@@ -30,7 +29,7 @@ from corp_onnx.search.widths import (
     require_narrower,
     uniform_widths,
 )
-from corp_onnx.settings import Budget, Method
+from corp_onnx.settings import Budget, CostKind, Method
 from corp_onnx.solve.schedule import Schedule
 from corp_onnx.tokens.merge import merge_tokens
 from corp_onnx.tokens.sites import MergePlan, MergeStep, list_assignments
@@ -116,7 +115,7 @@ class Search:
         Raises:
             OptionError: not even the smallest widths and fewest tokens fit.
         """
-        if self.merging is None or kind != "macs":
+        if self.merging is None or kind == "params":
             return self._solve(self.widths(kind, value, before_refit=before_refit), None, value)
         splits = self._list_splits(kind, value, before_refit=before_refit)
         solutions = [self._solve(split.widths, split.merge, value) for split in splits]

@@ -18,6 +18,7 @@ from corp_onnx.search.probes import draw_probes
 from corp_onnx.search.problem import Problem, Solution, solve_widths
 from corp_onnx.search.promise import PromiseSearch
 from corp_onnx.search.search import Search, prepare_search
+from corp_onnx.search.timed import search_time
 from corp_onnx.settings import Budget, Fractions, Threshold
 from corp_onnx.units import Choice, UnitKey, gather_changes
 
@@ -63,9 +64,11 @@ def solve_fixed(problem: Problem, choices: tuple[Choice, ...], widths: dict[Unit
 def follow_budget(problem: Problem, budget: Budget) -> Solution:
     """The best solution under a budget."""
     search = prepare_search(problem)
-    if budget.kind not in ("macs", "params"):
+    if problem.method.promises:
         folds = tuple(prepare_search(fold) for fold in cut_folds(problem)) if problem.is_crossed else ()
         solution = PromiseSearch(search, folds or (search,), budget, problem.confidence).find()
+    elif problem.clock is not None:
+        solution = search_time(search, budget, problem.clock)
     else:
-        solution = search.refitted(budget.kind, budget.value)
+        solution = search.refitted(budget.cost_kind, budget.value)
     return replace(solution, notes=(*search.notes, *solution.notes))

@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from corp_onnx.blocks import Blocks, SiteKey
 from corp_onnx.errors import OptionError
 from corp_onnx.search.problem import Spending
+from corp_onnx.settings import CostKind
 from corp_onnx.solve.allocate import UnitCurve, allocate_widths, tie_curves
 from corp_onnx.units import Choice, UnitKey
-
-CostKind = Literal["macs", "params"]
 
 LATE_WEIGHT = 0.5
 """Logarithm of what an error in the last block counts over one in the middle, and that over one in the first, where a
@@ -34,11 +34,11 @@ class Group:
 
     Attributes:
         choices: of the units.
-        slopes: what one channel of each costs; of the unit that shares the site, one part of all that the site costs.
+        prices: of each, what its widths 0..full cost; of the unit that shares the site, all that the site costs.
     """
 
     choices: tuple[Choice, ...]
-    slopes: tuple[float, ...]
+    prices: tuple[Float[np.ndarray, " full+1"], ...]
 
     @property
     def full(self) -> tuple[int, ...]:
@@ -48,13 +48,13 @@ class Group:
     def cost(self, widths: Sequence[Any]) -> Any:
         """At some widths (numbers or arrays): the share of the site that stays, of what its units leave of it."""
         if len(self.choices) == 1:
-            return self.slopes[0] * widths[0]
+            return self.prices[0][widths[0]]
         share, left = 1.0, 0.0
-        for choice, slope, width in zip(self.choices, self.slopes, widths, strict=True):
+        for choice, price, width in zip(self.choices, self.prices, widths, strict=True):
             if choice.unit.shares_site:
-                share, left = share * width / choice.width, left + slope * choice.width
+                share, left = share * price[width] / price[-1], left + price[-1]
             else:
-                left = left - slope * (choice.width - width)
+                left = left - (price[-1] - price[width])
         return share * left
 
     @cached_property
@@ -80,7 +80,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Allowance:
-    """What a model may cost: `kept` of the `dense` model's MACs or parameters; `fixed` is what no width changes."""
+    """What a model may cost: `kept` of what the `dense` one does; `fixed` is what no width changes."""
 
     kind: CostKind
     kept: float
@@ -102,21 +102,36 @@ class Allowance:
         """The smallest cost that the search can reach."""
         return self.fixed + sum(group.cost(group.options[0]) for group in self.groups)
 
+    def refuse(self, smallest: float, how: str = "pruning") -> OptionError:
+        """That no search can meet it.
+
+        Args:
+            smallest: the smallest share of the dense model's cost that can be reached.
+            how: by what.
+        """
+        advice = "lower --align, or name more --units."
+        if self.kind == "time":
+            return OptionError(
+                f"{1 / self.kept:.3g} times as fast is more than {how} can reach on this model here: about "
+                f"{1 / smallest:.3g} times is the most. Ask for less, {advice}"
+            )
+        name = "MACs" if self.kind == "macs" else "parameters"
+        return OptionError(
+            f"--{self.kind} {self.kept:g} asks for less than {how} can reach on this model: {smallest:.3f} of its "
+            f"{name} is the smallest. Ask for more, {advice}"
+        )
+
 
 def allow_cost(spending: Spending, choices: Sequence[Choice], kind: CostKind, kept: float) -> Allowance:
     """The allowance of a budget: what is left out besides widths is paid for already."""
-    if kind == "params":
-        dense = whole = spending.graph.n_parameters
-        spent = spending.parameters
-    else:
-        dense, whole, spent = spending.graph.cost.total, spending.cost.total, spending.macs
-    slopes = {choice.key: spent[choice.key] / choice.width for choice in choices}
+    prices = spending.price(kind)
     shared = {choice.key.site for choice in choices if choice.unit.shares_site}
     members: dict[object, list[Choice]] = {}
     for choice in choices:
         members.setdefault(choice.key.site if choice.key.site in shared else choice.key, []).append(choice)
-    groups = tuple(Group(tuple(group), tuple(slopes[c.key] for c in group)) for group in members.values())
-    return Allowance(kind, kept, dense, groups, whole - sum(group.cost(group.full) for group in groups))
+    groups = tuple(Group(tuple(group), tuple(prices.units[c.key] for c in group)) for group in members.values())
+    fixed = prices.whole - sum(group.cost(group.full) for group in groups)
+    return Allowance(kind, kept, prices.dense, groups, fixed)
 
 
 def allocate_choices(sensitivities: Mapping[UnitKey, float], allowance: Allowance) -> dict[UnitKey, int]:
@@ -131,11 +146,7 @@ def allocate_choices(sensitivities: Mapping[UnitKey, float], allowance: Allowanc
         curves = _tie_heads(allowance.groups, curves)
     smallest = (allowance.fixed + sum(float(c.cost.min()) for c in curves)) / allowance.dense
     if allowance.kept < smallest:
-        name = "MACs" if allowance.kind == "macs" else "parameters"
-        raise OptionError(
-            f"--{allowance.kind} {allowance.kept:g} asks for less than pruning can reach on this model: "
-            f"{smallest:.3f} of its {name} is the smallest. Ask for more, lower --align, or name more --units."
-        )
+        raise allowance.refuse(smallest)
     widths: dict[UnitKey, int] = {}
     for key, found in allocate_widths(curves, allowance.limit - allowance.fixed).widths:
         choices = groups[key].choices
@@ -216,11 +227,7 @@ def uniform_widths(choices: Sequence[Choice], allowance: Allowance) -> dict[Unit
         else:
             high = middle
     if best is None:
-        smallest = allowance.cost(narrowest_widths(choices)) / allowance.dense
-        raise OptionError(
-            f"--{allowance.kind} {allowance.kept:g} asks for less than uniform pruning can reach on this model: "
-            f"{smallest:.3f} is the smallest. Ask for more, or lower --align."
-        )
+        raise allowance.refuse(allowance.cost(narrowest_widths(choices)) / allowance.dense, "uniform pruning")
     return best
 
 

@@ -167,6 +167,11 @@ class AttentionChange(Change):
         return replace(self, out_weight=weight, out_bias=bias)
 
 
+def first_dimensions(n_heads: int, d_head: int, width: int) -> Float[np.ndarray, "h width d"]:
+    """The map of every head that keeps its first dimensions."""
+    return _identity(n_heads, d_head)[:, :width]
+
+
 def _identity(n_heads: int, d_head: int) -> np.ndarray:
     return np.broadcast_to(np.eye(d_head), (n_heads, d_head, d_head))
 

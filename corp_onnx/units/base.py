@@ -5,6 +5,7 @@ all that is particular to it, in this order of a run:
 
     tap, start_sum, read      what calibration exposes, which sums it fills, and with what
     trace -> Choice           its error at every width; `Choice.solve` gives the solution at one of them
+    cut                       a width without a solution, to be timed
     Change                    what happens to the place in the graph: edit, the same at full width, expected products
     respond                   its own output before and after, for the error that a report states
     describe                  its width and cost, for `inspect` and for budgets
@@ -272,6 +273,10 @@ class Unit(ABC):
     @abstractmethod
     def trace(self, evidence: Evidence, method: Method) -> Choice:
         """Every width of it, from the moments."""
+
+    @abstractmethod
+    def cut(self, graph: Graph, width: int) -> Change:
+        """Only its first channels, whatever that loses: how long a width takes does not depend on numbers."""
 
     @abstractmethod
     def respond(self, graph: Graph, change: Change | None) -> Callable[..., np.ndarray]:

@@ -27,7 +27,7 @@ from corp_onnx.graph.slots import Slot
 from corp_onnx.moments import ChannelMoments
 from corp_onnx.results import UnitFacts
 from corp_onnx.settings import Method
-from corp_onnx.solve.ridge import solve_ridge
+from corp_onnx.solve.heads import rank_heads
 from corp_onnx.solve.vo import compensate_vo
 from corp_onnx.units.attention import AttentionChange, count_tokens
 from corp_onnx.units.base import Change, Choice, Evidence, Site, UnitPlan
@@ -39,28 +39,6 @@ from corp_onnx.units.vo import VoUnit
 
 INSIDE = ELEMENTWISE | PASS_THROUGH | FLOAT_MATMULS | SOFTMAXES
 """Operators between q k' and P v that treat every head alike."""
-
-
-def rank_heads(
-    weight: Float[np.ndarray, "d_out n"], covariance: Float[np.ndarray, "n n"], n_heads: int, ridge: float
-) -> tuple[Int[np.ndarray, " h"], Float[np.ndarray, " h+1"]]:
-    """(heads from the last to go to the first, mean squared output error with 0..h of them).
-
-    OBS by groups: with H = (C + lambda I)^-1 the loss of head g is tr(W_g H_gg^-1 W_g'); W and H are downdated by it.
-    """
-    inverse = solve_ridge(covariance, np.eye(len(covariance)), ridge).solution
-    weight, left = weight.astype(np.float64), list(range(n_heads))
-    columns = np.arange(len(covariance)).reshape(n_heads, -1)
-    gone, errors = [], [0.0]
-    while left:
-        folded = [weight[:, columns[h]] @ np.linalg.inv(inverse[np.ix_(columns[h], columns[h])]) for h in left]
-        losses = [max(float(np.vdot(f, weight[:, columns[h]])), 0.0) for f, h in zip(folded, left, strict=True)]
-        place = int(np.argmin(losses))
-        idx = columns[left[place]]
-        weight = weight - folded[place] @ inverse[idx]
-        inverse = inverse - inverse[:, idx] @ np.linalg.solve(inverse[np.ix_(idx, idx)], inverse[idx])
-        gone, errors = [*gone, left.pop(place)], [*errors, errors[-1] + losses[place]]
-    return np.array(gone[::-1]), np.array(errors[::-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +129,11 @@ class HeadsUnit(VoUnit):
         weight, bias = self.pair.out.linear.read_dense(evidence.graph)
         order_idx, errors = rank_heads(weight, moments.covariance, self.width, method.ridge)
         return HeadsChoice(self, method, weight, bias, moments, order_idx, errors)
+
+    def cut(self, graph: Graph, width: int) -> AttentionChange:
+        """The first heads."""
+        weight, bias = self.pair.out.linear.read_dense(graph)
+        return self.change(np.arange(width), weight[:, : width * self.site.d_v], bias)
 
 
 @dataclass

@@ -252,6 +252,11 @@ class MlpUnit(Unit):
             order = rank_energy(moments) if method.rank == "energy" else rank_magnitude(weight)
         return MlpChoice(self, method, weight, bias, moments, order)
 
+    def cut(self, graph: Graph, width: int) -> MlpChange:
+        """The first hidden channels."""
+        weight, bias = self.site.down.read_dense(graph)
+        return MlpChange(self.site, np.arange(width), weight[:, :width], bias)
+
     def _up_weight(self, graph: Graph) -> Float[np.ndarray, "n k*d_in"]:
         """The rows of the first product(s) that make each channel, side by side."""
         rows = [up.linear.read_weight(graph)[up.channel_idx] for up in self.site.ups]  # [k, n, d_in] each

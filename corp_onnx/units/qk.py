@@ -21,7 +21,7 @@ from corp_onnx.moments.sums import LogitSum
 from corp_onnx.results import UnitFacts
 from corp_onnx.settings import Method
 from corp_onnx.solve.qk import compensate_qk, drop_qk, low_rank_logits, select_logit_energy, trace_logit_curve
-from corp_onnx.units.attention import AttentionChange, core_macs, count_tokens
+from corp_onnx.units.attention import AttentionChange, core_macs, count_tokens, first_dimensions
 from corp_onnx.units.base import Change, Choice, Evidence, Unit, UnitPlan, Values
 from corp_onnx.units.facts import describe_unit, projection_cost
 from corp_onnx.units.taps import Taps, read_operand
@@ -111,6 +111,11 @@ class QkUnit(Unit):
         moments = evidence.moments[str(self.key)]
         assert isinstance(moments, LogitMoments)
         return QkChoice(self, method, moments)
+
+    def cut(self, graph: Graph, width: int) -> AttentionChange:
+        """The first dimensions of every head."""
+        first = first_dimensions(self.site.n_heads, self.site.d_qk, width)
+        return AttentionChange(self.site, q_map=first, k_map=first)
 
     def respond(self, graph: Graph, change: Change | None) -> Callable[..., np.ndarray]:
         """Row-centred logits [images, H, tokens, tokens]: softmax does not see a row's mean."""

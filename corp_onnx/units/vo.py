@@ -21,7 +21,7 @@ from corp_onnx.moments.sums import ChannelSum
 from corp_onnx.results import UnitFacts
 from corp_onnx.settings import Method
 from corp_onnx.solve.vo import compensate_vo, drop_vo, trace_value_curve
-from corp_onnx.units.attention import AttentionChange, core_macs, count_tokens
+from corp_onnx.units.attention import AttentionChange, core_macs, count_tokens, first_dimensions
 from corp_onnx.units.base import Change, Choice, Evidence, Unit, UnitPlan, Values
 from corp_onnx.units.facts import describe_unit, projection_cost
 from corp_onnx.units.taps import Taps, read_tokens
@@ -126,6 +126,16 @@ class VoUnit(Unit):
         moments = evidence.moments[str(self.key)]
         assert isinstance(moments, ChannelMoments)
         return VoChoice(self, method, *self.pair.out.linear.read_dense(evidence.graph), moments)
+
+    def cut(self, graph: Graph, width: int) -> AttentionChange:
+        """The first dimensions of every head."""
+        n_heads, d_head = self.site.n_heads, self.site.d_v
+        weight, bias = self.pair.out.linear.read_dense(graph)
+        heads = weight.reshape(len(weight), n_heads, d_head)[:, :, :width]
+        return AttentionChange(
+            self.site, v_map=first_dimensions(n_heads, d_head, width), out_weight=heads.reshape(len(weight), -1),
+            out_bias=bias,
+        )  # fmt: skip
 
     def respond(self, graph: Graph, change: Change | None) -> Callable[..., np.ndarray]:
         """The output projection on the dense model's head outputs."""

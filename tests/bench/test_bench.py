@@ -17,9 +17,9 @@ from corp_onnx.bench.bench import BenchResult, bench_models
 from corp_onnx.bench.candidates import BenchModel, Candidate
 from corp_onnx.bench.session import OnnxOpened, OnnxSubject
 from corp_onnx.bench.subjects import read_subject
-from corp_onnx.bench.timing import Schedule
 from corp_onnx.errors import ModelError, OptionError
 from corp_onnx.inspect import inspect_model
+from corp_onnx.latency.turns import Schedule
 from corp_onnx.report.bench import print_bench
 from corp_onnx.results import to_json
 from corp_onnx.run.sessions import Session, open_session

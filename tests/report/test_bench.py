@@ -8,7 +8,7 @@ import pytest
 
 from corp_onnx.bench.bench import BenchResult, BenchRow, SessionFacts, Speed
 from corp_onnx.bench.candidates import BenchModel
-from corp_onnx.bench.timing import Latency, Ratio, Schedule
+from corp_onnx.latency.turns import Latency, Ratio, Schedule
 from corp_onnx.report.bench import LEGEND, print_bench
 from corp_onnx.results import Environment
 

@@ -14,9 +14,9 @@ import pytest
 from samples import FIXED, OPERATOR, TEXT, fixture_path, listing
 
 from corp_onnx.bench.bench import bench_models
-from corp_onnx.bench.timing import Schedule
 from corp_onnx.cli import main
 from corp_onnx.errors import CheckFailedError, MissingExtraError, ModelError, OptionError, OutputError
+from corp_onnx.latency.turns import Schedule
 from corp_onnx.results import to_json
 from corp_onnx.tensorrt.blueprint import EngineSettings
 from corp_onnx.tensorrt.engine import EngineResult, build_engine

@@ -14,8 +14,9 @@ from corp_onnx.graph import Graph
 from corp_onnx.moments import ChannelMoments, Moments
 from corp_onnx.run.comparison import relative_difference, run_whole
 from corp_onnx.settings import BEST
+from corp_onnx.solve.heads import rank_heads
 from corp_onnx.units import AttentionChange, Changes, Evidence, apply_changes, list_units
-from corp_onnx.units.heads import HeadsUnit, rank_heads
+from corp_onnx.units.heads import HeadsUnit
 
 FUSED, SEPARATE, OPERATOR = "timm_vit_ts17_fused", "hf_vit_ts17_sdpa", "timm_vit_dynamo23_fused"
 FOLDED = "timm_vit_dynamo18_fused"

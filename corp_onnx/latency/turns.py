@@ -23,6 +23,9 @@ from jaxtyping import Float, Float64
 from corp_onnx.errors import OptionError
 from corp_onnx.options import fill_settings
 
+SESSION_CONFIG = {"session.force_spinning_stop": "1"}
+"""ONNX Runtime's threads go on spinning for a while after a run; those of one model would slow the next one's turn."""
+
 MIN_ROUNDS = 10
 """However slow a round is: quartiles of fewer say nothing."""
 
@@ -88,7 +91,7 @@ class Ratio:
 
 
 def time_turns(
-    runs: Sequence[Callable[[], None]],
+    runs: Sequence[Callable[[], object]],
     schedule: Schedule,
     *,
     clock: Callable[[], float] = time.perf_counter,
@@ -119,7 +122,7 @@ def _count_rounds(budget: float, round_seconds: float) -> int:
 
 
 def _time_round(
-    runs: Sequence[Callable[[], None]], order: Sequence[int], clock: Callable[[], float]
+    runs: Sequence[Callable[[], object]], order: Sequence[int], clock: Callable[[], float]
 ) -> Float64[np.ndarray, " runs"]:
     seconds = np.empty(len(runs))
     for i in order:

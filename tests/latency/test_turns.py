@@ -10,7 +10,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from corp_onnx.bench.timing import (
+from corp_onnx.errors import OptionError
+from corp_onnx.latency.turns import (
     MAX_ROUNDS,
     MIN_ROUNDS,
     Schedule,
@@ -19,7 +20,6 @@ from corp_onnx.bench.timing import (
     time_turns,
     turn_orders,
 )
-from corp_onnx.errors import OptionError
 
 
 @dataclass
