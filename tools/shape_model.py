@@ -2,9 +2,11 @@
 
     python tools/shape_model.py base -o out/base.onnx          # tiny, small, base, large, huge, giant
     python tools/shape_model.py tiny --batch 1 -o out/fixed.onnx
+    python tools/shape_model.py tiny --fused -o out/fused.onnx
 
 Written as timm's export writes it: a convolution as patch embedding, a class token, one qkv product a block, GELU from
-Erf, opset 17. Weights of more than 1 GiB lie in a file beside it.
+Erf, opset 17. `--fused` writes every attention as one MultiHeadAttention of ONNX Runtime's and GELU as its Gelu.
+Weights of more than 1 GiB lie in a file beside it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 EXTERNAL = 2**30
 """Bytes of weights from which on they lie beside the file."""
+
+MICROSOFT = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,10 @@ class Pen:
         self.stored.append(numpy_helper.from_array(np.array(array, order="C"), name))
         return name
 
-    def put(self, op: str, *inputs: str, **attributes: object) -> str:
+    def put(self, op: str, *inputs: str, domain: str = "", **attributes: object) -> str:
         """A node; the name of its output."""
         name = f"t{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, inputs, [name], **attributes))
+        self.nodes.append(helper.make_node(op, inputs, [name], domain=domain, **attributes))
         return name
 
     def linear(self, x: str, d_in: int, d_out: int) -> str:
@@ -84,8 +89,12 @@ class Pen:
         return self.put("LayerNormalization", x, self.value(np.ones(d, np.float32)), self.weight(d), axis=-1)
 
 
-def write_vit(shape: Shape, batch: int | str = "batch", seed: int = 0) -> onnx.ModelProto:
-    """The graph with its weights."""
+def write_vit(shape: Shape, batch: int | str = "batch", seed: int = 0, *, fused: bool = False) -> onnx.ModelProto:
+    """The graph with its weights.
+
+    Args:
+        fused: attentions and GELU are operators of ONNX Runtime's own.
+    """
     pen, d = Pen(seed), shape.d_model
     x = pen.put("Conv", "pixels", pen.weight(d, 3, shape.patch, shape.patch, std=0.05), pen.weight(d),
                 kernel_shape=[shape.patch] * 2, strides=[shape.patch] * 2)  # fmt: skip
@@ -95,11 +104,9 @@ def write_vit(shape: Shape, batch: int | str = "batch", seed: int = 0) -> onnx.M
     token = pen.put("Add", pen.put("Mul", first, pen.value(np.zeros(1, np.float32))), pen.weight(1, 1, d))
     x = pen.put("Add", pen.put("Concat", token, x, axis=1), pen.weight(1, shape.n_tokens, d))
     for _ in range(shape.n_blocks):
-        x = pen.put("Add", x, write_attention(pen, pen.norm(x, d), shape))
-        hidden = pen.linear(pen.norm(x, d), d, shape.d_hidden)
-        erf = pen.put("Erf", pen.put("Div", hidden, pen.value(np.float32(2**0.5))))
-        grown = pen.put("Mul", hidden, pen.put("Add", erf, pen.value(np.float32(1.0))))
-        hidden = pen.put("Mul", grown, pen.value(np.float32(0.5)))
+        attend, activate = (fuse_attention, fuse_gelu) if fused else (write_attention, write_gelu)
+        x = pen.put("Add", x, attend(pen, pen.norm(x, d), shape))
+        hidden = activate(pen, pen.linear(pen.norm(x, d), d, shape.d_hidden))
         x = pen.put("Add", x, pen.linear(hidden, shape.d_hidden, d))
     x = pen.put("Gather", pen.norm(x, d), pen.value(np.array(0)), axis=1)
     pen.nodes.append(helper.make_node("Gemm", [x, pen.weight(d, shape.n_classes), pen.weight(shape.n_classes)],
@@ -109,7 +116,20 @@ def write_vit(shape: Shape, batch: int | str = "batch", seed: int = 0) -> onnx.M
         for name, dims in (("pixels", [batch, 3, shape.size, shape.size]), ("logits", [batch, shape.n_classes]))
     ]
     graph = helper.make_graph(pen.nodes, "vit", face[:1], face[1:], pen.stored)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    opsets = [helper.make_opsetid("", 17), *([helper.make_opsetid(MICROSOFT, 1)] if fused else [])]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
+
+
+def write_gelu(pen: Pen, x: str) -> str:
+    """GELU from Erf."""
+    erf = pen.put("Erf", pen.put("Div", x, pen.value(np.float32(2**0.5))))
+    grown = pen.put("Mul", x, pen.put("Add", erf, pen.value(np.float32(1.0))))
+    return pen.put("Mul", grown, pen.value(np.float32(0.5)))
+
+
+def fuse_gelu(pen: Pen, x: str) -> str:
+    """GELU as one operator."""
+    return pen.put("Gelu", x, domain=MICROSOFT)
 
 
 def write_attention(pen: Pen, x: str, shape: Shape) -> str:
@@ -125,23 +145,35 @@ def write_attention(pen: Pen, x: str, shape: Shape) -> str:
     return pen.linear(joined, d, d)
 
 
+def fuse_attention(pen: Pen, x: str, shape: Shape) -> str:
+    """Attention as three products and one operator, which scales by 1 / sqrt(d_head) itself."""
+    q, k, v = (pen.linear(x, shape.d_model, shape.d_model) for _ in range(3))
+    heads = pen.put("MultiHeadAttention", q, k, v, domain=MICROSOFT, num_heads=shape.n_heads)
+    return pen.linear(heads, shape.d_model, shape.d_model)
+
+
+def save_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model, large weights beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) <= EXTERNAL:
+        onnx.save(model, path)
+        return
+    data = path.name + ".data"
+    (path.parent / data).unlink(missing_ok=True)
+    onnx.save(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=data)
+
+
 def main() -> None:
     """Write one."""
     parser = argparse.ArgumentParser(description="Write a Vision Transformer with random weights.")
     parser.add_argument("shape", choices=list(SHAPES))
     parser.add_argument("--batch", type=int, default=0, help="fixed batch (dynamic)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fused", action="store_true", help="attentions and GELU as ONNX Runtime's operators")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    model = write_vit(SHAPES[args.shape], args.batch or "batch", args.seed)
-    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > EXTERNAL
-    if large:
-        data = args.output.name + ".data"
-        (args.output.parent / data).unlink(missing_ok=True)
-        onnx.save(model, args.output, save_as_external_data=True, all_tensors_to_one_file=True, location=data)
-    else:
-        onnx.save(model, args.output)
+    model = write_vit(SHAPES[args.shape], args.batch or "batch", args.seed, fused=args.fused)
+    save_model(model, args.output)
     print(f"{args.output}: {sum(t.ByteSize() for t in model.graph.initializer) / 2**20:.0f} MiB of weights")
 
 

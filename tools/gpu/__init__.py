@@ -1,0 +1,1 @@
+"""The machinery of `tools/gpu_table.py`."""
