@@ -69,7 +69,7 @@ _HOMES = {
     "Recipe": "images.recipe",
     "Result": "results",
     "Run": "progress",
-    "Schedule": "bench.timing",
+    "Schedule": "latency.turns",
     "TritonRepository": "triton.repository",
     "TritonSettings": "triton.config",
     "bench_models": "bench.bench",
