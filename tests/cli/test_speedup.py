@@ -85,7 +85,7 @@ def write_table(path: Path) -> None:
     units = {
         f"blocks.{block}.{name}": {"widths": [2, width], "seconds": [0.001, 0.01]}
         for block in range(2)
-        for name, width in (("mlp", 24), ("attn.qk", 8), ("attn.vo", 8))
+        for name, width in (("mlp", 24), ("attn.qk", 10), ("attn.vo", 10))
     }
     place = {"machine": "m", "provider": "CPUExecutionProvider", "runtime": "r", "batch": 1, "threads": None}
     path.write_text(json.dumps({"schema": 1, "place": place, "dense": 0.1, "whole": 0.1, "merge": 0.0, "units": units}))
