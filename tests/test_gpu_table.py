@@ -104,7 +104,7 @@ def test_the_jobs_come_most_telling_first(tool: ModuleType) -> None:
     jobs = tool.list_jobs("cuda", 5.0)
     assert [(job.kind, job.shape) for job in jobs[:2]] == [("speed", "tiny"), ("speed", "tiny")]
     assert {job.shape for job in jobs[:-8]} == {"tiny", "base"}
-    assert {job.kind for job in jobs} == {"speed", "kernels", "calibration", "pruning"}
+    assert {job.kind for job in jobs} == {"speed", "graphs", "kernels", "calibration", "pruning"}
     assert [job.kind for job in jobs if tool._matches(job, ["kernels", "tiny"])] == ["kernels"]
 
 

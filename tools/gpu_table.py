@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu.files import DENSE, FUSED, Variant, find_files, list_variants, prepare
-from gpu.measures import Row, count_kernels, time_calibration, time_models, time_pruning
+from gpu.measures import Row, count_kernels, time_calibration, time_graphs, time_models, time_pruning
 from gpu.page import write_page
 from gpu.shapes import RECIPES
 
@@ -61,7 +61,7 @@ class Job:
     """One process of a run.
 
     Attributes:
-        kind: speed, kernels, calibration or pruning.
+        kind: speed, graphs, kernels, calibration or pruning.
         options: of the function of that kind.
         environment: variables that the process has besides.
     """
@@ -96,6 +96,7 @@ def list_jobs(provider: str, seconds: float) -> list[Job]:
         Job("kernels", "tiny", "float16", both, {**here, "batch": 8}),
         Job("speed", "base", "float16", both, small),
         Job("speed", "base", "float16", both, large),
+        *(Job("graphs", shape, "float16", both, {**small, "batches": [1, 8, 32]}) for shape in ("tiny", "base")),
         *(Job("calibration", "tiny", options={**where, **some}) for where in (here, host)),
         *(Job("calibration", "base", options={**where, **fewer}) for where in (here, host)),
         Job("calibration", "base", options={**here, "n_images": 128, "batch_size": 32}),
@@ -216,6 +217,8 @@ def measure(job: Job, files: dict[str, Path]) -> Iterator[Row]:
     """The rows of a job."""
     if job.kind == "speed":
         yield from time_models(files, **job.options)
+    elif job.kind == "graphs":
+        yield from time_graphs(files, **job.options)
     elif job.kind == "kernels":
         yield from ({"model": name, **count_kernels(path, **job.options)} for name, path in files.items())
     else:

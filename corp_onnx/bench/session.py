@@ -74,7 +74,7 @@ class OnnxSubject:
             OptionError: the provider is not there, or ONNX Runtime could not start it and took another.
             ModelError: ONNX Runtime can not load the model there.
         """
-        session = open_session(self.model.path, provider=provider, threads=threads, config=SESSION_CONFIG)
+        session = open_session(self.model.path, provider=provider, threads=threads, config=SESSION_CONFIG, exact=False)
         wanted = resolve_provider(provider)
         if session.provider != wanted:
             raise OptionError(

@@ -75,11 +75,13 @@ class Stopwatch:
 
     def open(self, model: Model) -> Session:
         """A model file."""
-        return open_session(model, provider=self.provider, threads=self.place.threads, config=SESSION_CONFIG)
+        return open_session(
+            model, provider=self.provider, threads=self.place.threads, config=SESSION_CONFIG, exact=False
+        )
 
     def start(self, proto: onnx.ModelProto) -> Session:
         """A model rewritten from the dense one, in memory."""
-        return start_session(proto, self.graph.model, self.provider, self.place.threads, SESSION_CONFIG)
+        return start_session(proto, self.graph.model, self.provider, self.place.threads, SESSION_CONFIG, exact=False)
 
     def time(
         self, sessions: Sequence[Session], schedule: Schedule, progress: Callable[[int, int], None] | None = None
@@ -224,7 +226,7 @@ def _time_parts(
                 name, after = before[point.unit.site.key]
                 stretch = open_segment(
                     replace(graph.model, proto=cut), graph.types, [name], [after], provider=watch.provider,
-                    threads=watch.place.threads, config=SESSION_CONFIG,
+                    threads=watch.place.threads, config=SESSION_CONFIG, exact=False,
                 )  # fmt: skip
                 runs[idx, point.width] = partial(stretch.run, {name: streams[name]}, watch.feeds)
                 count(1)

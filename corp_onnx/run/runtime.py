@@ -29,6 +29,10 @@ PROVIDERS = {
 }
 """What a person types, and ONNX Runtime's name for it."""
 
+EXACT = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+"""Options of providers with which products of float32 keep all their digits: CUDA's drops 13 of 23 by default, which a
+person may want of a finished model, and sums and checks do not."""
+
 MAX_SENTENCE = 300
 """Characters of ONNX Runtime's message that an error quotes."""
 

@@ -57,13 +57,14 @@ def open_segment(
     provider: str = "cpu",
     threads: int | None = None,
     config: Mapping[str, str] | None = None,
+    exact: bool = True,
 ) -> Segment:
     """The stretch of a model from the tensors `fed` (none: from its inputs) to the tensors `read`.
 
     Args:
         types: ONNX element type of every tensor, `Graph.types`.
         given: inner tensors that are taken from the feeds, like the graph's own inputs, instead of being computed.
-        threads: as in `open_session`, and `config`.
+        threads: as in `open_session`; so are `config` and `exact`.
     """
     graph = model.proto.graph
     needed, sources = _reach_back(graph, set(fed), read, set(given))
@@ -80,7 +81,7 @@ def open_segment(
     )
     light.graph.output.extend(onnx.ValueInfoProto(name=TAP_PREFIX + name) for name in read)
     stored = [tensor for tensor in graph.initializer if tensor.name in used]
-    session = start_session(light, model, provider, threads, config, stored)
+    session = start_session(light, model, provider, threads, config, stored, exact=exact)
     dtypes = {name: feed_dtype(types[name]) for name in fed}
     return Segment(session, tuple(fed), tuple(i.name for i in inputs), tuple(read), dtypes)
 

@@ -23,6 +23,7 @@ from corp_onnx.images import Images
 from corp_onnx.images.batch import Batch
 from corp_onnx.run.feeds import ELEMENT_TYPES, ModelInput, bind_feeds, fixed_batch, list_inputs, split_feeds
 from corp_onnx.run.runtime import (
+    EXACT,
     explain_failure,
     explain_refusal,
     import_runtime,
@@ -130,6 +131,7 @@ def open_session(
     provider: str = "cpu",
     threads: int | None = None,
     config: Mapping[str, str] | None = None,
+    exact: bool = True,
 ) -> Session:
     """A model file, opened. A bfloat16 model runs as its float32 twin (see `proto.to_float32`).
 
@@ -138,6 +140,7 @@ def open_session(
         provider: cpu, cuda, tensorrt, openvino, ..., or ONNX Runtime's own name.
         threads: threads inside an operator; None lets ONNX Runtime take every core.
         config: session configuration entries of ONNX Runtime; they change speed, never answers.
+        exact: whether float32 keeps all its digits; else as a provider has it by default (`EXACT`).
 
     Raises:
         MissingExtraError: no onnxruntime.
@@ -148,14 +151,14 @@ def open_session(
     require_file(path)
     require_readable_name(path)
     try:
-        session = _start(str(path), make_options(threads, config), provider, str(path))
+        session = _start(str(path), make_options(threads, config), provider, str(path), exact=exact)
         if not any("bfloat16" in value.type for value in session.native.get_inputs()):
             return session
     except ModelError:
         if not _needs_loading(path):
             raise
     loaded = load_model(path)
-    return start_session(loaded.proto, loaded, provider, threads, config)
+    return start_session(loaded.proto, loaded, provider, threads, config, exact=exact)
 
 
 def _needs_loading(path: Path) -> bool:
@@ -167,7 +170,9 @@ def _needs_loading(path: Path) -> bool:
     return isinstance(loaded, LinkedModel) or has_bfloat16(loaded.proto)
 
 
-def _start(source: str | bytes, options: Any, provider: str, what: str, skipped: Sequence[str] = ()) -> Session:
+def _start(
+    source: str | bytes, options: Any, provider: str, what: str, skipped: Sequence[str] = (), *, exact: bool = True
+) -> Session:
     name = resolve_provider(provider)
     # where there is nothing to fall back to, ONNX Runtime tries the same again and says so on stdout
     more: dict[str, Any] = {"enable_fallback": 0} if name == "CPUExecutionProvider" else {}
@@ -175,7 +180,8 @@ def _start(source: str | bytes, options: Any, provider: str, what: str, skipped:
         more["disabled_optimizers"] = list(skipped)
     try:
         with silent_runtime():
-            native = import_runtime().InferenceSession(source, options, providers=[name], **more)
+            place = (name, EXACT.get(name, {}) if exact else {})
+            native = import_runtime().InferenceSession(source, options, providers=[place], **more)
         _require_text(native)
     except (OptionError, MissingExtraError, MemoryError):
         raise
@@ -202,11 +208,14 @@ def start_session(
     threads: int | None = None,
     config: Mapping[str, str] | None = None,
     stored: Sequence[TensorProto] = (),
+    *,
+    exact: bool = True,
 ) -> Session:
     """A session of a graph in memory that was made from `model`; its external weights are found beside that.
 
     Args:
         stored: initializers that the graph has besides its own, which need not be copied into it.
+        exact: as in `open_session`.
 
     Raises:
         ModelError: ONNX Runtime can not load it, or it is bfloat16 and too large for memory as float32.
@@ -225,5 +234,5 @@ def start_session(
     light, weights = detach_weights(proto, stored)
     shared = [import_runtime().OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     options.add_external_initializers(list(weights), shared)
-    session = _start(serialize(light), options, provider, str(model.path), skipped)
+    session = _start(serialize(light), options, provider, str(model.path), skipped, exact=exact)
     return replace(session, weights=tuple(shared))

@@ -17,8 +17,9 @@ def rank_heads(
     """
     inverse = solve_ridge(covariance, np.eye(len(covariance)), ridge).solution
     weight, left = weight.astype(np.float64), list(range(n_heads))
-    columns = np.arange(len(covariance)).reshape(n_heads, -1)
-    gone, errors = [], [0.0]
+    columns: Int[np.ndarray, "h d"] = np.reshape(np.arange(len(covariance)), (n_heads, -1))
+    gone: list[int] = []
+    errors = [0.0]
     while left:
         folded = [weight[:, columns[h]] @ np.linalg.inv(inverse[np.ix_(columns[h], columns[h])]) for h in left]
         losses = [max(float(np.vdot(f, weight[:, columns[h]])), 0.0) for f, h in zip(folded, left, strict=True)]

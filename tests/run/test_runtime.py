@@ -12,9 +12,10 @@ from types import SimpleNamespace
 import pytest
 from samples import fixture_path
 
-from corp_onnx.errors import MissingExtraError, OptionError
+from corp_onnx.errors import MissingExtraError, ModelError, OptionError
 from corp_onnx.run import runtime
 from corp_onnx.run.runtime import explain_failure, first_sentence, import_runtime, resolve_provider
+from corp_onnx.run.sessions import open_session
 
 
 def test_no_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,3 +93,22 @@ def test_first_sentence() -> None:
     assert str(explain_failure("a.onnx", RuntimeError(noise))) == (
         "a.onnx: ONNX Runtime failed while running it (Got invalid dimensions for input)."
     )
+
+
+@pytest.mark.parametrize(("exact", "expected"), [(True, {"use_tf32": "0"}), (False, {})])
+def test_sums_and_checks_on_a_gpu_keep_every_digit(
+    monkeypatch: pytest.MonkeyPatch, exact: bool, expected: dict[str, str]
+) -> None:
+    """With CUDA's default of 13 bits fewer, checks of a pruned model that is right fail."""
+    seen: list[object] = []
+
+    def refuse(*_: object, providers: list[object], **__: object) -> None:
+        seen.extend(providers)
+        raise RuntimeError
+
+    known = runtime.import_runtime()
+    monkeypatch.setattr(known, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(known, "InferenceSession", refuse)
+    with pytest.raises(ModelError):
+        open_session(fixture_path("timm_vit_dynamo23_fused"), provider="cuda", exact=exact)
+    assert seen == [("CUDAExecutionProvider", expected)]

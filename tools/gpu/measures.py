@@ -1,6 +1,7 @@
 """What is measured, each a function from files to rows of plain values (they go into JSON as they are).
 
     time_models       latency, throughput, speed-up over the first file         corp_onnx.bench
+    time_graphs       the same where CUDA replays a whole run: no kernel waits for the host
     count_kernels     operators by the provider that ran them, fused attentions ONNX Runtime's profiler
     time_calibration  the paper's sums beside plain inference                   corp_onnx.calibrate
     time_pruning      a whole `prune`, stage by stage                           corp_onnx.prune
@@ -16,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +32,10 @@ from corp_onnx.errors import OptionError
 from corp_onnx.graph import load_model
 from corp_onnx.graph.operators import ATTENTIONS
 from corp_onnx.images.arrays import make_arrays
+from corp_onnx.latency.turns import Schedule, paired_ratio, summarise, time_turns
 from corp_onnx.options import choose_settings
 from corp_onnx.prune import prune_model
+from corp_onnx.run.feeds import ELEMENT_TYPES
 from corp_onnx.run.noise import random_feeds
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.runtime import import_runtime, make_options, resolve_provider
@@ -85,6 +88,50 @@ def _read_speed(row: BenchRow) -> Row:
         if ratio is not None:
             found |= {name: ratio.median, f"{name}_q1": ratio.q1, f"{name}_q3": ratio.q3}
     return found
+
+
+def time_graphs(files: Mapping[str, Path], provider: str, batches: Sequence[int], seconds: float) -> list[Row]:
+    """As `time_models`, on the device alone, every run captured once as a CUDA graph and replayed.
+
+    Starting a kernel costs the host more than many kernels take on a large GPU; a graph is started once for all.
+    """
+    rows: list[Row] = []
+    for batch in batches:
+        runs = [_capture(path, provider, batch) for path in files.values()]
+        times = time_turns(runs, Schedule(seconds=seconds))
+        for i, name in enumerate(files):
+            latency, ratio = summarise(times[:, i]), paired_ratio(times[:, 0], times[:, i])
+            found: Row = {
+                "model": name, "batch": batch, "rounds": len(times), "p50_ms": 1e3 * latency.p50,
+                "q1_ms": 1e3 * latency.q1, "q3_ms": 1e3 * latency.q3, "images_s": batch / latency.p50,
+            }  # fmt: skip
+            rows.append(
+                found | ({"speedup": ratio.median, "speedup_q1": ratio.q1, "speedup_q3": ratio.q3} if i else {})
+            )
+    return rows
+
+
+def _capture(path: Path, provider: str, batch: int) -> Callable[[], None]:
+    """A run of a model from the device's memory to it; its first call captures."""
+    runtime, name = import_runtime(), resolve_provider(provider)
+    device, extra = ("cuda", {"enable_cuda_graph": "1"}) if name == "CUDAExecutionProvider" else ("cpu", {})
+    native = runtime.InferenceSession(str(path), make_options(None), providers=[(name, extra)])
+    require_provider(native.get_providers()[0], name)
+    binding, value = native.io_binding(), runtime.OrtValue
+    held = {k: value.ortvalue_from_numpy(v, device, 0) for k, v in random_feeds(load_model(path), batch).items()}
+    for key, there in held.items():
+        binding.bind_ortvalue_input(key, there)
+    for output in native.get_outputs():
+        shape = [axis if isinstance(axis, int) else batch for axis in output.shape]
+        there = value.ortvalue_from_shape_and_type(shape, ELEMENT_TYPES[output.type], device, 0)
+        binding.bind_ortvalue_output(output.name, there)
+        held[output.name] = there
+
+    def run() -> None:
+        native.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    return run
 
 
 def count_kernels(path: Path, provider: str, batch: int) -> Row:

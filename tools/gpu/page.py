@@ -26,6 +26,7 @@ def write_page(record: dict[str, Any]) -> str:
     rows: list[Row] = record["rows"]
     parts = [OPENING, _describe(record)]
     parts += _speed_tables([row for row in rows if row["kind"] == "speed" and "error" not in row])
+    parts += _speed_tables([row for row in rows if row["kind"] == "graphs" and "error" not in row])
     parts += _kernel_table([row for row in rows if row["kind"] == "kernels" and "error" not in row])
     parts += _calibration_table([row for row in rows if row["kind"] == "calibration" and "error" not in row])
     parts += _pruning_table([row for row in rows if row["kind"] == "pruning" and "error" not in row])
@@ -55,13 +56,16 @@ def _speed_tables(rows: list[Row]) -> Iterator[str]:
     for shape, precision in dict.fromkeys((row["shape"], row["precision"]) for row in rows):
         here = [row for row in rows if (row["shape"], row["precision"]) == (shape, precision)]
         batches = list(dict.fromkeys(row["batch"] for row in here))
-        yield f"## {TITLES.get(shape, shape)}, {precision}"
+        how = ", each run a CUDA graph" if here[0]["kind"] == "graphs" else ""
+        yield f"## {TITLES.get(shape, shape)}, {precision}{how}"
         head = ["model", "MACs", *(f"batch {batch}: images/s, p50, speed-up" for batch in batches)]
         lines: list[list[str]] = []
         for name in dict.fromkeys(row["model"] for row in here):
             own = {row["batch"]: row for row in here if row["model"] == name}
-            share = next(iter(own.values()))["macs"]
-            lines.append([name, f"{share:.1%}", *(_cell(own[b]) if b in own else "-" for b in batches)])
+            share = next(iter(own.values())).get("macs")
+            lines.append(
+                [name, "" if share is None else f"{share:.1%}", *(_cell(own[b]) if b in own else "-" for b in batches)]
+            )
         yield _table(head, lines)
 
 
