@@ -23,11 +23,14 @@ PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
     "coreml": "CoreMLExecutionProvider",
     "directml": "DmlExecutionProvider",
 }
 """What a person types, and ONNX Runtime's name for it."""
+
+OPENVINO, OPENVINO_PROVIDER = "openvino", "OpenVINOExecutionProvider"
+"""OpenVINO's own API (openvino.py), which runs finished files only; and ONNX Runtime's provider of it, which goes by
+its full name."""
 
 MAX_SENTENCE = 300
 """Characters of ONNX Runtime's message that an error quotes."""
@@ -96,9 +99,14 @@ def resolve_provider(provider: str) -> str:
         OptionError: the name is unknown, or the installed onnxruntime has no such provider.
     """
     known = import_runtime().get_available_providers()
+    if provider.lower().split(":")[0] == OPENVINO:
+        raise OptionError(
+            "provider 'openvino' is OpenVINO's own API, which runs finished files only (bench, evaluate); ONNX "
+            f"Runtime's own is called {OPENVINO_PROVIDER}{'' if OPENVINO_PROVIDER in known else ', and not here'}."
+        )
     name = PROVIDERS.get(provider.lower(), provider)
     if name not in known:
-        short = [k for k, v in PROVIDERS.items() if v in known]
+        short = [k for k, v in PROVIDERS.items() if v in known] + [k for k in known if k == OPENVINO_PROVIDER]
         raise OptionError(f"provider '{provider}' is not available here; this onnxruntime has: {', '.join(short)}.")
     return name
 
