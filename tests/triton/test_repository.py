@@ -564,7 +564,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("text", "sentence"),
         [
-            ('platform: "no_such"', "is served by ''; versions are added for onnxruntime, tensorrt, python"),
+            ('platform: "no_such"', "is served by ''; versions are added for onnxruntime, tensorrt, openvino, python"),
             ('backend: "pytorch"', "is served by 'pytorch'"),
             ("platfrom: 1", r"config\.pbtxt is not a configuration that Triton reads \(.*no field named \"platfrom\""),
         ],
