@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -22,9 +23,12 @@ from samples import DEMO, ROOT
 from corp_onnx.cli.main import cli
 from corp_onnx.images.crop import crop_image, normalize_crops
 from corp_onnx.images.recipe import Recipe
+from corp_onnx.prune import prune_model
+from corp_onnx.settings import BEST, Budget, PruneSettings
 
 CLASSIFY = ROOT / "examples" / "onnxruntime" / "classify.py"
 CLIENT = ROOT / "examples" / "triton" / "client.py"
+OPENVINO = ROOT / "examples" / "openvino" / "classify.py"
 BUILD = ROOT / "examples" / "web" / "build.py"
 PAGES = [p for p in sorted((ROOT / "examples").rglob("*.md")) if "node_modules" not in p.parts]
 
@@ -68,24 +72,25 @@ def test_photographs_are_prepared_as_everywhere(recipe: Recipe, size: tuple[int,
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_both_programs_prepare_photographs_alike() -> None:
+def test_all_programs_prepare_photographs_alike() -> None:
     """Each is one file to copy, so the function stands in both."""
     functions = [
         next(n for n in ast.parse(p.read_text(encoding="utf-8")).body if getattr(n, "name", "") == "prepare_image")
-        for p in (CLASSIFY, CLIENT)
+        for p in (CLASSIFY, CLIENT, OPENVINO)
     ]
-    assert ast.dump(functions[0]) == ast.dump(functions[1])
+    assert len({ast.dump(function) for function in functions}) == 1
 
 
-@pytest.mark.parametrize("program", [CLASSIFY, CLIENT])
+@pytest.mark.parametrize("program", [CLASSIFY, CLIENT, OPENVINO])
 def test_programs_stand_alone(program: Path) -> None:
     assert "import corp_onnx" not in program.read_text(encoding="utf-8")
     assert "from corp_onnx" not in program.read_text(encoding="utf-8")
 
 
-def test_classify_names_the_digits() -> None:
+@pytest.mark.parametrize("program", [CLASSIFY, pytest.param(OPENVINO, marks=pytest.mark.openvino)])
+def test_classify_names_the_digits(program: Path) -> None:
     images = [sorted((DEMO.parent / "test" / str(digit)).iterdir())[0] for digit in range(10)]
-    done = run_program(CLASSIFY, DEMO, *images)
+    done = run_program(program, DEMO, *images)
     assert done.returncode == 0, done.stderr
     blocks = [done.stdout.splitlines()[i : i + 6] for i in range(0, 60, 6)]
     assert [block[0] for block in blocks] == [str(image) for image in images]
@@ -95,7 +100,24 @@ def test_classify_names_the_digits() -> None:
     assert shares == sorted(shares, reverse=True)
 
 
-def test_classify_explains_itself(tmp_path: Path) -> None:
+@pytest.mark.openvino
+def test_classify_with_openvino_answers_as_with_onnx_runtime(tmp_path: Path) -> None:
+    """In float32, for a pruned file with its metadata; and nothing is written into the home folder."""
+    pruned = tmp_path / "small.onnx"
+    method = replace(BEST, widths=Budget("macs", 0.5), refit=False)
+    prune_model(DEMO, DEMO.parent / "calib", pruned, settings=PruneSettings(method, n_images=64))
+    images = sorted((DEMO.parent / "test" / "3").iterdir())[:4]
+    expected = run_program(CLASSIFY, pruned, *images).stdout
+    command = [sys.executable, str(OPENVINO), str(pruned), *map(str, images), "--precision", "f32"]
+    (tmp_path / "home").mkdir()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={"HOME": str(tmp_path / "home")})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == expected
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+@pytest.mark.parametrize("program", [CLASSIFY, pytest.param(OPENVINO, marks=pytest.mark.openvino)])
+def test_classify_explains_itself(program: Path, tmp_path: Path) -> None:
     bare = onnx.load(DEMO)
     del bare.metadata_props[:]
     onnx.save(bare, tmp_path / "bare.onnx")
@@ -106,7 +128,7 @@ def test_classify_explains_itself(tmp_path: Path) -> None:
         ((DEMO, tmp_path / "notes.txt"), "cannot identify image file"),
         ((tmp_path / "bare.onnx", CLASSIFY), "does not say how photographs are prepared"),
     ):
-        done = run_program(CLASSIFY, *arguments)
+        done = run_program(program, *arguments)
         assert done.returncode == 2
         assert sentence in done.stderr
         assert "Traceback" not in done.stderr

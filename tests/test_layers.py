@@ -27,6 +27,7 @@ EXTRAS = (
     "cuda",
     "tritonclient",
     "onnxscript",
+    "openvino",
 )
 
 ORDER = (
@@ -147,8 +148,8 @@ def test_torch_only_where_models_are_exported() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_extras_are_imported_inside_functions(module: str) -> None:
     assert not top_names(imports(MODULES[module], inside_functions=False)) & set(EXTRAS)
-    theirs = {"tensorrt": {"tensorrt", "tensorrt_rtx", "cuda"}, "triton": {"tritonclient"}}.get(room(module), set())
-    assert not top_names(imports(MODULES[module])) & {"tensorrt", "tensorrt_rtx", "cuda", "tritonclient"} - theirs
+    ours = {"tensorrt": {"tensorrt", "tensorrt_rtx", "cuda"}, "triton": {"tritonclient"}, "run": {"openvino"}}
+    assert not top_names(imports(MODULES[module])) & set().union(*ours.values()) - ours.get(room(module), set())
 
 
 CONVERTERS = ("corp_onnx.precision.fp16", "corp_onnx.precision.int8", "corp_onnx.precision.trial")

@@ -1,14 +1,14 @@
 """What `bench` compares: a file's facts, and the file opened on a provider, ready to run on a batch of noise.
 
-An ONNX file (session.py) runs on any provider of ONNX Runtime; a TensorRT engine (engine.py) is its own provider,
-`engine`. Where a provider has a memory of its own, a candidate runs in two ways: with its inputs and outputs in host
-memory, as a server meets them, and with both on the device already, which leaves out the transfers.
+An ONNX file (session.py) runs on any provider of ONNX Runtime and in OpenVINO; a TensorRT engine (engine.py) is its own
+provider, `engine`. Where a provider has a memory of its own, a candidate runs in two ways: with its inputs and outputs
+in host memory, as a server meets them, and with both on the device already, which leaves out the transfers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from corp_onnx.results import FileFacts
@@ -37,10 +37,15 @@ class BenchModel(FileFacts):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A model on a provider with a batch: `run` from host memory to host memory, `resident` on the device only."""
+    """A model on a provider with a batch: `run` from host memory to host memory, `resident` on the device only.
+
+    `precision` is what its products are computed in and `settings` how, where the runtime says so (OpenVINO).
+    """
 
     run: Callable[[], None]
     resident: Callable[[], None] | None = None
+    precision: str | None = None
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 class Opened(Protocol):

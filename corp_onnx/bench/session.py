@@ -1,4 +1,4 @@
-"""An ONNX file as something that `bench` times: on any provider of ONNX Runtime.
+"""An ONNX file as something that `bench` times: on any provider of ONNX Runtime, or in OpenVINO.
 
 Enters the path of a file, quantised or not; leaves a subject of candidates.py.
 """
@@ -72,9 +72,12 @@ class OnnxSubject:
 
         Raises:
             OptionError: the provider is not there, or ONNX Runtime could not start it and took another.
-            ModelError: ONNX Runtime can not load the model there.
+            ModelError: the runtime can not load the model there.
+            MissingExtraError: OpenVINO is asked for and not installed.
         """
         session = open_session(self.model.path, provider=provider, threads=threads, config=SESSION_CONFIG, exact=False)
+        if session.program is not None:
+            return OnnxOpened(self, session, None)
         wanted = resolve_provider(provider)
         if session.provider != wanted:
             raise OptionError(
@@ -96,7 +99,10 @@ class OnnxOpened:
         """It with a batch of noise."""
         feeds = fitting_feeds(self.subject.model, n_images, self.subject.facts.inputs)
         if self.device is None:
-            return Candidate(lambda: self._run(feeds))
+            self._run(feeds)  # OpenVINO compiles now, and says what it made of the model
+            program = self.session.program
+            said = {} if program is None else {"precision": program.precision, "settings": program.settings}
+            return Candidate(lambda: self._run(feeds), **said)
         bound = bind_device(self.session, feeds, self.device)
         return Candidate(bound.run, bound.resident)
 

@@ -28,7 +28,10 @@ def _parse_names(_context: click.Context, _parameter: click.Parameter, value: st
 @click.option("--batch", "batches", default=",".join(map(str, DEFAULT_BATCHES)), show_default=True, metavar="N,...",
               callback=_parse_batches, help="Images at a time.")  # fmt: skip
 @click.option("--provider", "providers", callback=_parse_names, metavar="NAME,...",
-              help="ONNX Runtime's.  [default: of cpu, cuda, tensorrt, openvino those that are there]")  # fmt: skip
+              help="ONNX Runtime's, and openvino for OpenVINO's own API (extra openvino): in f32 and in what the "
+              "processor computes in by itself, often bf16; openvino:bf16 is one of them, openvino:gpu another device. "
+              "cpu and openvino take turns together.  [default: of cpu, cuda, tensorrt, openvino those that are "
+              "there]")  # fmt: skip
 @click.option("--repeats", type=click.IntRange(min=1), metavar="N",
               help="Measure N rounds; in each, every model runs once.")  # fmt: skip
 @click.option("--seconds", type=float, metavar="S",
@@ -59,6 +62,7 @@ def bench(
     Example:
       corp-onnx bench deit.onnx deit.pruned.onnx
       corp-onnx bench deit.onnx deit.pruned.onnx --batch 1,8,32 --threads 4 --seconds 30
+      corp-onnx bench deit.onnx deit.pruned.onnx --provider cpu,openvino
     """
     schedule = choose_schedule(repeats=repeats, seconds=seconds, warmup=warmup, seed=seed)
     with show_progress() as run:

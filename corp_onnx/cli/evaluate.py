@@ -39,7 +39,8 @@ from corp_onnx.settings import CONFIDENCE, Preprocessing, TaskChoice
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of that draw.")
 @click.option("--batch", "batch_size", type=click.IntRange(min=1), default=32, show_default=True, metavar="N",
               help="Images at a time.")  # fmt: skip
-@click.option("--provider", default="cpu", show_default=True, metavar="NAME", help="ONNX Runtime provider.")
+@click.option("--provider", default="cpu", show_default=True, metavar="NAME",
+              help="ONNX Runtime's; openvino or openvino:bf16 is OpenVINO's own API.")  # fmt: skip
 @preprocessing_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(

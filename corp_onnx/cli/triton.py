@@ -26,9 +26,10 @@ from corp_onnx.triton.repository import write_triton_repository
 @click.option("--add", is_flag=True,
               help="Make MODELS the next versions of a model that is there; a polling server takes "
               "them up.")  # fmt: skip
-@click.option("--backend", type=click.Choice(["onnxruntime", "tensorrt", "python"]), default="onnxruntime",
-              show_default=True, help="Of the server: tensorrt serves engines (.plan), python runs ONNX Runtime where "
-              "only the Python backend exists.")  # fmt: skip
+@click.option("--backend", type=click.Choice(["onnxruntime", "tensorrt", "openvino", "python"]),
+              default="onnxruntime", show_default=True, help="Of the server: tensorrt serves engines (.plan), openvino "
+              "ONNX files on Intel and other CPUs, a request at a time, python runs ONNX Runtime where only the Python "
+              "backend exists.")  # fmt: skip
 @click.option("--max-batch", type=click.IntRange(min=1), metavar="N",
               help="Samples that the server may join.  [default: 8, as many as an engine takes, "
               "none where the batch is fixed]")  # fmt: skip
@@ -43,6 +44,9 @@ from corp_onnx.triton.repository import write_triton_repository
 @click.option("--engine-cache", metavar="DIR",
               help="Where the server keeps the engines that it builds for that; only it should be able to write "
               "there.  [default: nowhere]")  # fmt: skip
+@click.option("--openvino-threads", type=click.IntRange(min=1), metavar="N",
+              help="CPU threads of --backend openvino, for all --instances together.  [default: every "
+              "core]")  # fmt: skip
 @click.option("--like", type=click.Path(path_type=Path), metavar="ONNX",
               help="What an engine was built from.  [default: its description by `corp-onnx engine`]")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+
 from corp_onnx.bench.bench import BenchResult, BenchRow, Speed
 from corp_onnx.latency.turns import Ratio
 from corp_onnx.report.terminal import fit_names, make_table, open_console, print_table
+from corp_onnx.run.runtime import OPENVINO
+
+ACROSS = ("model", "runtime", "p50", "speed-up")
 
 COLUMNS = ("model", "p50", "p99", "images/s", "speed-up", "of ideal")
 
@@ -36,6 +43,11 @@ def print_bench(result: BenchResult) -> None:
             for row, speed in zip(rows, speeds, strict=True):
                 table.add_row(names[row.model], *_cells(row, speed))
             print_table(console, table)
+        if said := {names[row.model]: row.precision for row in rows if row.precision is not None}:
+            alike = len(set(said.values())) == 1
+            each = "; ".join(f"{name} {precision}" for name, precision in said.items())
+            console.print(f"products computed in: {next(iter(said.values())) if alike else each}", soft_wrap=True)
+    _print_across(console, result.rows, names)
     console.print(LEGEND, soft_wrap=True)
     precisions = {names[model.path]: model.precision for model in result.models if model.path in names}
     console.print(", ".join(f"{name} is {precision}" for name, precision in precisions.items()), soft_wrap=True)
@@ -44,11 +56,26 @@ def print_bench(result: BenchResult) -> None:
     session, environment = result.session, result.environment
     threads = "every core" if session.threads is None else _count(session.threads, "thread")
     runtime = ", ".join(f"{k} {v}" for k, v in environment.versions.items() if k.startswith("onnxruntime"))
+    own = ", ".join(f"{name} {value}" for name, value in session.openvino.items())
+    own = f"; {OPENVINO} {environment.versions[OPENVINO]}, compiled for the batch, {own}" if own else ""
     console.print(
         f"models in turns, {_count(result.schedule.warmup, 'round')} of warm-up; {runtime}, "
-        f"{threads}, graph optimisation {session.optimisation}, {session.execution}; {environment.machine}",
+        f"{threads}, graph optimisation {session.optimisation}, {session.execution}{own}; {environment.machine}",
         soft_wrap=True,
     )
+
+
+def _print_across(console: Console, rows: Sequence[BenchRow], names: Mapping[str, str]) -> None:
+    """Every runtime that took turns with another, over the first model on the first of them."""
+    for provider, batch in dict.fromkeys((row.across.provider, row.batch) for row in rows if row.across is not None):
+        own = [row for row in rows if row.batch == batch and row.across and row.across.provider == provider]
+        over = next(f"{names[row.across.model]} on {provider}" for row in own if row.across)
+        console.print(f"across runtimes, batch {batch}: over {over}, in the same rounds", soft_wrap=True)
+        table = make_table(*ACROSS)
+        for row in own:
+            ratio = "-" if row.across is None else _ratio(row.across.speedup)
+            table.add_row(names[row.model], row.provider, f"{1e3 * row.speed.latency.p50:.2f}", ratio)
+        print_table(console, table)
 
 
 def _count(n: int, thing: str) -> str:

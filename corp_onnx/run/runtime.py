@@ -23,7 +23,6 @@ PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
     "coreml": "CoreMLExecutionProvider",
     "directml": "DmlExecutionProvider",
 }
@@ -32,6 +31,10 @@ PROVIDERS = {
 EXACT = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 """Options of providers with which products of float32 keep all their digits: CUDA's drops 13 of 23 by default, which a
 person may want of a finished model, and sums and checks do not."""
+
+OPENVINO, OPENVINO_PROVIDER = "openvino", "OpenVINOExecutionProvider"
+"""OpenVINO's own API (openvino.py), which runs finished files only; and ONNX Runtime's provider of it, which goes by
+its full name."""
 
 MAX_SENTENCE = 300
 """Characters of ONNX Runtime's message that an error quotes."""
@@ -100,9 +103,14 @@ def resolve_provider(provider: str) -> str:
         OptionError: the name is unknown, or the installed onnxruntime has no such provider.
     """
     known = import_runtime().get_available_providers()
+    if provider.lower().split(":")[0] == OPENVINO:
+        raise OptionError(
+            "provider 'openvino' is OpenVINO's own API, which runs finished files only (bench, evaluate); ONNX "
+            f"Runtime's own is called {OPENVINO_PROVIDER}{'' if OPENVINO_PROVIDER in known else ', and not here'}."
+        )
     name = PROVIDERS.get(provider.lower(), provider)
     if name not in known:
-        short = [k for k, v in PROVIDERS.items() if v in known]
+        short = [k for k, v in PROVIDERS.items() if v in known] + [k for k in known if k == OPENVINO_PROVIDER]
         raise OptionError(f"provider '{provider}' is not available here; this onnxruntime has: {', '.join(short)}.")
     return name
 

@@ -22,6 +22,7 @@ from corp_onnx.graph.proto import detach_weights, has_bfloat16, serialize, to_fl
 from corp_onnx.images import Images
 from corp_onnx.images.batch import Batch
 from corp_onnx.run.feeds import ELEMENT_TYPES, ModelInput, bind_feeds, fixed_batch, list_inputs, split_feeds
+from corp_onnx.run.openvino import Program, open_program, parse_place
 from corp_onnx.run.runtime import (
     EXACT,
     explain_failure,
@@ -43,7 +44,7 @@ class Session:
     """A model that ONNX Runtime has loaded.
 
     Attributes:
-        native: the `onnxruntime.InferenceSession`.
+        native: the `onnxruntime.InferenceSession`, or what stands for one.
         what: how errors call the model: its path.
         weights: memory that ONNX Runtime reads and does not own.
     """
@@ -82,6 +83,11 @@ class Session:
         return self.native.get_providers()[0]
 
     @property
+    def program(self) -> Program | None:
+        """The same where OpenVINO's own API runs it."""
+        return self.native if isinstance(self.native, Program) else None
+
+    @property
     def metadata(self) -> dict[str, str]:
         """The metadata properties of the file."""
         return self.native.get_modelmeta().custom_metadata_map
@@ -94,7 +100,7 @@ class Session:
         """
         try:
             return self.native.run(None if names is None else list(names), dict(feeds))
-        except MemoryError:
+        except (MemoryError, ModelError):
             raise
         except Exception as error:  # onnxruntime raises a class of its own for every status code
             raise explain_failure(self.what, error) from error
@@ -137,19 +143,22 @@ def open_session(
 
     Args:
         model: a path, or a loaded model.
-        provider: cpu, cuda, tensorrt, openvino, ..., or ONNX Runtime's own name.
+        provider: cpu, cuda, tensorrt, ..., or ONNX Runtime's own name; `openvino`, with a device and a precision behind
+            it or without (`parse_place`), is OpenVINO's own API.
         threads: threads inside an operator; None lets ONNX Runtime take every core.
         config: session configuration entries of ONNX Runtime; they change speed, never answers.
         exact: whether float32 keeps all its digits; else as a provider has it by default (`EXACT`).
 
     Raises:
-        MissingExtraError: no onnxruntime.
+        MissingExtraError: no onnxruntime, or no openvino.
         OptionError: the provider is not there.
-        ModelError: ONNX Runtime can not load the model.
+        ModelError: ONNX Runtime, or OpenVINO, can not load the model.
     """
     path = model.path if isinstance(model, Model) else Path(model)
     require_file(path)
     require_readable_name(path)
+    if (place := parse_place(provider)) is not None:
+        return Session(open_program(path, place, threads), str(path))
     try:
         session = _start(str(path), make_options(threads, config), provider, str(path), exact=exact)
         if not any("bfloat16" in value.type for value in session.native.get_inputs()):

@@ -22,9 +22,14 @@ LABELS_FILE = "labels.txt"
 DEFAULT_MAX_BATCH = 8
 
 PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
-"""Triton's names; its Python backend has none."""
+"""Triton's names; its Python and OpenVINO backends have none."""
 
-MODEL_FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan", "python": "model.onnx"}
+MODEL_FILES = {
+    "onnxruntime": "model.onnx",
+    "tensorrt": "model.plan",
+    "openvino": "model.onnx",
+    "python": "model.onnx",
+}
 """What Triton calls the file in the folder of a version."""
 
 MODEL_PROGRAM = "model.py"
@@ -48,25 +53,29 @@ class TritonSettings:
     """How a model is served.
 
     Args:
-        backend: Triton's ONNX Runtime, a TensorRT engine, or a model.py that runs ONNX Runtime in the Python backend.
+        backend: Triton's ONNX Runtime, a TensorRT engine, OpenVINO, or a model.py that runs ONNX Runtime in the Python
+            backend.
         max_batch: samples that the server may join; None is 8 for a dynamic batch, what an engine was built for, and
-            no batching for a fixed one.
+            no batching for a fixed one. OpenVINO's backend joins nothing (`_max_batch`).
         device: where instances run; None is gpu for `tensorrt` and cpu for the others.
-        instances: copies of the model, on every GPU or on the CPU.
+        instances: copies of the model, on every GPU or on the CPU; for `openvino` requests that it computes side by
+            side, each on its part of the cores.
         labels: a file of class names (images/label_files.py); None takes those in the ONNX file.
         accelerator: precision of ONNX Runtime's TensorRT provider inside Triton; None leaves it out.
         engine_cache: the folder on the server's machine where that provider keeps the engines it builds; nobody else
             should be able to write there, since an engine is code. None builds them at every start.
+        openvino_threads: of OpenVINO, for all instances together; None is every core.
         like: for `tensorrt`, the ONNX file that the engine was built from; None where `corp-onnx engine` described it.
     """
 
-    backend: Literal["onnxruntime", "tensorrt", "python"] = "onnxruntime"
+    backend: Literal["onnxruntime", "tensorrt", "openvino", "python"] = "onnxruntime"
     max_batch: int | None = None
     device: Literal["cpu", "gpu"] | None = None
     instances: int = 1
     labels: Path | None = None
     accelerator: Literal["fp32", "fp16"] | None = None
     engine_cache: str | None = None
+    openvino_threads: int | None = None
     like: Path | None = None
 
     def __post_init__(self) -> None:
@@ -82,6 +91,13 @@ class TritonSettings:
             raise OptionError("--tensorrt-accelerator is a part of --backend onnxruntime --device gpu; give both.")
         if self.like is not None and self.backend != "tensorrt":
             raise OptionError("--like is the file that an engine was built from; it needs --backend tensorrt.")
+        if self.openvino_threads is not None and (self.backend != "openvino" or self.openvino_threads < 1):
+            raise OptionError("--openvino-threads is a number from 1 on and a part of --backend openvino; give both.")
+        if self.backend == "openvino" and self.max_batch is not None:
+            raise OptionError(
+                "--backend openvino joins no requests, because it would fill every batch up to its largest; a request "
+                "holds as many samples as it likes. Leave --max-batch out."
+            )
         if self.engine_cache is not None and self.accelerator is None:
             raise OptionError("--engine-cache is where --tensorrt-accelerator keeps its engines; give that as well.")
 
@@ -118,7 +134,10 @@ def make_config(name: str, found: Signature, labels: Sequence[str], settings: Tr
     pb = import_schema()
     max_batch = _max_batch(found, settings, path)
     config = pb.ModelConfig(name=name, max_batch_size=max_batch)
-    if settings.backend in PLATFORMS:
+    if settings.backend == "openvino":
+        _require_openvino_types(found, path)
+        _add_openvino(config, settings)
+    elif settings.backend in PLATFORMS:
         config.platform = PLATFORMS[settings.backend]
     else:
         config.backend = settings.backend
@@ -168,6 +187,14 @@ def parse_config(text: str) -> Any:
 
 
 def _max_batch(found: Signature, settings: TritonSettings, path: Path) -> int:
+    """What max_batch_size says; 0 joins nothing.
+
+    OpenVINO's backend compiles a model for just max_batch_size samples, and refuses smaller batches or fills them up
+    (ENABLE_BATCH_PADDING), where its source of August 2026 cuts rows off a full batch that comes behind a smaller one.
+    With 0 the axis of the batch is one like others, and of any length.
+    """
+    if settings.backend == "openvino":
+        return 0
     if found.is_batched:
         largest = found.max_batch
         if largest is not None and (settings.max_batch or 0) > largest:
@@ -190,7 +217,39 @@ def _max_batch(found: Signature, settings: TritonSettings, path: Path) -> int:
     return 0
 
 
+def _require_openvino_types(found: Signature, path: Path) -> None:
+    """Raise ModelError for tensors that Triton's OpenVINO backend does not hand over."""
+    for tensor in (*found.inputs, *found.outputs):
+        if tensor.dtype in ("float64", "bfloat16") or not tensor.shape:
+            what = f"is {tensor.dtype}" if tensor.shape else "has no axis"
+            raise ModelError(
+                f"{path}: '{tensor.name}' {what}, which Triton's OpenVINO backend does not serve; take another "
+                "--backend."
+            )
+
+
+def _add_openvino(config: Any, settings: TritonSettings) -> None:
+    """Triton's OpenVINO backend: https://github.com/triton-inference-server/openvino_backend, README of August 2026.
+
+    Instances are on the CPU for it, whatever its target device. They share one compiled model, and one stream for each
+    lets them compute side by side; a single one is set up for latency. It has no parameter for float32: on a processor
+    that computes in bfloat16 it does so.
+    """
+    config.backend, config.default_model_filename = settings.backend, MODEL_FILES[settings.backend]
+    said = {"NUM_STREAMS": str(settings.instances)}
+    if settings.instances == 1:
+        said["PERFORMANCE_HINT"] = "LATENCY"
+    if settings.openvino_threads is not None:
+        said["INFERENCE_NUM_THREADS"] = str(settings.openvino_threads)
+    if settings.device == "gpu":
+        said["TARGET_DEVICE"] = "GPU"
+    for name, value in said.items():
+        config.parameters[name].string_value = value
+
+
 def _runs_on_gpu(settings: TritonSettings) -> bool:
+    if settings.backend == "openvino":
+        return False
     return (settings.device or ("gpu" if settings.backend == "tensorrt" else "cpu")) == "gpu"
 
 
@@ -235,6 +294,7 @@ def _add_warmup(config: Any, pb: Any, found: Signature, max_batch: int) -> None:
         return
     for batch_size in dict.fromkeys((1, max_batch or 1)):
         warmup = config.model_warmup.add(name=f"batch {batch_size}", batch_size=batch_size)
-        for tensor, size in zip(found.inputs, found.sizes, strict=True):
+        for tensor, sample in zip(found.inputs, found.sizes, strict=True):
+            size = (1, *sample) if found.is_batched and not max_batch else sample
             value = pb.ModelWarmup.Input(data_type=DATA_TYPES[tensor.dtype], dims=_dims(size), zero_data=True)
             warmup.inputs[tensor.name].CopyFrom(value)

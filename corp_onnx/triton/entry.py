@@ -17,6 +17,7 @@ from corp_onnx.images.label_files import read_class_names
 from corp_onnx.images.labels import ClassNames, find_contradiction
 from corp_onnx.images.recipe import METADATA_KEY, Recipe
 from corp_onnx.images.regular import read_text
+from corp_onnx.run.openvino import Place, is_installed, open_program
 from corp_onnx.triton.config import (
     LABELS_FILE,
     MODEL_FILES,
@@ -136,8 +137,24 @@ def new_entry(name: str, files: tuple[Path, ...], root: Path, settings: TritonSe
             "each, or fail."
         )
     config = make_config(name, first, labels, settings, files[0])
+    if settings.backend == "openvino":
+        warnings += _warn_of_openvino(name, files)
     beside = [_beside(one, path) for one, path in zip(found, files, strict=True)]
     return Entry(name, settings.backend, config, labels, _number(files, beside, 1), True, tuple(warnings), meaning)
+
+
+def _warn_of_openvino(name: str, files: Sequence[Path]) -> list[str]:
+    """What a person may not expect of that backend; where OpenVINO is installed, what it says of the files."""
+    said = [
+        f"{name}: where the server's processor computes in bfloat16, OpenVINO's backend does so, and has no parameter "
+        "for float32; `corp-onnx evaluate --provider openvino:bf16` says what that costs."
+    ]
+    for path in files if is_installed() else ():
+        try:
+            open_program(path, Place(), None)
+        except ModelError as error:
+            said.append(f"{error} Another version of it in the server may.")
+    return said
 
 
 def _agree(found: Sequence[Signature], files: Sequence[Path]) -> Signature:
@@ -199,7 +216,7 @@ def extend_entry(name: str, files: tuple[Path, ...], root: Path) -> Entry:
     for path in files:
         _require_suffix(path, backend)
     # of an engine the server itself compares the tensors
-    beside = [() if backend == "tensorrt" else _read_alike(path, config, labels) for path in files]
+    beside = [() if backend == "tensorrt" else _read_alike(path, config, labels, backend) for path in files]
     return Entry(name, backend, config, labels, _number(files, beside, max(numbers, default=0) + 1), False, ())
 
 
@@ -214,10 +231,10 @@ def _number(files: Sequence[Path], beside: Sequence[tuple[str, ...]], first: int
     return tuple(Version(first + i, *pair) for i, pair in enumerate(zip(files, beside, strict=True)))
 
 
-def _read_alike(path: Path, config: Any, labels: tuple[str, ...]) -> tuple[str, ...]:
+def _read_alike(path: Path, config: Any, labels: tuple[str, ...], backend: Any) -> tuple[str, ...]:
     """The files beside a model that takes and gives what a configuration says."""
     found = read_signature(path)
-    same = TritonSettings(max_batch=config.max_batch_size or None if found.is_batched else None)
+    same = TritonSettings(backend, max_batch=config.max_batch_size or None if found.is_batched else None)
     new = make_config(config.name, found, (), same, path)
     _require_equal("takes or gives", _served_signature(config), _served_signature(new), path)
     if found.carries_recipe and METADATA_KEY in config.parameters:

@@ -37,15 +37,21 @@ class FakeSubject:
     seconds: float
     transfer: float | None = None
     missing: tuple[str, ...] = ()
+    pace: dict[str, float] = field(default_factory=dict)
+    """Times as long on a provider."""
+    provider: str = "cpu"
 
     def open(self, provider: str, threads: int | None) -> FakeSubject:
         if provider in self.missing:
             raise OptionError(f"provider '{provider}' could not be started.")
         self.machine.opened.append((self.facts.path, provider, threads))
-        return self
+        return replace(self, provider=provider)
 
     def bind(self, n_images: int) -> Candidate:
-        seconds = n_images * self.seconds
+        seconds = n_images * self.seconds * self.pace.get(self.provider, 1)
+        if self.provider.startswith("openvino:"):
+            precision = self.provider.split(":")[1]
+            return Candidate(self.machine.spend(seconds), precision=precision, settings={"NUM_STREAMS": "1"})
         if self.transfer is None:
             return Candidate(self.machine.spend(seconds))
         return Candidate(self.machine.spend(seconds + self.transfer), self.machine.spend(seconds))
@@ -68,7 +74,7 @@ class FakeMachine:
 
     def add(self, name: str, seconds: float, macs: int | None = 100, **options: Any) -> str:
         facts = BenchModel(name, "0" * 64, 1, "float32", macs, None, (IMAGE,), is_engine=False)
-        own = {k: options.pop(k) for k in ("transfer", "missing") if k in options}
+        own = {k: options.pop(k) for k in ("transfer", "missing", "pace") if k in options}
         self.subjects[name] = FakeSubject(replace(facts, **options), self, seconds, **own)
         return name
 
@@ -139,6 +145,84 @@ class TestFigures:
         assert result.environment.provider == "cpu, engine"
 
 
+class TestAcrossRuntimes:
+    """`cpu` and OpenVINO take turns together; the machine is made up, so nothing of OpenVINO is needed."""
+
+    @pytest.fixture(autouse=True)
+    def _installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        both = ("openvino:f32", "openvino:bf16")
+        monkeypatch.setattr(bench, "list_places", lambda name: both if name == "openvino" else (name,))
+        monkeypatch.setattr(bench, "is_installed", lambda: True)
+        monkeypatch.setattr(bench, "find_version", lambda: "9.9")
+
+    def test_the_first_model_on_the_first_runtime_is_the_baseline_of_all(self, machine: FakeMachine) -> None:
+        machine.add("a", 0.4, pace={"openvino:bf16": 0.5})
+        machine.add("b", 0.2, macs=50, pace={"openvino:bf16": 0.5})
+        result = machine.bench("a", "b", batches=[1], providers=["cpu", "openvino"])
+        rows = {(r.provider, r.model): r for r in result.rows}
+        assert list(rows) == [(p, m) for p in ("cpu", "openvino:f32", "openvino:bf16") for m in "ab"]
+        assert rows["cpu", "b"].across is None
+        for place, speedup in (("openvino:f32", 2.0), ("openvino:bf16", 4.0)):
+            row = rows[place, "b"]
+            assert row.across is not None
+            assert (row.across.provider, row.across.model) == ("cpu", "a")
+            assert row.across.speedup.median == pytest.approx(speedup)
+            assert row.speed.speedup is not None
+            assert row.speed.speedup.median == pytest.approx(2.0)  # over the same runtime
+            assert row.achieved == pytest.approx(1.0)
+            assert row.precision == place.split(":")[1]
+        assert rows["openvino:f32", "a"].speed.speedup is None
+        assert result.session.openvino == {"NUM_STREAMS": "1"}
+        assert result.environment.versions["openvino"] == "9.9"
+
+    def test_they_share_their_rounds(self, machine: FakeMachine) -> None:
+        machine.add("a", 0.4)
+        said: list[tuple[str, int, int]] = []
+        machine.bench(
+            "a", batches=[2], providers=["openvino:bf16", "cpu"], schedule=Schedule(seconds=16, warmup=1),
+            progress=lambda *now: said.append(now),
+        )  # fmt: skip
+        name = "openvino:bf16 + cpu, batch 2"
+        assert said[0] == (name, 0, 0)
+        assert said[-1] == (name, 20, 20)  # 16 seconds for each of two, 1.6 seconds a round
+        assert {at[0] for at in said} == {name}
+
+    def test_devices_have_rounds_of_their_own(self, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+        machine.add("a", 0.4)
+        monkeypatch.setattr(bench, "resolve_provider", lambda name: name)
+        result = machine.bench("a", batches=[1], providers=["cuda", "cpu", "openvino:f32"])
+        assert [row.across is None for row in result.rows] == [True, True, False]
+        across = result.rows[2].across
+        assert across is not None
+        assert across.provider == "cpu"
+
+    def test_what_it_refuses_is_left_out_by_default_only(self, machine: FakeMachine) -> None:
+        machine.add("a", 0.4, missing=("openvino:bf16",))
+        result = machine.bench("a", batches=[1, 2], providers=None)
+        assert [row.provider for row in result.rows] == ["cpu", "openvino:f32"] * 2
+        assert result.notes == ("not measured: provider 'openvino:bf16' could not be started.",)
+        with pytest.raises(OptionError, match="'openvino:bf16' could not be started"):
+            machine.bench("a", providers=["cpu", "openvino"])
+
+    def test_the_table(self, machine: FakeMachine, capsys: pytest.CaptureFixture[str]) -> None:
+        machine.add("dense.onnx", 0.4)
+        machine.add("small.onnx", 0.25, macs=50, pace={"openvino:f32": 0.5}, precision="int8")
+        print_bench(
+            machine.bench("dense.onnx", "small.onnx", batches=[2], threads=1, providers=["cpu", "openvino:f32"])
+        )
+        lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines() if not line.startswith("─")]
+        assert lines[4] == "openvino:f32, batch 2, 5 rounds"
+        assert lines[8:14] == [
+            "products computed in: f32",
+            "across runtimes, batch 2: over dense.onnx on cpu, in the same rounds",
+            "model runtime p50 speed-up",
+            "dense.onnx openvino:f32 800.00 1.00 (1.00-1.00)",
+            "small.onnx openvino:f32 250.00 3.20 (3.20-3.20)",
+            lines[13],
+        ]
+        assert "; openvino 9.9, compiled for the batch, NUM_STREAMS 1; " in lines[-1]
+
+
 class TestChoices:
     def test_the_same_model_twice_is_a_comparison(self, machine: FakeMachine) -> None:
         machine.add("a", 0.4)
@@ -203,7 +287,7 @@ class TestRefused:
             ({"threads": 0}, "--threads must be at least 1; found 0"),
             ({"threads": 1_000_000}, "--threads must be at most 1024; found 1000000"),
             ({"providers": ["npu"]}, "provider 'npu' is not available here; this onnxruntime has: cpu"),
-            ({"providers": []}, "no provider: give one or more of cpu, cuda"),
+            ({"providers": []}, "no provider: give one or more of cpu, cuda, .*, openvino"),
         ],
     )
     def test_numbers_and_names(self, options: dict[str, Any], sentence: str, machine: FakeMachine) -> None:

@@ -83,7 +83,15 @@ def test_names_of_providers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [resolve_provider(p) for p in ("CPU", "cuda", "TensorRT")] == [has[2], has[1], has[0]]
     assert resolve_provider("OwnExecutionProvider") == "OwnExecutionProvider"
     with pytest.raises(OptionError, match=r"this onnxruntime has: cpu, cuda, tensorrt"):
+        resolve_provider("directml")
+    with pytest.raises(OptionError, match=r"finished files only .* OpenVINOExecutionProvider, and not here\.$"):
+        resolve_provider("openvino:bf16")
+    has.append("OpenVINOExecutionProvider")
+    assert resolve_provider(has[-1]) == has[-1]
+    with pytest.raises(OptionError, match=r"is called OpenVINOExecutionProvider\.$"):
         resolve_provider("openvino")
+    with pytest.raises(OptionError, match=r"this onnxruntime has: cpu, cuda, tensorrt, OpenVINOExecutionProvider\."):
+        resolve_provider("directml")
 
 
 def test_first_sentence() -> None:

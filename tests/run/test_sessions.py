@@ -216,11 +216,11 @@ class TestTaps:
 
 
 def test_nobody_else_starts_a_session() -> None:
-    """But a program that is copied to a server, and one that runs in a process of its own."""
+    """But a program that is copied to a server, one in a process of its own, and OpenVINO behind the same methods."""
     package = Path(sessions.__file__).parent.parent
     words = ("InferenceSession(", "io_binding(", "run_with_iobinding(", "get_modelmeta(", "native.run(")
     users = {p.relative_to(package).as_posix() for p in package.rglob("*.py") if any(w in p.read_text() for w in words)}
-    assert users == {"run/sessions.py", "run/device.py", "triton/model.py", "precision/trial.py"}
+    assert users == {"run/sessions.py", "run/device.py", "run/openvino.py", "triton/model.py", "precision/trial.py"}
 
 
 @pytest.mark.parametrize("name", ["hf_dinov2_resized_ts14_eager", "hf_dinov2_sizes_ts14_eager"])

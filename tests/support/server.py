@@ -60,7 +60,8 @@ def run_server(
         repository: of models.
         scratch: an empty folder for the backends and the log.
         options: more of tritonserver's own.
-        stand_in: a model.py that takes the place of the onnxruntime backend, which this build does not have.
+        stand_in: a model.py that takes the place of the backends onnxruntime and openvino, which this build does not
+            have.
         ready: whether to wait until every model is ready, or only until the server answers.
     """
     home = Path(os.environ[VARIABLE]).absolute()
@@ -123,8 +124,9 @@ def _make_backends(home: Path, folder: Path, stand_in: Path | None) -> Path:
     shutil.copy(binaries / "python_backend_stubs" / version / "triton_python_backend_stub", python)
     (python / "triton_python_backend_stub").chmod(0o755)
     if stand_in is not None:
-        (folder / "onnxruntime").mkdir()
-        shutil.copy(stand_in, folder / "onnxruntime" / "model.py")
+        for name in ("onnxruntime", "openvino"):
+            (folder / name).mkdir()
+            shutil.copy(stand_in, folder / name / "model.py")
     return folder
 
 

@@ -564,7 +564,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("text", "sentence"),
         [
-            ('platform: "no_such"', "is served by ''; versions are added for onnxruntime, tensorrt, python"),
+            ('platform: "no_such"', "is served by ''; versions are added for onnxruntime, tensorrt, openvino, python"),
             ('backend: "pytorch"', "is served by 'pytorch'"),
             ("platfrom: 1", r"config\.pbtxt is not a configuration that Triton reads \(.*no field named \"platfrom\""),
         ],
@@ -628,6 +628,86 @@ class TestRefused:
         with pytest.raises(OutputError, match=r"could not be copied as model\.onnx \(No space left on device\)"):
             write_triton_repository([VIT, fixture_path(FIXED)], tmp_path / "r")
         assert listing(tmp_path) == []
+
+
+class TestOpenVino:
+    """After the README and the source of github.com/triton-inference-server/openvino_backend."""
+
+    def test_the_whole_of_it(self, tmp_path: Path) -> None:
+        """The batch is an axis like others, because that backend computes every batch as its largest."""
+        config = make_config(DEMO, tmp_path, backend="openvino")
+        expected = """
+            name: "m" backend: "openvino" default_model_filename: "model.onnx" max_batch_size: 0
+            version_policy { all {} }
+            input { name: "input" data_type: TYPE_FP32 dims: [-1, 3, 32, 32] }
+            output { name: "logits" data_type: TYPE_FP32 dims: [-1, 10] label_filename: "labels.txt" }
+            instance_group { kind: KIND_CPU count: 1 }
+            parameters { key: "NUM_STREAMS" value { string_value: "1" } }
+            parameters { key: "PERFORMANCE_HINT" value { string_value: "LATENCY" } }
+            model_warmup { name: "batch 1" batch_size: 1
+              inputs { key: "input" value { data_type: TYPE_FP32 dims: [1, 3, 32, 32] zero_data: true } } }
+        """
+        assert Recipe.from_json(config.parameters.pop(METADATA_KEY).string_value).size == (32, 32)
+        assert config == text_format.Parse(expected, ModelConfig())
+        assert listing(tmp_path / "m") == ["1", "1/model.onnx", "config.pbtxt", "labels.txt"]
+
+    def test_a_fixed_batch(self, tmp_path: Path) -> None:
+        config = make_config(fixture_path(FIXED), tmp_path, backend="openvino")
+        assert config.max_batch_size == 0
+        assert [dims[0] for _, _, dims in tensors(config)] == [1, 1]
+
+    @pytest.mark.usefixtures("folder")
+    def test_options_reach_the_config(self, capfd: Run) -> None:
+        """Its instances are on the CPU even where it computes on a GPU; several share one model, a stream for each."""
+        options = "--backend openvino --openvino-threads 6 --instances 3 --device gpu --name other"
+        assert main(["triton", "vit.onnx", "-o", "new", *options.split()]) == 0
+        config = read_config(Path("new"), "other")
+        said = {key: value.string_value for key, value in config.parameters.items() if key != METADATA_KEY}
+        assert said == {"NUM_STREAMS": "3", "INFERENCE_NUM_THREADS": "6", "TARGET_DEVICE": "GPU"}
+        assert (config.instance_group[0].kind, config.instance_group[0].count) == (2, 3)  # KIND_CPU
+        assert "other: where the server's processor computes in bfloat16, OpenVINO's" in capfd.readouterr().err
+
+    def test_a_version_is_added(self, tmp_path: Path) -> None:
+        make_config(VIT, tmp_path, backend="openvino")
+        result = write_triton_repository([VIT], tmp_path, name="m", add=True)
+        assert [v.version for v in result.models[0].versions] == [2]
+        assert listing(tmp_path / "m") == ["1", "1/model.onnx", "2", "2/model.onnx", "config.pbtxt"]
+
+    @pytest.mark.parametrize(
+        ("options", "sentence"),
+        [
+            ({"backend": "openvino", "max_batch": 8}, r"joins no requests, because .* Leave --max-batch out\."),
+            ({"backend": "openvino", "openvino_threads": 0}, r"--openvino-threads is a number from 1 on"),
+            ({"openvino_threads": 4}, r"a part of --backend openvino; give both\."),
+            ({"backend": "openvino", "like": VIT}, r"it needs --backend tensorrt"),
+        ],
+    )
+    def test_options_that_contradict(self, options: dict[str, Any], sentence: str) -> None:
+        with pytest.raises(OptionError, match=sentence):
+            TritonSettings(**options)
+
+    def test_types_that_it_does_not_serve(self, tmp_path: Path) -> None:
+        value, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
+        for kind, shape, what in ((onnx.TensorProto.DOUBLE, ["n", 2], "is float64"), (1, [], "has no axis")):
+            graph = onnx.helper.make_graph(
+                [node("Identity", ["x"], ["y"])], "g", [value("x", kind, shape)], [value("y", kind, shape)]
+            )
+            model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+            onnx.save(model, tmp_path / "m.onnx")
+            with pytest.raises(ModelError, match=f"'x' {what}, which Triton's OpenVINO backend does not serve"):
+                make_config(tmp_path / "m.onnx", tmp_path / "r", backend="openvino")
+        assert not (tmp_path / "r").exists()
+
+    def test_what_an_openvino_that_is_here_says(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: Any) -> None:
+            raise ModelError("vit.onnx: OpenVINO can not load it (no rule for Foo).")
+
+        monkeypatch.setattr("corp_onnx.triton.entry.is_installed", lambda: True)
+        monkeypatch.setattr("corp_onnx.triton.entry.open_program", refuse)
+        result = write_triton_repository([VIT], tmp_path, settings=TritonSettings(backend="openvino"))
+        assert result.warnings[1] == (
+            "vit.onnx: OpenVINO can not load it (no rule for Foo). Another version of it in the server may."
+        )
 
 
 class TestVerb:

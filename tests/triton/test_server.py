@@ -446,6 +446,7 @@ def test_other_backends_pass_the_generic_checks_and_nothing_stays(pruned: Path, 
     write_triton_repository(
         [pruned], root, name="accelerated", settings=TritonSettings(device="gpu", accelerator="fp16")
     )
+    write_triton_repository([pruned], root, name="vino", settings=TritonSettings(backend="openvino", instances=2))
     shutil.copytree(root / "onnx", root / "broken")
     (tmp_path / "scratch").mkdir()
     options = ["--exit-on-error=false", "--strict-readiness=false"]
@@ -458,11 +459,25 @@ def test_other_backends_pass_the_generic_checks_and_nothing_stays(pruned: Path, 
     for name in ("onnx", "onnx_fixed", "accelerated"):
         assert MISSING.format("onnxruntime") in index[name], log
     assert MISSING.format("tensorrt") in index["plan"], log
+    assert MISSING.format("openvino") in index["vino"], log
     assert index["broken"] == ""
     assert "model repository name is 'broken'" in log or "unexpected" in log, log
     assert not list(SHARED_MEMORY.glob(f"{server.region}*"))
     with pytest.raises(ProcessLookupError):
         os.kill(server.pid, signal.SIGCONT)
+
+
+def test_stand_in_for_the_openvino_backend(pruned: Path, tmp_path: Path) -> None:
+    """The same in place of OpenVINO's: the server takes its configuration, and requests of any number of samples."""
+    root = tmp_path / "repository"
+    write_triton_repository([pruned], root, name="digits", settings=TritonSettings(backend="openvino"))
+    (tmp_path / "scratch").mkdir()
+    stand_in = Path(corp_onnx.triton.model.__file__)
+    with run_server(root, tmp_path / "scratch", stand_in=stand_in) as server, connect(server, "grpc") as client:
+        for n in (1, 3, 20):
+            images = draw_images(n)
+            found = client.infer("digits", make_inputs("grpc", {"input": images})).as_numpy("logits")
+            np.testing.assert_allclose(found, run_here(pruned, input=images), rtol=1e-5, atol=1e-6)
 
 
 def test_stand_in_for_the_onnxruntime_backend(pruned: Path, tmp_path: Path) -> None:
