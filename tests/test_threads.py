@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import scipy.linalg  # its BLAS is another than NumPy's
 from threadpoolctl import threadpool_info
 
-from corp_onnx.threads import ASKED, few_blas_threads
+from corp_onnx.threads import ASKED, Crew, few_blas_threads
 
 
 def count() -> set[int]:
@@ -37,3 +39,34 @@ def test_what_a_person_set_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 400)
     with few_blas_threads():
         assert count() == before
+
+
+class TestCrew:
+    def test_results_come_in_order_and_calls_run_side_by_side(self) -> None:
+        """Each waits for the other, which it would do for ever if they came in turn."""
+        met = threading.Barrier(2, timeout=20)
+
+        def wait(item: int) -> int:
+            met.wait()
+            return item
+
+        with Crew(2) as crew:
+            assert crew.map(wait, range(4)) == [0, 1, 2, 3]
+
+    def test_the_first_error_is_raised(self) -> None:
+        def fail(item: int) -> None:
+            raise ValueError(str(item))
+
+        with Crew(2) as crew, pytest.raises(ValueError, match="0"):
+            crew.map(fail, range(3))
+
+    @pytest.mark.parametrize("where", ["corp_onnx.threads.require_memory", "threading.Thread.start"])
+    def test_little_memory_leaves_it_to_the_one_that_asks(self, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        error = MemoryError() if "memory" in where else RuntimeError("can't start new thread")
+
+        def refuse(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(where, refuse)
+        with Crew(2) as crew:
+            assert set(crew.map(lambda _: threading.current_thread(), range(3))) == {threading.main_thread()}

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,8 +30,8 @@ from jaxtyping import Int
 from corp_onnx.blocks import SiteKey
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
-from corp_onnx.moments.sums import CrossSum, PooledSum
-from corp_onnx.moments.values import CrossMoments, merge_moments
+from corp_onnx.moments.sums import CrossSum
+from corp_onnx.moments.values import merge_moments
 from corp_onnx.progress import Count
 from corp_onnx.refit.rows import RowFinder
 from corp_onnx.refit.stream import Arrays, Stop, StreamData, StreamWalk, advance_model, read_data, run_prefix
@@ -44,7 +44,7 @@ N_FOLDS = 4
 """Of the images, to choose the ridge by."""
 
 POOLED = 8
-"""Images in a row that are added up together and go into one fold, whatever the batch."""
+"""Images in a row that go into one fold, whatever the batch."""
 
 
 def refit_changes(
@@ -158,10 +158,10 @@ class _Step:
         name = f"tensor '{self.stop.regressor}' ({self.stop.key})"
         group = fold_group(self.data.n_images)
         n_folds = min(N_FOLDS, math.ceil(self.data.n_images / group))
-        sums = [PooledSum(CrossSum(prior.shape[1], prior.shape[0], name), POOLED) for _ in range(n_folds)]
+        sums = [CrossSum(prior.shape[1], prior.shape[0], name) for _ in range(n_folds)]
         for part in self._parts(ran, dense_stream, weights, group):
-            sums[part.first // group % n_folds].update(part.n_images, part.z, part.target, part.weights)
-        folds = [cast(CrossMoments, part.result()) for part in sums]
+            sums[part.first // group % n_folds].update(part.z, part.target, part.weights)
+        folds = [part.result() for part in sums]
         moments = reduce(merge_moments, folds)
         solved = refit_linear(moments, prior, choose_ridge(folds, prior) if ridge is None else ridge)
         return solved.weight, solved.bias
