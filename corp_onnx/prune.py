@@ -32,7 +32,7 @@ from corp_onnx.checks.preflight import (
     wanted_kinds,
     watch_source,
 )
-from corp_onnx.checks.verify import check_file, check_rewrite, require_sound
+from corp_onnx.checks.verify import CHECKED_IMAGES, check_file, check_rewrite, require_sound
 from corp_onnx.checks.workload import plan_phases
 from corp_onnx.gradients import collect_taylor
 from corp_onnx.graph import Graph, Model, load_model
@@ -172,7 +172,7 @@ def prune_model(
         with clock.stage("verify"), run.enter("verify"):
             checks = check_file(graph.model, pruned, path)
             require_sound(checks, "pruned", output)
-            feeds, _ = next(session.stream(data.reporting, settings.batch_size))
+            feeds, _ = next(session.stream(data.reporting, min(settings.batch_size, CHECKED_IMAGES)))
             checks += check_rewrite(graph, rewrite, models, feeds, settings.provider)
             require_sound(checks, "pruned", output)
         with clock.stage("measure"), run.enter("measure", data.reporting.n_images) as count:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import scipy.linalg  # its BLAS is another than NumPy's
 from threadpoolctl import threadpool_info
 
-from corp_onnx.threads import ASKED, Crew, few_blas_threads
+from corp_onnx.threads import ASKED, KERNELS, WIDE, Crew, choose_kernels, few_blas_threads
 
 
 def count() -> set[int]:
@@ -70,3 +73,32 @@ class TestCrew:
         monkeypatch.setattr(where, refuse)
         with Crew(2) as crew:
             assert set(crew.map(lambda _: threading.current_thread(), range(3))) == {threading.main_thread()}
+
+
+class TestKernels:
+    """OpenBLAS is told of AVX-512 where it does not know the processor, before it is loaded."""
+
+    @pytest.mark.parametrize(
+        ("vendor", "flags", "given", "expected"),
+        [
+            ("AuthenticAMD", " ".join(WIDE), None, "SkylakeX"),
+            ("AuthenticAMD", " ".join(WIDE), "Zen", "Zen"),
+            ("AuthenticAMD", "avx2 fma", None, None),
+            ("GenuineIntel", " ".join(WIDE), None, None),
+        ],
+    )
+    def test_only_where_it_helps(
+        self, vendor: str, flags: str, given: str | None, expected: str | None, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        (tmp_path / "cpuinfo").write_text(f"vendor_id : {vendor}\nflags : fpu {flags} sse\n")
+        monkeypatch.setattr("corp_onnx.threads.CPUINFO", tmp_path / "cpuinfo")
+        monkeypatch.setattr("os.environ", {} if given is None else {KERNELS: given})
+        monkeypatch.delitem(sys.modules, "numpy")
+        choose_kernels()
+        assert os.environ.get(KERNELS) == expected
+
+    def test_too_late_is_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv(KERNELS, raising=False)
+        choose_kernels()
+        assert KERNELS not in os.environ

@@ -115,8 +115,7 @@ class ChannelSum:
     def add_tile(self, x: Float[np.ndarray, "tokens n"], roots: Float[np.ndarray, "tokens 1"]) -> None:
         """Adds a tile, which is centred and multiplied by the roots of its weights; raises as `update` does."""
         with np.errstate(over="ignore", invalid="ignore"):
-            if self.pivot is None:
-                self.pivot = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+            self.pivot = _find_pivot(x) if self.pivot is None else self.pivot
             _centre(x, self.pivot, roots)
             if not self._gram.add_square(x):
                 raise NonFiniteError(
@@ -173,8 +172,7 @@ class CrossSum:
     def _add(self, x: np.ndarray, y: np.ndarray, roots: np.ndarray) -> None:
         self._x.add_tile(x, roots)
         with np.errstate(over="ignore", invalid="ignore"):
-            if self._y_pivot is None:
-                self._y_pivot = y.mean(axis=0, dtype=np.float64).astype(np.float32)
+            self._y_pivot = _find_pivot(y) if self._y_pivot is None else self._y_pivot
             _centre(y, self._y_pivot, roots)
             energy = np.square(y).sum(axis=0, dtype=np.float64)
         if not np.isfinite(energy).all():
@@ -256,6 +254,10 @@ def _roots(weights: np.ndarray | None, n_tokens: int) -> Float[np.ndarray, "toke
     if weights is None:
         return np.ones((n_tokens, 1), dtype=np.float32)
     return np.sqrt(weights, dtype=np.float32)[:, None]
+
+
+def _find_pivot(x: Float[np.ndarray, "tokens n"]) -> Float[np.ndarray, " n"]:
+    return x.mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
 def _centre(x: np.ndarray, pivot: np.ndarray, roots: np.ndarray) -> None:

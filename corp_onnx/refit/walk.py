@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,8 @@ def _open_step(
     prior, _ = change.last_product(graph)
     wanted = [*([stop.regressor] if prior.shape[1] else []), *([skip] if skip != before else [])]
     given = data.given
-    segment = open_segment(cut, graph.types, [before], wanted, given=given, provider=provider) if wanted else None
+    opening: dict[str, Any] = {"given": given, "provider": provider, "threads": data.pace.threads}
+    segment = open_segment(cut, graph.types, [before], wanted, **opening) if wanted else None
     behind = open_segment(graph.model, graph.types, [product, skip], [residual.stream], given=given, provider=provider)
     value = np.ones(1) if residual.scale is None else graph.constant(residual.scale.name)
     assert value is not None
@@ -131,8 +132,9 @@ class _Step:
         """
         skip_name = self.stop.residual.skip or ""
         z_row, skip_row = self.data.shelf.row(), self.data.shelf.row()
-        for stream, (feeds, _) in zip(pruned_stream, self.data.feeds, strict=True):
-            arrays = self.segment.run({self.before: stream}, feeds) if self.segment else {}
+        nothing: dict[str, np.ndarray] = {}
+        ran = self.data.stream(self.segment, self.before, pruned_stream) if self.segment else repeat(nothing)
+        for arrays, stream, (feeds, _) in zip(ran, pruned_stream, self.data.feeds, strict=False):
             skip = arrays.get(skip_name, stream)
             if skip_name in arrays:
                 skip_row.put(skip)

@@ -55,6 +55,7 @@ def open_segment(
     *,
     given: Sequence[str] = (),
     provider: str = "cpu",
+    threads: int | None = None,
 ) -> Segment:
     """The stretch of a model from the tensors `fed` (none: from its inputs) to the tensors `read`.
 
@@ -77,7 +78,7 @@ def open_segment(
     )
     light.graph.output.extend(onnx.ValueInfoProto(name=TAP_PREFIX + name) for name in read)
     stored = [tensor for tensor in graph.initializer if tensor.name in used]
-    session = start_session(light, model, provider, stored=stored)
+    session = start_session(light, model, provider, threads, stored=stored)
     dtypes = {name: feed_dtype(types[name]) for name in fed}
     return Segment(session, tuple(fed), tuple(i.name for i in inputs), tuple(read), dtypes)
 
