@@ -6,7 +6,7 @@ in from before. Enters the dense graph, the units' plans and the written file; l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -91,27 +91,16 @@ def measure_model(
     """
     streams = [b.stream for b in blocks.blocks if b.stream is not None]
     names = [task.output for task in outputs.tasks]
-    pace = choose_pace(batch_size, graph.n_images if graph.fixed_batch else None, provider)
-    opening = {"provider": provider, "threads": pace.threads}
-    sessions = [
-        tap_units(graph, errors.units, streams, **opening),
-        open_tapped(pruned, streams, types=graph.types, **opening),
-    ]
     judgement, off = Judgement(outputs.tasks, outputs.judged), np.zeros((len(streams), 2))
-    with Crew() as crew:
-        for batches in stream_together(sessions, images, pace, crew):
-            errors.add(batches, crew)
-            for (dense, cut), n_real in batches:
-                judgement.add(
-                    _read_answers(pruned, names, cut, n_real), _read_answers(graph.model, names, dense, n_real)
-                )
-                for row, name in zip(off, streams, strict=True):
-                    whole = dense[name] if trim is None else trim.select(name, dense[name])
-                    row += _compare_streams(
-                        *(read_tokens(a, graph, n_real) for a in _match_tokens(whole, cut[name], n_special))
-                    )
-                if progress:
-                    progress(n_real)
+    for dense, cut, n_real in _run_both(graph, pruned, errors, streams, images, batch_size, provider):
+        expected = _read_answers(graph.model, names, dense, n_real)
+        judgement.add(_read_answers(pruned, names, cut, n_real), expected)
+        for row, name in zip(off, streams, strict=True):
+            whole = dense[name] if trim is None else trim.select(name, dense[name])
+            pair = _match_tokens(whole, cut[name], n_special)
+            row += _compare_streams(*(read_tokens(array, graph, n_real) for array in pair))
+        if progress:
+            progress(n_real)
     return HeldOut(
         n_images=judgement.n_samples,
         outputs=judgement.scores(confidence),
@@ -119,6 +108,20 @@ def measure_model(
         loss=judgement.loss,
         stream_error=tuple(float(np.sqrt(e / r)) if r else 0.0 for e, r in off),
     )
+
+
+def _run_both(
+    graph: Graph, pruned: Model, errors: UnitErrors, streams: Sequence[str], images: Images, batch_size: int,
+    provider: str,
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]]:  # fmt: skip
+    """(tensors of the dense model, of the pruned one, number of images), when units have been measured on them."""
+    pace = choose_pace(batch_size, graph.n_images if graph.fixed_batch else None, provider)
+    dense = tap_units(graph, errors.units, streams, provider=provider, threads=pace.threads)
+    cut = open_tapped(pruned, streams, provider=provider, threads=pace.threads, types=graph.types)
+    with Crew() as crew:
+        for batches in stream_together([dense, cut], images, pace, crew):
+            errors.add(batches, crew)
+            yield from ((one, other, n_real) for (one, other), n_real in batches)
 
 
 def _compare_streams(reference: np.ndarray, found: np.ndarray) -> tuple[float, float]:
