@@ -74,6 +74,7 @@ def compare(args: argparse.Namespace) -> None:
             alone = [float(run_timed([*itself, model, "--calib", args.calib, "--images", args.images, "--only",
                                       "calibrate"])[1]) for model in (fixed, dynamic)]  # fmt: skip
             ratios["batch 1 over dynamic, calibration"].append(alone[0] / alone[1])
+            print({name: [round(r, 2) for r in found] for name, found in ratios.items()}, file=sys.stderr, flush=True)
     print("| over plain inference | median | least | most | rounds |\n|---|---|---|---|---|")
     for name, found in ratios.items():
         if found:

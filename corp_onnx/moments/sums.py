@@ -19,6 +19,7 @@ from jaxtyping import Float
 from scipy.linalg import get_blas_funcs
 
 from corp_onnx.errors import InputError, NonFiniteError
+from corp_onnx.moments.blas import add_square
 from corp_onnx.moments.values import ChannelMoments, CrossMoments, LogitMoments
 
 TILE_ROWS = 512
@@ -67,8 +68,7 @@ class Product:
 
     def add_square(self, x: Float[np.ndarray, "tokens n"]) -> bool:
         """Adds the upper triangle of x' x; whether all squares are finite."""
-        (syrk,) = get_blas_funcs(("syrk",), dtype=np.float32)
-        self._recent = syrk(1.0, x.T, beta=1.0, c=self._recent, overwrite_c=1)
+        add_square(x, self._recent)
         is_finite = bool(np.isfinite(self._recent.diagonal()).all())
         self._count(len(x))
         return is_finite
