@@ -9,6 +9,7 @@ from types import FrameType
 from typing import NoReturn
 
 from corp_onnx.memory import require_memory
+from corp_onnx.threads import choose_kernels
 
 EXITS = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}
 START_BYTES = 320 * 2**20
@@ -23,6 +24,7 @@ def main() -> int:
         for number, handler in found.items():
             if handler in (signal.SIG_DFL, signal.default_int_handler):  # whoever started us may want one ignored
                 signal.signal(number, _leave)
+        choose_kernels()
         from corp_onnx.cli import main as run
 
         for number, handler in found.items():

@@ -22,7 +22,7 @@ from corp_onnx.blocks import Blocks, find_blocks
 from corp_onnx.calibrate.collect import collect_moments
 from corp_onnx.calibrate.data import Calibration, describe_data, open_calibration, warn_of_images, warn_of_moments
 from corp_onnx.checks.footprint import choose_diet, predict_footprint
-from corp_onnx.checks.measure import check_expected, measure_model, measure_units
+from corp_onnx.checks.measure import UnitErrors, check_expected, measure_model
 from corp_onnx.checks.preflight import (
     choose_units,
     protect_model,
@@ -32,7 +32,7 @@ from corp_onnx.checks.preflight import (
     wanted_kinds,
     watch_source,
 )
-from corp_onnx.checks.verify import check_file, check_rewrite, require_sound
+from corp_onnx.checks.verify import CHECKED_IMAGES, check_file, check_rewrite, require_sound
 from corp_onnx.checks.workload import plan_phases
 from corp_onnx.gradients import collect_taylor
 from corp_onnx.graph import Graph, Model, load_model
@@ -176,16 +176,16 @@ def prune_model(
         with clock.stage("verify"), run.enter("verify"):
             checks = check_file(graph.model, pruned, path)
             require_sound(checks, "pruned", output)
-            feeds, _ = next(session.stream(data.reporting, settings.batch_size))
+            feeds, _ = next(session.stream(data.reporting, min(settings.batch_size, CHECKED_IMAGES)))
             checks += check_rewrite(graph, rewrite, models, feeds, settings.provider)
             require_sound(checks, "pruned", output)
-        with clock.stage("measure"), run.enter("measure", 2 * data.reporting.n_images) as count:
-            errors = measure_units(graph, solution.plans, data.reporting, **running, progress=count)
+        with clock.stage("measure"), run.enter("measure", data.reporting.n_images) as count:
+            errors = UnitErrors(graph, solution.plans)
             left_out = find_left_out(models[-2]) if trim else None
             measured = measure_model(
-                graph, blocks, pruned, data.reporting, outputs, trim=left_out, n_special=sites.n_special, **running,
-                promised=method.widths if isinstance(method.widths, Budget) else None, confidence=settings.confidence,
-                progress=count,
+                graph, blocks, pruned, data.reporting, outputs, errors, trim=left_out, n_special=sites.n_special,
+                **running, promised=method.widths if isinstance(method.widths, Budget) else None,
+                confidence=settings.confidence, progress=count,
             )  # fmt: skip
             surprise = check_expected(measured, solution.expected_loss)
             checks += [surprise] if surprise else []
@@ -197,7 +197,7 @@ def prune_model(
             pruned=replace(facts, path=str(output)),
             settings=asdict(settings),
             calibration=describe_data(calib, data, problem.moments, settings),
-            units=tuple(_unit_result(plan, errors[plan.key]) for plan in solution.plans),
+            units=tuple(_unit_result(plan, errors.result()[plan.key]) for plan in solution.plans),
             n_units_found=len(list_units(blocks, wanted_kinds(method), skipped=True)),
             left_whole=_left_whole(units, solution.plans),
             skipped=describe_skips(blocks, wanted_kinds(method)),

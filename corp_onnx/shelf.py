@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
+from threading import Lock
 from typing import Any, cast, overload
 
 import numpy as np
@@ -67,6 +68,7 @@ class _Store:
     shelf: Shelf
     n_bytes: int = 0
     file: FileIO | None = None
+    lock: Lock = field(default_factory=Lock)  # one place in the file for all threads
 
     def take(self, n_bytes: int) -> bool:
         """Whether there is room in memory for so much; it is taken."""
@@ -97,12 +99,15 @@ class _Store:
         """The array, filled."""
         assert self.file is not None
         bytes_left = _as_bytes(into)
-        self.file.seek(start)
-        while len(bytes_left):
-            n = self.file.readinto(bytes_left)
-            if not n:
-                raise OutputError(f"{self.folder}: an intermediate result ends early; check that disk and run again.")
-            bytes_left = bytes_left[n:]
+        with self.lock:
+            self.file.seek(start)
+            while len(bytes_left):
+                n = self.file.readinto(bytes_left)
+                if not n:
+                    raise OutputError(
+                        f"{self.folder}: an intermediate result ends early; check that disk and run again."
+                    )
+                bytes_left = bytes_left[n:]
         return into
 
     @property

@@ -1,21 +1,47 @@
-"""How many threads NumPy and SciPy take beside ONNX Runtime's: few, because all of them wait by spinning.
+"""How the cores are shared between NumPy, SciPy and ONNX Runtime: few threads each, several calls side by side.
 
 Sums and solves come in turn with stretches of the model, thousands of times a run. NumPy's, SciPy's and ONNX Runtime's
 threads each own every core and keep it busy for a while after they are done, so that they mostly wait for each other.
 Measured on two cores, the whole of `prune` with one BLAS thread beside two: the demo model 27 s and 41 s (twice),
-DeiT-Tiny 83 s and 121 s, a ViT-S with MLPs of 1536 channels 161 s and 175 s (once each).
+DeiT-Tiny 83 s and 121 s, a ViT-S with MLPs of 1536 channels 161 s and 175 s (once each). What fills the cores instead
+are calls that know nothing of each other: a `Crew` runs batches of images, and then the sums of units, side by side.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from threading import Barrier
+from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from corp_onnx.memory import require_memory
+
+T = TypeVar("T")
+R = TypeVar("R")
+
 CORES_A_THREAD = 4
 """One BLAS thread for so many cores: its share of the time grows with the cores that ONNX Runtime has."""
+
+MAX_CALLS = 4
+"""Side by side; from then on a call has several cores, and its part of a batch does not become too small."""
+
+THREAD_BYTES = 2**26
+"""What a further thread wants at once: its stack, and a buffer of each OpenBLAS."""
+
+KERNELS = "OPENBLAS_CORETYPE"
+"""What OpenBLAS takes for the processor, read when it is loaded."""
+
+CPUINFO = Path("/proc/cpuinfo")
+
+WIDE = frozenset({"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"})
+"""What OpenBLAS's kernels for AVX-512 need."""
 
 ASKED = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 """What a person who wants another number has set; then nothing is changed."""
@@ -29,3 +55,63 @@ def few_blas_threads() -> Iterator[None]:
         return
     with threadpool_limits(max(1, (os.cpu_count() or 1) // CORES_A_THREAD), user_api="blas"):
         yield
+
+
+def choose_kernels() -> None:
+    """Let OpenBLAS, where it is not loaded yet, use AVX-512 on processors of AMD that have it.
+
+    OpenBLAS 0.3.31 does not know Zen 5 and takes its kernels for AVX2: 104 in place of 180 GFLOP/s a core in float32.
+    What a person has set stays.
+    """
+    if KERNELS in os.environ or "numpy" in sys.modules:
+        return
+    with suppress(OSError):
+        about = CPUINFO.read_text()
+        flags = next((line for line in about.splitlines() if line.startswith("flags")), "")
+        if "AuthenticAMD" in about and set(flags.split()) >= WIDE:
+            os.environ[KERNELS] = "SkylakeX"
+
+
+class Crew:
+    """Threads that take calls side by side; the results come in the order of what was asked, whoever is done first.
+
+    Where the system has no room for more threads, the one that asks does all of it.
+    """
+
+    def __init__(self, size: int | None = None) -> None:
+        self.size = min(MAX_CALLS, os.cpu_count() or 1) if size is None else size
+        self._pool = _start_pool(self.size) if self.size > 1 else None
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """What the function gives for every item; the first error, when all that had begun is over."""
+        if self._pool is None:
+            return [function(item) for item in items]
+        return list(self._pool.map(function, items))
+
+    def stream(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """As `map`, of no more items at a time than there are threads."""
+        todo = iter(items)
+        while some := list(islice(todo, self.size)):
+            yield from self.map(function, some)
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_pool(size: int) -> ThreadPoolExecutor | None:
+    """A pool all of whose threads run; None where the system has no room for them."""
+    pool = ThreadPoolExecutor(size, thread_name_prefix="corp-onnx-crew")
+    met = Barrier(size)
+    try:
+        require_memory(size * THREAD_BYTES)
+        for _ in range(size):
+            pool.submit(met.wait)
+    except (MemoryError, RuntimeError):
+        met.abort()
+        pool.shutdown(wait=False, cancel_futures=True)
+        return None
+    return pool

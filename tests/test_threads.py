@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
+from pathlib import Path
+
 import pytest
 import scipy.linalg  # its BLAS is another than NumPy's
 from threadpoolctl import threadpool_info
 
-from corp_onnx.threads import ASKED, few_blas_threads
+from corp_onnx.threads import ASKED, KERNELS, WIDE, Crew, choose_kernels, few_blas_threads
 
 
 def count() -> set[int]:
@@ -37,3 +42,63 @@ def test_what_a_person_set_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 400)
     with few_blas_threads():
         assert count() == before
+
+
+class TestCrew:
+    def test_results_come_in_order_and_calls_run_side_by_side(self) -> None:
+        """Each waits for the other, which it would do for ever if they came in turn."""
+        met = threading.Barrier(2, timeout=20)
+
+        def wait(item: int) -> int:
+            met.wait()
+            return item
+
+        with Crew(2) as crew:
+            assert crew.map(wait, range(4)) == [0, 1, 2, 3]
+
+    def test_the_first_error_is_raised(self) -> None:
+        def fail(item: int) -> None:
+            raise ValueError(str(item))
+
+        with Crew(2) as crew, pytest.raises(ValueError, match="0"):
+            crew.map(fail, range(3))
+
+    @pytest.mark.parametrize("where", ["corp_onnx.threads.require_memory", "threading.Thread.start"])
+    def test_little_memory_leaves_it_to_the_one_that_asks(self, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        error = MemoryError() if "memory" in where else RuntimeError("can't start new thread")
+
+        def refuse(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(where, refuse)
+        with Crew(2) as crew:
+            assert set(crew.map(lambda _: threading.current_thread(), range(3))) == {threading.main_thread()}
+
+
+class TestKernels:
+    """OpenBLAS is told of AVX-512 where it does not know the processor, before it is loaded."""
+
+    @pytest.mark.parametrize(
+        ("vendor", "flags", "given", "expected"),
+        [
+            ("AuthenticAMD", " ".join(WIDE), None, "SkylakeX"),
+            ("AuthenticAMD", " ".join(WIDE), "Zen", "Zen"),
+            ("AuthenticAMD", "avx2 fma", None, None),
+            ("GenuineIntel", " ".join(WIDE), None, None),
+        ],
+    )
+    def test_only_where_it_helps(
+        self, vendor: str, flags: str, given: str | None, expected: str | None, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        (tmp_path / "cpuinfo").write_text(f"vendor_id : {vendor}\nflags : fpu {flags} sse\n")
+        monkeypatch.setattr("corp_onnx.threads.CPUINFO", tmp_path / "cpuinfo")
+        monkeypatch.setattr("os.environ", {} if given is None else {KERNELS: given})
+        monkeypatch.delitem(sys.modules, "numpy")
+        choose_kernels()
+        assert os.environ.get(KERNELS) == expected
+
+    def test_too_late_is_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv(KERNELS, raising=False)
+        choose_kernels()
+        assert KERNELS not in os.environ

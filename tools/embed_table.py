@@ -103,7 +103,7 @@ def behead(study: Study, path: Path) -> tuple[Study, np.ndarray, np.ndarray]:
     session = open_session(model)
     answers = np.concatenate([session.run(None, feeds)[0][:n] for feeds, n in val_images]).astype(np.float64)
     task = OutputTask(last.inputs[0], "embed", "", answers.shape[1:], channel_axis=1)
-    judge = Evaluator(model, val_images, (task,), {task.output: answers}, "cpu")
+    judge = replace(study.judge, model=model, tasks=(task,), answers={task.output: answers})
     return replace(study, graph=beheaded, trim=trim, judge=judge), weight, bias
 
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from corp_onnx.graph import Graph
 from corp_onnx.images import Images
 from corp_onnx.moments import Moments
-from corp_onnx.moments.sums import PooledSum
 from corp_onnx.progress import Count
-from corp_onnx.run.tapped import Tapped, open_tapped
+from corp_onnx.run.pace import choose_pace
+from corp_onnx.run.tapped import Tapped, open_tapped, stream_together
+from corp_onnx.threads import Crew
 from corp_onnx.units import Unit, gather_taps
 
 
@@ -32,29 +33,33 @@ def collect_moments(
         graph: of the dense model, from `probe_graph`.
         units: what to expose.
         images: unlabelled; float32 or what the model's input takes.
-        batch_size: images at a time; a model of a smaller fixed batch is run for as many before they are added up. Has
-            no effect on the result.
+        batch_size: images at a time, in calls side by side (run/pace.py). Has no effect on the result.
 
     Raises:
         NonFiniteError: an exposed tensor holds NaN or Inf; says which.
     """
-    sums = _fill_sums(graph, units, images, batch_size, provider, progress)
+    pace = choose_pace(batch_size, graph.n_images if graph.fixed_batch else None, provider)
+    tapped = tap_units(graph, units, provider=provider, threads=pace.threads)
+    sums = [unit.start_sum() for unit in units]
+
+    def add_up(at: int) -> None:
+        for (arrays,), n_real in batches:
+            sums[at].update(*units[at].read(arrays, graph, n_real))
+
+    with Crew() as crew:
+        for batches in stream_together([tapped], images, pace, crew):
+            crew.map(add_up, range(len(units)))
+            if progress:
+                progress(sum(n_real for _, n_real in batches))
     return Moments(tuple((str(unit.key), sums.pop(0).result()) for unit in units))  # no sum stays beside its moments
 
 
-def _fill_sums(
-    graph: Graph, units: Sequence[Unit], images: Images, batch_size: int, provider: str, progress: Count | None
-) -> list[PooledSum]:
-    sums = [PooledSum(unit.start_sum(), batch_size) for unit in units]
-    for arrays, n_real in tap_units(graph, units, provider=provider).stream(images, batch_size):
-        for unit, running in zip(units, sums, strict=True):
-            running.update(n_real, *unit.read(arrays, graph, n_real))
-        if progress:
-            progress(n_real)
-    return sums
-
-
-def tap_units(graph: Graph, units: Sequence[Unit], *, provider: str = "cpu") -> Tapped:
-    """A session of the model with everything exposed that the units' moments are made of."""
+def tap_units(
+    graph: Graph, units: Sequence[Unit], also: Sequence[str] = (), *, provider: str = "cpu", threads: int | None = None
+) -> Tapped:
+    """A session of the model with everything exposed that the units' moments are made of, and other tensors."""
     taps = gather_taps(units)
-    return open_tapped(graph.model, taps.tensors, products=list(taps.products.values()), provider=provider)
+    return open_tapped(
+        graph.model, [*taps.tensors, *also], products=list(taps.products.values()), provider=provider, threads=threads,
+        types=graph.types,
+    )  # fmt: skip

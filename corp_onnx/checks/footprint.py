@@ -5,7 +5,7 @@ what several stages need (images, residual streams, regressors) lies in memory. 
 limit costs time and never an answer. With R what the process holds already, W the bytes of the weights and T those of
 the tensors that calibration exposes for one image, what each phase needs besides the shelf is about
 
-    calibrate   R + 2 W + sums + 3 T batch               a session, and its copies of what it exposes
+    calibrate   R + 2 W + 1.5 sums + tiles + 3 T batch   a session, what it exposes, and sums in both precisions
     probe       R + sums + curves + 4 W + T batch        and a rewritten model with its session
     refit       R + sums + curves + 4 W + T batch + fold sums
     measure     R + sums + curves + 4 W + 4 T batch      both models, exposed
@@ -28,6 +28,7 @@ from corp_onnx.graph import Graph, input_dims
 from corp_onnx.images import ImageSet
 from corp_onnx.images.folder import MAX_KEPT_BYTES
 from corp_onnx.memory import available_bytes, resident_bytes, write_size
+from corp_onnx.moments.sums import TILE_ROWS
 from corp_onnx.refit.stream import find_walk
 from corp_onnx.refit.walk import N_FOLDS
 from corp_onnx.search.probes import PROBE_IMAGES
@@ -45,6 +46,9 @@ OPENED, REWRITTEN = 2.0, 4.0
 
 EXPOSED, MEASURED = 3.0, 4.0
 """Times what is exposed: ONNX Runtime's buffers grow by doubling, and what it gives is a copy."""
+
+SUMMED = 1.5
+"""Times a sum: it is filled in float32 and float64."""
 
 MARGIN = 1.2
 """Of a limit that a person gives: runs were seen to take up to 1.12 times what is expected."""
@@ -113,7 +117,8 @@ def predict_footprint(
     pixels = FLOAT * sum(math.prod(graph.dims(name)) for name in input_dims(graph.model)) / graph.n_images
     crops = min(n_fitting * pixels / FLOAT, MAX_KEPT_BYTES, math.inf if limit is None else limit // KEPT_SHARE)
     base = (resident_bytes() or AT_START + weights) + ARENA + (crops if isinstance(data.fitting, ImageSet) else 0)
-    phases = [("calibrate", base + OPENED * weights + sums + _largest(units), EXPOSED * exposed)]
+    filling = SUMMED * sums + FLOAT * TILE_ROWS * sum(unit.n_regressors for unit in units)
+    phases = [("calibrate", base + OPENED * weights + filling + _largest(units), EXPOSED * exposed)]
     traced = base + sums + curves + REWRITTEN * weights
     shelved = 0.0
     if method.searches_widths:
@@ -121,7 +126,7 @@ def predict_footprint(
         shelved += pixels * (min(PROBE_IMAGES, n_fitting) + (n_judging if method.promises or method.refits else 0))
     stops = find_walk(blocks).stops if method.refits else ()
     if stops:
-        folds = (N_FOLDS + 3) * max(_largest(units), 1)
+        folds = (SUMMED * N_FOLDS + 3) * max(_largest(units), 1)
         phases.append(("refit", traced + folds, exposed))
         streams = max(math.prod(graph.dims(stop.residual.stream)) for stop in stops) / graph.n_images
         regressor = max(math.prod(graph.dims(stop.regressor)) for stop in stops) / graph.n_images

@@ -6,8 +6,7 @@ in from before. Enters the dense graph, the units' plans and the written file; l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -22,10 +21,13 @@ from corp_onnx.metrics.judgement import Kept
 from corp_onnx.progress import Count
 from corp_onnx.results import CheckResult, HeldOut, Promise
 from corp_onnx.run.outputs import Outputs
-from corp_onnx.run.tapped import open_tapped
+from corp_onnx.run.pace import choose_pace
+from corp_onnx.run.tapped import Batches, open_tapped, stream_together
 from corp_onnx.settings import CONFIDENCE, Budget
+from corp_onnx.threads import Crew
 from corp_onnx.tokens.liveness import TokenTrim
 from corp_onnx.units import UnitKey, UnitPlan
+from corp_onnx.units.energy import Energy
 from corp_onnx.units.taps import read_tokens
 
 MAX_SURPRISE = 3.0
@@ -36,60 +38,28 @@ CLASS_SLACK, SLACK = 0.05, 0.01
 images are asked."""
 
 
-@dataclass(slots=True)
-class _Energy:
-    """Running error and reference energies of one unit.
+class UnitErrors:
+    """What planned units lose, batch by batch; every one of them by itself, so that several are measured at once."""
 
-    The reference is taken about a pivot, the mean of the first batch, and moved to the mean of all by `relative`:
-    sum |y - E y|^2 = sum |y - p|^2 - |sum (y - p)|^2 / n. A response that is centred already needs no pivot.
-    """
+    def __init__(self, graph: Graph, plans: Sequence[UnitPlan]) -> None:
+        self.units = [plan.unit for plan in plans]
+        self._graph = graph
+        self._measures = [plan.unit.measure(graph, plan) for plan in plans]
+        self._energies = [Energy() for _ in plans]
 
-    is_centred: bool
-    error: float = 0.0
-    error_without: float = 0.0
-    reference: float = 0.0
-    count: int = 0
-    pivot: np.ndarray | None = None
-    total: np.ndarray | float = 0.0
+    def add(self, batches: Batches, crew: Crew) -> None:
+        """Count batches, each with what `tap_units` gives first."""
 
-    def add(self, exact: np.ndarray, solved: np.ndarray, dropped: np.ndarray) -> None:
-        """Count one batch of a unit's output, [rows, channels] unless it is centred."""
-        about = exact
-        if not self.is_centred:
-            self.pivot = exact.mean(axis=0) if self.pivot is None else self.pivot
-            about = exact - self.pivot
-            self.total = self.total + about.sum(axis=0, dtype=np.float64)
-            self.count += len(exact)
-        self.reference += float(np.square(about).sum(dtype=np.float64))
-        self.error += float(np.square(solved - exact).sum(dtype=np.float64))
-        self.error_without += float(np.square(dropped - exact).sum(dtype=np.float64))
+        def measure(at: int) -> None:
+            for (arrays, *_), n_real in batches:
+                values = self.units[at].read(arrays, self._graph, n_real)
+                self._energies[at] += self._measures[at](*values)
 
-    def relative(self) -> tuple[float, float]:
-        """(error, error without compensation), both relative; 0 for a unit whose output does not vary."""
-        scale = max(self.reference - float(np.square(self.total).sum()) / max(self.count, 1), 0.0) or 1.0
-        return float(np.sqrt(self.error / scale)), float(np.sqrt(self.error_without / scale))
+        crew.map(measure, range(len(self.units)))
 
-
-def measure_units(
-    graph: Graph,
-    plans: Sequence[UnitPlan],
-    images: Images,
-    *,
-    batch_size: int = 8,
-    provider: str = "cpu",
-    progress: Count | None = None,
-) -> dict[UnitKey, tuple[float, float]]:
-    """(relative error, the same without compensation) of every unit that was planned (see `results.UnitResult`)."""
-    units = [plan.unit for plan in plans]
-    responses = [[plan.unit.respond(graph, change) for change in (None, plan.solved, plan.dropped)] for plan in plans]
-    energies = [_Energy(unit.is_centred) for unit in units]
-    for arrays, n_real in tap_units(graph, units, provider=provider).stream(images, batch_size):
-        for unit, respond, energy in zip(units, responses, energies, strict=True):
-            values = unit.read(arrays, graph, n_real)
-            energy.add(*(response(*values) for response in respond))
-        if progress:
-            progress(n_real)
-    return {plan.key: energy.relative() for plan, energy in zip(plans, energies, strict=True)}
+    def result(self) -> dict[UnitKey, tuple[float, float]]:
+        """(relative error, the same without compensation) of every unit (see `results.UnitResult`)."""
+        return {unit.key: e.relative() for unit, e in zip(self.units, self._energies, strict=True)}
 
 
 def measure_model(
@@ -98,6 +68,7 @@ def measure_model(
     pruned: Model,
     images: Images,
     outputs: Outputs,
+    errors: UnitErrors,
     *,
     promised: Budget | None = None,
     confidence: float = CONFIDENCE,
@@ -110,6 +81,7 @@ def measure_model(
     """How far every output of the pruned file moved, and how the error of the residual stream grows with depth.
 
     Args:
+        errors: of the units that were planned, filled on the way.
         promised: what was asked to be kept.
         trim: the tokens that the pruned file does not compute, from `find_left_out`; the others are compared.
         n_special: leading tokens that never merge; where others have, these are compared, or the mean of all.
@@ -119,16 +91,14 @@ def measure_model(
     """
     streams = [b.stream for b in blocks.blocks if b.stream is not None]
     names = [task.output for task in outputs.tasks]
-    dense_run = open_tapped(graph.model, streams, provider=provider).stream(images, batch_size)
-    pruned_run = open_tapped(pruned, streams, provider=provider).stream(images, batch_size)
-    judgement, errors = Judgement(outputs.tasks, outputs.judged), np.zeros((len(streams), 2))
-    for (dense, n_real), (cut, _) in zip(dense_run, pruned_run, strict=True):
-        judgement.add(_read_answers(pruned, names, cut, n_real), _read_answers(graph.model, names, dense, n_real))
-        for row, name in zip(errors, streams, strict=True):
+    judgement, off = Judgement(outputs.tasks, outputs.judged), np.zeros((len(streams), 2))
+    for dense, cut, n_real in _run_both(graph, pruned, errors, streams, images, batch_size, provider):
+        expected = _read_answers(graph.model, names, dense, n_real)
+        judgement.add(_read_answers(pruned, names, cut, n_real), expected)
+        for row, name in zip(off, streams, strict=True):
             whole = dense[name] if trim is None else trim.select(name, dense[name])
             pair = _match_tokens(whole, cut[name], n_special)
-            reference, found = (read_tokens(a, graph, n_real).astype(np.float64) for a in pair)
-            row += np.square(found - reference).sum(), np.square(reference).sum()
+            row += _compare_streams(*(read_tokens(array, graph, n_real) for array in pair))
         if progress:
             progress(n_real)
     return HeldOut(
@@ -136,8 +106,28 @@ def measure_model(
         outputs=judgement.scores(confidence),
         promise=make_promise(judgement.kept, promised, confidence),
         loss=judgement.loss,
-        stream_error=tuple(float(np.sqrt(e / r)) if r else 0.0 for e, r in errors),
+        stream_error=tuple(float(np.sqrt(e / r)) if r else 0.0 for e, r in off),
     )
+
+
+def _run_both(
+    graph: Graph, pruned: Model, errors: UnitErrors, streams: Sequence[str], images: Images, batch_size: int,
+    provider: str,
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]]:  # fmt: skip
+    """(tensors of the dense model, of the pruned one, number of images), when units have been measured on them."""
+    pace = choose_pace(batch_size, graph.n_images if graph.fixed_batch else None, provider)
+    dense = tap_units(graph, errors.units, streams, provider=provider, threads=pace.threads)
+    cut = open_tapped(pruned, streams, provider=provider, threads=pace.threads, types=graph.types)
+    with Crew() as crew:
+        for batches in stream_together([dense, cut], images, pace, crew):
+            errors.add(batches, crew)
+            yield from ((one, other, n_real) for (one, other), n_real in batches)
+
+
+def _compare_streams(reference: np.ndarray, found: np.ndarray) -> tuple[float, float]:
+    """Squares of the difference and of the reference."""
+    difference = (found - reference).reshape(-1)
+    return float(difference @ difference), float(np.vdot(reference, reference))
 
 
 def _match_tokens(dense: np.ndarray, cut: np.ndarray, n_special: int) -> tuple[np.ndarray, np.ndarray]:

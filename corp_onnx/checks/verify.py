@@ -18,10 +18,11 @@ A check is a value; `require_passed` turns a failed one into an error.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import ParamSpec
 
@@ -37,8 +38,15 @@ from corp_onnx.run.comparison import compare_answers, compare_arrays, run_output
 from corp_onnx.run.runtime import first_sentence
 from corp_onnx.run.sessions import open_session
 from corp_onnx.run.tapped import open_tapped
+from corp_onnx.threads import Crew
 
 P = ParamSpec("P")
+
+CHECKED_IMAGES = 2
+"""What is to be the same is so for one image and its neighbour; each of them goes through eight models."""
+
+SMALL_MODEL = 10**8
+"""Parameters up to which several checks run at once, each with a rewritten model of its own in memory."""
 
 
 def check_file(dense: Model, pruned: Model, path: Path) -> list[CheckResult]:
@@ -57,15 +65,18 @@ def check_rewrite(
         feeds: a real batch.
     """
     run_whole(graph.model, feeds, provider)  # a batch that the dense model fails on is no fault of the rewrite
-    checks = [
-        check_identity(graph, rewrite, models[-1], feeds, provider),
-        check_padding(graph, rewrite, models[-1], feeds, provider),
+    pruned = models[-1]
+    checks: list[Callable[[], CheckResult]] = [
+        partial(check_identity, graph, rewrite, pruned, feeds, provider),
+        partial(check_padding, graph, rewrite, pruned, feeds, provider),
     ]
     for one, before in zip(rewrite.passes, [graph.model, *models[:-1]], strict=True):
-        checks.append(_as_check(one.name)(one.check)(graph, before, models[-1], feeds, provider))
-    if batch_kind(models[-1]) is None:
-        checks.append(check_batches(models[-1], feeds, graph.float_type, provider, rewrite.choices))
-    return checks
+        checks.append(partial(_as_check(one.name)(one.check), graph, before, pruned, feeds, provider))
+    if batch_kind(pruned) is None:
+        checks.append(partial(check_batches, pruned, feeds, graph.float_type, provider, rewrite.choices))
+    is_small = sum(math.prod(tensor.dims) for tensor in graph.initializers.values()) < SMALL_MODEL
+    with Crew(None if is_small else 1) as crew:
+        return crew.map(lambda check: check(), checks)
 
 
 def check_structure(path: Path, dense: Model | None = None) -> CheckResult:

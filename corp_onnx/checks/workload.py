@@ -48,7 +48,7 @@ WALKED = 8.0
 WEIGHED = 48.0
 """A stop of the walk: a few images from there to the end, disturbed."""
 
-VERIFIED = 300.0
+VERIFIED = 100.0
 """The checks: half a dozen models opened with tensors exposed, and a batch through each."""
 
 
@@ -83,7 +83,7 @@ def plan_phases(
         *_plan_search(sites, method, n_probes, n_images if n_folds else n_held, n_folds or 1),
         *_repeat(_plan_refits(blocks, method, n_images, cubes), min(n_folds, 1)),
         Phase("verify", VERIFIED),
-        Phase("measure", 2 * TAPPED * n_held + WRITTEN),
+        Phase("measure", (TAPPED + 1) * n_held + WRITTEN),
     )
 
 

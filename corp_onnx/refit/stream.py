@@ -7,7 +7,7 @@ every addition would cost its depth squared.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,12 @@ from corp_onnx.graph import Graph, Model
 from corp_onnx.graph.proto import feed_dtype
 from corp_onnx.images import Images
 from corp_onnx.run.feeds import fixed_batch
-from corp_onnx.run.segments import open_segment
+from corp_onnx.run.pace import Pace, choose_pace
+from corp_onnx.run.segments import Segment, open_segment
 from corp_onnx.run.sessions import open_session
 from corp_onnx.run.tapped import open_tapped
 from corp_onnx.shelf import Feeds, Shelf
+from corp_onnx.threads import Crew
 from corp_onnx.units import Site
 
 Arrays = Sequence[np.ndarray]
@@ -66,12 +68,24 @@ class StreamData:
     feeds: tuple[tuple[Feeds, int], ...]
     n_batch: int | None
     shelf: Shelf
+    pace: Pace
     given: tuple[str, ...] = ()
 
     @property
     def n_images(self) -> int:
         """Real images."""
         return sum(n_real for _, n_real in self.feeds)
+
+    def stream(self, segment: Segment, tensor: str, row: Arrays) -> Iterator[dict[str, np.ndarray]]:
+        """What a stretch gives of every batch, from where a stream is.
+
+        Args:
+            tensor: what the stretch is fed.
+            row: of it.
+        """
+        pairs = zip(row, self.feeds, strict=True)
+        with Crew(self.pace.n_calls) as crew:
+            yield from crew.stream(lambda pair: segment.run({tensor: pair[0]}, pair[1][0]), pairs)
 
 
 def find_walk(blocks: Blocks) -> StreamWalk:
@@ -101,13 +115,14 @@ def read_data(
             it, is run: they are computed here, once.
         shelf: where they lie; None keeps all in memory.
     """
+    pace = choose_pace(batch_size, graph.n_images if graph.fixed_batch else None, provider)
     session = open_session(graph.model, provider=provider)
-    feeds: Iterable[tuple[dict[str, np.ndarray], int]] = session.stream(images, batch_size)
+    feeds: Iterable[tuple[dict[str, np.ndarray], int]] = session.stream(images, pace.batch_size)
     if given:
         tapped = open_tapped(graph.model, given, provider=provider)
         feeds = ((batch | _read_integers(tapped.run(batch), graph, given), n) for batch, n in feeds)
     shelf = shelf or Shelf()
-    return StreamData(shelf.keep(feeds), fixed_batch(session.inputs), shelf, tuple(given))
+    return StreamData(shelf.keep(feeds), fixed_batch(session.inputs), shelf, pace, tuple(given))
 
 
 def _read_integers(arrays: Mapping[str, np.ndarray], graph: Graph, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -128,6 +143,7 @@ def advance_model(
     Args:
         model: the dense one or one rewritten from it, whose tensors have the types that `graph` knows.
     """
-    stretch = open_segment(model, graph.types, [before], [after], given=data.given, provider=provider)
-    pairs = zip(stream, data.feeds, strict=True)
-    return data.shelf.row(stretch.run({before: h}, feeds)[after] for h, (feeds, _) in pairs)
+    stretch = open_segment(
+        model, graph.types, [before], [after], given=data.given, provider=provider, threads=data.pace.threads
+    )
+    return data.shelf.row(arrays[after] for arrays in data.stream(stretch, before, stream))

@@ -20,8 +20,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import pairwise
-from typing import Any, cast
+from itertools import pairwise, repeat
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,8 +30,8 @@ from jaxtyping import Int
 from corp_onnx.blocks import SiteKey
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
-from corp_onnx.moments.sums import CrossSum, PooledSum
-from corp_onnx.moments.values import CrossMoments, merge_moments
+from corp_onnx.moments.sums import CrossSum
+from corp_onnx.moments.values import merge_moments
 from corp_onnx.progress import Count
 from corp_onnx.refit.rows import RowFinder
 from corp_onnx.refit.stream import Arrays, Stop, StreamData, StreamWalk, advance_model, read_data, run_prefix
@@ -44,7 +44,7 @@ N_FOLDS = 4
 """Of the images, to choose the ridge by."""
 
 POOLED = 8
-"""Images in a row that are added up together and go into one fold, whatever the batch."""
+"""Images in a row that go into one fold, whatever the batch."""
 
 
 def refit_changes(
@@ -94,7 +94,8 @@ def _open_step(
     prior, _ = change.last_product(graph)
     wanted = [*([stop.regressor] if prior.shape[1] else []), *([skip] if skip != before else [])]
     given = data.given
-    segment = open_segment(cut, graph.types, [before], wanted, given=given, provider=provider) if wanted else None
+    opening: dict[str, Any] = {"given": given, "provider": provider, "threads": data.pace.threads}
+    segment = open_segment(cut, graph.types, [before], wanted, **opening) if wanted else None
     behind = open_segment(graph.model, graph.types, [product, skip], [residual.stream], given=given, provider=provider)
     value = np.ones(1) if residual.scale is None else graph.constant(residual.scale.name)
     assert value is not None
@@ -131,8 +132,9 @@ class _Step:
         """
         skip_name = self.stop.residual.skip or ""
         z_row, skip_row = self.data.shelf.row(), self.data.shelf.row()
-        for stream, (feeds, _) in zip(pruned_stream, self.data.feeds, strict=True):
-            arrays = self.segment.run({self.before: stream}, feeds) if self.segment else {}
+        nothing: dict[str, np.ndarray] = {}
+        ran = self.data.stream(self.segment, self.before, pruned_stream) if self.segment else repeat(nothing)
+        for arrays, stream, (feeds, _) in zip(ran, pruned_stream, self.data.feeds, strict=False):
             skip = arrays.get(skip_name, stream)
             if skip_name in arrays:
                 skip_row.put(skip)
@@ -158,10 +160,10 @@ class _Step:
         name = f"tensor '{self.stop.regressor}' ({self.stop.key})"
         group = fold_group(self.data.n_images)
         n_folds = min(N_FOLDS, math.ceil(self.data.n_images / group))
-        sums = [PooledSum(CrossSum(prior.shape[1], prior.shape[0], name), POOLED) for _ in range(n_folds)]
+        sums = [CrossSum(prior.shape[1], prior.shape[0], name) for _ in range(n_folds)]
         for part in self._parts(ran, dense_stream, weights, group):
-            sums[part.first // group % n_folds].update(part.n_images, part.z, part.target, part.weights)
-        folds = [cast(CrossMoments, part.result()) for part in sums]
+            sums[part.first // group % n_folds].update(part.z, part.target, part.weights)
+        folds = [part.result() for part in sums]
         moments = reduce(merge_moments, folds)
         solved = refit_linear(moments, prior, choose_ridge(folds, prior) if ridge is None else ridge)
         return solved.weight, solved.bias

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -15,10 +17,16 @@ from onnx import TensorProto, helper
 from corp_onnx.graph.model import Model
 from corp_onnx.graph.proto import without_weights
 from corp_onnx.images import Images
+from corp_onnx.run.pace import Pace
 from corp_onnx.run.sessions import Session, start_session
+from corp_onnx.threads import Crew
 
 TAP_PREFIX = "corp_onnx.tap/"
 """In front of the name of an exposed tensor, so that it can not meet a name of the graph."""
+
+
+Batches: TypeAlias = list[tuple[list[dict[str, np.ndarray]], int]]
+"""Of every batch what each of some sessions gives, and the number of real images."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,11 +41,16 @@ class Product:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tapped:
-    """A session that also returns inner tensors."""
+    """A session that also returns inner tensors.
+
+    Attributes:
+        renamed: the session's name of a tap, where it is not the graph's.
+    """
 
     session: Session
     taps: tuple[str, ...]
     outputs: tuple[str, ...]
+    renamed: Mapping[str, str]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Every exposed tensor in float32 by its name in the graph, and every output of the model by its own.
@@ -45,7 +58,7 @@ class Tapped:
         Raises:
             ModelError: ONNX Runtime failed on these inputs.
         """
-        arrays = self.session.run([*self.outputs, *(TAP_PREFIX + t for t in self.taps)], feeds)
+        arrays = self.session.run([*self.outputs, *(self.renamed.get(t, t) for t in self.taps)], feeds)
         return dict(zip([*self.outputs, *self.taps], arrays, strict=True))
 
     def stream(self, images: Images, batch_size: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
@@ -59,6 +72,17 @@ class Tapped:
             yield self.run(feeds), n_real
 
 
+def stream_together(sessions: Sequence[Tapped], images: Images, pace: Pace, crew: Crew) -> Iterator[Batches]:
+    """All images through several sessions that take the same inputs, `pace.n_batches` batches at a time.
+
+    Yields:
+        of every batch: what each session gives, and the number of real images, as `Tapped.stream`.
+    """
+    feeds = sessions[0].session.stream(images, pace.batch_size)
+    while together := list(islice(feeds, pace.n_batches)):
+        yield crew.map(lambda batch: ([tapped.run(batch[0]) for tapped in sessions], batch[1]), together)
+
+
 def open_tapped(
     model: Model,
     taps: Sequence[str],
@@ -66,17 +90,25 @@ def open_tapped(
     products: Sequence[Product] = (),
     provider: str = "cpu",
     threads: int | None = None,
+    types: Mapping[str, int] | None = None,
 ) -> Tapped:
     """A session of a copy of the model in which the named inner tensors are outputs as well (cast to float32).
 
     `products` are tapped too, under their own names. The model itself is not touched.
+
+    Args:
+        types: element types, as `Graph.types`: a tensor that is known to be float32 is not copied by a cast.
     """
     wanted = tuple(dict.fromkeys([*taps, *(p.name for p in products)]))
+    outputs = tuple(o.name for o in model.proto.graph.output)
+    made = {name for node in model.proto.graph.node for name in node.output} - set(outputs)
+    exact = {t for t in wanted if t in made and (types or {}).get(t) == TensorProto.FLOAT}
+    renamed = {t: TAP_PREFIX + t for t in wanted if t not in exact}
     extra = [n for product in products for n in _product_nodes(product)]
-    extra += [helper.make_node("Cast", [t], [TAP_PREFIX + t], to=TensorProto.FLOAT) for t in wanted]
-    added = [onnx.ValueInfoProto(name=TAP_PREFIX + t) for t in wanted]
+    extra += [helper.make_node("Cast", [t], [name], to=TensorProto.FLOAT) for t, name in renamed.items()]
+    added = [onnx.ValueInfoProto(name=renamed.get(t, t)) for t in wanted]
     session = open_extended(model, extra, added, provider=provider, threads=threads)
-    return Tapped(session, wanted, tuple(o.name for o in model.proto.graph.output))
+    return Tapped(session, wanted, outputs, renamed)
 
 
 def _product_nodes(product: Product) -> Iterator[onnx.NodeProto]:

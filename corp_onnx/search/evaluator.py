@@ -13,13 +13,15 @@ import numpy as np
 import onnx
 from jaxtyping import Float64, Int64
 
-from corp_onnx.graph import Model
+from corp_onnx.graph import Model, batch_kind
 from corp_onnx.images import Images
 from corp_onnx.images.open import find_sound
 from corp_onnx.metrics import Judgement, OutputTask
 from corp_onnx.run.outputs import find_outputs, read_outputs
+from corp_onnx.run.pace import Pace, choose_pace
 from corp_onnx.run.sessions import open_session, start_session
 from corp_onnx.shelf import Feeds, Shelf
+from corp_onnx.threads import Crew
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +33,7 @@ class Evaluator:
     tasks: tuple[OutputTask, ...]
     answers: Mapping[str, Float64[np.ndarray, "n ..."]]
     provider: str
+    pace: Pace
 
     @property
     def n_images(self) -> int:
@@ -45,13 +48,13 @@ class Evaluator:
         """
         judgement, start = Judgement(self.tasks), 0
         names = [task.output for task in self.tasks]
-        session = start_session(proto, self.model, self.provider)
-        for feeds, n_real in self.feeds:
-            found = read_outputs(session, feeds, n_real, names)
-            part = slice(start, start + n_real)
-            expected = {name: self.answers[name][part] for name in names}
-            judgement.add(found, expected, None if labels is None else labels[part])
-            start += n_real
+        session = start_session(proto, self.model, self.provider, self.pace.threads)
+        with Crew(self.pace.n_calls) as crew:
+            for found in crew.stream(lambda batch: read_outputs(session, batch[0], batch[1], names), self.feeds):
+                part = slice(start, start + len(found[names[0]]))
+                expected = {name: self.answers[name][part] for name in names}
+                judgement.add(found, expected, None if labels is None else labels[part])
+                start = part.stop
         return judgement
 
 
@@ -74,13 +77,15 @@ def prepare_evaluator(
         ImageError: the images do not fit the model's inputs.
         ModelError: ONNX Runtime can not load or run the model.
     """
-    session = open_session(model, provider=provider)
-    feeds = (shelf or Shelf()).keep(session.stream(images, batch_size))
+    pace = choose_pace(batch_size, batch_kind(model), provider)
+    session = open_session(model, provider=provider, threads=pace.threads)
+    feeds = (shelf or Shelf()).keep(session.stream(images, pace.batch_size))
     tasks = tuple(find_outputs(session, feeds).judged_tasks if tasks is None else tasks)
     names = [task.output for task in tasks]
-    batches = [read_outputs(session, fed, n_real, names) for fed, n_real in feeds]
+    with Crew(pace.n_calls) as crew:
+        batches = crew.map(lambda batch: read_outputs(session, batch[0], batch[1], names), feeds)
     answers = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
-    return Evaluator(model, feeds, tasks, answers, provider)
+    return Evaluator(model, feeds, tasks, answers, provider, pace)
 
 
 def draw_evaluator(

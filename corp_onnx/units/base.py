@@ -7,7 +7,7 @@ all that is particular to it, in this order of a run:
     trace -> Choice           its error at every width; `Choice.solve` gives the solution at one of them
     cut                       a width without a solution, to be timed
     Change                    what happens to the place in the graph: edit, the same at full width, expected products
-    respond                   its own output before and after, for the error that a report states
+    respond, measure          its own output before and after, and the error that a report states
     describe                  its width and cost, for `inspect` and for budgets
 
 Everybody else handles units through this interface and never asks which kind one is. Kinds are registered in
@@ -32,6 +32,7 @@ from corp_onnx.moments import Moments
 from corp_onnx.results import UnitFacts
 from corp_onnx.settings import Fractions, Method
 from corp_onnx.solve.allocate import aligned_widths
+from corp_onnx.units.energy import Energy
 from corp_onnx.units.expected import Expected
 from corp_onnx.units.taps import Taps
 
@@ -184,7 +185,6 @@ class Unit(ABC):
         noun: its name in sentences.
         fraction: the field of `Fractions` that cuts it; empty where none does.
         shares_site: whether its width divides what the other units of the site cost (whole heads).
-        is_centred: whether a response has no mean to be told from.
     """
 
     kind: ClassVar[str]
@@ -193,7 +193,6 @@ class Unit(ABC):
     noun: ClassVar[str]
     fraction: ClassVar[str] = ""
     shares_site: ClassVar[bool] = False
-    is_centred: ClassVar[bool] = False
 
     site: Site
     removable: bool = False
@@ -281,3 +280,8 @@ class Unit(ABC):
     @abstractmethod
     def respond(self, graph: Graph, change: Change | None) -> Callable[..., np.ndarray]:
         """A function from its values to its output [..., channels]; None is the dense unit."""
+
+    def measure(self, graph: Graph, plan: UnitPlan) -> Callable[..., Energy]:
+        """A function from its values of one batch to what a solution loses of them."""
+        responses = [self.respond(graph, change) for change in (None, plan.solved, plan.dropped)]
+        return lambda *values: Energy.of(*(respond(*values) for respond in responses))

@@ -23,6 +23,7 @@ from corp_onnx.settings import Method
 from corp_onnx.solve.qk import compensate_qk, drop_qk, low_rank_logits, select_logit_energy, trace_logit_curve
 from corp_onnx.units.attention import AttentionChange, core_macs, count_tokens, first_dimensions
 from corp_onnx.units.base import Change, Choice, Evidence, Unit, UnitPlan, Values
+from corp_onnx.units.energy import Energy
 from corp_onnx.units.facts import describe_unit, projection_cost
 from corp_onnx.units.taps import Taps, read_operand
 
@@ -60,7 +61,6 @@ class QkUnit(Unit):
     title = "QK"
     noun = "query/key pair"
     fraction = "attn"
-    is_centred = True
 
     site: Attention
 
@@ -126,6 +126,16 @@ class QkUnit(Unit):
         assert change.k_map is not None
         return partial(_logits, change.q_map.astype(np.float32), change.k_map.astype(np.float32))
 
+    def measure(self, graph: Graph, plan: UnitPlan) -> Callable[..., Energy]:
+        """From Grams of every image: |Q D K'|^2 = tr(D' Q'Q D K'K), which never makes the logits."""
+        maps = [np.broadcast_to(np.eye(self.width), (self.n_heads, self.width, self.width))]
+        for change in (plan.solved, plan.dropped):
+            assert isinstance(change, AttentionChange)
+            assert change.q_map is not None
+            assert change.k_map is not None
+            maps.append(maps[0] - change.q_map.swapaxes(-1, -2) @ change.k_map)
+        return partial(_measure_logits, *maps)
+
 
 def _logits(q_map: np.ndarray | None, k_map: np.ndarray | None, q: np.ndarray, k: np.ndarray) -> np.ndarray:
     q, k = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3)  # [images, H, tokens, d]
@@ -133,3 +143,15 @@ def _logits(q_map: np.ndarray | None, k_map: np.ndarray | None, q: np.ndarray, k
     if q_map is not None and k_map is not None:
         q, k = q @ q_map.swapaxes(-1, -2), k @ k_map.swapaxes(-1, -2)
     return q @ k.swapaxes(-1, -2)
+
+
+def _measure_logits(whole: np.ndarray, solved: np.ndarray, dropped: np.ndarray, q: np.ndarray, k: np.ndarray) -> Energy:
+    """Energy of row-centred logits q D k' of every head, where D [h, d, d] is all of them or what is lost."""
+    q, k = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3)  # [images, H, tokens, d]
+    k = k - k.mean(axis=2, keepdims=True)
+    q_gram, k_gram = ((a.swapaxes(-1, -2) @ a).astype(np.float64) for a in (q, k))  # [images, H, d, d]
+
+    def energy(d: np.ndarray) -> float:
+        return max(float(np.vdot(d.swapaxes(-1, -2) @ q_gram @ d, k_gram)), 0.0)
+
+    return Energy(energy(solved), energy(dropped), energy(whole))

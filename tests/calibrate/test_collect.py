@@ -16,7 +16,7 @@ from corp_onnx.blocks import Blocks
 from corp_onnx.calibrate.collect import collect_moments, tap_units
 from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph import Graph
-from corp_onnx.moments.sums import ChannelSum
+from corp_onnx.moments.sums import Product
 from corp_onnx.moments.values import ChannelMoments, LogitMoments
 from corp_onnx.run.tapped import Tapped, open_tapped
 from corp_onnx.units import KINDS, Unit, list_units
@@ -105,21 +105,35 @@ class TestOperands:
 
 
 class TestMoments:
-    def test_a_model_of_batch_one_is_added_up_by_the_batch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_model_of_batch_one_is_added_up_by_the_tile(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """One image at a time, a product of [width, tokens] each, costs several times what one for all of them does."""
         graph, blocks = probed("timm_vit_ts17_fused_fixed")
         units = list_units(blocks, ("mlp",))
         images = images_of(graph, 5)
         seen: list[int] = []
-        add = ChannelSum.update
-        monkeypatch.setattr(ChannelSum, "update", lambda s, x, w=None: (seen.append(len(x)), add(s, x, w))[1])
+        add = Product.add_square
+        monkeypatch.setattr(Product, "add_square", lambda s, x: (seen.append(len(x)), add(s, x))[1])
         found = collect_moments(graph, units, images, batch_size=4)
         assert graph.n_images == 1
-        assert seen == [4 * 17] * len(units) + [17] * len(units)
+        assert seen == [5 * 17] * len(units)
         alone = collect_moments(graph, units, images, batch_size=1)
         for (_, one), (_, other) in zip(found.entries, alone.entries, strict=True):
             assert one.n_tokens == other.n_tokens == 5 * 17
-            np.testing.assert_allclose(one.covariance, other.covariance, rtol=1e-3, atol=1e-5)
+            np.testing.assert_allclose(one.covariance, other.covariance, rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("cores", [1, 2, 8])
+    def test_calls_side_by_side_give_the_same_sums(self, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whichever batch is done first: images go into the sums in their order."""
+        graph, blocks = probed("timm_vit_ts17_fused")
+        units, images = all_units(blocks), images_of(graph, 11)
+        monkeypatch.setattr("os.cpu_count", lambda: cores)
+        found, again = (collect_moments(graph, units, images, batch_size=8) for _ in range(2))
+        monkeypatch.setattr("os.cpu_count", lambda: 1)
+        alone = collect_moments(graph, units, images, batch_size=8)
+        for key, moments in found.entries:
+            for name in moments.__slots__:
+                np.testing.assert_array_equal(getattr(again[key], name), getattr(moments, name))
+                np.testing.assert_allclose(getattr(alone[key], name), getattr(moments, name), rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize(
         "name",
@@ -161,7 +175,8 @@ class TestMoments:
         done: list[int] = []
         whole = collect_moments(graph, units, images, batch_size=5, progress=done.append)
         parts = collect_moments(graph, units, images, batch_size=2, progress=done.append)
-        assert done == [5, 2, 2, 1]
+        assert sum(done[:-3]) == 5
+        assert done[-3:] == [2, 2, 1]
         for key, found in whole.entries:
             other = parts[key]
             for field in (

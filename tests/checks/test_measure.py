@@ -15,8 +15,9 @@ from samples import OPERATOR, expectation, fixture_path, paper, weights_of, writ
 
 from corp_onnx.blocks import find_blocks
 from corp_onnx.calibrate.data import split_calibration
-from corp_onnx.checks.measure import check_expected, make_promise, measure_model, measure_units
+from corp_onnx.checks.measure import UnitErrors, check_expected, make_promise, measure_model
 from corp_onnx.errors import NonFiniteError
+from corp_onnx.graph import Graph
 from corp_onnx.graph.model import load_model
 from corp_onnx.images import ImageSet, open_images
 from corp_onnx.images.recipe import Recipe
@@ -28,7 +29,7 @@ from corp_onnx.run.outputs import Outputs, find_outputs
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session
 from corp_onnx.settings import Budget
-from corp_onnx.units import AttentionChange, MlpChange, UnitPlan, list_units
+from corp_onnx.units import AttentionChange, MlpChange, UnitKey, UnitPlan, list_units
 
 RECIPE = Recipe(size=(8, 8))
 DENSE = fixture_path(OPERATOR)
@@ -75,6 +76,15 @@ def products(path: Path | str, shape: tuple[int, int]) -> list[tuple[str, np.nda
             bias = stored[next(i for i in add.input if i in stored)]
             found.append((node.input[0], stored[node.input[1]].astype(np.float64), bias.astype(np.float64)))
     return found
+
+
+def measure_units(
+    graph: Graph, plans: Sequence[UnitPlan], images: ImageSet, batch_size: int = 8
+) -> dict[UnitKey, tuple[float, float]]:
+    """The dense model beside itself."""
+    errors, outputs = UnitErrors(graph, plans), outputs_of(graph.model.path, images)
+    measure_model(graph, find_blocks(graph), graph.model, images, outputs, errors, batch_size=batch_size)
+    return errors.result()
 
 
 def relative(error: np.ndarray, reference: np.ndarray) -> float:
@@ -183,7 +193,9 @@ class TestModel:
 
     def test_model_against_itself(self, held_out: ImageSet) -> None:
         graph = probe_graph(load_model(DENSE))
-        measured = measure_model(graph, find_blocks(graph), load_model(DENSE), held_out, outputs_of(DENSE, held_out))
+        measured = measure_model(
+            graph, find_blocks(graph), load_model(DENSE), held_out, outputs_of(DENSE, held_out), UnitErrors(graph, [])
+        )
         assert (measured.n_images, measured.agreement, measured.kl, measured.relative_error) == (5, 1.0, 0.0, 0.0)
         assert (measured.loss, measured.stream_error) == (0.0, (0.0, 0.0))
         assert measured.promise.low == pytest.approx(wilson_interval(5, 5)[0])
@@ -195,7 +207,8 @@ class TestModel:
         paths = [fix_batch(Path(p), tmp_path / f"{i}.onnx", 2) for i, p in enumerate((DENSE, pruned.pruned.path))]
         graph = probe_graph(load_model(paths[0]))
         blocks = find_blocks(graph)
-        found = measure_model(graph, blocks, load_model(paths[1]), held_out, outputs_of(paths[0], held_out))
+        outputs, errors = outputs_of(paths[0], held_out), UnitErrors(graph, [])
+        found = measure_model(graph, blocks, load_model(paths[1]), held_out, outputs, errors)
         assert found.n_images == 5
         assert found.kl == pytest.approx(pruned.held_out.kl, rel=1e-4)
         assert found.relative_error == pytest.approx(pruned.held_out.relative_error, rel=1e-4)
@@ -217,9 +230,16 @@ class TestModel:
         bias.CopyFrom(onnx.numpy_helper.from_array(np.array([np.nan] * 5 + [np.inf] * 5, np.float32), bias.name))
         onnx.save(proto, tmp_path / "inf.onnx")
         graph = probe_graph(load_model(DENSE))
-        with pytest.raises(NonFiniteError, match=r"inf\.onnx: output 'logits' holds 50 NaN or Inf on these images; no"):
+        with pytest.raises(
+            NonFiniteError, match=r"inf\.onnx: output 'logits' holds \d+ NaN or Inf on these images; no"
+        ):
             measure_model(
-                graph, find_blocks(graph), load_model(tmp_path / "inf.onnx"), held_out, outputs_of(DENSE, held_out)
+                graph,
+                find_blocks(graph),
+                load_model(tmp_path / "inf.onnx"),
+                held_out,
+                outputs_of(DENSE, held_out),
+                UnitErrors(graph, []),
             )
 
 

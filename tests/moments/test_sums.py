@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corp_onnx.errors import InputError, NonFiniteError
-from corp_onnx.moments.sums import ChannelSum, CrossSum, LogitSum, PooledSum
+from corp_onnx.moments.sums import FLUSH_ROWS, TILE_ROWS, ChannelSum, CrossSum, LogitSum, Product
 
 FLOAT32 = 2e-5  # float32 batch Grams of a few hundred tokens
 
@@ -61,10 +61,12 @@ def test_a_bad_number_is_named(bad, batch):
     x = np.random.default_rng(0).normal(size=(2, 10, 4)).astype(np.float32)
     x[batch, 3, 2] = bad
     running = ChannelSum(4, name="blocks.3 Gelu")
-    for part in x[:batch]:
+    for part in x[: batch + 1]:
         running.update(part)
     with pytest.raises(NonFiniteError, match=r"blocks\.3 Gelu holds NaN or Inf"):
-        running.update(x[batch])
+        running.result()
+    with pytest.raises(NonFiniteError, match=r"blocks\.3 Gelu holds NaN or Inf"):  # at once, where a tile is full
+        running.update(np.tile(x[batch], (TILE_ROWS, 1)))
 
 
 def test_nothing_seen_is_an_error():
@@ -101,7 +103,7 @@ def test_cross_sums_are_those_of_the_numbers(cut, seed):
 def test_a_bad_target_is_named():
     running = CrossSum(2, 2, name="blocks.3 fc2")
     with pytest.raises(NonFiniteError, match=r"the target of blocks\.3 fc2 holds NaN"):
-        running.update(np.zeros((3, 2), dtype=np.float32), np.full((3, 2), np.nan, dtype=np.float32))
+        running.update(np.zeros((TILE_ROWS, 2), dtype=np.float32), np.full((TILE_ROWS, 2), np.nan, dtype=np.float32))
 
 
 def naive_logit_moments(q: np.ndarray, k: np.ndarray) -> dict[str, np.ndarray]:
@@ -144,31 +146,40 @@ def test_a_bad_query_or_key_is_named(side):
 
 
 @pytest.mark.parametrize("weighted", [True, False])
-def test_pooled_batches_are_added_up_together(weighted, monkeypatch):
-    """Seven images of five tokens, three at a time and the last one when the result is asked for."""
+@pytest.mark.parametrize("cut", [1, 197, TILE_ROWS, 3 * TILE_ROWS + 1])
+def test_the_cut_into_batches_changes_no_bit(weighted, cut):
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(35, 4)).astype(np.float32), rng.normal(size=(35, 3)).astype(np.float32)
-    weights = rng.uniform(0.5, 2, size=35).astype(np.float32) if weighted else None
-    seen: list[int] = []
-    add = CrossSum.update
-    monkeypatch.setattr(CrossSum, "update", lambda self, *a: (seen.append(len(a[0])), add(self, *a))[1])
-    pooled = PooledSum(CrossSum(4, 3), 3)
-    for i in range(0, 35, 5):
-        pooled.update(1, x[i : i + 5], y[i : i + 5], None if weights is None else weights[i : i + 5])
-    found = pooled.result()
-    assert seen == [15, 15, 5]
-    whole = CrossSum(4, 3)
+    n = 4 * TILE_ROWS + 5
+    x, y = rng.normal(size=(n, 4)).astype(np.float32), rng.normal(size=(n, 3)).astype(np.float32)
+    weights = rng.uniform(0.5, 2, size=n).astype(np.float32) if weighted else None
+    whole, parts = CrossSum(4, 3), CrossSum(4, 3)
     whole.update(x, y, weights)
-    expected = whole.result()
-    assert found.count == pytest.approx(expected.count)
-    np.testing.assert_allclose(found.x_gram, expected.x_gram, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.cross, expected.cross, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.y_energy, expected.y_energy, rtol=1e-4)
-    assert pooled.result().count == found.count  # nothing is counted twice
+    for i in range(0, n, cut):
+        parts.update(x[i : i + cut], y[i : i + cut], None if weights is None else weights[i : i + cut])
+    expected, found = whole.result(), parts.result()
+    for name in ("count", "x_total", "x_gram", "y_total", "y_energy", "cross"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    assert parts.result().count == found.count  # nothing is counted twice
 
 
-def test_a_large_batch_does_not_wait():
-    pooled = PooledSum(ChannelSum(2), 3)
-    pooled.update(4, np.ones((4, 2), np.float32))
-    with pytest.raises(NonFiniteError):
-        pooled.update(3, np.full((3, 2), np.nan, np.float32))
+@pytest.mark.parametrize("n_images", [1, 200])
+def test_float32_costs_the_same_however_many_images_there_are(n_images):
+    """The bound that sums.py states, against float64: it would grow with the images if nothing were flushed."""
+    rng = np.random.default_rng(0)
+    running, exact = ChannelSum(32), np.zeros((32, 32))
+    mixed = rng.normal(size=(32, 32)).astype(np.float32)
+    for _ in range(n_images):
+        x = rng.normal(size=(1000, 32)).astype(np.float32) @ mixed
+        running.update(x)
+        exact += x.T.astype(np.float64) @ x
+    scale = np.sqrt(np.outer(exact.diagonal(), exact.diagonal()))
+    assert (np.abs(running.result().gram - exact) / scale).max() < 1e-6
+
+
+def test_the_accumulator_is_flushed_before_ones_are_lost():
+    """A 1 that is added to 2^24 in float32 is nothing."""
+    product = Product(1, 1)
+    product.add_square(np.full((1, 1), 4096, np.float32))
+    product.add_square(np.zeros((FLUSH_ROWS - 1, 1), np.float32))
+    product.add_square(np.ones((1, 1), np.float32))
+    assert product.result()[0, 0] == 2.0**24 + 1

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from corp_onnx.bench.timing import Schedule
 from onnx import TensorProto, helper
 from samples import DEMO, FIXED, TEXT, fixture_path
 
 from corp_onnx.bench.bench import bench_models
 from corp_onnx.errors import MissingExtraError, ModelError, OptionError
 from corp_onnx.evaluate import evaluate_models
+from corp_onnx.latency.turns import Schedule
 from corp_onnx.precision.conversion import ConvertSettings
 from corp_onnx.precision.convert import convert_model
 from corp_onnx.run import openvino as own

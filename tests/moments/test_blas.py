@@ -1,0 +1,47 @@
+"""A symmetric product that gives the interpreter's lock away."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+
+import numpy as np
+
+from corp_onnx.moments.blas import add_square
+
+
+def test_the_upper_triangle_is_added_to() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 7)).astype(np.float32)
+    c = np.asfortranarray(rng.normal(size=(7, 7)).astype(np.float32))
+    expected = np.triu(c + x.T @ x) + np.tril(c, -1)
+    add_square(x, c)
+    np.testing.assert_allclose(c, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_other_threads_run_meanwhile() -> None:
+    """With the lock kept, the other thread is told of the product's begin only at its end."""
+    x, c = np.ones((2000, 1500), np.float32), np.zeros((1500, 1500), np.float32, order="F")
+    ticks: list[float] = []
+    done = threading.Event()
+
+    def tick() -> None:
+        while not done.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.0005)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(10)  # nothing but a lock given away lets the other one run
+    try:
+        other = threading.Thread(target=tick)
+        other.start()
+        time.sleep(0.01)
+        start = time.perf_counter()
+        add_square(x, c)
+        end = time.perf_counter()
+        done.set()
+        other.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert sum(start < t < end for t in ticks) > 2
