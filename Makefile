@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint format test-slow test-taylor test-triton test-tensorrt test-web test-gpu fuzz fuzz-short clean
+.PHONY: install demo test lint format test-slow test-taylor test-triton test-tensorrt test-cpp test-web test-gpu fuzz fuzz-short clean
 
 install: .venv/.installed
 
@@ -73,6 +73,17 @@ TENSORRT_RTX ?= 1.7.1.116
 test-tensorrt: .venv-tensorrt/.installed
 	.venv-tensorrt/bin/pytest -m tensorrt tests/tensorrt
 
+# The program of examples/cpp, against the headers and libraries of OpenVINO's package (Debian: apt-get install g++).
+OPENVINO ?= 2026.4.1
+
+.venv-openvino/.installed: Makefile
+	@$(PYTHON) -m venv .venv-openvino
+	.venv-openvino/bin/python -m pip install --quiet --disable-pip-version-check openvino==$(OPENVINO)
+	@touch $@
+
+test-cpp: .venv/.installed-test .venv-openvino/.installed
+	CORP_ONNX_OPENVINO=.venv-openvino $(BIN)/pytest tests/test_examples.py -k cpp
+
 # The page of examples/web in a headless Chromium (Debian: apt-get install chromium npm).
 test-web: .venv/.installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright
@@ -95,4 +106,4 @@ fuzz-short: .venv/.installed-test
 	$(BIN)/python tools/run_fuzz.py --short
 
 clean:
-	rm -rf .venv .venv-torch .venv-triton .venv-tensorrt build dist *.egg-info
+	rm -rf .venv .venv-torch .venv-triton .venv-tensorrt .venv-openvino build dist *.egg-info

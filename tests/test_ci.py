@@ -23,7 +23,7 @@ def test_the_workflow_runs_every_target_of_the_script() -> None:
         called
         == run | listed("target")
         == {
-            *("test", "fuzz-short", "test-taylor", "test-triton", "test-tensorrt", "test-web"),
+            *("test", "fuzz-short", "test-taylor", "test-triton", "test-tensorrt", "test-cpp", "test-web"),
         }
     )
 
