@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint format test-slow test-taylor test-triton test-tensorrt test-openvino test-web test-gpu fuzz fuzz-short clean
+.PHONY: install demo test lint format test-slow test-taylor test-triton test-tensorrt test-openvino test-cpp test-web test-gpu fuzz fuzz-short clean
 
 install: .venv/.installed
 
@@ -83,6 +83,10 @@ OPENVINO ?= openvino==2026.4.1
 
 test-openvino: .venv-openvino/.installed
 	.venv-openvino/bin/pytest -m openvino
+
+# The program of examples/cpp, against the headers and libraries of OpenVINO's package (Debian: apt-get install g++).
+test-cpp: .venv/.installed-test .venv-openvino/.installed
+	CORP_ONNX_OPENVINO=.venv-openvino $(BIN)/pytest tests/test_examples.py -k cpp
 
 # The page of examples/web in a headless Chromium (Debian: apt-get install chromium npm).
 test-web: .venv/.installed-test

@@ -157,9 +157,10 @@ def prune_model(
         diet = choose_diet(footprint, settings.batch_size, settings.memory_bytes, output.parent)
         settings = replace(settings, batch_size=diet.batch_size)
         run.inform(diet.describe())
-    with clock.stage("time widths"):
-        timed = open_clock(graph, blocks, units, trim, sites, settings, run)
-        if timed is not None:
+    timed: Clock | None = None
+    if method.is_timed:
+        with clock.stage("time widths"):
+            timed = open_clock(graph, blocks, units, trim, sites, settings, run)
             require_reachable(graph, blocks, units, method, trim, sites, timed.times)
     running = {"batch_size": settings.batch_size, "provider": settings.provider}
     places = staged_files(destinations, force=force, outdated=outdated_data(output), before=unchanged)

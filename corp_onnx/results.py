@@ -415,7 +415,6 @@ class PruneResult(Result):
     skipped: tuple[SkipFacts, ...]
     merges: tuple[MergeResult, ...]
     held_out: HeldOut
-    speed: SpeedResult | None
     checks: tuple[CheckResult, ...]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -424,6 +423,7 @@ class PruneResult(Result):
     expected_memory_bytes: int
     environment: Environment
     report_path: str
+    speed: SpeedResult | None = None
 
     @property
     def kept_macs(self) -> float:

@@ -23,7 +23,16 @@ def test_the_workflow_runs_every_target_of_the_script() -> None:
         called
         == run | listed("target")
         == {
-            *("test", "fuzz-short", "test-taylor", "test-triton", "test-tensorrt", "test-openvino", "test-web"),
+            *(
+                "test",
+                "fuzz-short",
+                "test-taylor",
+                "test-triton",
+                "test-tensorrt",
+                "test-openvino",
+                "test-cpp",
+                "test-web",
+            ),
         }
     )
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,6 +32,7 @@ CLASSIFY = ROOT / "examples" / "onnxruntime" / "classify.py"
 CLIENT = ROOT / "examples" / "triton" / "client.py"
 OPENVINO = ROOT / "examples" / "openvino" / "classify.py"
 BUILD = ROOT / "examples" / "web" / "build.py"
+COMPILE = ROOT / "examples" / "cpp" / "build.py"
 PAGES = [p for p in sorted((ROOT / "examples").rglob("*.md")) if "node_modules" not in p.parts]
 
 
@@ -152,6 +155,61 @@ def test_a_web_page_is_put_together(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "notes.onnx: is no ONNX file" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program in C++, where OpenVINO (CORP_ONNX_OPENVINO, an environment; else this one) and a compiler are."""
+    environment = os.environ.get("CORP_ONNX_OPENVINO")
+    python = str(Path(environment) / "bin" / "python") if environment else sys.executable
+    if subprocess.run([python, "-c", "import openvino"], capture_output=True, check=False).returncode:
+        pytest.skip("no openvino here: make test-cpp installs it")
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("no C++ compiler here: CXX names one, or g++")
+    program = tmp_path_factory.mktemp("cpp") / "classify"
+    done = subprocess.run([python, str(COMPILE), "-o", str(program)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+def test_cpp_answers_as_python_does(compiled: Path, tmp_path: Path) -> None:
+    """A pruned file with merged tokens, digits and photographs of any shape: the same names, and shares to 0.1 %."""
+    small = tmp_path / "small.onnx"
+    prune_model(DEMO, DEMO.parent / "calib", small, macs=0.5, refit=False)
+    photographs = [tmp_path / f"{i}.ppm" for i in range(6)]
+    digits = [sorted((DEMO.parent / "test" / str(digit)).iterdir())[1] for digit in range(4)]
+    for image, photograph in zip(digits, photographs, strict=False):
+        Image.open(image).convert("RGB").save(photograph)
+    for photograph, size in zip(photographs[4:], [(90, 50), (37, 64)], strict=True):
+        noise = np.random.default_rng(0).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(photograph)
+    found = subprocess.run([compiled, small, *photographs], capture_output=True, text=True, timeout=60, check=True)
+    expected = run_program(CLASSIFY, small, *photographs)
+    assert expected.returncode == 0, expected.stderr
+    lines = [text.split() for text in found.stdout.splitlines()], [t.split() for t in expected.stdout.splitlines()]
+    assert len(lines[0]) == 6 * len(photographs)
+    for one, other in zip(*lines, strict=True):
+        assert len(one) == len(other)
+        if len(one) == 2 and one[0].endswith("%"):
+            assert float(one[0][:-1]) == pytest.approx(float(other[0][:-1]), abs=0.25)
+        else:
+            assert one == other
+
+
+def test_cpp_explains_itself(compiled: Path, tmp_path: Path) -> None:
+    bare = onnx.load(DEMO)
+    del bare.metadata_props[:]
+    onnx.save(bare, tmp_path / "bare.onnx")
+    (tmp_path / "notes.ppm").write_text("no image")
+    for arguments, sentence in (
+        ((), "usage: classify"),
+        ((tmp_path / "nothing.onnx", "x.ppm"), "nothing.onnx"),
+        ((tmp_path / "bare.onnx", "x.ppm"), "does not say how photographs are prepared"),
+        ((DEMO, tmp_path / "notes.ppm"), "expected a binary PPM"),
+    ):
+        done = subprocess.run([compiled, *arguments], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 2
+        assert sentence in done.stderr
 
 
 def test_the_command_of_the_page_prints_what_it_shows() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,8 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from corp_onnx.graph import Graph, Node
-from corp_onnx.graph.proto import INFERENCE_ERRORS, names_in_use, node_graphs, skeleton, without_weights
+from corp_onnx.graph.inner_shapes import refresh_value_info
+from corp_onnx.graph.proto import names_in_use, node_graphs, skeleton, without_weights
 from corp_onnx.graph.slots import Parting, Slot, WidthSpelling
 
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -206,12 +206,8 @@ class Surgeon:
                 result.graph.node[-1].metadata_props.extend(original[id(node)].metadata_props)
                 result.graph.node[-1].doc_string = original[id(node)].doc_string
         self._keep_weights(result)
-        had_shapes = bool(source.graph.value_info)
-        del result.graph.value_info[:]
-        if had_shapes:
-            with suppress(*INFERENCE_ERRORS):  # they are a courtesy to readers, and a file goes without as well
-                inferred = onnx.shape_inference.infer_shapes(skeleton(result))
-                result.graph.value_info.extend(inferred.graph.value_info)
+        if source.graph.value_info:
+            refresh_value_info(result)
         for key, value in metadata.items():
             _set_property(result, key, value)
         return result

@@ -60,15 +60,14 @@ def new_table(settings: PruneSettings) -> Path | None:
 def open_clock(
     graph: Graph, blocks: Blocks, units: tuple[Unit, ...], trim: TrimPlan | None, sites: MergeSites,
     settings: PruneSettings, run: Run,
-) -> Clock | None:  # fmt: skip
-    """The clock of a budget of time; None under another.
+) -> Clock:  # fmt: skip
+    """The clock of a budget of time.
 
     Raises:
         OptionError: the table, the batch and the threads do not go together, or the dense model is within the budget.
     """
     budget = settings.method.widths
-    if not isinstance(budget, Budget) or not budget.is_time:
-        return None
+    assert isinstance(budget, Budget)
     here = _describe_place(graph, settings)
     if settings.times is None or new_table(settings) is not None:
         watch = Stopwatch(graph, settings.provider, here)

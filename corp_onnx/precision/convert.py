@@ -38,6 +38,7 @@ from corp_onnx.precision.conversion import (
 )
 from corp_onnx.precision.fp16 import HalfModel, convert_to_fp16
 from corp_onnx.precision.int8 import DynamicQuantiser
+from corp_onnx.precision.limits import warn_of_runtimes
 from corp_onnx.precision.products import Product, list_products
 from corp_onnx.precision.qdq import choose_scale
 from corp_onnx.precision.ranges import collect_reaches
@@ -182,7 +183,7 @@ def _report(
         recipe_origin=None if (images := data.calibration or data.judging) is None else describe_origin(images),
         comparison=comparison,
         checks=tuple(checks),
-        warnings=_warn(made, data),
+        warnings=_warn(made, data, settings),
         stages=tuple(stages),
         environment=describe_environment("cpu"),
     )
@@ -376,7 +377,7 @@ def _describe(path: Path, output: Path, settings: ConvertSettings) -> FileFacts:
     return replace(describe_file(written, precision), path=str(output))
 
 
-def _warn(made: _Converted, data: _Data) -> tuple[str, ...]:
+def _warn(made: _Converted, data: _Data, settings: ConvertSettings) -> tuple[str, ...]:
     found: list[str] = []
     for images in {id(i): i for i in (data.calibration, data.judging) if i is not None}.values():
         if images.skipped and not found:
@@ -392,4 +393,4 @@ def _warn(made: _Converted, data: _Data) -> tuple[str, ...]:
     if made.half and made.half.n_subnormal > FEW_BITS * made.half.n_stored:
         share = made.half.n_subnormal / made.half.n_stored
         found.append(f"{share:.1%} of the weights are below 6.1e-5 and keep fewer than 11 bits in float16.")
-    return (*found, *warn_of_recipe(data.calibration or data.judging))
+    return (*found, *warn_of_runtimes(settings.target), *warn_of_recipe(data.calibration or data.judging))

@@ -7,7 +7,6 @@ name and weights by being initializers, and exporters keep neither promise.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 
 import numpy as np
 import onnx
@@ -16,7 +15,7 @@ from onnx import TensorProto, numpy_helper
 from corp_onnx.graph import Graph
 from corp_onnx.graph.external import load_tensors
 from corp_onnx.graph.order import read_names
-from corp_onnx.graph.proto import INFERENCE_ERRORS, has_bfloat16, names_in_use, skeleton, to_float32
+from corp_onnx.graph.proto import has_bfloat16, names_in_use, to_float32
 
 STORED_SUFFIX = ".stored"
 """Of the name of a constant that was computed from stored ones."""
@@ -103,11 +102,3 @@ def replace_nodes(proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> No
     kept = list(nodes)
     del proto.graph.node[:]
     proto.graph.node.extend(kept)
-
-
-def refresh_value_info(proto: onnx.ModelProto) -> None:
-    """Types and shapes of inner tensors as onnx infers them from what the graph is now; none where it can not."""
-    del proto.graph.value_info[:]
-    with suppress(*INFERENCE_ERRORS):  # they are a courtesy to readers, and a file goes without as well
-        inferred = onnx.shape_inference.infer_shapes(skeleton(proto))
-        proto.graph.value_info.extend(inferred.graph.value_info)

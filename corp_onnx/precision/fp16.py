@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from corp_onnx.errors import CheckFailedError
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.external import read_tensor
+from corp_onnx.graph.inner_shapes import refresh_value_info
 from corp_onnx.graph.operators import NORMALISATIONS, SOFTMAXES, SUMS_OF_SQUARES
 from corp_onnx.graph.order import sort_nodes
 from corp_onnx.graph.proto import names_in_use
@@ -30,9 +31,9 @@ from corp_onnx.precision.editable import (
     copy_editable,
     drop_unread,
     fresh_name,
-    refresh_value_info,
     replace_nodes,
 )
+from corp_onnx.precision.gemm import part_half_gemms
 from corp_onnx.run.runtime import first_sentence, import_runtime
 
 KEPT_OPS = SOFTMAXES | NORMALISATIONS | SUMS_OF_SQUARES | {"Resize"}  # whose scales are float32 in every opset
@@ -100,6 +101,7 @@ def convert_to_fp16(graph: Graph, *, keep_io: bool = True, wide: Collection[int]
             "itself is as it was; --int8 may do instead."
         ) from error
     replace_nodes(half, sort_nodes(list(_merge_casts(half.graph.node))))
+    part_half_gemms(half)
     refresh_value_info(half)
     return HalfModel(half, dict(Counter(node.op for node in kept)), *counts)
 

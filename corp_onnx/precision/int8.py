@@ -22,9 +22,10 @@ from onnx import TensorProto
 
 from corp_onnx.errors import CheckFailedError, OutputError
 from corp_onnx.graph import Graph
+from corp_onnx.graph.inner_shapes import refresh_value_info
 from corp_onnx.graph.model import outgrows_protobuf
 from corp_onnx.graph.write import write_model
-from corp_onnx.precision.editable import copy_editable, drop_unread, refresh_value_info, store_constants
+from corp_onnx.precision.editable import copy_editable, drop_unread, store_constants
 from corp_onnx.precision.products import Product
 from corp_onnx.run.runtime import first_sentence, import_runtime, silent_runtime
 from corp_onnx.staging import temporary_files_in, visible_folder

@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 
 from corp_onnx.graph import Graph
-from corp_onnx.precision.editable import copy_editable, node_names, refresh_value_info
+from corp_onnx.graph.inner_shapes import refresh_value_info
+from corp_onnx.precision.editable import copy_editable, node_names
 from corp_onnx.precision.fp16 import HalfModel, convert_to_fp16
 from corp_onnx.precision.products import Product
 from corp_onnx.precision.qdq import IntegerProduct, Scale, insert_integers

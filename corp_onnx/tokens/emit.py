@@ -41,6 +41,10 @@ class Emitter:
         """A stored vector of positions or sizes."""
         return self.surgeon.constant(f"{self.prefix}/idx", np.array(values, dtype=np.int64).reshape(-1))
 
+    def count(self, value: int) -> Any:
+        """A stored number without axes, as onnx's own evaluator wants the depth of a OneHot."""
+        return self.surgeon.constant(f"{self.prefix}/idx", np.array(value, dtype=np.int64))
+
     def floats(self, values: Any, like: str = "") -> Any:
         """A stored tensor in float32, or in the type of a tensor of the graph."""
         types = self.surgeon.graph.types

@@ -140,7 +140,7 @@ def _merge(surgeon: Surgeon, step: MergeStep, n_special: int, n_tokens: int, siz
         gone_rows = emit("GatherND", source_rows, gone, batch_dims=1)
         to = emit("GatherND", partner, gone, batch_dims=1)  # [B, n_merged]
         to = emit("Add", to, emit.ints(n_special)) if n_special else to
-        moved = emit("OneHot", to, emit.ints(len(targets)), emit.floats([0.0, 1.0]), axis=1)
+        moved = emit("OneHot", to, emit.count(len(targets)), emit.floats([0.0, 1.0]), axis=1)
         target_rows = emit("Add", target_rows, emit("MatMul", moved, gone_rows))
     else:
         kept = order

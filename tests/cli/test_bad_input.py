@@ -354,7 +354,7 @@ class TestOptions:
             ("--min-agreement 1", "--min-agreement is a fraction and must lie between 0 and 1; found 1"),
             (
                 "--macs 0.7 --params 0.5",
-                "--min-agreement, --min-similarity, --macs and --params exclude each other; give one",
+                "--params, --speedup and --latency exclude each other; give one",
             ),
             ("--macs 0.5 --mlp 0.5", "--mlp and --attn fix the widths and a budget searches them: give one"),
             ("--macs 0.5 --preset paper", "the paper's method takes fractions: give --mlp and --attn"),

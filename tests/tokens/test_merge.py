@@ -10,6 +10,7 @@ import onnx
 import pytest
 from graphs import ENTRIES, ROUNDING, difference, feeds_of, probed, random_changes, run, runs_here, save
 from merging import random_choices, random_metric, random_steps, run_tail, same_tokens
+from onnx.reference import ReferenceEvaluator
 
 from corp_onnx.blocks import find_blocks
 from corp_onnx.errors import CheckFailedError
@@ -159,6 +160,16 @@ class TestSteps:
         whole = run(merged, feeds)
         alone = [run(merged, {k: v[i : i + 1] for k, v in feeds.items()}) for i in range(4)]
         assert difference([np.concatenate(o) for o in zip(*alone, strict=True)], whole) < ROUNDING["float32"]
+
+    def test_the_evaluator_of_onnx_agrees(self, tmp_path: Path) -> None:
+        """It takes the depth of a OneHot as a scalar alone."""
+        graph, blocks = probed(self.NAME)
+        _, steps = random_steps(graph, blocks, 3)
+        merged = load_model(save(merge_tokens(graph, steps), tmp_path, "merged", graph))
+        feeds = feeds_of(graph)
+        found = ReferenceEvaluator(str(merged.path)).run(None, feeds)
+        assert isinstance(found, list)
+        assert difference(found, run(merged, feeds)) < ROUNDING["float32"]
 
     def test_pruned_and_trimmed_as_well(self, tmp_path: Path) -> None:
         graph, blocks = probed("timm_vit_ts17_unfused")
