@@ -110,6 +110,11 @@ class Budget:
             raise OptionError(f"{name} is a fraction and must lie between 0 and 1; found {self.value:g}.")
 
     @property
+    def is_promise(self) -> bool:
+        """Whether held-back images decide."""
+        return self.kind in ("promise", "agreement", "similarity")
+
+    @property
     def is_time(self) -> bool:
         """Whether it is of the clock."""
         return self.kind in ("speedup", "latency")
@@ -319,7 +324,7 @@ class Method:
     @property
     def promises(self) -> bool:
         """Whether held-back images decide the size of the model."""
-        return isinstance(self.widths, Budget) and self.widths.kind in ("promise", "agreement", "similarity")
+        return isinstance(self.widths, Budget) and self.widths.is_promise
 
     @property
     def is_timed(self) -> bool:

@@ -64,7 +64,7 @@ def solve_fixed(problem: Problem, choices: tuple[Choice, ...], widths: dict[Unit
 def follow_budget(problem: Problem, budget: Budget) -> Solution:
     """The best solution under a budget."""
     search = prepare_search(problem)
-    if problem.method.promises:
+    if budget.is_promise:
         folds = tuple(prepare_search(fold) for fold in cut_folds(problem)) if problem.is_crossed else ()
         solution = PromiseSearch(search, folds or (search,), budget, problem.confidence).find()
     elif problem.clock is not None:

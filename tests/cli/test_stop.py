@@ -70,7 +70,7 @@ def paused_run(folder: Path, moment: str) -> Iterator[subprocess.Popen[str]]:
         ("rewrite.passes:write_model", signal.SIGINT),
         ("prune:write_text", signal.SIGINT),
         ("prune:load_model", signal.SIGTERM),
-        ("checks.verify:check_identity", signal.SIGTERM),
+        ("prune:check_rewrite", signal.SIGTERM),
         ("prune:measure_model", signal.SIGTERM),
     ],
 )
