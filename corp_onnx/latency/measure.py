@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from jaxtyping import Float64
 
-from corp_onnx.blocks import Blocks
+from corp_onnx.blocks import Blocks, SiteKey, find_blocks
 from corp_onnx.graph import Graph, Model
 from corp_onnx.latency.table import Place, Times, WidthTimes
 from corp_onnx.latency.turns import SESSION_CONFIG, Ratio, Schedule, paired_ratio, time_turns
@@ -24,10 +24,12 @@ from corp_onnx.progress import Run
 from corp_onnx.refit.stream import find_walk
 from corp_onnx.rewrite import plan_rewrite
 from corp_onnx.run.noise import fitting_feeds
+from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.segments import open_segment
 from corp_onnx.run.sessions import Session, open_session, start_session
 from corp_onnx.run.tapped import open_tapped
 from corp_onnx.settings import Method
+from corp_onnx.solve.schedule import most_merged
 from corp_onnx.tokens.sites import MergeSites, MergeStep, TokenMetric
 from corp_onnx.tokens.trim import TrimPlan
 from corp_onnx.units import KINDS, Change, Unit, apply_changes, list_units
@@ -40,6 +42,9 @@ PARTS = Schedule(seconds=15.0)
 TRIAL = Schedule(seconds=6.0)
 """How long whole models, all micro-graphs, and a candidate beside the dense model are timed: medians of a shared
 machine move by a percent."""
+
+GAINS = (0.05, 1.5)
+"""Between which that part lies, whatever a noisy machine says."""
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -127,15 +132,16 @@ def measure_times(
         units: those that may become narrower; the sites of others are timed as they are.
         sites: where tokens can merge.
     """
-    dense, whole, merge = _time_wholes(watch, trim, sites, run)
+    wholes = _time_wholes(watch, trim, sites, run)
     every = (*units, *(unit for unit in choose_stand_ins(blocks, units) if unit not in units))
     classes = group_alike(watch.graph, every)
     wanted = {unit: choose_points(unit.widths(method)) for unit in units}
-    measured = _time_parts(watch, blocks, classes, wanted, dense, run)
+    measured = _time_parts(watch, blocks, classes, wanted, wholes.dense, run)
     found: dict[str, WidthTimes] = {}
     for alike, times in zip(classes, measured, strict=True):
-        found |= {str(unit.key): times or _guess_times(watch.graph, blocks, alike[0], dense) for unit in alike}
-    return Times(watch.place, dense, whole, merge, found)
+        found |= {str(unit.key): times or _guess_times(watch.graph, blocks, alike[0], wholes.dense) for unit in alike}
+    gain = _find_gain(watch, blocks, units, wholes, found)
+    return Times(watch.place, wholes.dense, wholes.whole, wholes.merge, gain, found)
 
 
 def _guess_times(graph: Graph, blocks: Blocks, unit: Unit, dense: float) -> WidthTimes:
@@ -171,25 +177,69 @@ def choose_points(widths: Iterable[int]) -> list[int]:
     return [allowed[i] for i in places]
 
 
-def _time_wholes(watch: Stopwatch, trim: TrimPlan | None, sites: MergeSites, run: Run) -> tuple[float, float, float]:
-    """Seconds of the dense model, of it without the tokens that nobody reads, and of one merge in it."""
-    graph, protos = watch.graph, list[onnx.ModelProto]()
-    at = trim.graph if trim is not None else graph
+@dataclass(frozen=True, slots=True, eq=False)
+class _Wholes:
+    """Seconds of whole models.
+
+    Attributes:
+        whole: without the tokens that nobody reads.
+        merge: of one merge, whatever it saves.
+        halved: with tokens merged once, in the first place where they can, as many as can; None where they can not.
+        fewer: that model, every unit whole.
+    """
+
+    dense: float
+    whole: float
+    merge: float
+    halved: float | None
+    fewer: onnx.ModelProto | None
+
+
+def _time_wholes(watch: Stopwatch, trim: TrimPlan | None, sites: MergeSites, run: Run) -> _Wholes:
+    graph, fewer = watch.graph, None
     unread = trim.trim.axes if trim is not None else ()
     open_sites = [site for site in sites.sites if site.stream not in unread]
-    if trim is not None:
-        protos.append(plan_rewrite({}, trim).make(graph))
+    protos = [] if trim is None else [plan_rewrite({}, trim).make(graph)]
     if open_sites:
-        metric = TokenMetric(np.zeros((at.dims(open_sites[0].stream)[-1], 1), np.float32))
+        metric = TokenMetric(np.zeros((graph.dims(open_sites[0].stream)[-1], 1), np.float32))
         steps = [MergeStep(site, 1, metric) for site in open_sites]
-        protos.append(plan_rewrite({}, trim, merges=steps).make(graph))
+        half = MergeStep(open_sites[0], most_merged(sites.n_tokens, sites.n_special), metric)
+        fewer = plan_rewrite({}, merges=[half]).make(graph)
+        protos += [plan_rewrite({}, merges=steps).make(graph), fewer]
     sessions = [watch.open(graph.model), *map(watch.start, protos)]
     with run.enter("time the model", things="rounds") as step:
         dense, *others = (float(s) for s in np.median(watch.time(sessions, WHOLE, step.at), axis=0))
-    merged = others.pop() if open_sites else None
-    whole = others.pop() if trim is not None else dense
-    merge = 0.0 if merged is None else max(merged - whole, 0.0) / len(open_sites)
-    return dense, whole, merge
+    whole = others.pop(0) if trim is not None else dense
+    if not others:
+        return _Wholes(dense, whole, 0.0, None, None)
+    merged, halved = others
+    return _Wholes(dense, whole, max(merged - dense, 0.0) / len(open_sites), halved, fewer)
+
+
+def _find_gain(
+    watch: Stopwatch, blocks: Blocks, units: Sequence[Unit], wholes: _Wholes, found: Mapping[str, WidthTimes]
+) -> float:
+    """Of the time that tokens which merge would save, if a site were faster as its MACs are fewer, the part that they
+    do: what an operator takes whatever it works on stays."""
+    if wholes.fewer is None or wholes.halved is None:
+        return 1.0
+    graph = probe_graph(replace(watch.graph.model, proto=wholes.fewer))
+    macs, left = count_site_macs(watch.graph, blocks), count_site_macs(graph, find_blocks(graph))
+    stands = {unit.key.site: found[str(unit.key)].seconds[-1] for unit in choose_stand_ins(blocks, units)}
+    by_macs = sum(seconds * (1 - left.get(key, macs[key]) / max(macs[key], 1)) for key, seconds in stands.items())
+    if by_macs <= 0:
+        return 1.0
+    return float(np.clip((wholes.dense + wholes.merge - wholes.halved) / by_macs, *GAINS))
+
+
+def count_site_macs(graph: Graph, blocks: Blocks) -> dict[SiteKey, int]:
+    """Of every site."""
+    kinds = [name for name, kind in KINDS.items() if not kind.shares_site]
+    counted: dict[SiteKey, int] = {}
+    for unit in list_units(blocks, kinds, skipped=True):
+        macs = unit.describe(graph, graph.cost).macs
+        counted[unit.key.site] = counted.get(unit.key.site, 0) + macs
+    return counted
 
 
 def _time_parts(

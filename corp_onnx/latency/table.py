@@ -66,6 +66,8 @@ class Times:
         dense: of the model as it is.
         whole: of every unit at full width, without the tokens that nobody reads.
         merge: of one step that merges tokens, whatever it saves behind it.
+        token_gain: of the time that tokens which merge would save, were a site faster as its MACs are fewer, the part
+            that they do save.
         units: of every unit's site at its widths, by the unit's key as text.
     """
 
@@ -73,6 +75,7 @@ class Times:
     dense: float
     whole: float
     merge: float
+    token_gain: float
     units: Mapping[str, WidthTimes]
 
     def to_json(self) -> str:
@@ -107,7 +110,7 @@ def _parse(table: dict[str, Any]) -> Times:
     if table["schema"] != SCHEMA:
         raise ValueError("another schema")
     units = {key: WidthTimes(tuple(of["widths"]), tuple(of["seconds"])) for key, of in table["units"].items()}
-    dense, whole, merge = (float(table[name]) for name in ("dense", "whole", "merge"))
-    if not (dense > 0 and all(0 <= s < float("inf") for s in (dense, whole, merge))):
+    dense, whole, merge, gain = (float(table[name]) for name in ("dense", "whole", "merge", "token_gain"))
+    if not (dense > 0 and all(0 <= number < float("inf") for number in (dense, whole, merge, gain))):
         raise ValueError("seconds out of range")
-    return Times(Place(**table["place"]), dense, whole, merge, units)
+    return Times(Place(**table["place"]), dense, whole, merge, gain, units)

@@ -89,18 +89,19 @@ class Spending:
         return {unit.key: unit.describe(at.graph, cost).macs for unit in list_units(at.blocks, kinds, skipped=True)}
 
     def _price_time(self) -> Prices:
-        """By the table; with fewer tokens the time of a site falls as its MACs do."""
+        """By the table; with fewer tokens the time of a site falls with its MACs, by the part that the table says."""
         assert self.times is not None
         at = self.trim or self
         base = self.graph.cost if self.trim is None else self.trim.cost
         dense, before, now = (
             self._count_macs(where, cost) for where, cost in ((self, self.graph.cost), (at, base), (at, self.cost))
         )
-        units = {u.key: self.times.units[str(u.key)].trace() * (now[u.key] / dense[u.key]) for u in self.units}
+        left = {key: macs - self.times.token_gain * (macs - now[key]) for key, macs in before.items()}
+        units = {u.key: self.times.units[str(u.key)].trace() * (left[u.key] / dense[u.key]) for u in self.units}
         whole = self.times.whole + self.n_merges * self.times.merge
         for unit in choose_stand_ins(self.blocks, self.units):
             own = [key for key in dense if key.site == unit.key.site]
-            share = sum(before[key] - now[key] for key in own) / sum(dense[key] for key in own)
+            share = sum(before[key] - left[key] for key in own) / sum(dense[key] for key in own)
             whole -= share * self.times.units[str(unit.key)].seconds[-1]
         return Prices(self.times.dense, whole, units)
 

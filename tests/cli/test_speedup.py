@@ -88,7 +88,11 @@ def write_table(path: Path) -> None:
         for name, width in (("mlp", 24), ("attn.qk", 10), ("attn.vo", 10))
     }
     place = {"machine": "m", "provider": "CPUExecutionProvider", "runtime": "r", "batch": 1, "threads": None}
-    path.write_text(json.dumps({"schema": 1, "place": place, "dense": 0.1, "whole": 0.1, "merge": 0.0, "units": units}))
+    path.write_text(
+        json.dumps(
+            {"schema": 1, "place": place, "dense": 0.1, "whole": 0.1, "merge": 0.0, "token_gain": 1.0, "units": units}
+        )
+    )
 
 
 class TestRefusals:

@@ -15,7 +15,7 @@ PLACE = Place("a machine", "CPUExecutionProvider", "onnxruntime 1.0", 1, None)
 
 
 def table() -> Times:
-    return Times(PLACE, 4.0, 3.5, 0.25, {"blocks.0.mlp": WidthTimes((8, 16, 32), (1.0, 2.0, 3.0))})
+    return Times(PLACE, 4.0, 3.5, 0.25, 0.75, {"blocks.0.mlp": WidthTimes((8, 16, 32), (1.0, 2.0, 3.0))})
 
 
 class TestCurves:
@@ -48,7 +48,7 @@ class TestFiles:
         path.write_text(table().to_json())
         found = read_times(path, {"blocks.0.mlp": 32})
         assert found.place == PLACE
-        assert (found.dense, found.whole, found.merge) == (4.0, 3.5, 0.25)
+        assert (found.dense, found.whole, found.merge, found.token_gain) == (4.0, 3.5, 0.25, 0.75)
         assert found.units == table().units
 
     @pytest.mark.parametrize("widths", [{"blocks.0.mlp": 48}, {"blocks.0.mlp": 32, "blocks.1.mlp": 32}])

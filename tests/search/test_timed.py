@@ -55,7 +55,7 @@ def problem() -> Problem:
         widths = range(1, unit.width + 1)
         left = [of_site[unit.key.site] - macs[unit] * (1 - width / unit.width) for width in widths]
         curves[str(unit.key)] = WidthTimes(tuple(widths), tuple(count / SECOND for count in left))
-    times = Times(PLACE, graph.cost.total / SECOND, trim.cost.total / SECOND, 0.0, curves)
+    times = Times(PLACE, graph.cost.total / SECOND, trim.cost.total / SECOND, 0.0, 1.0, curves)
     return Problem(
         graph, blocks, units, method, collect_moments(graph, units, calibration), calibration, held_out, trim=trim,
         sites=sites, metrics=learn_metrics(graph, blocks, sites, calibration, "learnt"), clock=Clock(times, None),
@@ -94,6 +94,15 @@ class TestPrices:
             replace(p, merge=merge).spending.price("time").whole for p in (problem, replace(problem, clock=dear))
         )
         assert paid - free == pytest.approx(0.5 * len(merge.steps))
+
+    def test_tokens_that_save_half_of_what_macs_say_are_half_as_good(self, search: Search, problem: Problem) -> None:
+        assert search.merging is not None
+        assert problem.clock is not None
+        merge = search.merging.plan(search.merging.schedules[-1])
+        half = replace(problem, clock=Clock(replace(problem.clock.times, token_gain=0.5), None))
+        which = ((problem, None), (problem, merge), (half, merge))
+        whole, full, part = (replace(p, merge=m).spending.price("time").whole for p, m in which)
+        assert whole - part == pytest.approx((whole - full) / 2)
 
 
 class Pretended(Stopwatch):
