@@ -306,7 +306,7 @@ class TestSettings:
     def test_budget_of_an_unknown_kind_or_rule(self) -> None:
         with pytest.raises(OptionError, match="--allocate must be search or uniform; found even"):
             Budget("macs", 0.5, "even")  # type: ignore[arg-type]
-        with pytest.raises(OptionError, match="latency, similarity or a promise; found flops"):
+        with pytest.raises(OptionError, match="latency, similarity or promise; found flops"):
             Budget("flops", 0.5)  # type: ignore[arg-type]
 
     def test_without_any_knob_a_promise_decides(self) -> None:
