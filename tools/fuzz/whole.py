@@ -11,15 +11,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from corp_onnx import prune
 from corp_onnx.cli import main
 from corp_onnx.graph import Graph, Model
 from corp_onnx.rewrite import Rewrite
+from corp_onnx.search import problem
 
 
 def keep_whole(target: Path) -> None:
     """Let the next prune write its model at full width to `target` as well."""
-    plan = prune.plan_rewrite
+    plan = problem.plan_rewrite
 
     class Kept(Rewrite):
         """A rewrite that is written twice."""
@@ -29,7 +29,7 @@ def keep_whole(target: Path) -> None:
             Rewrite.whole(self, graph).write(graph, target)
             return Rewrite.write(self, graph, path)
 
-    prune.plan_rewrite = lambda *args, **kwargs: Kept(plan(*args, **kwargs).passes)
+    problem.plan_rewrite = lambda *args, **kwargs: Kept(plan(*args, **kwargs).passes)
 
 
 if __name__ == "__main__":
