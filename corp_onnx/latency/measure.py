@@ -96,9 +96,9 @@ class Stopwatch:
         runs = [partial(_run, session, feeds) for session in sessions]
         return time_turns(runs, schedule, progress=progress)
 
-    def compare(self, other: Session, schedule: Schedule = TRIAL) -> Compared:
+    def compare(self, other: Session) -> Compared:
         """A candidate beside the dense model."""
-        seconds = self.time([self.open(self.graph.model), other], schedule)
+        seconds = self.time([self.open(self.graph.model), other], TRIAL)
         before, after = (float(s) for s in np.median(seconds, axis=0))
         return Compared(before, after, paired_ratio(seconds[:, 0], seconds[:, 1]), len(seconds))
 

@@ -114,7 +114,7 @@ class Pretended(Stopwatch):
     def start(self, proto: Any) -> Any:
         return proto
 
-    def compare(self, other: Any, schedule: Any = None) -> Compared:  # noqa: ARG002
+    def compare(self, other: Any) -> Compared:
         graph = probe_graph(replace(self.graph.model, proto=other))
         share = self.off * graph.cost.total / self.graph.cost.total
         type(self).asked.append(share)
