@@ -385,16 +385,16 @@ class SpeedResult:
     asked: float
     kind: str
     expected: float
-    measured: float | None
-    q1: float | None
-    q3: float | None
-    dense_seconds: float | None
-    seconds: float | None
-    rounds: int
     provider: str
     batch: int
     threads: int | None
     place: str
+    measured: float | None = None
+    q1: float | None = None
+    q3: float | None = None
+    dense_seconds: float | None = None
+    seconds: float | None = None
+    rounds: int = 0
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -1,9 +1,9 @@
 """How fast models are, measured in turns: paths of models -> latency, throughput, and the speed-up over the first one.
 
 Enters paths of ONNX files and TensorRT engines; leaves a `BenchResult`. For every provider and batch size all models
-run in turns (see timing.py), so that speed-ups hold on a machine that others use too. Beside each measured speed-up
-stands the ideal one, MACs of the first model over MACs of this one, and which part of it was achieved: the rest went
-into what MACs do not count.
+run in turns (see latency/turns.py), so that speed-ups hold on a machine that others use too. Beside each measured
+speed-up stands the ideal one, MACs of the first model over MACs of this one, and which part of it was achieved: the
+rest went into what MACs do not count.
 
 ONNX Runtime on the CPU and OpenVINO take turns together, so that a speed-up over the first model on the first of them,
 `across`, is a ratio within rounds as well. A device with a memory of its own has rounds of its own.

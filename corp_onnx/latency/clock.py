@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from corp_onnx.blocks import Blocks
@@ -40,14 +40,18 @@ class Clock:
         """
         assert isinstance(budget, Budget)
         assert expected is not None
-        measured = None if self.watch is None else self.watch.compare(self.watch.open(pruned))
-        place, ratio = self.times.place, measured.speedup if measured else None
-        return SpeedResult(
-            asked=budget.value, kind=budget.kind, expected=expected,
-            measured=ratio.median if ratio else None, q1=ratio.q1 if ratio else None, q3=ratio.q3 if ratio else None,
-            dense_seconds=measured.dense if measured else None, seconds=measured.other if measured else None,
-            rounds=measured.rounds if measured else 0, provider=place.provider, batch=place.batch,
+        place = self.times.place
+        foreseen = SpeedResult(
+            asked=budget.value, kind=budget.kind, expected=expected, provider=place.provider, batch=place.batch,
             threads=place.threads, place=str(place),
+        )  # fmt: skip
+        if self.watch is None:
+            return foreseen
+        found = self.watch.compare(self.watch.open(pruned))
+        ratio = found.speedup
+        return replace(
+            foreseen, measured=ratio.median, q1=ratio.q1, q3=ratio.q3, dense_seconds=found.dense, seconds=found.other,
+            rounds=found.rounds,
         )  # fmt: skip
 
 
@@ -76,7 +80,7 @@ def open_clock(
         path = Path(settings.times)
         times = read_times(path, {str(unit.key): unit.width for unit in units})
         _require_same(path, times.place, settings)
-        known = resolve_here(times.place.provider)
+        known = times.place.provider in import_runtime().get_available_providers()
         is_here = (times.place.machine, times.place.runtime) == (here.machine, here.runtime) and known
         clock = Clock(times, Stopwatch(graph, times.place.provider, times.place) if is_here else None)
     dense = clock.times.dense
@@ -101,11 +105,6 @@ def warn_of_speed(speed: SpeedResult | None) -> list[str]:
     if met:
         return []
     return ["the pruned model is slower than what was asked for, on this machine and at this moment; ask for more."]
-
-
-def resolve_here(provider: str) -> bool:
-    """Whether this process has a provider."""
-    return provider in import_runtime().get_available_providers()
 
 
 def _describe_place(graph: Graph, settings: PruneSettings) -> Place:

@@ -32,7 +32,7 @@ from corp_onnx.settings import Method
 from corp_onnx.solve.schedule import most_merged
 from corp_onnx.tokens.sites import MergeSites, MergeStep, TokenMetric
 from corp_onnx.tokens.trim import TrimPlan
-from corp_onnx.units import KINDS, Change, Unit, apply_changes, list_units
+from corp_onnx.units import OWN_KINDS, Unit, apply_changes, list_units
 
 MAX_POINTS = 24
 """Widths of a class that are timed; between them the times are interpolated."""
@@ -93,7 +93,7 @@ class Stopwatch:
     ) -> Float64[np.ndarray, "rounds sessions"]:
         """Seconds of a batch through each."""
         feeds = self.feeds
-        runs = [partial(_run, session, feeds) for session in sessions]
+        runs = [partial(session.run, None, feeds) for session in sessions]
         return time_turns(runs, schedule, progress=progress)
 
     def compare(self, other: Session) -> Compared:
@@ -101,18 +101,6 @@ class Stopwatch:
         seconds = self.time([self.open(self.graph.model), other], TRIAL)
         before, after = (float(s) for s in np.median(seconds, axis=0))
         return Compared(before, after, paired_ratio(seconds[:, 0], seconds[:, 1]), len(seconds))
-
-
-def _run(session: Session, feeds: Feeds) -> None:
-    session.run(None, feeds)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Point:
-    """A width of a class of units, and the unit that stands for it."""
-
-    unit: Unit
-    width: int
 
 
 def measure_times(
@@ -146,17 +134,14 @@ def measure_times(
 
 def _guess_times(graph: Graph, blocks: Blocks, unit: Unit, dense: float) -> WidthTimes:
     """By the shares of the MACs."""
-    kinds = [name for name, kind in KINDS.items() if not kind.shares_site]
-    shares = {u.key: u.describe(graph, graph.cost).mac_share for u in list_units(blocks, kinds, skipped=True)}
-    site = sum(share for key, share in shares.items() if key.site == unit.key.site)
+    site = count_site_macs(graph, blocks)[unit.key.site] / max(graph.cost.total, 1)
     own = unit.describe(graph, graph.cost).mac_share
     return WidthTimes((1, unit.width), (dense * (site - own * (1 - 1 / unit.width)), dense * site))
 
 
 def choose_stand_ins(blocks: Blocks, units: Sequence[Unit]) -> list[Unit]:
     """One unit for every site, whose full width says how long the site takes: of those given where it has one."""
-    kinds = [name for name, kind in KINDS.items() if not kind.shares_site]
-    first = {unit.key.site: unit for unit in reversed([*units, *list_units(blocks, kinds, skipped=True)])}
+    first = {unit.key.site: unit for unit in reversed([*units, *list_units(blocks, OWN_KINDS, skipped=True)])}
     return list(first.values())
 
 
@@ -234,9 +219,8 @@ def _find_gain(
 
 def count_site_macs(graph: Graph, blocks: Blocks) -> dict[SiteKey, int]:
     """Of every site."""
-    kinds = [name for name, kind in KINDS.items() if not kind.shares_site]
     counted: dict[SiteKey, int] = {}
-    for unit in list_units(blocks, kinds, skipped=True):
+    for unit in list_units(blocks, OWN_KINDS, skipped=True):
         macs = unit.describe(graph, graph.cost).macs
         counted[unit.key.site] = counted.get(unit.key.site, 0) + macs
     return counted
@@ -258,29 +242,25 @@ def _time_parts(
             so are the parts.
     """
     graph, walk = watch.graph, find_walk(blocks)
-    before: dict[object, tuple[str, str]] = {}
-    last = walk.stops[0].residual.skip or "" if walk.stops else ""
-    for stop in walk.stops:
-        before[stop.key] = (last, stop.residual.stream)
-        last = stop.residual.stream
-    timed = [[unit for unit in alike if unit.site.key in before] for alike in classes]
+    ends = {stop.key: (start, stop.residual.stream) for stop, start in zip(walk.stops, walk.starts, strict=True)}
+    timed = [[unit for unit in alike if unit.site.key in ends] for alike in classes]
     points = [wanted.get(alike[0], [alike[0].width]) if alike else [] for alike in timed]
     if not any(points):
         return [None] * len(classes)
-    streams = open_tapped(graph.model, list(dict.fromkeys(name for name, _ in before.values())),
+    streams = open_tapped(graph.model, walk.starts,
                           provider=watch.provider, threads=watch.place.threads).run(watch.feeds)  # fmt: skip
     runs: dict[tuple[int, int], Callable[[], object]] = {}
     with run.enter("cut blocks", sum(map(len, points))) as count:
-        for cut, batch in _cut_models(graph, timed, points):
-            for idx, point in batch:
-                name, after = before[point.unit.site.key]
+        for cut, held in _cut_models(graph, timed, points):
+            for idx, unit, width in held:
+                name, after = ends[unit.site.key]
                 stretch = open_segment(
                     replace(graph.model, proto=cut), graph.types, [name], [after], provider=watch.provider,
                     threads=watch.place.threads, config=SESSION_CONFIG, exact=False,
                 )  # fmt: skip
-                runs[idx, point.width] = partial(stretch.run, {name: streams[name]}, watch.feeds)
+                runs[idx, width] = partial(stretch.run, {name: streams[name]}, watch.feeds)
                 count(1)
-    whole = partial(_run, watch.open(graph.model), watch.feeds)
+    whole = partial(watch.open(graph.model).run, None, watch.feeds)
     with run.enter("time blocks", things="rounds") as step:
         whole_seconds, *seconds = np.median(time_turns([whole, *runs.values()], PARTS, progress=step.at), axis=0)
     by_point = {point: dense / whole_seconds * float(of) for point, of in zip(runs, seconds, strict=True)}
@@ -292,22 +272,18 @@ def _time_parts(
 
 def _cut_models(
     graph: Graph, classes: Sequence[Sequence[Unit]], points: Sequence[Sequence[int]]
-) -> Iterator[tuple[onnx.ModelProto, list[tuple[int, Point]]]]:
-    """Models whose sites are cut to all points between them, each with the points that it holds, by class."""
+) -> Iterator[tuple[onnx.ModelProto, list[tuple[int, Unit, int]]]]:
+    """Models whose sites are cut to all points between them, each with what it holds: (class, unit, width)."""
     left = [(i, width) for i, widths in enumerate(points) for width in widths]
     while left:
-        taken: dict[object, tuple[int, Point]] = {}
+        taken: dict[SiteKey, tuple[int, Unit, int]] = {}
         waiting: list[tuple[int, int]] = []
         for i, width in left:
             free = next((unit for unit in classes[i] if unit.site.key not in taken), None)
             if free is None:
                 waiting.append((i, width))
             else:
-                taken[free.site.key] = (i, Point(free, width))
-        held, left = list(taken.values()), waiting
-        changes: dict[object, Change] = {
-            point.unit.site.key: point.unit.cut(graph, point.width)
-            for _, point in held
-            if point.width < point.unit.width
-        }
-        yield apply_changes(graph, changes), held  # type: ignore[arg-type]
+                taken[free.site.key] = (i, free, width)
+        left = waiting
+        changes = {key: unit.cut(graph, width) for key, (_, unit, width) in taken.items() if width < unit.width}
+        yield apply_changes(graph, changes), list(taken.values())

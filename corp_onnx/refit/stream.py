@@ -55,6 +55,12 @@ class StreamWalk:
     stops: tuple[Stop, ...]
     reason: str = ""
 
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """Of every stop, the stream that its stretch begins with: what the stop before gave, or the embedding."""
+        first = tuple(stop.residual.skip or "" for stop in self.stops[:1])
+        return (*first, *(stop.residual.stream for stop in self.stops[:-1]))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamData:

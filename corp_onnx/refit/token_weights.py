@@ -48,17 +48,15 @@ def weigh_stops(
     """
     few = images.select(np.arange(min(SENSITIVITY_IMAGES, images.n_images)))
     data = read_data(graph, few, batch_size, provider, given)
-    before = walk.stops[0].residual.skip or ""
-    stream = run_prefix(graph, data, before, provider)
+    stream = run_prefix(graph, data, walk.starts[0], provider)
     weights: dict[SiteKey, np.ndarray] = {}
-    for stop in walk.stops:
+    for stop, before in zip(walk.stops, walk.starts, strict=True):
         after = stop.residual.stream
         stream = advance_model(graph.model, graph, data, stream, before, after, provider)
         if stream[0].ndim == 3 and len(stream[0]) == (data.n_batch or data.feeds[0][1]):
             names = [task.output for task in tasks]
             tail = open_segment(graph.model, graph.types, [after], names, given=given, provider=provider)
             weights[stop.key] = weigh_tokens(tail, stream, [f for f, _ in data.feeds], after, tasks)
-        before = after
         if progress:
             progress(1)
     return weights

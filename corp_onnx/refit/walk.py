@@ -67,10 +67,9 @@ def refit_changes(
     data = read_data(graph, images, batch_size, provider, given, shelf)
     cut = Model(pruned, graph.model.path, graph.model.sha256)
     refitted = dict(changes)
-    before = walk.stops[0].residual.skip or ""
-    dense_stream = run_prefix(graph, data, before, provider)
+    dense_stream = run_prefix(graph, data, walk.starts[0], provider)
     pruned_stream = dense_stream
-    for stop in walk.stops:
+    for stop, before in zip(walk.stops, walk.starts, strict=True):
         dense_stream = advance_model(graph.model, graph, data, dense_stream, before, stop.residual.stream, provider)
         change = changes.get(stop.key) or unchanged(stop.site, graph)
         step = _open_step(graph, cut, stop, change, before, data, provider)
@@ -81,7 +80,6 @@ def refit_changes(
             weight, bias = step.solve(ran, dense_stream, weights.get(stop.key), ridge)
             pruned_stream = step.advance(ran, weight, bias)
             refitted[stop.key] = change.with_product(weight, bias)
-        before = stop.residual.stream
         if progress:
             progress(1)
     return refitted

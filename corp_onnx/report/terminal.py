@@ -34,7 +34,7 @@ from corp_onnx.results import (
     UnitFacts,
     UnitResult,
 )
-from corp_onnx.units import KINDS
+from corp_onnx.units import KINDS, OWN_KINDS
 
 KIND_NAMES = {name: kind.title for name, kind in KINDS.items()}
 PLAIN_WIDTH = 80
@@ -147,7 +147,7 @@ def print_inspection(found: Inspection) -> None:
     for skip in found.skipped:
         console.print(f"skipped {KIND_NAMES[skip.kind]} at {skip.node}: {skip.reason}", soft_wrap=True)
     prunable = [u for u in own if u.prunable]
-    listed = [kind for kind in KINDS.values() if not kind.shares_site]
+    listed = [KINDS[name] for name in OWN_KINDS]
     by_kind = [f"{sum(u.kind == kind.kind for u in prunable)} {kind.title}" for kind in listed]
     share = sum(u.mac_share for u in prunable)
     console.print(

@@ -24,7 +24,7 @@ from corp_onnx.shelf import Shelf
 from corp_onnx.tokens.sites import MergePlan, MergeSites, MergeStep, TokenMetric
 from corp_onnx.tokens.trim import TrimPlan
 from corp_onnx.units import (
-    KINDS,
+    OWN_KINDS,
     Change,
     Changes,
     Choice,
@@ -85,7 +85,7 @@ class Spending:
 
     def _count_macs(self, at: TrimPlan | Spending, cost: Cost) -> dict[UnitKey, int]:
         """Of every unit, whether it is cut or not."""
-        kinds = {unit.kind for unit in self.units} | {name for name, kind in KINDS.items() if not kind.shares_site}
+        kinds = {unit.kind for unit in self.units} | {*OWN_KINDS}
         return {unit.key: unit.describe(at.graph, cost).macs for unit in list_units(at.blocks, kinds, skipped=True)}
 
     def _price_time(self) -> Prices:

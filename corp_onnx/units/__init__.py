@@ -20,6 +20,7 @@ from corp_onnx.units.vo import VoUnit
 
 __all__ = [
     "KINDS",
+    "OWN_KINDS",
     "AttentionChange",
     "Change",
     "Changes",
@@ -41,6 +42,9 @@ __all__ = [
 
 KINDS: dict[str, type[Unit]] = {kind.kind: kind for kind in (MlpUnit, HeadsUnit, QkUnit, VoUnit)}
 """Every kind by its name, in the order in which units of one site are solved."""
+
+OWN_KINDS = tuple(name for name, kind in KINDS.items() if not kind.shares_site)
+"""Those whose costs add up to what their site costs."""
 
 CHANGES: dict[str, type[Change]] = {"mlp": MlpChange, "attn": AttentionChange}
 """What happens to a site, by its part of the block."""
