@@ -150,7 +150,7 @@ def _open_images(
     if known is not None:
         given = () if calib is None else (calib,)
         data = reopen_calibration(known, Path(settings.calibration or ""), graph.model, given, settings)
-        findings, kept_in, source = known, None, calib or settings.calibration or ""
+        findings, kept_in, source = known, None, data.fitting if calib is None else calib
     else:
         assert calib is not None
         source, data = calib, open_calibration(graph.model, calib, settings)
