@@ -134,12 +134,16 @@ def calibrate_model(
     findings = case.findings
     if findings.subject is None:
         findings.subject = describe_subject(case.graph.model, case.data)
+    if case.kept_in is None:
+        case = replace(case, kept_in=output)
     with staged_files({"-o": output}, force=force, before=case.unchanged) as (path,):
         problem = pose_problem(case, Shelf(case.diet.shelf, path.parent), run, clock)
         with clock.stage("probe"):
             prepare_method(problem)
         findings.about[IMAGES] = describe_contents(case.source, case.data).to_json()
         size = findings.write(path, output)
+    if case.checkpoint is not None:
+        case.checkpoint.remove()
     data = case.data
     return CalibrationResult(
         str(output), case.graph.model.sha256, size, data.fitting.n_images,

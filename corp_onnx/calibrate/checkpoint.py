@@ -13,14 +13,13 @@ from pathlib import Path
 from time import monotonic
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from corp_onnx.errors import InputError, OutputError
+from corp_onnx.errors import InputError
 from corp_onnx.images import Skipped
 from corp_onnx.moments.sums import RunningSum
 from corp_onnx.moments.tiles import under
 from corp_onnx.staging import staged_files
+from corp_onnx.tensor_file import read_tensors, write_tensors
 
 SCHEMA = "corp_onnx.checkpoint/1"
 
@@ -92,13 +91,7 @@ class Checkpoint:
             "skipped": json.dumps([(s.name, s.reason) for s in done.skipped]),
         }
         with staged_files({self.option: self.path}, force=True) as (path,):
-            try:
-                save_file(arrays, path, text)
-            except (OSError, SafetensorError) as error:
-                raise OutputError(
-                    f"{self.path}: a checkpoint could not be written ({error}); free some room or give another "
-                    f"{self.option}."
-                ) from error
+            write_tensors(path, arrays, text, self.path)
         now = monotonic()
         self._due = now + max(self.every, SHARE * (now - started) if self.every else 0)
 
@@ -108,20 +101,19 @@ class Checkpoint:
 
     def _read(self, sums: Sequence[RunningSum], identity: Mapping[str, str]) -> Done:
         try:
-            with safe_open(self.path, framework="numpy") as file:
-                text = file.metadata() or {}
-                if text.get("schema") != SCHEMA:
-                    raise _OtherError(f"{self.path}: is no checkpoint of this version of corp-onnx")
-                _require_same(self.path, json.loads(text["identity"]), identity)
-                names: dict[str, list[str]] = {}
-                for name in file.keys():  # noqa: SIM118
-                    at, _, own = name.partition(".")
-                    names.setdefault(at, []).append(own)
-                for at, running in enumerate(sums):  # one unit's arrays at a time
-                    running.restore({own: file.get_tensor(f"{at}.{own}") for own in names[str(at)]})
-                skipped = tuple(Skipped(name, reason) for name, reason in json.loads(text["skipped"]))
-                return Done(int(text["n_done"]), skipped)
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            file = read_tensors(self.path)
+            if file.metadata.get("schema") != SCHEMA:
+                raise _OtherError(f"{self.path}: is no checkpoint of this version of corp-onnx")
+            _require_same(self.path, json.loads(file.metadata["identity"]), identity)
+            names: dict[str, list[str]] = {}
+            for name in file.arrays:
+                at, _, own = name.partition(".")
+                names.setdefault(at, []).append(own)
+            for at, running in enumerate(sums):  # copies, one unit's at a time: sums go on in them
+                running.restore({own: np.array(file.arrays[f"{at}.{own}"]) for own in names[str(at)]})
+            skipped = tuple(Skipped(name, reason) for name, reason in json.loads(file.metadata["skipped"]))
+            return Done(int(file.metadata["n_done"]), skipped)
+        except (InputError, KeyError, ValueError) as error:
             raise _OtherError(f"{self.path}: is no checkpoint that can be read ({error})") from error
 
 
