@@ -91,7 +91,7 @@ def prune(
     unmerged = {"merge": "none"} if no_merge else {}
     options = {**sizes, **given, **unmerged, **run, **asdict(preprocessing)}
     settings = choose_settings(**options)
-    if names_no_size(options):
+    if names_no_size(options) and (calib, settings.calibration) != (None, None):
         click.echo(
             f"no budget given: looking for the smallest model that keeps {DEFAULT_AGREEMENT:.0%} of the answers "
             f"(--min-agreement {DEFAULT_AGREEMENT}), or, where they are no classes, is {DEFAULT_SIMILARITY} similar; "

@@ -26,7 +26,7 @@ def draw_probes(problem: Problem) -> Evaluator:
     p = problem
     return draw_evaluator(
         p.graph.model, p.calibration, PROBE_IMAGES, p.seed, p.tasks, batch_size=p.batch_size, provider=p.provider,
-        shelf=p.shelf,
+        shelf=p.shelf, findings=p.findings,
     )  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -166,6 +167,14 @@ class Problem:
         n_merges = len(self.merge.steps) if self.merge else 0
         times = self.clock.times if self.clock else None
         return Spending(self.graph, self.blocks, self.units, self.trim, self.cost, times, n_merges)
+
+    @property
+    def probe_key(self) -> dict[str, Any]:
+        """What the answers to probes depend on besides the images: they are the same under every budget."""
+        of_refit = ("widths", "refit", "weigh_tokens", "favour_late")
+        method = {name: value for name, value in asdict(self.method).items() if name not in of_refit}
+        units = [str(unit.key) for unit in self.units]
+        return {"method": method, "units": units, "seed": self.seed, "tasks": repr(self.tasks)}
 
     def trace(self) -> tuple[Choice, ...]:
         """Every width of every unit; the OBS order costs n^3 for an MLP, the rest is small."""

@@ -210,8 +210,9 @@ class Search:
         p = self.problem
         if self._judge is None:
             self._judge = prepare_evaluator(
-                p.graph.model, p.judging, p.tasks, batch_size=p.batch_size, provider=p.provider, shelf=p.shelf
-            )
+                p.graph.model, p.judging, p.tasks, batch_size=p.batch_size, provider=p.provider, shelf=p.shelf,
+                findings=p.findings,
+            )  # fmt: skip
         return self._judge
 
     def _token_weights(self, at: Stretches) -> dict[SiteKey, np.ndarray]:
@@ -244,9 +245,21 @@ def prepare_search(problem: Problem) -> Search:
     search = Search(problem, choices, {}, find_walk(problem.blocks))
     if not search.is_uniform:
         search.probes = draw_probes(problem)
-        search.sensitivities = probe_choices(problem, choices, search.probes)
+        search.sensitivities = _recall_sensitivities(problem, choices, search.probes)
         search.merging = prepare_merging(problem, search.probes)
     return search
+
+
+def _recall_sensitivities(problem: Problem, choices: Sequence[Choice], probes: Evaluator) -> dict[UnitKey, float]:
+    """The sensitivity of every unit, from the findings or by probes."""
+
+    def probe() -> dict[str, np.ndarray]:
+        found = probe_choices(problem, choices, probes)
+        return {"sensitivities": np.array([found[choice.key] for choice in choices])}
+
+    key = {**problem.probe_key, "n_images": probes.n_images}
+    found = problem.findings.recall("probes/units", key, probe)["sensitivities"]
+    return {choice.key: float(value) for choice, value in zip(choices, found, strict=True)}
 
 
 def _spread(schedules: Sequence[Schedule]) -> list[Schedule]:

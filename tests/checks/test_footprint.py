@@ -126,7 +126,7 @@ class TestRun:
         self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shelves: list[Shelf]
     ) -> None:
         prune_model(fixture_path(NAME), photos, tmp_path / "a.onnx", macs=0.7)
-        monkeypatch.setattr("corp_onnx.prune.choose_diet", lambda *_: room.Diet(3, 0, 1, 1))
+        monkeypatch.setattr("corp_onnx.case.choose_diet", lambda *_: room.Diet(3, 0, 1, 1))
         prune_model(fixture_path(NAME), photos, tmp_path / "b.onnx", macs=0.7)
         assert [one.n_written > 0 for one in shelves] == [False, True]
         a, b = weights_of(tmp_path / "a.onnx"), weights_of(tmp_path / "b.onnx")

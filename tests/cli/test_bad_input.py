@@ -371,7 +371,7 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            ("prune vit.onnx", "Missing option '--calib'"),
+            ("prune vit.onnx", "no images: give --calib DIR"),
             ("prune", "Missing argument 'MODEL'"),
             ("prune vit.onnx --calib photos --mlp half", "'half' is not a valid float"),
             ("prune vit.onnx --calib photos --seed -1", "-1 is not in the range x>=0"),
