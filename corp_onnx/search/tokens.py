@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from corp_onnx.blocks import SiteKey
 from corp_onnx.search.evaluator import Evaluator
 from corp_onnx.search.problem import Problem
+from corp_onnx.search.tails import visit_tails
 from corp_onnx.solve.schedule import (
     Schedule,
     StageCurve,
@@ -98,10 +100,11 @@ def _trace_sites(
     numbers = sorted({min(most, max(1, round(n_tokens * share))) for share in PROBE_SHARES})
     losses = np.zeros((len(wanted), len(numbers)))
     with problem.run.enter("probe tokens", losses.size, "merges") as count:
-        for i, j in np.ndindex(losses.shape):
+        for i, tail in visit_tails(problem, evaluator, [SiteKey(sites[place].block, "attn") for place in wanted]):
             site = sites[wanted[i]]
-            step = MergeStep(site, numbers[j], problem.metrics[site.block])
-            losses[i, j] = evaluator.evaluate(merge_tokens(problem.graph, (step,))).loss
-            count()
+            for j, n_merged in enumerate(numbers):
+                step = MergeStep(site, n_merged, problem.metrics[site.block])
+                losses[i, j] = tail.evaluate(merge_tokens(problem.graph, (step,))).loss
+                count()
     curves = [trace_loss(n_tokens, numbers, of_site) for of_site in smooth_losses(losses).tolist()]
     return dict(zip(wanted, curves, strict=True))
