@@ -6,7 +6,7 @@ that are judged with the dense ones. The images are preprocessed once and kept: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,15 +47,22 @@ class Evaluator:
         Raises:
             ModelError: ONNX Runtime can not load or run it.
         """
-        judgement, start = Judgement(self.tasks), 0
         names = [task.output for task in self.tasks]
         session = start_session(proto, self.model, self.provider, self.pace.threads)
         with Crew(self.pace.n_calls) as crew:
-            for found in crew.stream(lambda batch: read_outputs(session, batch[0], batch[1], names), self.feeds):
-                part = slice(start, start + len(found[names[0]]))
-                expected = {name: self.answers[name][part] for name in names}
-                judgement.add(found, expected, None if labels is None else labels[part])
-                start = part.stop
+            found = crew.stream(lambda batch: read_outputs(session, batch[0], batch[1], names), self.feeds)
+            return self.judge(found, labels)
+
+    def judge(
+        self, found: Iterable[Mapping[str, Float64[np.ndarray, "n ..."]]], labels: Int64[np.ndarray, " n"] | None = None
+    ) -> Judgement:
+        """How far answers to the images are off, batch by batch in their order; top-1 with labels."""
+        judgement, start = Judgement(self.tasks), 0
+        for batch in found:
+            part = slice(start, start + len(batch[self.tasks[0].output]))
+            expected = {task.output: self.answers[task.output][part] for task in self.tasks}
+            judgement.add(batch, expected, None if labels is None else labels[part])
+            start = part.stop
         return judgement
 
 

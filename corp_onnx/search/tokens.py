@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from corp_onnx.blocks import SiteKey
 from corp_onnx.search.evaluator import Evaluator
 from corp_onnx.search.problem import Problem
+from corp_onnx.search.tails import visit_tails
 from corp_onnx.solve.schedule import (
     Schedule,
     StageCurve,
@@ -111,9 +113,10 @@ def _probe_sites(
     sites = problem.sites.sites
     losses = np.zeros((len(wanted), len(numbers)))
     with problem.run.enter("probe tokens", losses.size, "merges") as count:
-        for i, j in np.ndindex(losses.shape):
+        for i, tail in visit_tails(problem, evaluator, [SiteKey(sites[place].block, "attn") for place in wanted]):
             site = sites[wanted[i]]
-            step = MergeStep(site, numbers[j], problem.metrics[site.block])
-            losses[i, j] = evaluator.evaluate(merge_tokens(problem.graph, (step,))).loss
-            count()
+            for j, n_merged in enumerate(numbers):
+                step = MergeStep(site, n_merged, problem.metrics[site.block])
+                losses[i, j] = tail.evaluate(merge_tokens(problem.graph, (step,))).loss
+                count()
     return losses
