@@ -27,7 +27,8 @@ from corp_onnx.units import apply_changes
 SOME = (
     "timm_vit_ts17_fused", "timm_vit_dynamo18_unfused", "timm_vit_ts17_fused_fixed", "timm_vit_ts17_inputs",
     "timm_deit_distilled_two_heads_ts17", "timm_swiglu_packed_ts17", "torchvision_vit_ts17", "hf_vit_dynamo23_sdpa",
-    "hf_dinov2_resized_ts14_eager", "hf_bert_ts17_eager", "timm_eva02_ts17_fused", "timm_beit_shared_bias_dynamo18_unfused",
+    "hf_dinov2_resized_ts14_eager", "hf_bert_ts17_eager", "timm_eva02_ts17_fused",
+    "timm_beit_shared_bias_dynamo18_unfused",
     "timm_swin_stages_dynamo18_fused", "timm_vit_respost_ts17", "timm_vit_parallel_ts17", "timm_siglip_map_ts17",
     "timm_vit_ts17_external", "timm_vit_ts17_unfolded", "timm_vit_ts17_fp16", "timm_vit_ts17_bf16",
     "hf_bert_ts17_eager_ortbert", "hf_v4_vit_ts17_eager_ortmmdit", "handmade_attention_3d",
