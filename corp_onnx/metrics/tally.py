@@ -82,6 +82,11 @@ class Tally(ABC):
         """What a promise counts, one number an image."""
 
     @property
+    def stretch(self) -> Float64[np.ndarray, " n"] | None:
+        """How many times as far from the reference each image may be until nothing of it is kept; None: by degrees."""
+        return None
+
+    @property
     def relative_error(self) -> float | None:
         """|z - z_ref| / |z_ref| over everything counted; None without a reference, or where that is all zero."""
         reference = sum_pieces(self._reference_energy)

@@ -31,7 +31,7 @@ from corp_onnx.tokens.flow import trace_tokens
 from corp_onnx.tokens.merge import merge_tokens
 from corp_onnx.tokens.sites import MergePlan, MergeSites, MergeStep
 
-PROBE_SHARES = (0.08, 0.2, 0.3, 0.4)
+PROBE_SHARES = (0.08, 0.2, 0.4)
 """Of the tokens, merged in one block: from hardly felt to nearly the most that one step can do."""
 
 MERGE_MACS = 4e6
