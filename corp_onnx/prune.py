@@ -21,6 +21,7 @@ from corp_onnx._version import __version__
 from corp_onnx.blocks import Blocks, find_blocks
 from corp_onnx.calibrate.collect import collect_moments
 from corp_onnx.calibrate.data import Calibration, describe_data, open_calibration, warn_of_images, warn_of_moments
+from corp_onnx.checks.disagreement import Disagreements
 from corp_onnx.checks.footprint import choose_diet, predict_footprint
 from corp_onnx.checks.measure import UnitErrors, check_expected, measure_model
 from corp_onnx.checks.preflight import (
@@ -50,6 +51,7 @@ from corp_onnx.results import (
     PruneResult,
     StageClock,
     UnitResult,
+    UnitWidth,
     describe_environment,
     to_json,
 )
@@ -57,7 +59,7 @@ from corp_onnx.run.outputs import LOOKED_AT, TASKS_KEY, Outputs, find_outputs
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session, resolve_provider
 from corp_onnx.search.folds import N_FOLDS
-from corp_onnx.search.problem import Problem
+from corp_onnx.search.problem import Problem, Solution
 from corp_onnx.search.reach import require_reachable
 from corp_onnx.search.strategy import follow_method
 from corp_onnx.settings import Budget, PruneSettings
@@ -92,6 +94,8 @@ def prune_model(
     settings: PruneSettings | None = None,
     report: Path | str | None = None,
     force: bool = False,
+    pictures: bool = False,
+    command: str = "",
     progress: Progress | None = None,
     **options: Any,
 ) -> PruneResult:
@@ -108,6 +112,8 @@ def prune_model(
         settings: everything that can be chosen as one value, or
         options: some of it by name, as on the command line: `macs=0.6`, `params`, `min_agreement`, `mlp` and `attn`,
             `preset`, every field of `Method`, `PruneSettings` and `Preprocessing` (options.py).
+        pictures: put small pictures of the images on which dense and pruned disagree most into the report.
+        command: what was typed, which the report repeats.
         progress: told how far the run is.
 
     Returns:
@@ -181,11 +187,11 @@ def prune_model(
             checks += check_rewrite(graph, rewrite, models, feeds, settings.provider)
             require_sound(checks, "pruned", output)
         with clock.stage("measure"), run.enter("measure", data.reporting.n_images) as count:
-            errors = UnitErrors(graph, solution.plans)
+            errors, apart = UnitErrors(graph, solution.plans), Disagreements(outputs)
             left_out = find_left_out(models[-2]) if trim else None
             measured = measure_model(
                 graph, blocks, pruned, data.reporting, outputs, errors, trim=left_out, n_special=sites.n_special,
-                **running, promised=method.widths if isinstance(method.widths, Budget) else None,
+                **running, apart=apart, promised=method.widths if isinstance(method.widths, Budget) else None,
                 confidence=settings.confidence, progress=count,
             )  # fmt: skip
             surprise = check_expected(measured, solution.expected_loss)
@@ -213,6 +219,10 @@ def prune_model(
             expected_memory_bytes=diet.peak,
             environment=describe_environment(settings.provider),
             report_path=str(report),
+            network=_describe_network(units, solution),
+            tried=solution.tried,
+            disagreements=apart.list_worst(graph.model, data.reporting, pictures=pictures),
+            command=command,
         )
         write_text(to_json(result) + "\n", report_path, report)
         if timed is not None and table is not None:
@@ -254,6 +264,19 @@ def _left_whole(units: Sequence[Unit], plans: Sequence[UnitPlan]) -> tuple[str, 
     narrower = {plan.key for plan in plans if plan.width < plan.unit.width}
     gone = {plan.unit.site.key for plan in plans if plan.solved.removes}
     return tuple(str(u.key) for u in units if u.key not in narrower and u.site.key not in gone)
+
+
+def _describe_network(units: Sequence[Unit], solution: Solution) -> tuple[UnitWidth, ...]:
+    """Every unit that could be pruned, with its width before and after."""
+    gone = {plan.unit.site.key for plan in solution.plans if plan.solved.removes}
+    widths = {plan.key: plan.width for plan in solution.plans}
+    return tuple(
+        UnitWidth(
+            str(u.key), u.kind, u.site.key.block, u.width,
+            widths.get(u.key, 0 if u.site.key in gone else u.width), *solution.probed.get(u.key, (None, None)),
+        )
+        for u in units
+    )  # fmt: skip
 
 
 def describe_merges(steps: Sequence[MergeStep], graph: Graph) -> tuple[MergeResult, ...]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -126,6 +126,7 @@ class SessionFacts:
 class BenchResult(Result):
     """What `bench_models` returns."""
 
+    verb: ClassVar[str] = "bench"
     models: tuple[BenchModel, ...]
     rows: tuple[BenchRow, ...]
     schedule: Schedule

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -21,9 +21,14 @@ Rows: TypeAlias = Sequence[Sequence[str]]
 
 
 class Result:
-    """What a verb returns: one line for a Python session, a small table for a notebook, JSON for everything else."""
+    """What a verb returns: one line for a Python session, a small table for a notebook, JSON for everything else.
+
+    Attributes:
+        verb: which one, as its JSON says.
+    """
 
     __slots__ = ()
+    verb: ClassVar[str] = ""
 
     @property
     def summary(self) -> str:
@@ -36,7 +41,7 @@ class Result:
         raise NotImplementedError
 
     def to_json(self) -> str:
-        """All of it as JSON, schema 1; keys are the attributes."""
+        """All of it as JSON, schema 1; keys are the attributes, and `verb`. Its own schema: docs/schema/."""
         return to_json(self)
 
     def __repr__(self) -> str:
@@ -52,7 +57,13 @@ class Result:
 
 def to_json(value: Any) -> str:
     """A result as JSON with `schema: 1`; NaN and infinities, which JSON does not know, become null."""
-    return json.dumps({"schema": SCHEMA, **_plain(dataclasses.asdict(value))}, indent=2, allow_nan=False)
+    return json.dumps(to_report(value), indent=2, allow_nan=False)
+
+
+def to_report(value: Any) -> dict[str, Any]:
+    """The same as what JSON says of it, read again."""
+    verb = {"verb": value.verb} if isinstance(value, Result) else {}
+    return {"schema": SCHEMA, **verb, **_plain(dataclasses.asdict(value))}
 
 
 def read_json(text: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from corp_onnx.results.base import Result, Rows
 from corp_onnx.results.facts import DeadTokens, ModelFacts, SkipFacts, UnitFacts
@@ -12,6 +13,7 @@ from corp_onnx.results.facts import DeadTokens, ModelFacts, SkipFacts, UnitFacts
 class Inspection(Result):
     """What `inspect` returns; `dead_tokens` is None where every token is read."""
 
+    verb: ClassVar[str] = "inspect"
     model: ModelFacts
     n_blocks: int
     units: tuple[UnitFacts, ...]

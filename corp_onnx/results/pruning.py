@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from corp_onnx.results.base import Result, Rows
 from corp_onnx.results.facts import ModelFacts, SkipFacts
@@ -29,6 +29,70 @@ class UnitResult:
     error: float
     error_without: float
     condition_number: float
+
+
+@dataclass(frozen=True, slots=True)
+class UnitWidth:
+    """One unit that could have been pruned, whether it was or not.
+
+    Attributes:
+        width_after: 0 where the whole unit went with others of its site.
+        probe_width: the width at which it alone was tried, before widths were searched; None where nothing was.
+        probe_loss: how far that moved the answers, in the loss that the search minimises: mean KL in nats of classes,
+            1 - cosine of embeddings, squared relative error else.
+    """
+
+    key: str
+    kind: str
+    block: int
+    width_before: int
+    width_after: int
+    probe_width: int | None = None
+    probe_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TriedSize:
+    """A size that a search for a promise tried.
+
+    Attributes:
+        macs: share of the dense model's MACs that it was to keep.
+        value: what it kept of the answers, as the promise counts it, on the images that choose.
+        low: the lower end of that; the value itself where there is none.
+        refitted: whether last products were solved again.
+    """
+
+    macs: float
+    value: float
+    low: float
+    refitted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A first answer: the class, what the model calls it (empty where it has no names), and its probability."""
+
+    index: int
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """A held-back image on which pruned and dense model are far apart.
+
+    Attributes:
+        image: its file below the calibration folder, or its number among the arrays.
+        distance: KL in nats of classes, else 1 - what a promise counts (cosine, correlation, R2).
+        dense, pruned: first answers; None where answers are no classes, one an image.
+        thumbnail: the picture as a small JPEG in a data URI; empty where none was asked for.
+    """
+
+    image: str
+    distance: float
+    dense: Answer | None = None
+    pruned: Answer | None = None
+    thumbnail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +157,11 @@ class PruneResult(Result):
     """What `prune` returns and writes as its report.
 
     `n_units_found` counts the recognised units of the kinds that were to be pruned, whether they can be or not;
-    `left_whole` are those that the search gave their full width.
+    `left_whole` are those that the search gave their full width. `network` are all units that could be pruned,
+    `disagreements` the images on which dense and pruned are farthest apart, `command` what was typed.
     """
 
+    verb: ClassVar[str] = "prune"
     dense: ModelFacts
     pruned: ModelFacts
     settings: dict[str, Any]
@@ -115,6 +181,10 @@ class PruneResult(Result):
     environment: Environment
     report_path: str
     speed: SpeedResult | None = None
+    network: tuple[UnitWidth, ...] = ()
+    tried: tuple[TriedSize, ...] = ()
+    disagreements: tuple[Disagreement, ...] = ()
+    command: str = ""
 
     @property
     def kept_macs(self) -> float:

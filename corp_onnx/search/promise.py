@@ -12,7 +12,7 @@ where it has to be exact.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from corp_onnx.errors import OptionError
 from corp_onnx.metrics import open_tally
 from corp_onnx.metrics.intervals import FEW_MEANS, images_needed, wilson_interval
 from corp_onnx.metrics.judgement import Kept
+from corp_onnx.results import TriedSize
 from corp_onnx.search.problem import Solution
 from corp_onnx.search.search import Search
 from corp_onnx.settings import Budget
@@ -46,12 +47,14 @@ class PromiseSearch:
         choosers: those whose solutions are tried: the search itself, or its folds where images are few (folds.py).
         budget: what is to be kept.
         confidence: of the interval whose lower end counts.
+        tried: the sizes tried so far, in order.
     """
 
     search: Search
     choosers: tuple[Search, ...]
     budget: Budget
     confidence: float
+    tried: list[TriedSize] = field(default_factory=list)
 
     @property
     def n_images(self) -> int:
@@ -88,13 +91,16 @@ class PromiseSearch:
 
     def one_shot(self, fraction: float) -> Kept:
         """What one-shot solutions of a fraction keep."""
-        return join_kept([chooser.kept(chooser.one_shot("macs", fraction)) for chooser in self.choosers])
+        kept = join_kept([chooser.kept(chooser.one_shot("macs", fraction)) for chooser in self.choosers])
+        self.tried.append(TriedSize(float(fraction), kept.mean, self.score(kept), refitted=False))
+        return kept
 
     def refitted(self, fraction: float) -> tuple[Solution | None, Kept]:
         """(the model's own refitted solution, where it was made, what such solutions keep)."""
         solutions = [chooser.refitted("macs", fraction) for chooser in self.choosers]
         pairs = zip(self.choosers, solutions, strict=True)
         kept = join_kept([chooser.kept(solution) for chooser, solution in pairs])
+        self.tried.append(TriedSize(float(fraction), kept.mean, self.score(kept), refitted=True))
         return (solutions[0] if self.choosers[0] is self.search else None), kept
 
     def find(self) -> Solution:
