@@ -133,6 +133,7 @@ class BenchResult(Result):
     session: SessionFacts
     notes: tuple[str, ...]
     environment: Environment
+    command: str = ""
 
     @property
     def summary(self) -> str:

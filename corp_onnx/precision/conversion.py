@@ -159,6 +159,7 @@ class ConvertResult(Result):
     stages: tuple[StageTime, ...]
     environment: Environment
     recipe_origin: str | None = None
+    command: str = ""
 
     @property
     def summary(self) -> str:

@@ -62,7 +62,7 @@ def to_json(value: Any) -> str:
 
 def to_report(value: Any) -> dict[str, Any]:
     """The same as what JSON says of it, read again."""
-    verb = {"verb": value.verb} if isinstance(value, Result) else {}
+    verb = {"verb": type(value).verb} if issubclass(type(value), Result) else {}
     return {"schema": SCHEMA, **verb, **_plain(dataclasses.asdict(value))}
 
 
