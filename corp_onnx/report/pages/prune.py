@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from corp_onnx.errors import clean_text
 from corp_onnx.metrics.names import name_metric, write_value
-from corp_onnx.report.figures import (
-    Column,
-    draw_depth,
-    draw_losses,
-    draw_tried,
-    draw_unit_errors,
-    draw_widths,
-)
+from corp_onnx.report.figures import draw_tried
 from corp_onnx.report.outputs import describe_promise
 from corp_onnx.report.pages.common import (
     bullets,
@@ -29,12 +22,12 @@ from corp_onnx.report.pages.common import (
     show_warnings,
     spread,
 )
+from corp_onnx.report.pages.units import show_errors, show_losses, show_network
 from corp_onnx.report.parts import (
     Facts,
     Figure,
     Inline,
     Page,
-    Part,
     Picture,
     Pictures,
     Section,
@@ -52,12 +45,6 @@ from corp_onnx.report.parts import (
 )
 from corp_onnx.report.terminal import KIND_NAMES
 from corp_onnx.results import Promise
-
-COUNTED = {"mlp": "hidden channels", "qk": "dimensions a head", "vo": "dimensions a head", "heads": "heads"}
-"""What the width of a kind counts."""
-
-LOSSES = {"classify": "KL, nats", "dense": "loss", "embed": "1 - cosine", "regress": "squared relative error"}
-"""What a search minimises, by task, as the title of an axis."""
 
 
 def make_page(facts: Facts) -> Page:
@@ -115,10 +102,10 @@ def _list_sections(facts: Facts) -> Iterator[Section]:
     yield from show_warnings(facts)
     yield _show_sizes(facts)
     yield _show_answers(facts)
-    yield from _show_network(facts)
+    yield from show_network(facts)
     yield from _show_tried(facts)
-    yield from _show_errors(facts)
-    yield from _show_losses(facts)
+    yield from show_errors(facts)
+    yield from show_losses(facts)
     yield from _show_pictures(facts)
     yield from _show_left(facts)
     yield show_checks(facts)
@@ -156,41 +143,6 @@ def _show_answers(facts: Facts) -> Section:
     return Section("How far the answers moved", (show_metrics(facts, "held_out.outputs"), Text(tuple(lines))), lead)
 
 
-def _group(rows: Sequence[dict[str, Any]], describe: Callable[[list[dict[str, Any]]], str]) -> list[Column]:
-    """Rows by kind of unit, in the order of the terminal's table."""
-    kinds = [kind for kind in KIND_NAMES if any(row["kind"] == kind for row in rows)]
-    own = {kind: [row for row in rows if row["kind"] == kind] for kind in kinds}
-    return [Column(KIND_NAMES[kind], describe(own[kind]), tuple(own[kind])) for kind in kinds]
-
-
-def _show_network(facts: Facts) -> Iterator[Section]:
-    units = [{**unit, "before": unit["width_before"], "after": unit["width_after"]} for unit in facts.get("network")]
-
-    def describe(rows: list[dict[str, Any]]) -> str:
-        wholes = {row["before"] for row in rows}
-        return f"of {wholes.pop()}" if len(wholes) == 1 else f"of up to {max(wholes)}"
-
-    columns = _group(units, describe)
-    counted = "Rows: blocks. " + "; ".join(f"{c.title}: {COUNTED.get(c.rows[0]['kind'], 'width')}" for c in columns)
-    if (merges := facts.get("merges")) and units:
-        blocks = sorted({unit["block"] for unit in units} | {merge["block"] for merge in merges})
-        before, left, rows = merges[0]["tokens_before"], merges[0]["tokens_before"], []
-        for block in blocks:
-            left = next((m["tokens_after"] for m in merges if m["block"] == block), left)
-            rows.append({"block": block, "before": before, "after": left})
-        columns.append(Column("tokens", f"of {before}", tuple(rows)))
-        counted += "; tokens: left behind the block"
-    if not columns:
-        return
-    figure = Figure("Width of every unit, before (grey) and after", partial(draw_widths, columns), counted)
-    parts: list[Part] = [figure]
-    if merges:
-        steps = [(facts.datum(f"merges.{i}.block", count), facts.datum(f"merges.{i}.tokens_before", count),
-                  facts.datum(f"merges.{i}.tokens_after", count)) for i in range(len(merges))]  # fmt: skip
-        parts.append(Table(("tokens merge in block", "before", "behind"), tuple(steps)))
-    yield Section("The network", tuple(parts), "An image enters at block 0 and leaves at the bottom.")
-
-
 def _show_tried(facts: Facts) -> Iterator[Section]:
     if not (tried := facts.get("tried")):
         return
@@ -207,56 +159,6 @@ def _show_tried(facts: Facts) -> Iterator[Section]:
         ("", "MACs kept", f"{metric} kept", "lower end"), tuple(rows), caption="The same in numbers", is_folded=True
     )
     yield Section("Sizes that were tried", (Figure("What smaller models keep", draw, caption), table))
-
-
-def _show_errors(facts: Facts) -> Iterator[Section]:
-    parts: list[Part] = []
-    if stream := facts.get("held_out.stream_error"):
-        caption = "What a block hands on to the next, against the dense model, over all tokens that still correspond."
-        parts.append(Figure("Error of the residual stream by depth", partial(draw_depth, stream), caption))
-    units = [u for u in facts.get("units") if u["error"] is not None and u["error_without"] is not None]
-    if columns := _group(units, lambda rows: f"{len(rows)} units"):
-        caption = ("Rows: blocks. Filled: of the unit's own output on held-back images, compensated, before the refit; hollow: the "
-                   "same width only cut.")  # fmt: skip
-        parts.append(Figure("Error of every pruned unit", partial(draw_unit_errors, columns), caption))
-        rows: list[tuple[Inline, ...]] = [
-            (unit["key"], *(facts.datum(f"units.{i}.{key}", form) for key, form in (
-                ("width_before", count), ("width_after", count), ("error", percent), ("error_without", percent))))
-            for i, unit in enumerate(facts.get("units"))
-        ]  # fmt: skip
-        parts.append(
-            Table(
-                ("unit", "before", "after", "error", "only cut"),
-                tuple(rows),
-                caption="The same in numbers",
-                is_folded=True,
-            )
-        )
-    if parts:
-        yield Section("Where the error is", tuple(parts))
-
-
-def _show_losses(facts: Facts) -> Iterator[Section]:
-    units = facts.get("network")
-    rows = [{**unit, "loss": unit["probe_loss"]} for unit in units if unit["probe_loss"] is not None]
-    if not rows:
-        return
-
-    def describe(own: list[dict[str, Any]]) -> str:
-        widths = {row["probe_width"] for row in own}
-        return f"at {widths.pop()}" if len(widths) == 1 else f"at {min(widths)} to {max(widths)}"
-
-    task = next((o["task"] for o in facts.get("held_out.outputs") if o["is_judged"]), "")
-    draw = partial(draw_losses, _group(rows, describe), LOSSES.get(task, "loss"))
-    caption = "Rows: blocks. How far the answers move when this unit alone is cut to the width named above, on calibration images."
-    cells: list[tuple[Inline, ...]] = [
-        (unit["key"], facts.datum(f"network.{i}.probe_width", count), facts.datum(f"network.{i}.probe_loss", digits))
-        for i, unit in enumerate(units)
-        if unit["probe_loss"] is not None
-    ]
-    table = Table(("unit", "width", "loss"), tuple(cells), caption="The same in numbers", is_folded=True)
-    lead = "Which units the answers depend on: what the search for widths went by."
-    yield Section("Sensitivity", (Figure("Loss of each unit cut alone", draw, caption), table), lead)
 
 
 def _show_pictures(facts: Facts) -> Iterator[Section]:
