@@ -28,6 +28,10 @@ EXTRAS = (
     "tritonclient",
     "onnxscript",
     "openvino",
+    "altair",
+    "vl_convert",
+    "jinja2",
+    "markupsafe",
 )
 
 ORDER = (

@@ -20,6 +20,7 @@ from corp_onnx.latency.table import Times
 from corp_onnx.metrics import OutputTask
 from corp_onnx.moments import Moments
 from corp_onnx.progress import Count, Run
+from corp_onnx.results import TriedSize
 from corp_onnx.rewrite import Rewrite, plan_rewrite
 from corp_onnx.settings import CONFIDENCE, CostKind, Method
 from corp_onnx.shelf import Shelf
@@ -202,6 +203,8 @@ class Solution:
         merges: the tokens that merge.
         expected_loss: on the images that judge; of a refitted solution that of the one which the refit started from.
         expected_speedup: by the table of times, under a budget of time.
+        probed: of units that were probed, the width at which each alone was, and the loss of that.
+        tried: sizes that the search for a promise tried.
     """
 
     changes: Changes
@@ -211,6 +214,8 @@ class Solution:
     merges: tuple[MergeStep, ...] = ()
     expected_loss: float | None = None
     expected_speedup: float | None = None
+    probed: Mapping[UnitKey, tuple[int, float]] = field(default_factory=dict)
+    tried: tuple[TriedSize, ...] = ()
 
 
 def solve_widths(choices: tuple[Choice, ...], widths: Mapping[UnitKey, int]) -> tuple[UnitPlan, ...]:
