@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -119,6 +119,10 @@ class ImageSet:
         """Keep no more crops than this many bytes, in this set and its splits."""
         self._memory.limit = min(self._memory.limit, limit)
 
+    def know_skipped(self, skipped: Iterable[Skipped]) -> None:
+        """Leave out files that an earlier run found to give no image, in this set and its splits."""
+        self._memory.bad.update({skip.name: skip.reason for skip in skipped})
+
     def recipe_json(self) -> str:
         """The recipe as a model keeps it; a guess says so."""
         return self.recipe.to_json() if self.found is None else self.found.to_json()
@@ -164,10 +168,6 @@ class ImageSet:
     def alone(self) -> ImageSet:
         """The same images for another process: they know their damaged files, and keep no crops."""
         return replace(self, _memory=Memory({skip.name: skip.reason for skip in self.skipped}, limit=0))
-
-    def skip(self, found: Sequence[Skipped]) -> None:
-        """Take images for damaged that another process found to be."""
-        self._memory.bad.update({skip.name: skip.reason for skip in found})
 
     def _decode(self, recipes: tuple[Recipe, ...], ahead: int) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
         """(name, one crop for each recipe) in order, with up to `ahead` further files in work or waiting."""

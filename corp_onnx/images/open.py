@@ -167,6 +167,30 @@ def _open_again(images: ImageSet, limit: int | None, seed: int, minimum: int, la
     return images if limit is None else images.select(np.sort(_shuffle(total, seed)[:limit]))
 
 
+def reopen_files(
+    place: ImageSet | Path | str, names: Sequence[str], found: FoundRecipe, bad: Mapping[str, str]
+) -> ImageSet:
+    """Images of an earlier run, by what they were called in it.
+
+    Args:
+        place: the folder or the shards where they lie now.
+        names: as of `ImageSet`, in any order.
+        bad: what that run found to give no image.
+
+    Raises:
+        ImageError: no shards there, or an image is not in them. Files that are missing show when they are read.
+    """
+    if isinstance(place, ImageSet):
+        root, source = place.root, place.source
+    else:
+        root = find_url(place) or Path(place)
+        listed = [] if isinstance(root, str) or is_pattern(root) or not root.is_dir() else list_files(root)[1]
+        places = find_shards(place, listed)
+        source = open_shards(place, places, None).source if places else FolderSource(Path(place))
+    kept = source.find(names) if isinstance(source, ShardSource) else tuple(names)
+    return replace(_make_set(root, kept, source, found, 1, len(names), dict(bad)), is_prepared=False)
+
+
 def split_holdout(images: Images, fraction: float, seed: int = 0) -> tuple[Images, Images]:
     """(the rest, a random `fraction` held back): disjoint, together the whole, the same for the same seed.
 

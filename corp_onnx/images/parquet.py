@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from jaxtyping import Int
 
 from corp_onnx.errors import ImageError, MissingExtraError
 from corp_onnx.images.labels import Truth
-from corp_onnx.images.places import open_place, read_reason
+from corp_onnx.images.places import name_places, open_place, read_reason
 from corp_onnx.images.source import ShardNames, ShardSource
 
 READ_ROWS = 16
@@ -44,12 +44,14 @@ class Shard:
     """One Parquet file.
 
     Attributes:
+        title: what its images are called by.
         group_ends: rows of the file up to the end of every row group.
         column: of the images, as pyarrow selects it.
         label: the column of class indices, or empty.
     """
 
     place: str
+    title: str
     group_ends: Int[np.ndarray, " g"]
     column: str
     label: str
@@ -79,7 +81,7 @@ class ParquetShards(ShardSource):
     def name(self, row: int) -> str:
         """`train-00000.parquet[12]`."""
         shard, inside = self._locate(row)
-        return f"{PurePosixPath(self.shards[shard].place).name}[{inside}]"
+        return f"{self.shards[shard].title}[{inside}]"
 
     def read_rows(self, rows: Int[np.ndarray, " n"]) -> Iterator[bytes]:
         """As `ShardSource`."""
@@ -94,7 +96,7 @@ class ParquetShards(ShardSource):
         if any(value is None or value < 0 for value in values):  # a hidden test set has -1
             return None
         first = self.shards[0]
-        return Truth(tuple(map(str, values)), tuple(names), Path(f"{PurePosixPath(first.place).name}:{first.label}"))
+        return Truth(tuple(map(str, values)), tuple(names), Path(f"{first.title}:{first.label}"))
 
     def require_readable(self) -> None:
         """As `Source`."""
@@ -114,24 +116,24 @@ class ParquetShards(ShardSource):
 
 
 def open_parquet(places: Sequence[str]) -> tuple[ParquetShards, dict[str, str]]:
-    """(the shards that can be read, place -> reason for the others); footers alone are read.
+    """(the shards that can be read, title -> reason for the others); footers alone are read.
 
     Raises:
         ImageError: no shard can be read, or one has no column of images.
         MissingExtraError: pyarrow is not installed.
     """
     _import_parquet(places[0])
+    titles = name_places(places)
     with ThreadPoolExecutor(min(N_FOOTERS, len(places)), thread_name_prefix="corp-onnx-footer") as pool:
-        found = list(pool.map(_read_footer, places))
+        found = list(pool.map(_read_footer, places, titles))
     shards = tuple(shard for shard in found if isinstance(shard, Shard) and shard.n_rows)
-    pairs = zip(places, found, strict=True)
-    bad = {PurePosixPath(place).name: reason for place, reason in pairs if isinstance(reason, str)}
+    bad = {title: reason for title, reason in zip(titles, found, strict=True) if isinstance(reason, str)}
     if not shards:
         raise ImageError(f"{places[0]}: {next(iter(bad.values()), 'holds no row')}; expected Parquet files of images.")
     return ParquetShards(shards, np.cumsum([shard.n_rows for shard in shards])), bad
 
 
-def _read_footer(place: str) -> Shard | str:
+def _read_footer(place: str, title: str) -> Shard | str:
     """What is in a file, or why it can not be read."""
     parquet = _import_parquet(place)
     try:
@@ -143,7 +145,7 @@ def _read_footer(place: str) -> Shard | str:
         return read_reason(error)
     column, label = _find_image(place, schema), _find_label(schema)
     rows = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
-    return Shard(place, np.cumsum(rows, dtype=np.int64), column, label)
+    return Shard(place, title, np.cumsum(rows, dtype=np.int64), column, label)
 
 
 def _find_image(place: str, schema: Any) -> str:

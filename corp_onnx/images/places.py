@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import glob
 import re
+from collections.abc import Sequence
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -92,6 +94,20 @@ def open_place(place: str) -> BinaryIO:
         raise
     except Exception as error:  # every file system has errors of its own
         raise ImageError(f"{place}: can not be opened ({read_reason(error)}).") from error
+
+
+def place_to_keep(path: Path | str) -> str:
+    """How a file names a path, a pattern or a URL, wherever it is read from; empty where nothing is there."""
+    url = find_url(path)
+    return url or (str(Path(path).absolute()) if Path(path).exists() or is_pattern(path) else "")
+
+
+def name_places(places: Sequence[str]) -> list[str]:
+    """A short name for each of different places: without the folder that all of them lie in."""
+    parts = [place.replace("\\", "/").split("/") for place in places]
+    first, last = min(parts)[:-1], max(parts)[:-1]
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    return ["/".join(of_place[shared:]) for of_place in parts]
 
 
 def is_remote(place: str) -> bool:

@@ -93,7 +93,7 @@ def _require_one_kind(path: Path | str, places: list[str]) -> list[str]:
     kinds = {PurePosixPath(place).suffix for place in places}
     if len(kinds) > 1:
         raise ImageError(f"{path}: holds {PARQUET} and {TAR} files; give one kind of shards, by a pattern or a folder.")
-    return sorted(places)
+    return sorted(set(places))
 
 
 def _is_shard(path: Path) -> bool:

@@ -81,6 +81,22 @@ class ShardSource(Source):
     def read_rows(self, rows: Int[np.ndarray, " n"]) -> Iterator[bytes]:
         """The images at these rows, in this order; fast where they ascend. Empty where a shard holds none there."""
 
+    def find(self, names: Sequence[str]) -> ShardNames:
+        """These images among all of them.
+
+        Raises:
+            ImageError: one is not there.
+        """
+        wanted = dict.fromkeys(names, -1)
+        for row in range(self.n_rows):
+            name = self.name(row)
+            if name in wanted:
+                wanted[name] = row
+        missing = next((name for name, row in wanted.items() if row < 0), None)
+        if missing is not None:
+            raise ImageError(f"{missing}: is not in these shards.")
+        return ShardNames(self, np.array([wanted[name] for name in names], dtype=np.int64))
+
     def stream(self, names: Sequence[str], is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, Encoded | None]]:
         """As `Source`, of the names of this source."""
         assert isinstance(names, ShardNames)

@@ -19,7 +19,7 @@ from jaxtyping import Int
 from corp_onnx.errors import ImageError, MissingExtraError
 from corp_onnx.images.decode import image_suffixes
 from corp_onnx.images.labels import Truth
-from corp_onnx.images.places import is_remote, open_place, read_reason
+from corp_onnx.images.places import is_remote, name_places, open_place, read_reason
 from corp_onnx.images.source import ShardNames, ShardSource
 
 LABEL = "cls"
@@ -33,12 +33,14 @@ class Shard:
     """One tar file.
 
     Attributes:
+        title: what its images are called by.
         members: names of its images, in their order.
         images: where each begins, and its bytes.
         labels: the same of the class index beside it; -1 where there is none.
     """
 
     place: str
+    title: str
     members: tuple[str, ...]
     images: Int[np.ndarray, "n 2"]
     labels: Int[np.ndarray, "n 2"]
@@ -63,7 +65,7 @@ class TarShards(ShardSource):
     def name(self, row: int) -> str:
         """`shard-000.tar/0001.jpg`."""
         shard, inside = self._locate(row)
-        return f"{PurePosixPath(shard.place).name}/{shard.members[inside]}"
+        return f"{shard.title}/{shard.members[inside]}"
 
     def read_rows(self, rows: Int[np.ndarray, " n"]) -> Iterator[bytes]:
         """As `ShardSource`."""
@@ -79,7 +81,7 @@ class TarShards(ShardSource):
         values = [
             content[:MAX_LABEL_BYTES].decode(errors="replace").strip() for content in self._read(names.rows, "labels")
         ]
-        return Truth(tuple(values), tuple(names), Path(f"{PurePosixPath(self.shards[0].place).name}:*.{LABEL}"))
+        return Truth(tuple(values), tuple(names), Path(f"{self.shards[0].title}:*.{LABEL}"))
 
     def require_readable(self) -> None:
         """As `Source`."""
@@ -120,23 +122,23 @@ def open_tars(places: Sequence[str], limit: int | None = None) -> tuple[TarShard
     shards: list[Shard] = []
     bad: dict[str, str] = {}
     n_found = 0
-    for place in places:
+    for place, title in zip(places, name_places(places), strict=True):
         left = None if limit is None or not is_remote(place) else limit - n_found
         if left == 0:
             break
-        shard, reason = _index_shard(place, left)
+        shard, reason = _index_shard(place, title, left)
         n_found += len(shard.members)
         if shard.members:
             shards.append(shard)
         if reason:
-            bad[PurePosixPath(place).name] = reason
+            bad[title] = reason
     if not shards:
         why = next(iter(bad.values()), "no member with the suffix of an image")
         raise ImageError(f"{places[0]}: {why}; expected tar shards with members such as 0001.jpg.")
     return TarShards(tuple(shards), np.cumsum([len(shard.members) for shard in shards])), bad
 
 
-def _index_shard(place: str, limit: int | None) -> tuple[Shard, str]:
+def _index_shard(place: str, title: str, limit: int | None) -> tuple[Shard, str]:
     """The images of a shard up to a limit, and why it ends early or gives none."""
     found: dict[str, tuple[int, int]] = {}
     labels: dict[str, tuple[int, int]] = {}
@@ -162,7 +164,7 @@ def _index_shard(place: str, limit: int | None) -> tuple[Shard, str]:
     names = tuple(_drop_companions(found))[:limit]
     images = np.array([found[name] for name in names], dtype=np.int64).reshape(-1, 2)
     beside = [labels.get(str(PurePosixPath(name).with_suffix("")), (-1, -1)) for name in names]
-    return Shard(place, names, images, np.array(beside, dtype=np.int64).reshape(-1, 2)), reason
+    return Shard(place, title, names, images, np.array(beside, dtype=np.int64).reshape(-1, 2)), reason
 
 
 def _drop_companions(names: Sequence[str] | dict[str, tuple[int, int]]) -> list[str]:

@@ -16,13 +16,17 @@ import pyarrow.parquet as pq
 import pytest
 from packed import add_member, pack_parquet, pack_tar, read_files
 from photos import all_pixels, photo, read_set, write_photos
+from samples import OPERATOR, fixture_path, paper
 
+from corp_onnx.cli import main
 from corp_onnx.errors import ImageError, MissingExtraError
+from corp_onnx.evaluate import evaluate_models
 from corp_onnx.images import parquet, require_path, split_holdout, tarball
 from corp_onnx.images.open import spread_images
-from corp_onnx.images.places import expand_braces, find_url
+from corp_onnx.images.places import expand_braces, find_url, name_places
 from corp_onnx.images.source import ShardNames
 from corp_onnx.images.variety import describe_monotony
+from corp_onnx.prune import prune_model
 
 KINDS = ("struct", "binary", "tar")
 
@@ -244,7 +248,42 @@ class TestTar:
             read_set(tmp_path / "n.tar")
 
 
+def test_shards_can_be_calibrated_and_pruned(photos: Path, tmp_path: Path) -> None:
+    """The same file as from the folder, and from a calibration file that names shards."""
+    model = fixture_path(OPERATOR)
+    prune_model(model, photos, tmp_path / "a.onnx", settings=paper())
+    for kind in ("struct", "tar"):
+        where = pack(kind, read_files(photos), tmp_path / kind)
+        result = prune_model(model, where, tmp_path / f"{kind}.onnx", settings=paper())
+        assert (tmp_path / f"{kind}.onnx").read_bytes() == (tmp_path / "a.onnx").read_bytes()
+        assert (result.calibration.path, result.calibration.recipe_origin) == (str(where), "guessed (ImageNet, 8)")
+        calibration = tmp_path / f"{kind}.safetensors"
+        words = [str(model), "-o", str(calibration), "--preset", "paper"]
+        assert main(["calibrate", *words, "--calib", str(where), "--no-choosing"]) == 0
+        found = prune_model(model, None, tmp_path / f"{kind}2.onnx", settings=paper(calibration=(str(calibration),)))
+        assert found.calibration.data_hash == result.calibration.data_hash
+
+
+def test_accuracy_with_the_labels_beside_the_images(photos: Path, tmp_path: Path) -> None:
+    model = fixture_path(OPERATOR)
+    labels = [i % 3 for i in range(11)]
+    by_table = tmp_path / "labels.csv"
+    by_table.write_text("".join(f"{i:03d}.png,{label}\n" for i, label in enumerate(labels)))
+    expected = evaluate_models([model], photos, labels=by_table)
+    for kind in ("struct", "tar"):
+        found = evaluate_models([model], pack(kind, read_files(photos), tmp_path / kind, labels=labels))
+        assert found.scores[0].metrics == expected.scores[0].metrics
+
+
 class TestPlaces:
+    def test_names_tell_shards_of_one_name_apart(self, photos: Path, tmp_path: Path) -> None:
+        for part in ("a", "b"):
+            pack_tar(read_files(photos), tmp_path / "packed" / part, shards=1)
+        found = read_set(tmp_path / "packed")
+        assert (found.names[0], found.names[11]) == ("a/shard-000.tar/000.png", "b/shard-000.tar/000.png")
+        assert name_places(["s3://b/x/1.tar", "s3://b/x/2.tar"]) == ["1.tar", "2.tar"]
+        assert name_places(["x/y.tar"]) == ["y.tar"]
+
     def test_braces(self) -> None:
         assert expand_braces("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
         assert expand_braces("{a,b}{2..1}") == ["a2", "a1", "b2", "b1"]
