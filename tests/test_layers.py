@@ -36,6 +36,7 @@ ORDER = (
     *("calibrate", "gradients", "tokens", "rewrite", "refit", "latency", "search", "checks"),
     *(
         "inspect",
+        "analyze",
         "evaluate",
         "prune",
         "fit",

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import click
 
 from corp_onnx._version import __version__
+from corp_onnx.cli.analyze import analyze
 from corp_onnx.cli.bench import bench
 from corp_onnx.cli.convert import convert
 from corp_onnx.cli.engine import engine
@@ -80,7 +81,7 @@ def cli() -> None:
     """
 
 
-for verb in (inspect, prune, evaluate, export, convert, fit, bench, engine, triton):
+for verb in (inspect, analyze, prune, evaluate, export, convert, fit, bench, engine, triton):
     cli.add_command(verb)
 
 
