@@ -32,13 +32,15 @@ EXTRAS = (
 
 ORDER = (
     *("_version", "errors", "memory", "threads", "progress", "targets", "settings", "options", "results", "metrics"),
-    *("staging", "shelf", "graph", "images", "run", "blocks", "moments", "solve", "units"),
+    *("staging", "shelf", "tensor_file", "findings", "graph", "images", "run", "blocks", "moments", "solve", "units"),
     *("calibrate", "gradients", "tokens", "rewrite", "refit", "latency", "search", "checks"),
     *(
         "inspect",
-        "analyze",
         "evaluate",
+        "case",
+        "analyze",
         "prune",
+        "calibration",
         "fit",
         "precision",
         "tensorrt",

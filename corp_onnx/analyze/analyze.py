@@ -19,12 +19,13 @@ from corp_onnx.analyze.studies import run_study
 from corp_onnx.analyze.subject import Subject, open_subject, plan_cut
 from corp_onnx.analyze.values import Analysis, Study, StudyName, UnitAnalysis
 from corp_onnx.calibrate.collect import tap_units
-from corp_onnx.calibrate.data import name_source, warn_of_images, warn_of_moments
+from corp_onnx.calibrate.data import name_source, warn_of_moments
 from corp_onnx.checks.preflight import protect_source
 from corp_onnx.checks.workload import TAPPED, WRITTEN
 from corp_onnx.errors import OptionError
+from corp_onnx.graph import Model
 from corp_onnx.graph.model import require_file
-from corp_onnx.images import Images, ImageSource, require_path
+from corp_onnx.images import Images, ImageSource
 from corp_onnx.images.open import spread_images
 from corp_onnx.inspect import describe_model, describe_skips
 from corp_onnx.moments import ChannelMoments, Moments
@@ -57,7 +58,7 @@ DIGITS = 5
 @few_blas_threads()
 def analyze_model(
     model: Path | str,
-    calib: ImageSource,
+    calib: ImageSource | None = None,
     output: Path | str | None = None,
     *,
     studies: Sequence[StudyName] = (),
@@ -73,59 +74,57 @@ def analyze_model(
 
     Args:
         model: the dense .onnx file.
-        calib: unlabelled images, as for `prune_model`; a fifth is held back to judge the studies.
+        calib: unlabelled images, as for `prune_model`; a fifth is held back to judge the studies. None takes those of
+            a calibration file.
         output: JSON of all of it; None writes nothing.
         studies: of `StudyName`.
         preset: the method of the studies, `paper` or `best`: its ranks and solvers, without a refit.
         fraction: removed from every MLP and query/key pair in the studies.
         n_seeds: draws in a study of seeds.
         shift_to: other images, for a study of shift; None blurs, disturbs and pales the model's own.
-        options: `n_images`, `batch_size`, `seed`, `provider`, `task`, `outputs`, `confidence`, and every field of
-            `Preprocessing`, as of `prune_model`.
+        options: `n_images`, `batch_size`, `seed`, `provider`, `task`, `outputs`, `calibration`, `cache`, and every
+            field of `Preprocessing`, as of `prune_model`.
 
     Raises:
         InputError: the model, the images or an option can not be used.
     """
     model, output = Path(model), None if output is None else Path(output)
     require_file(model)
-    if isinstance(calib, (str, Path)):
-        require_path(Path(calib))
     _require_studies(studies, preset, n_seeds, shift_to)
-    settings = choose_settings(macs=0.5, **options)  # no size is chosen
+    settings = choose_settings(macs=0.99, **options)  # no size is chosen
     destinations = {} if output is None else {"-o": output}
-    check_destinations(destinations, force=force)
     clock, run = StageClock(), follow(progress)
-    with clock.stage("open"):
-        subject = open_subject(model, calib, settings, run)
-        protect_source(subject.graph.model, destinations)
-        early = warn_of_images(subject.data)
-        run.warn(early)
-        run.plan(_plan_phases(subject, studies, n_seeds))
-        cut = plan_cut(subject, preset, fraction) if studies else None
-    with clock.stage("calibrate"):
-        moments = subject.collect(subject.data.fitting)
+
+    def guard(loaded: Model) -> None:
+        protect_source(loaded, destinations)
+        check_destinations(destinations, force=force)
+
+    subject = open_subject(model, calib, settings, run, clock, guard)
+    run.plan(_plan_phases(subject, studies, n_seeds))
+    cut = plan_cut(subject, preset, fraction) if studies else None
     with clock.stage("spectra"):
-        units, n_probed = _analyze_units(subject, moments)
+        units, n_probed = _analyze_units(subject)
     done: list[Study] = []
     for name in studies if cut is not None else ():
         with clock.stage(f"study {name}"), run.enter(f"study {name}"):
             assert cut is not None
-            done.append(run_study(name, cut, moments, n_seeds, shift_to))
-    chosen = {"calib": name_source(calib), "preset": preset, "fraction": fraction, "n_seeds": n_seeds}
+            done.append(run_study(name, cut, n_seeds, shift_to))
+    case, fitting = subject.case, subject.data.fitting
+    chosen = {"calib": name_source(case.source), "preset": preset, "fraction": fraction, "n_seeds": n_seeds}
     chosen |= {"shift_to": None if shift_to is None else name_source(shift_to)}
     running = {k: v for k, v in asdict(settings).items() if k not in ("method", "at_batch", "at_threads", "times")}
     result = Analysis(
         model=describe_model(subject.graph),
         units=units,
-        skipped=describe_skips(subject.blocks, OWN_KINDS),
+        skipped=describe_skips(case.blocks, OWN_KINDS),
         studies=tuple(done),
         settings=chosen | running,
-        data_hash=subject.data.fitting.data_hash(),
-        n_images=subject.data.fitting.n_images,
+        data_hash=fitting.data_hash(),
+        n_images=fitting.n_images,
         n_probed=n_probed,
         n_held_out=subject.data.reporting.n_images,
-        notes=subject.outputs.describe(),
-        warnings=(*early, *warn_of_moments(subject.units, moments, subject.data.fitting)),
+        notes=case.outputs.describe(),
+        warnings=(*case.warnings, *warn_of_moments(subject.units, subject.whole.moments, fitting)),
         stages=tuple(clock.stages),
         environment=describe_environment(settings.provider),
     )
@@ -147,11 +146,11 @@ def _require_studies(studies: Sequence[str], preset: str, n_seeds: int, shift_to
         raise OptionError("--shift-to goes with --study shift; give both, or leave it out.")
 
 
-def _analyze_units(subject: Subject, moments: Moments) -> tuple[tuple[UnitAnalysis, ...], int]:
+def _analyze_units(subject: Subject) -> tuple[tuple[UnitAnalysis, ...], int]:
     """(every unit, images that were asked in the probes)."""
-    evidence = Evidence(subject.graph, moments)
-    sparsity = _count_sparsity(subject, moments)
-    problem = subject.pose(moments)
+    problem = subject.whole
+    evidence = Evidence(subject.graph, problem.moments)
+    sparsity = _count_sparsity(subject, problem.moments)
     choices, evaluator = problem.trace(), draw_probes(problem)
     sensitivities = probe_choices(problem, choices, evaluator)
     found: list[UnitAnalysis] = []
@@ -215,7 +214,6 @@ def _plan_phases(subject: Subject, studies: Sequence[str], n_seeds: int) -> list
         "shift": 4 * TAPPED * n_fit + 10 * (n_held + WRITTEN),
     }
     return [
-        Phase("calibrate", TAPPED * n_fit),
         Phase("sparsity", TAPPED * n_probes),
         Phase("trace", WRITTEN),
         Phase("probe units", (n_probes + WRITTEN) * n_units, ANSWERS),

@@ -39,35 +39,33 @@ JUDGING_SHARE = 0.25
 """Of another folder that judges; the rest calibrates."""
 
 
-def run_study(name: StudyName, cut: Cut, moments: Moments, n_seeds: int, shift_to: ImageSource | None) -> Study:
+def run_study(name: StudyName, cut: Cut, n_seeds: int, shift_to: ImageSource | None) -> Study:
     """One study.
 
     Args:
-        moments: of the units of the cut, and of others, over all calibration images.
         n_seeds: draws, in a study of seeds.
         shift_to: other images, in a study of shift; None changes the model's own.
     """
     if name == "depth":
-        return study_depth(cut, moments)
+        return study_depth(cut)
     if name == "images":
         return study_images(cut)
-    return study_seeds(cut, n_seeds) if name == "seeds" else study_shift(cut, moments, shift_to)
+    return study_seeds(cut, n_seeds) if name == "seeds" else study_shift(cut, shift_to)
 
 
-def study_depth(cut: Cut, moments: Moments) -> Study:
+def study_depth(cut: Cut) -> Study:
     """The error of every unit on the dense model's activations, and of the stream behind every block."""
-    s, solution = cut.subject, cut.solve(moments)
+    s, moments = cut.subject, cut.subject.whole.moments
+    solution = cut.solve(moments)
     errors = UnitErrors(s.graph, solution.plans)
     with tempfile.TemporaryDirectory() as folder, s.run.enter("judge", s.data.reporting.n_images) as count:
-        pruned = (
-            s.pose(moments, cut.units, cut.method).finish(solution.changes).write(s.graph, Path(folder) / "cut.onnx")
-        )
+        pruned = cut.pose(moments).finish(solution.changes).write(s.graph, Path(folder) / "cut.onnx")
         held = measure_model(
-            s.graph, s.blocks, pruned[-1], s.data.reporting, s.outputs, errors, batch_size=s.settings.batch_size,
-            provider=s.settings.provider, progress=count,
+            s.graph, s.case.blocks, pruned[-1], s.data.reporting, s.case.outputs, errors,
+            batch_size=s.settings.batch_size, provider=s.settings.provider, progress=count,
         )  # fmt: skip
     found = errors.result()
-    streams = [block.idx for block in s.blocks.blocks if block.stream is not None]
+    streams = [block.idx for block in s.case.blocks.blocks if block.stream is not None]
     behind = dict(zip(streams, held.stream_error, strict=True))
     rows = [_describe_block(block, found, behind.get(block)) for block in sorted({k.site.block for k in found})]
     return Study("depth", depth=tuple(rows), n_judged=held.n_images, kept_name=held.promise.metric)
@@ -116,7 +114,7 @@ def study_seeds(cut: Cut, n_seeds: int) -> Study:
     return Study("seeds", tuple(rows), n_judged=evaluator.n_images, kept_name=cut.kept_name)
 
 
-def study_shift(cut: Cut, moments: Moments, shift_to: ImageSource | None) -> Study:
+def study_shift(cut: Cut, shift_to: ImageSource | None) -> Study:
     """Calibrated on images as they are and on others, judged on both."""
     s, seed = cut.subject, cut.subject.settings.seed
     own, judging = s.data.fitting, s.data.reporting
@@ -124,7 +122,7 @@ def study_shift(cut: Cut, moments: Moments, shift_to: ImageSource | None) -> Stu
         name: (shift_images(own, name, seed), shift_images(judging, name, seed + 1)) for name in SHIFTS
     }  # fmt: skip
     judges = {AS_IS: s.judge_on(judging)} | {name: s.judge_on(judged) for name, (_, judged) in others.items()}
-    fits = {AS_IS: (moments, own.n_images)}
+    fits = {AS_IS: (s.whole.moments, own.n_images)}
     fits |= {name: (s.collect(fitted, cut.units), fitted.n_images) for name, (fitted, _) in others.items()}
     rows: list[StudyRow] = []
     for fitted, (found, n) in fits.items():

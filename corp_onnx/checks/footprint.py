@@ -28,7 +28,7 @@ from corp_onnx.graph import Graph, input_dims
 from corp_onnx.images import ImageSet
 from corp_onnx.images.folder import MAX_KEPT_BYTES
 from corp_onnx.memory import available_bytes, resident_bytes, write_size
-from corp_onnx.moments.sums import TILE_ROWS
+from corp_onnx.moments.tiles import TILE_ROWS
 from corp_onnx.refit.stream import find_walk
 from corp_onnx.refit.walk import N_FOLDS
 from corp_onnx.search.probes import PROBE_IMAGES

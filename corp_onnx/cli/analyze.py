@@ -18,8 +18,11 @@ from corp_onnx.settings import METHODS, Preprocessing, TaskChoice
 
 @click.command(short_help="Show how redundant a model is, and how pruning depends on images.")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--calib", type=click.Path(path_type=Path), required=True, metavar="DIR",
-              help="Folder of unlabelled images, or preprocessed arrays in .npy or .npz.")  # fmt: skip
+@click.option("--calib", type=click.Path(path_type=Path), metavar="DIR",
+              help="Folder of unlabelled images, or preprocessed arrays in .npy or .npz.  [default: those of "
+              "--calibration]")  # fmt: skip
+@click.option("--calibration", metavar="FILE",
+              help="What `corp-onnx calibrate` kept: nothing that is in it is done again.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
               help="JSON of all of it, spectra included.  [default: nothing is written]")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
@@ -49,7 +52,7 @@ from corp_onnx.settings import METHODS, Preprocessing, TaskChoice
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def analyze(
     model: Path,
-    calib: Path,
+    calib: Path | None,
     output: Path | None,
     studies: tuple[StudyName, ...],
     shift_to: Path | None,

@@ -20,12 +20,14 @@ import click
 from corp_onnx._version import __version__
 from corp_onnx.cli.analyze import analyze
 from corp_onnx.cli.bench import bench
+from corp_onnx.cli.calibrate import calibrate
 from corp_onnx.cli.convert import convert
 from corp_onnx.cli.engine import engine
 from corp_onnx.cli.evaluate import evaluate
 from corp_onnx.cli.export import export
 from corp_onnx.cli.fit import fit
 from corp_onnx.cli.inspect import inspect
+from corp_onnx.cli.merge import merge
 from corp_onnx.cli.prune import prune
 from corp_onnx.cli.triton import triton
 from corp_onnx.errors import CorpOnnxError
@@ -81,7 +83,7 @@ def cli() -> None:
     """
 
 
-for verb in (inspect, analyze, prune, evaluate, export, convert, fit, bench, engine, triton):
+for verb in (inspect, analyze, prune, calibrate, merge, evaluate, export, convert, fit, bench, engine, triton):
     cli.add_command(verb)
 
 

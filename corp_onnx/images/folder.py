@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -96,6 +96,10 @@ class ImageSet:
     def keep_less(self, limit: int) -> None:
         """Keep no more crops than this many bytes, in this set and its splits."""
         self._memory.limit = min(self._memory.limit, limit)
+
+    def know_skipped(self, skipped: Iterable[Skipped]) -> None:
+        """Leave out files that an earlier run found to give no image, in this set and its splits."""
+        self._memory.bad.update({skip.name: skip.reason for skip in skipped})
 
     def recipe_json(self) -> str:
         """The recipe as a model keeps it; a guess says so."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -148,6 +149,19 @@ def merge_moments(a: _Kind, b: _Kind) -> _Kind:
     names = [f.name for f in dataclasses.fields(a)]
     merged: dict[str, Any] = {name: _merge_field(name, getattr(a, name), getattr(b, name)) for name in names}
     return type(a)(**merged)
+
+
+def pack_moments(unit: AnyMoments) -> dict[str, np.ndarray]:
+    """The moments of a unit as arrays by name, float64 and int64 as they are."""
+    kind = type(unit).__name__
+    return {f"{kind}.{f.name}": np.asarray(getattr(unit, f.name)) for f in dataclasses.fields(unit)}
+
+
+def unpack_moments(arrays: Mapping[str, np.ndarray]) -> AnyMoments:
+    """What `pack_moments` was given; arrays that are mapped stay so."""
+    kinds = {kind.__name__: kind for kind in (ChannelMoments, CrossMoments, LogitMoments)}
+    kind = kinds[next(iter(arrays)).split(".")[0]]
+    return kind(**{f.name: _plain(arrays[f"{kind.__name__}.{f.name}"]) for f in dataclasses.fields(kind)})
 
 
 def save_moments(moments: Moments, path: str | os.PathLike[str]) -> None:

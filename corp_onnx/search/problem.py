@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from corp_onnx.blocks import Blocks
+from corp_onnx.findings import Findings
 from corp_onnx.graph import Graph
 from corp_onnx.graph.cost import Cost
 from corp_onnx.images import Images
@@ -126,6 +127,7 @@ class Problem:
         confidence: of the interval whose lower end a promise is about.
         shelf: where images and streams lie that several stages need.
         clock: how long widths take, under a budget of time.
+        findings: what is known of the model on these images, and is not to be found out again.
     """
 
     graph: Graph
@@ -149,6 +151,7 @@ class Problem:
     confidence: float = CONFIDENCE
     shelf: Shelf = field(default_factory=Shelf)
     clock: Clock | None = None
+    findings: Findings = field(default_factory=Findings)
 
     @property
     def cost(self) -> Cost:
@@ -166,7 +169,7 @@ class Problem:
 
     def trace(self) -> tuple[Choice, ...]:
         """Every width of every unit; the OBS order costs n^3 for an MLP, the rest is small."""
-        evidence = Evidence(self.graph, self.moments, self.importances)
+        evidence = Evidence(self.graph, self.moments, self.importances, self.findings)
         with self.run.enter("trace", len(self.units), "units") as count:
             return tuple(_counted(unit.trace(evidence, self.method), count) for unit in self.units)
 

@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from corp_onnx.blocks import Attention, Mlp, SiteKey, Skip
+from corp_onnx.findings import Findings
 from corp_onnx.graph import Graph
 from corp_onnx.graph.cost import Cost
 from corp_onnx.moments import Moments
@@ -129,11 +130,13 @@ class Evidence:
         graph: of the dense model.
         moments: by the unit's key as text.
         importances: of an MLP's channels by the same, for the rank `taylor`.
+        findings: what was traced before.
     """
 
     graph: Graph
     moments: Moments
     importances: Mapping[str, np.ndarray] = field(default_factory=dict)
+    findings: Findings = field(default_factory=Findings)
 
 
 @dataclass(frozen=True, eq=False)

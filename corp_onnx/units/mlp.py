@@ -244,7 +244,9 @@ class MlpUnit(Unit):
         assert isinstance(moments, ChannelMoments)
         weight, bias = self.site.down.read_dense(evidence.graph)
         if method.rank == "obs":
-            order = rank_obs(moments, weight, method.ridge)
+            key = {"ridge": method.ridge}
+            make = partial(_pack_order, moments, weight, method.ridge)
+            order = ChannelOrder(**evidence.findings.recall(f"orders/{self.key}", key, make))
         elif method.rank == "taylor":
             order = order_by_score(evidence.importances[str(self.key)])
         elif method.rank == "weighted":
@@ -275,6 +277,12 @@ class MlpUnit(Unit):
             return partial(_apply, *(a.astype(np.float32) for a in self.site.down.read_dense(graph)), None)
         assert isinstance(change, MlpChange)
         return partial(_apply, change.weight.astype(np.float32), change.bias.astype(np.float32), change.kept_idx)
+
+
+def _pack_order(moments: ChannelMoments, weight: np.ndarray, ridge: float) -> dict[str, np.ndarray]:
+    order = rank_obs(moments, weight, ridge)
+    assert order.error_curve is not None
+    return {"order_idx": order.order_idx, "error_curve": order.error_curve}
 
 
 def _apply(weight: np.ndarray, bias: np.ndarray, kept_idx: Any, x: np.ndarray) -> np.ndarray:

@@ -15,9 +15,11 @@ from corp_onnx.analyze.analyze import SPARSE
 from corp_onnx.analyze.studies import join_moments
 from corp_onnx.analyze.subject import Subject, open_subject, plan_cut
 from corp_onnx.calibrate.collect import tap_units
+from corp_onnx.calibration import calibrate_model
 from corp_onnx.errors import OptionError, OutputError
 from corp_onnx.options import choose_settings
 from corp_onnx.progress import Run
+from corp_onnx.results import StageClock
 from corp_onnx.search.probes import probe_loss
 from corp_onnx.units import Evidence
 
@@ -37,7 +39,7 @@ def result(photos: Path) -> Analysis:
 
 @pytest.fixture(scope="module")
 def subject(photos: Path) -> Subject:
-    return open_subject(MODEL, photos, choose_settings(macs=0.5), Run())
+    return open_subject(MODEL, photos, choose_settings(macs=0.5), Run(), StageClock())
 
 
 class TestUnits:
@@ -64,13 +66,13 @@ class TestUnits:
         assert 0 < near.mean() < 1
 
     def test_tails_of_spectra_are_the_error_curve_of_logits(self, subject: Subject) -> None:
-        moments = subject.collect(subject.data.fitting)
-        (choice, *_) = [c for c in subject.pose(moments).trace() if c.unit.kind == "qk"]
+        moments = subject.whole.moments
+        (choice, *_) = [c for c in subject.whole.trace() if c.unit.kind == "qk"]
         spectra = choice.unit.spectra(Evidence(subject.graph, moments))
         np.testing.assert_allclose(spectra.sum(axis=0)[::-1].cumsum()[::-1], choice.error_curve[:-1], rtol=1e-6)
 
     def test_a_probe_is_the_loss_of_that_unit_alone(self, result: Analysis, subject: Subject) -> None:
-        problem = subject.pose(subject.collect(subject.data.fitting))
+        problem = subject.whole
         evaluator = subject.judge_on(subject.data.fitting)  # 32 images: all of them are asked
         for unit, choice in zip(result.units, problem.trace(), strict=True):
             loss = probe_loss(problem, evaluator, choice, unit.probe_width)
@@ -95,8 +97,8 @@ class TestStudies:
 
     def test_merged_moments_are_those_of_both(self, subject: Subject) -> None:
         fitting = subject.data.fitting
-        parts = [subject.collect(fitting.select(np.arange(a, b))) for a, b in ((0, 10), (10, 32))]
-        joined, whole = join_moments(*parts), subject.collect(fitting)
+        parts = [subject.collect(fitting.select(np.arange(a, b)), subject.units) for a, b in ((0, 10), (10, 32))]
+        joined, whole = join_moments(*parts), subject.whole.moments
         cut = plan_cut(subject, "paper", 0.5)
         for one, other in zip(cut.solve(joined).plans, cut.solve(whole).plans, strict=True):
             assert one.condition_number == pytest.approx(other.condition_number, rel=1e-3)
@@ -140,6 +142,13 @@ class TestOutput:
         assert listing(tmp_path) == ["new", "new/analysis.json"]
         with pytest.raises(OutputError, match="exists already; give another -o, or --force"):
             analyze_model(MODEL, photos, path)
+
+    def test_a_calibration_file_says_the_same(self, photos: Path, result: Analysis, tmp_path: Path) -> None:
+        path = tmp_path / "vit.calibration.safetensors"
+        calibrate_model(MODEL, photos, path, choosing=False, units="mlp,qk,vo")
+        again = analyze_model(MODEL, calibration=path)
+        assert [unit.k95 for unit in again.units] == [unit.k95 for unit in result.units]
+        assert again.units[0].probe_loss == pytest.approx(result.units[0].probe_loss)
 
     def test_the_model_is_no_destination(self, photos: Path) -> None:
         with pytest.raises(OutputError, match="is the model itself"):
