@@ -45,6 +45,7 @@ ORDER = (
         "inspect",
         "evaluate",
         "case",
+        "analyze",
         "prune",
         "calibration",
         "fit",

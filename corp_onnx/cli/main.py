@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import click
 
 from corp_onnx._version import __version__
+from corp_onnx.cli.analyze import analyze
 from corp_onnx.cli.bench import bench
 from corp_onnx.cli.calibrate import calibrate
 from corp_onnx.cli.convert import convert
@@ -83,7 +84,9 @@ def cli() -> None:
     """
 
 
-for verb in (inspect, prune, calibrate, merge, evaluate, export, convert, fit, bench, report, engine, triton):
+for verb in (
+    inspect, analyze, prune, calibrate, merge, evaluate, export, convert, fit, bench, report, engine, triton,
+):  # fmt: skip
     cli.add_command(verb)
 
 
