@@ -32,7 +32,7 @@ from corp_onnx.search.widths import (
 from corp_onnx.settings import Budget, CostKind, Method
 from corp_onnx.solve.schedule import Schedule
 from corp_onnx.tokens.merge import merge_tokens
-from corp_onnx.tokens.sites import MergePlan, MergeStep, list_assignments
+from corp_onnx.tokens.sites import MergePlan, MergeStep, list_carried
 from corp_onnx.units import Choice, UnitKey, gather_changes
 
 MAX_SCHEDULES = 16
@@ -204,7 +204,7 @@ class Search:
         own = {site.key: site for site in p.blocks.sites}  # changes are made in the graph without merges
         walk = find_walk(find_blocks(graph))
         stops = tuple(replace(stop, site=own[stop.key]) for stop in walk.stops)
-        return Stretches(graph, replace(walk, stops=stops), list_assignments(merges))
+        return Stretches(graph, replace(walk, stops=stops), list_carried(merges))
 
     @property
     def notes(self) -> tuple[str, ...]:
