@@ -17,7 +17,7 @@ import onnx
 from onnx import helper
 
 from corp_onnx.graph import Model
-from corp_onnx.graph.proto import captured_names, feed_dtype, without_graph
+from corp_onnx.graph.proto import captured_names, feed_dtype, reach_back, without_graph
 from corp_onnx.run.sessions import Session, start_session
 from corp_onnx.run.tapped import TAP_PREFIX
 
@@ -71,7 +71,7 @@ def open_segment(
         threads: as in `open_session`; so are `config` and `exact`.
     """
     graph = model.proto.graph
-    needed, sources = _reach_back(graph, set(fed), read, set(given))
+    needed, sources = reach_back(graph, set(fed), read, set(given))
     light = without_graph(model.proto)  # a walk opens one for every block, so nothing else of the graph is copied
     nodes = [graph.node[position] for position in sorted(needed)]
     used = {name for node in nodes for name in (*node.input, *captured_names(node))} | set(read)
@@ -90,27 +90,3 @@ def open_segment(
     session = start_session(light, model, provider, threads, config, stored, exact=exact)
     dtypes = {name: feed_dtype(types[name]) for name in fed}
     return Segment(session, tuple(fed), tuple(i.name for i in inputs), tuple(read), dtypes)
-
-
-def _reach_back(
-    graph: onnx.GraphProto, fed: set[str], read: Sequence[str], given: set[str]
-) -> tuple[set[int], set[str]]:
-    """(positions of the nodes, inputs or tensors given) that the tensors read depend on, stopping at those fed."""
-    made = ((name, position) for position, node in enumerate(graph.node) for name in node.output)
-    makers = {name: position for name, position in made if name and name not in given}
-    inputs = {i.name for i in graph.input} | given
-    needed: set[int] = set()
-    sources: set[str] = set()
-    todo = [name for name in read if name not in fed]
-    while todo:
-        name = todo.pop()
-        if name not in makers:
-            if name in inputs:
-                sources.add(name)
-            continue
-        if makers[name] in needed:
-            continue
-        needed.add(makers[name])
-        node = graph.node[makers[name]]
-        todo += [i for i in (*node.input, *captured_names(node)) if i and i not in fed]
-    return needed, sources
