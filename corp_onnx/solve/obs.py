@@ -49,7 +49,7 @@ def rank_obs(
     Raises:
         OptionError: `ridge` is negative, or too small for a singular covariance.
     """
-    inverse = factor_in_place(moments.covariance.T, ridge)  # symmetric, so its transpose is in Fortran order for nothing
+    inverse = factor_in_place(moments.covariance.T, ridge)  # symmetric: in Fortran order for nothing
     invert_factored(inverse)
     wide = weight.astype(np.float64)
     gram = (wide.T @ wide).T
