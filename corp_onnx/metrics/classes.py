@@ -75,6 +75,11 @@ class ClassTally(Tally):
         return join_pieces(self._stretch) if self.is_share else None
 
     @property
+    def moved(self) -> Float64[np.ndarray, " n"]:
+        """The KL of every image, in nats; of several answers an image, their mean."""
+        return join_pieces(self._kl)
+
+    @property
     def right(self) -> Int64[np.ndarray, " n"] | None:
         """Which images have their label as the first answer; None without labels."""
         return (join_pieces(self.ranks) == 0).astype(np.int64) if self.ranks else None

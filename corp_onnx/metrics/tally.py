@@ -87,6 +87,11 @@ class Tally(ABC):
         return None
 
     @property
+    def moved(self) -> Float64[np.ndarray, " n"]:
+        """How far every image's answer is from the reference's, at least 0: what is not kept."""
+        return 1 - self.kept
+
+    @property
     def relative_error(self) -> float | None:
         """|z - z_ref| / |z_ref| over everything counted; None without a reference, or where that is all zero."""
         reference = sum_pieces(self._reference_energy)

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from jaxtyping import Float64, Int64
 
+from corp_onnx.findings import Findings
 from corp_onnx.graph import Model, batch_kind
 from corp_onnx.images import Images
 from corp_onnx.images.open import find_sound
@@ -73,11 +74,13 @@ def prepare_evaluator(
     batch_size: int = 8,
     provider: str = "cpu",
     shelf: Shelf | None = None,
+    findings: Findings | None = None,
 ) -> Evaluator:
     """Run the dense model on images and keep them with its answers, 4 bytes a pixel and channel.
 
     Args:
         tasks: of the outputs that are judged; None asks `find_outputs`.
+        findings: where the answers may be known.
         shelf: where the images lie; None keeps all in memory.
 
     Raises:
@@ -89,17 +92,24 @@ def prepare_evaluator(
     feeds = (shelf or Shelf()).keep(session.stream(images, pace.batch_size))
     tasks = tuple(find_outputs(session, feeds).judged_tasks if tasks is None else tasks)
     names = [task.output for task in tasks]
-    with Crew(pace.n_calls) as crew:
-        batches = crew.map(lambda batch: read_outputs(session, batch[0], batch[1], names), feeds)
-    answers = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+
+    def answer() -> dict[str, np.ndarray]:
+        with Crew(pace.n_calls) as crew:
+            batches = crew.map(lambda batch: read_outputs(session, batch[0], batch[1], names), feeds)
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+
+    key = {"images": images.data_hash(), "outputs": names} if findings is not None else {}
+    answers = findings.recall("answers", key, answer) if findings is not None else answer()
     return Evaluator(model, feeds, tasks, answers, provider, pace)
 
 
 def draw_evaluator(
     model: Model, images: Images, n: int, seed: int, tasks: Sequence[OutputTask] | None = None, *, batch_size: int = 8,
-    provider: str = "cpu", shelf: Shelf | None = None,
+    provider: str = "cpu", shelf: Shelf | None = None, findings: Findings | None = None,
 ) -> Evaluator:  # fmt: skip
     """As `prepare_evaluator`, on up to `n` of the images, drawn by the seed."""
     chosen = np.sort(np.random.default_rng(seed).permutation(find_sound(images))[:n])
     few = images.select(chosen)
-    return prepare_evaluator(model, few, tasks, batch_size=batch_size, provider=provider, shelf=shelf)
+    return prepare_evaluator(
+        model, few, tasks, batch_size=batch_size, provider=provider, shelf=shelf, findings=findings
+    )

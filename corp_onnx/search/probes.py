@@ -8,7 +8,7 @@ up over units.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from corp_onnx.search.evaluator import Evaluator, draw_evaluator
 from corp_onnx.search.problem import Problem
@@ -28,7 +28,7 @@ def draw_probes(problem: Problem, n_images: int = PROBE_IMAGES) -> Evaluator:
     p = problem
     return draw_evaluator(
         p.graph.model, p.calibration, n_images, p.seed, p.tasks, batch_size=p.batch_size, provider=p.provider,
-        shelf=p.shelf,
+        shelf=p.shelf, findings=p.findings,
     )  # fmt: skip
 
 
@@ -54,6 +54,16 @@ def probe_choices(problem: Problem, choices: Sequence[Choice], evaluator: Evalua
                 sensitivities[choice.key] = probe_loss(problem, tail, choice, width) / error
             count()
     return sensitivities
+
+
+def list_probes(choices: Sequence[Choice], sensitivities: Mapping[UnitKey, float]) -> dict[UnitKey, tuple[int, float]]:
+    """(width at which a unit alone was probed, loss of that) of every unit that was."""
+    at = {choice.key: reference_width(choice) for choice in choices if choice.key in sensitivities}
+    return {
+        choice.key: (at[choice.key], sensitivities[choice.key] * float(choice.error_curve[at[choice.key]]))
+        for choice in choices
+        if choice.key in at
+    }
 
 
 def reference_width(choice: Choice) -> int:

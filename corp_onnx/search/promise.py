@@ -21,6 +21,7 @@ from corp_onnx.errors import OptionError
 from corp_onnx.metrics import open_tally
 from corp_onnx.metrics.intervals import FEW_MEANS, images_needed, wilson_interval
 from corp_onnx.metrics.judgement import Kept
+from corp_onnx.results import TriedSize
 from corp_onnx.search.aim import Aim, Trial
 from corp_onnx.search.problem import Solution
 from corp_onnx.search.search import Search
@@ -53,12 +54,14 @@ class PromiseSearch:
         choosers: those whose solutions are tried: the search itself, or its folds where images are few (folds.py).
         budget: what is to be kept.
         confidence: of the interval whose lower end counts.
+        tried: the sizes tried so far, in order.
     """
 
     search: Search
     choosers: tuple[Search, ...]
     budget: Budget
     confidence: float
+    tried: list[TriedSize] = field(default_factory=list)
     _distances: dict[float, float] = field(default_factory=dict)
 
     @property
@@ -115,15 +118,19 @@ class PromiseSearch:
     def refitted(self, fraction: float) -> Trial:
         """A model with its refit."""
         with self.search.problem.run.enter("refit"):
-            return self._judge(fraction, [chooser.refitted("macs", fraction) for chooser in self.choosers])
+            return self._judge(
+                fraction, [chooser.refitted("macs", fraction) for chooser in self.choosers], refitted=True
+            )
 
-    def _judge(self, fraction: float, solutions: Sequence[Solution]) -> Trial:
+    def _judge(self, fraction: float, solutions: Sequence[Solution], *, refitted: bool = False) -> Trial:
         """The trial keeps the solution where that is one of the model that will be written."""
         judged = [c.judge_solution(solution) for c, solution in zip(self.choosers, solutions, strict=True)]
         loss = sum(j.loss * j.n_samples for j in judged) / sum(j.n_samples for j in judged)
         own = replace(solutions[0], expected_loss=solutions[0].expected_loss or loss)
         own = own if self.choosers[0] is self.search else None
-        return Trial(fraction, loss, join_kept([j.kept for j in judged]), own)
+        kept = join_kept([j.kept for j in judged])
+        self.tried.append(TriedSize(float(fraction), kept.mean, self.score(kept), refitted=refitted))
+        return Trial(fraction, loss, kept, own)
 
     def find(self) -> Solution:
         """The smallest kept fraction of the MACs found that keeps the promise on the images that choose.

@@ -32,7 +32,7 @@ from corp_onnx.search.widths import (
 from corp_onnx.settings import Budget, CostKind, Method
 from corp_onnx.solve.schedule import Schedule
 from corp_onnx.tokens.merge import merge_tokens
-from corp_onnx.tokens.sites import MergePlan, MergeStep, list_assignments
+from corp_onnx.tokens.sites import MergePlan, MergeStep, list_carried
 from corp_onnx.units import Choice, UnitKey, gather_changes
 
 MAX_SCHEDULES = 16
@@ -204,7 +204,7 @@ class Search:
         own = {site.key: site for site in p.blocks.sites}  # changes are made in the graph without merges
         walk = find_walk(find_blocks(graph))
         stops = tuple(replace(stop, site=own[stop.key]) for stop in walk.stops)
-        return Stretches(graph, replace(walk, stops=stops), list_assignments(merges))
+        return Stretches(graph, replace(walk, stops=stops), list_carried(merges))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -223,8 +223,9 @@ class Search:
         p = self.problem
         if self._judge is None:
             self._judge = prepare_evaluator(
-                p.graph.model, p.judging, p.tasks, batch_size=p.batch_size, provider=p.provider, shelf=p.shelf
-            )
+                p.graph.model, p.judging, p.tasks, batch_size=p.batch_size, provider=p.provider, shelf=p.shelf,
+                findings=p.findings,
+            )  # fmt: skip
         return self._judge
 
     def _token_weights(self, at: Stretches) -> dict[SiteKey, np.ndarray]:
@@ -261,9 +262,21 @@ def prepare_search(problem: Problem) -> Search:
     search = Search(problem, choices, {}, find_walk(problem.blocks))
     if not search.is_uniform:
         search.probes = draw_probes(problem)
-        search.sensitivities = probe_choices(problem, choices, search.probes)
+        search.sensitivities = _recall_sensitivities(problem, choices, search.probes)
         search.merging = prepare_merging(problem, search.probes)
     return search
+
+
+def _recall_sensitivities(problem: Problem, choices: Sequence[Choice], probes: Evaluator) -> dict[UnitKey, float]:
+    """The sensitivity of every unit, from the findings or by probes."""
+
+    def probe() -> dict[str, np.ndarray]:
+        found = probe_choices(problem, choices, probes)
+        return {"sensitivities": np.array([found[choice.key] for choice in choices])}
+
+    key = {**problem.probe_key, "n_images": probes.n_images}
+    found = problem.findings.recall("probes/units", key, probe)["sensitivities"]
+    return {choice.key: float(value) for choice, value in zip(choices, found, strict=True)}
 
 
 def _spread(schedules: Sequence[Schedule]) -> list[Schedule]:

@@ -96,8 +96,21 @@ def _trace_sites(
     Args:
         most: tokens that one merge can do away with.
     """
-    n_tokens, sites = problem.sites.n_tokens, problem.sites.sites
+    n_tokens = problem.sites.n_tokens
     numbers = sorted({min(most, max(1, round(n_tokens * share))) for share in PROBE_SHARES})
+    key = {**problem.probe_key, "n_images": evaluator.n_images, "sites": wanted, "numbers": numbers}
+    losses = problem.findings.recall(
+        "probes/tokens", key, lambda: {"losses": _probe_sites(problem, wanted, numbers, evaluator)}
+    )["losses"]
+    curves = [trace_loss(n_tokens, numbers, of_site) for of_site in smooth_losses(losses).tolist()]
+    return dict(zip(wanted, curves, strict=True))
+
+
+def _probe_sites(
+    problem: Problem, wanted: list[int], numbers: list[int], evaluator: Evaluator
+) -> Float[np.ndarray, "sites numbers"]:
+    """The loss of the model with so many tokens merged at one site alone."""
+    sites = problem.sites.sites
     losses = np.zeros((len(wanted), len(numbers)))
     with problem.run.enter("probe tokens", losses.size, "merges") as count:
         for i, tail in visit_tails(problem, evaluator, [SiteKey(sites[place].block, "attn") for place in wanted]):
@@ -106,5 +119,4 @@ def _trace_sites(
                 step = MergeStep(site, n_merged, problem.metrics[site.block])
                 losses[i, j] = tail.evaluate(merge_tokens(problem.graph, (step,))).loss
                 count()
-    curves = [trace_loss(n_tokens, numbers, of_site) for of_site in smooth_losses(losses).tolist()]
-    return dict(zip(wanted, curves, strict=True))
+    return losses
