@@ -20,6 +20,7 @@ from corp_onnx.graph import Model
 from corp_onnx.images import Images, ImageSet
 from corp_onnx.images.decode import decode_file, quiet_pillow
 from corp_onnx.images.label_files import read_model_names
+from corp_onnx.images.open import find_sound
 from corp_onnx.metrics.judgement import open_tally
 from corp_onnx.metrics.logits import log_softmax, read_probabilities
 from corp_onnx.results import Answer, Disagreement
@@ -66,7 +67,7 @@ class Disagreements:
         titles = _name_classes(model, self._task.n_classes)
         both = [_read_answers(answers, i, titles) if answers else (None, None) for i in worst]
         return tuple(
-            Disagreement(names[i], float(distances[i]), *pair, draw_thumbnail(images, names[i]) if pictures else "")
+            Disagreement(names[i], float(distances[i]), *pair, draw_thumbnail(images, i) if pictures else "")
             for i, pair in zip(worst, both, strict=True)
         )
 
@@ -85,12 +86,18 @@ def name_images(images: Images) -> list[str]:
     return [f"{images.path.name}[{row}]" for row in images.rows]
 
 
-def draw_thumbnail(images: Images, name: str) -> str:
-    """The part of an image that the model sees, as a small JPEG in a data URI; empty where there is no picture."""
+def draw_thumbnail(images: Images, at: int) -> str:
+    """The part of an image that the model sees, as a small JPEG in a data URI; empty where there is no picture.
+
+    Args:
+        at: its place among the sound images of the set.
+    """
     if not isinstance(images, ImageSet):
         return ""
+    one = images.select(find_sound(images)[at : at + 1])
+    _, encoded = next(one.source.stream(one.names, lambda _: True))
     with quiet_pillow():
-        crops = decode_file(images.root / name, (images.recipe,))
+        crops = decode_file(encoded, (images.recipe,)) if encoded is not None else ""
     if isinstance(crops, str):  # gone since it was measured
         return ""
     picture = Image.fromarray(crops[0].squeeze())

@@ -18,13 +18,16 @@ from typing import Any, TextIO
 import click
 
 from corp_onnx._version import __version__
+from corp_onnx.cli.analyze import analyze
 from corp_onnx.cli.bench import bench
+from corp_onnx.cli.calibrate import calibrate
 from corp_onnx.cli.convert import convert
 from corp_onnx.cli.engine import engine
 from corp_onnx.cli.evaluate import evaluate
 from corp_onnx.cli.export import export
 from corp_onnx.cli.fit import fit
 from corp_onnx.cli.inspect import inspect
+from corp_onnx.cli.merge import merge
 from corp_onnx.cli.prune import prune
 from corp_onnx.cli.report import report
 from corp_onnx.cli.triton import triton
@@ -81,7 +84,9 @@ def cli() -> None:
     """
 
 
-for verb in (inspect, prune, evaluate, export, convert, fit, bench, report, engine, triton):
+for verb in (
+    inspect, analyze, prune, calibrate, merge, evaluate, export, convert, fit, bench, report, engine, triton,
+):  # fmt: skip
     cli.add_command(verb)
 
 

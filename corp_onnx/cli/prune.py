@@ -36,8 +36,9 @@ FILES, SIZE, METHOD, RUN = "Files", "Size of the result", "Method", "Run"
 
 @click.command(cls=GroupedCommand, short_help="Make a model smaller with unlabelled images.")
 @click.argument("model", type=click.Path(path_type=Path))
-@grouped(FILES, "--calib", type=click.Path(path_type=Path), required=True, metavar="DIR",
-         help="Folder of unlabelled images, or preprocessed arrays in .npy or .npz.")  # fmt: skip
+@grouped(FILES, "--calib", type=click.Path(path_type=Path), metavar="DIR",
+         help="Folder of unlabelled images, or preprocessed arrays in .npy or .npz.  [default: those of "
+         "--calibration]")  # fmt: skip
 @grouped(FILES, "-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
          help="Where to write.  [default: <stem>.pruned.onnx beside MODEL]")  # fmt: skip
 @grouped(FILES, "--report", type=click.Path(path_type=Path), metavar="FILE",
@@ -78,7 +79,7 @@ FILES, SIZE, METHOD, RUN = "Files", "Size of the result", "Method", "Run"
 @preprocessing_options
 def prune(
     model: Path,
-    calib: Path,
+    calib: Path | None,
     output: Path | None,
     report: Path | None,
     html: Path | None,
@@ -106,7 +107,7 @@ def prune(
     check_page(html, {"--card": card}, force=force)
     if nodes:
         check_nodes(nodes, force=force)
-    if names_no_size(options):
+    if names_no_size(options) and (calib, settings.calibration) != (None, None):
         click.echo(
             f"no budget given: looking for the smallest model that keeps {DEFAULT_AGREEMENT:.0%} of the answers "
             f"(--min-agreement {DEFAULT_AGREEMENT}), or, where they are no classes, is {DEFAULT_SIMILARITY} similar; "

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from corp_onnx.blocks import Blocks
+from corp_onnx.findings import Findings
 from corp_onnx.graph import Graph
 from corp_onnx.graph.cost import Cost
 from corp_onnx.images import Images
@@ -127,6 +129,7 @@ class Problem:
         confidence: of the interval whose lower end a promise is about.
         shelf: where images and streams lie that several stages need.
         clock: how long widths take, under a budget of time.
+        findings: what is known of the model on these images, and is not to be found out again.
     """
 
     graph: Graph
@@ -150,6 +153,7 @@ class Problem:
     confidence: float = CONFIDENCE
     shelf: Shelf = field(default_factory=Shelf)
     clock: Clock | None = None
+    findings: Findings = field(default_factory=Findings)
 
     @property
     def cost(self) -> Cost:
@@ -165,9 +169,17 @@ class Problem:
         times = self.clock.times if self.clock else None
         return Spending(self.graph, self.blocks, self.units, self.trim, self.cost, times, n_merges)
 
+    @property
+    def probe_key(self) -> dict[str, Any]:
+        """What the answers to probes depend on besides the images: they are the same under every budget."""
+        of_refit = ("widths", "refit", "weigh_tokens", "favour_late")
+        method = {name: value for name, value in asdict(self.method).items() if name not in of_refit}
+        units = [str(unit.key) for unit in self.units]
+        return {"method": method, "units": units, "seed": self.seed, "tasks": repr(self.tasks)}
+
     def trace(self) -> tuple[Choice, ...]:
         """Every width of every unit; the OBS order costs n^3 for an MLP, the rest is small."""
-        evidence = Evidence(self.graph, self.moments, self.importances)
+        evidence = Evidence(self.graph, self.moments, self.importances, self.findings)
         with self.run.enter("trace", len(self.units), "units") as count:
             return tuple(_counted(unit.trace(evidence, self.method), count) for unit in self.units)
 

@@ -33,6 +33,16 @@ def follow_method(problem: Problem) -> Solution:
     return follow_budget(problem, rule)
 
 
+def prepare_method(problem: Problem) -> None:
+    """What the method asks for before it knows a number, and what a second number does not ask for again."""
+    if not problem.method.has_budget:
+        problem.trace()
+        return
+    prepare_search(problem)
+    for fold in cut_folds(problem) if problem.is_crossed else ():
+        prepare_search(fold)
+
+
 def kept_width(width: int, removed: float) -> int:
     """Channels that stay when a fraction is removed: rounded, and at least one."""
     return max(1, round(width * (1 - removed)))

@@ -21,6 +21,7 @@ from corp_onnx.moments.sums import LogitSum
 from corp_onnx.results import UnitFacts
 from corp_onnx.settings import Method
 from corp_onnx.solve.qk import compensate_qk, drop_qk, low_rank_logits, select_logit_energy, trace_logit_curve
+from corp_onnx.solve.spectrum import logit_spectrum
 from corp_onnx.units.attention import AttentionChange, core_macs, count_tokens, first_dimensions
 from corp_onnx.units.base import Change, Choice, Evidence, Unit, UnitPlan, Values
 from corp_onnx.units.energy import Energy
@@ -116,6 +117,12 @@ class QkUnit(Unit):
         moments = evidence.moments[str(self.key)]
         assert isinstance(moments, LogitMoments)
         return QkChoice(self, method, moments)
+
+    def spectra(self, evidence: Evidence) -> Float[np.ndarray, "h d"]:
+        """Of the row-centred logits of every head."""
+        moments = evidence.moments[str(self.key)]
+        assert isinstance(moments, LogitMoments)
+        return logit_spectrum(moments.q_gram, moments.k_centred_gram)
 
     def cut(self, graph: Graph, width: int) -> AttentionChange:
         """The first dimensions of every head."""

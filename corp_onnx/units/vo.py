@@ -20,6 +20,7 @@ from corp_onnx.moments import ChannelMoments
 from corp_onnx.moments.sums import ChannelSum
 from corp_onnx.results import UnitFacts
 from corp_onnx.settings import Method
+from corp_onnx.solve.spectrum import value_spectrum
 from corp_onnx.solve.vo import compensate_vo, drop_vo, trace_value_curve
 from corp_onnx.units.attention import AttentionChange, core_macs, count_tokens, first_dimensions
 from corp_onnx.units.base import Change, Choice, Evidence, Unit, UnitPlan, Values
@@ -131,6 +132,13 @@ class VoUnit(Unit):
         moments = evidence.moments[str(self.key)]
         assert isinstance(moments, ChannelMoments)
         return VoChoice(self, method, *self.pair.out.linear.read_dense(evidence.graph), moments)
+
+    def spectra(self, evidence: Evidence) -> Float[np.ndarray, "h d"]:
+        """Of what every head writes through the output projection."""
+        moments = evidence.moments[str(self.key)]
+        assert isinstance(moments, ChannelMoments)
+        weight, _ = self.pair.out.linear.read_dense(evidence.graph)
+        return value_spectrum(weight, moments, self.site.n_heads)
 
     def cut(self, graph: Graph, width: int) -> AttentionChange:
         """The first dimensions of every head."""

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from corp_onnx.bench.bench import BenchResult
+from corp_onnx.calibration import CalibrationResult
 from corp_onnx.evaluate import Evaluation
 from corp_onnx.fit import FitResult
 from corp_onnx.precision.conversion import ConvertResult
@@ -27,6 +28,7 @@ FOLDER = Path(__file__).parent.parent.parent / "docs" / "schema"
 RESULTS: tuple[type[Result], ...] = (
     Inspection,
     PruneResult,
+    CalibrationResult,
     Evaluation,
     ExportResult,
     ConvertResult,
