@@ -1,7 +1,11 @@
-"""The site, built by Sphinx from docs/: `make docs`. Why Sphinx: CONTRIBUTING.md."""
+"""The site, built by Sphinx: `make docs`. Why Sphinx: CONTRIBUTING.md.
+
+Sphinx reads from the root of the project, so that links out of docs/ lead to pages as well.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -12,8 +16,13 @@ from corp_onnx import __version__
 project, author, version = "corp-onnx", "The corp-onnx authors", __version__
 copyright = author  # noqa: A001
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["*.json"]
-suppress_warnings = ["toc.empty_glob"]  # a page that is not written yet
+root_doc = "docs/index"
+include_patterns = ["*.md", "docs/**.md", "benchmarks/*.md", "examples/**.md", "models/*.md", "tests/fixtures/*.md"]
+exclude_patterns = [".*", "build", "out", "**/node_modules", "corp_onnx", "tools"]
+suppress_warnings = [
+    "toc.empty_glob",  # a page that is not written yet
+    "toc.not_included",  # what lies outside of docs/; of docs/ a test knows
+]
 smartquotes = False  # `--macs` is an option, no dash
 
 myst_enable_extensions = ["dollarmath"]
@@ -41,6 +50,13 @@ def write_block(translator: Any, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def write_entrance(app: Any, _error: Exception | None) -> None:
+    """The page that opens where a folder is asked for."""
+    page = '<!doctype html><meta http-equiv="refresh" content="0; url=docs/index.html"><title>corp-onnx</title>'
+    Path(app.outdir, "index.html").write_text(page, encoding="utf-8")
+
+
 def setup(app: Any) -> None:
-    """What Sphinx calls: MathML by docutils."""
+    """What Sphinx calls: MathML by docutils, and the entrance."""
+    app.connect("build-finished", write_entrance)
     app.add_html_math_renderer("mathml", (write_inline, None), (write_block, None))
