@@ -1,6 +1,7 @@
 """Make a Vision Transformer that exists only as an ONNX file smaller and faster: no labels, gradients or fine-tuning.
 
     prune_model      a model and images -> a smaller model and its report
+    analyze_model    a model and images -> how redundant its units are, and how pruning depends on the images
     inspect_model    a model -> its blocks and units, and what was not recognised
     evaluate_models  models and images -> accuracy, agreement, KL
     convert_model    a model -> the same in float16 or 8-bit integers
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from corp_onnx._version import __version__
 
 if TYPE_CHECKING:
+    from corp_onnx.analyze import Analysis, analyze_model
     from corp_onnx.bench.bench import BenchResult, bench_models
     from corp_onnx.errors import CorpOnnxError
     from corp_onnx.evaluate import Evaluation, evaluate_models
@@ -51,6 +53,7 @@ _HOMES = {
     "Fractions": "settings",
     "PAPER": "settings",
     "BEST": "settings",
+    "Analysis": "analyze",
     "BenchResult": "bench.bench",
     "Budget": "settings",
     "ConvertResult": "precision.conversion",
@@ -72,6 +75,7 @@ _HOMES = {
     "Schedule": "latency.turns",
     "TritonRepository": "triton.repository",
     "TritonSettings": "triton.config",
+    "analyze_model": "analyze",
     "bench_models": "bench.bench",
     "build_engine": "tensorrt.engine",
     "choose_settings": "options",
@@ -89,6 +93,7 @@ _HOMES = {
 __all__ = [
     "BEST",
     "PAPER",
+    "Analysis",
     "BenchResult",
     "Budget",
     "ConvertResult",
@@ -115,6 +120,7 @@ __all__ = [
     "TritonRepository",
     "TritonSettings",
     "__version__",
+    "analyze_model",
     "bench_models",
     "build_engine",
     "choose_settings",

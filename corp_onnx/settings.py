@@ -357,6 +357,8 @@ class PruneSettings:
         at_batch: images at a time for which a budget of time is measured; None is one, or what the model takes.
         at_threads: threads for that; None is every core.
         times: path of a table of how long widths take (latency/table.py): read, or written where it is missing.
+        calibration: path of a calibration file (calibrate/file.py), which brings its images and its findings.
+        cache: folder in which such files are kept and found; has no effect on the result.
         memory: what the run may take, as in `2GiB`; has no effect on the result beyond rounding.
         provider: where calibration and checks run: cpu, cuda, ...
         task: what the outputs are that are judged (metrics/task.py); `auto` looks.
@@ -394,6 +396,14 @@ class PruneSettings:
         None, "Table of how long widths take, for --speedup and --latency: read where the file is there, of another "
         "machine as well, else measured and written.  [default: measured, not kept]", metavar="FILE",
     )  # fmt: skip
+    calibration: str | None = option(
+        None, "What `corp-onnx calibrate` kept: nothing that is in it is done again, and it says where the images are.",
+        metavar="FILE",
+    )  # fmt: skip
+    cache: str | None = option(
+        None, "Keep such files here by themselves, and find them again for the same model and images.  [default: off]",
+        metavar="DIR",
+    )  # fmt: skip
     memory: str | None = option(
         None, "Keep to this much memory, as in 2GiB: fewer images at a time, intermediate results in a file.  "
         "[default: what is free]", metavar="SIZE",
@@ -406,8 +416,11 @@ class PruneSettings:
         if self.memory is not None:
             object.__setattr__(self, "memory", str(self.memory))
             read_size(self.memory, "--memory")
-        if self.times is not None:
-            object.__setattr__(self, "times", str(self.times))  # settings are stored as JSON
+        for name in ("times", "calibration", "cache"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, str(getattr(self, name)))  # settings are stored as JSON
+        if self.calibration is not None and self.cache is not None:
+            raise OptionError("--calibration names the file and --cache looks for one; give one of them.")
         for flag, value in (("--at-batch", self.at_batch), ("--at-threads", self.at_threads)):
             if value is not None and value < 1:
                 raise OptionError(f"{flag} must be 1 or more; found {value}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from pages import (
 )
 from samples import DEMO, ROOT, run_cli
 
+import corp_onnx
 from corp_onnx.cli.main import cli
 
 DOCS = ROOT / "docs"
@@ -188,6 +190,15 @@ def verb_pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
     yield verb_pages
     sys.modules.pop("verb_pages")
+
+
+def test_the_python_page_has_every_function_and_each_once() -> None:
+    """First by themselves, in the order of a person's work; values come behind them."""
+    page = PAGES["docs/python.md"]
+    (rest,) = re.findall(r":exclude-members: (.+)", page)
+    functions = [name for name in corp_onnx.__all__ if inspect.isfunction(getattr(corp_onnx, name))]
+    assert re.findall(r"autofunction:: (\w+)", page) == rest.split(", ")
+    assert sorted(rest.split(", ")) == sorted(functions)
 
 
 def test_verb_pages_are_the_command_line(verb_pages: ModuleType) -> None:

@@ -8,7 +8,9 @@ from corp_onnx.moments.values import (
     Moments,
     load_moments,
     merge_moments,
+    pack_moments,
     save_moments,
+    unpack_moments,
 )
 
 __all__ = [
@@ -19,5 +21,7 @@ __all__ = [
     "Moments",
     "load_moments",
     "merge_moments",
+    "pack_moments",
     "save_moments",
+    "unpack_moments",
 ]

@@ -12,84 +12,34 @@ drawn at random it is below 1e-6 (tests/moments/test_sums.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import get_blas_funcs
 
 from corp_onnx.errors import InputError, NonFiniteError
-from corp_onnx.moments.blas import add_square
-from corp_onnx.moments.values import ChannelMoments, CrossMoments, LogitMoments
-
-TILE_ROWS = 512
-"""Tokens of one product: enough that it is not the accumulator that is carried about, few enough to stay near."""
-
-FLUSH_ROWS = 8 * TILE_ROWS
-"""Tokens that are added up in float32."""
+from corp_onnx.moments.tiles import Product, State, Tiles, inside, under
+from corp_onnx.moments.values import AnyMoments, ChannelMoments, CrossMoments, LogitMoments
 
 
-class Tiles:
-    """Rows of several tensors side by side, gathered until there are `TILE_ROWS` of them; a copy in float32."""
+class RunningSum(Protocol):
+    """What all sums below have in common."""
 
-    def __init__(self, *widths: int) -> None:
-        self._widths = widths
-        self._buffers: list[np.ndarray] = []
-        self._n = 0
+    def update(self, *values: Any) -> None:
+        """Adds a batch."""
+        ...
 
-    def put(self, *arrays: Float[np.ndarray, "tokens _"]) -> Iterator[tuple[np.ndarray, ...]]:
-        """Add rows; yields every tile that they fill, which is theirs to change until the next."""
-        if not self._buffers:
-            self._buffers = [np.empty((TILE_ROWS, width), dtype=np.float32) for width in self._widths]
-        start = 0
-        while start < len(arrays[0]):
-            n = min(TILE_ROWS - self._n, len(arrays[0]) - start)
-            for buffer, array in zip(self._buffers, arrays, strict=True):
-                buffer[self._n : self._n + n] = array[start : start + n]
-            self._n += n
-            start += n
-            if self._n == TILE_ROWS:
-                yield from self.rest()
+    def result(self) -> AnyMoments:
+        """The moments of everything seen; the sum is over then."""
+        ...
 
-    def rest(self) -> Iterator[tuple[np.ndarray, ...]]:
-        """The rows that wait, if any."""
-        n, self._n = self._n, 0
-        if n:
-            yield tuple(buffer[:n] for buffer in self._buffers)
+    def state(self) -> State:
+        """Everything that it holds, as arrays that are not copies: to be written before the next `update`."""
+        ...
 
-
-class Product:
-    """A running float64 sum of products of tiles, in Fortran order; of x with itself only the upper triangle."""
-
-    def __init__(self, n_rows: int, n_columns: int) -> None:
-        self._recent = np.zeros((n_rows, n_columns), np.float32, order="F")
-        self._total = np.zeros((n_rows, n_columns), order="F")
-        self._n_recent = 0
-
-    def add_square(self, x: Float[np.ndarray, "tokens n"]) -> bool:
-        """Adds the upper triangle of x' x; whether all squares are finite."""
-        add_square(x, self._recent)
-        is_finite = bool(np.isfinite(self._recent.diagonal()).all())
-        self._count(len(x))
-        return is_finite
-
-    def add(self, y: Float[np.ndarray, "tokens m"], x: Float[np.ndarray, "tokens n"]) -> None:
-        """Adds y' x."""
-        (gemm,) = get_blas_funcs(("gemm",), dtype=np.float32)
-        self._recent = gemm(1.0, y.T, x.T, beta=1.0, c=self._recent, trans_b=1, overwrite_c=1)
-        self._count(len(x))
-
-    def result(self) -> Float[np.ndarray, "m n"]:
-        """The sum so far."""
-        self._total += self._recent
-        self._recent[...] = 0
-        self._n_recent = 0
-        return self._total
-
-    def _count(self, n_rows: int) -> None:
-        self._n_recent += n_rows
-        if self._n_recent >= FLUSH_ROWS:
-            self.result()
+    def restore(self, state: State) -> None:
+        """Go on from a state as if everything had been added here; every later bit is the same."""
+        ...
 
 
 class ChannelSum:
@@ -143,6 +93,20 @@ class ChannelSum:
         gram += shift + shift.T
         return ChannelMoments(self._count, self._total + self._count * pivot, gram)
 
+    def state(self) -> State:
+        """Pivot, sums, and the rows that wait."""
+        pivot = {} if self.pivot is None else {"pivot": self.pivot}
+        counted = {"count": np.array([self._count]), "sum": self._total, **pivot}
+        return {**counted, **under("gram", self._gram.state()), **self._tiles.state()}
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        self.pivot = state["pivot"].copy() if "pivot" in state else None
+        self._count = float(state["count"][0])
+        self._total[...] = state["sum"]
+        self._gram.restore(inside("gram", state))
+        self._tiles.restore(state)
+
 
 class CrossSum:
     """Running `CrossMoments` of a regressor with `n_x` and a target with `n_y` channels."""
@@ -193,6 +157,22 @@ class CrossSum:
         # E-free form of sum y x': x.total already has its pivot back, so only x_pivot is missing beside y_total
         cross = self._cross.result() + np.outer(self._y_total, x_pivot) + np.outer(y_pivot, x.total)
         return CrossMoments(x.count, x.total, x.gram, self._y_total + x.count * y_pivot, energy, cross)
+
+    def state(self) -> State:
+        """Of the regressor, then what the target adds, and the rows that wait."""
+        pivot = {} if self._y_pivot is None else {"pivot": self._y_pivot}
+        target = {"sum": self._y_total, "energy": self._y_energy, **pivot}
+        cross = under("cross", self._cross.state())
+        return {**under("x", self._x.state()), **target, **cross, **self._tiles.state()}
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        self._x.restore(inside("x", state))
+        self._y_pivot = state["pivot"].copy() if "pivot" in state else None
+        self._y_total[...] = state["sum"]
+        self._y_energy[...] = state["energy"]
+        self._cross.restore(inside("cross", state))
+        self._tiles.restore(state)
 
 
 class LogitSum:
@@ -248,6 +228,19 @@ class LogitSum:
             k_centred_gram=self._k_centred_gram.copy(),
             logit_energy=self._energy.copy(),
         )
+
+    def state(self) -> State:
+        """The counts and the sums."""
+        counts = np.array([self._n_images, self._n_tokens, self._n_key_tokens])
+        grams = {"q": self._q_gram, "k": self._k_gram, "k_centred": self._k_centred_gram}
+        return {"counts": counts, "energy": self._energy, **grams}
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        self._n_images, self._n_tokens, self._n_key_tokens = (int(n) for n in state["counts"])
+        for name, array in self.state().items():
+            if name != "counts":
+                array[...] = state[name]
 
 
 def _roots(weights: np.ndarray | None, n_tokens: int) -> Float[np.ndarray, "tokens 1"]:

@@ -7,8 +7,10 @@ Sums are raw and float64, means and covariances are derived from them; a covaria
 from __future__ import annotations
 
 import dataclasses
+import mmap
 import os
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,6 +53,7 @@ class ChannelMoments:
         """E[(x - E x)(x - E x)'], ddof 0; a new n x n array at every call."""
         covariance = self.gram / self.count
         covariance -= np.outer(self.mean, self.mean)
+        forget_pages(self.gram)
         return covariance
 
     @property
@@ -150,6 +153,19 @@ def merge_moments(a: _Kind, b: _Kind) -> _Kind:
     return type(a)(**merged)
 
 
+def pack_moments(unit: AnyMoments) -> dict[str, np.ndarray]:
+    """The moments of a unit as arrays by name, float64 and int64 as they are."""
+    kind = type(unit).__name__
+    return {f"{kind}.{f.name}": np.asarray(getattr(unit, f.name)) for f in dataclasses.fields(unit)}
+
+
+def unpack_moments(arrays: Mapping[str, np.ndarray]) -> AnyMoments:
+    """What `pack_moments` was given; arrays that are mapped stay so."""
+    kinds = {kind.__name__: kind for kind in (ChannelMoments, CrossMoments, LogitMoments)}
+    kind = kinds[next(iter(arrays)).split(".")[0]]
+    return kind(**{f.name: _plain(arrays[f"{kind.__name__}.{f.name}"]) for f in dataclasses.fields(kind)})
+
+
 def save_moments(moments: Moments, path: str | os.PathLike[str]) -> None:
     """Writes one .npz (schema 1, no pickles), whole or not at all; float64 as it is: n x n x 8 bytes for each unit."""
     path = Path(path)
@@ -190,6 +206,15 @@ def load_moments(path: str | os.PathLike[str]) -> Moments:
     except (OSError, KeyError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise InputError(f"expected moments written by corp-onnx in {path}: {error}; collect them anew") from error
     return Moments(tuple(units))
+
+
+def forget_pages(array: np.ndarray) -> None:
+    """Tell the system that an array which lies in a mapped file was read: it is read again when it is looked at."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def _merge_field(name: str, a: Any, b: Any) -> Any:

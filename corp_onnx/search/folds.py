@@ -11,11 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from corp_onnx.calibrate.collect import collect_moments
-from corp_onnx.gradients import collect_taylor
 from corp_onnx.images.open import find_sound
 from corp_onnx.search.problem import Problem
-from corp_onnx.tokens.metric import learn_metrics
+from corp_onnx.search.statistics import collect_statistics
 
 N_FOLDS = 2
 """A fold costs moments, curves and probes of its own, on a part of few images."""
@@ -27,17 +25,17 @@ def cut_folds(problem: Problem) -> tuple[Problem, ...]:
     order = np.random.default_rng(p.seed).permutation(find_sound(images))
     if len(order) < 2 * N_FOLDS:
         return ()
-    running = {"batch_size": p.batch_size, "provider": p.provider}
     found: list[Problem] = []
-    for fold in np.array_split(order, N_FOLDS):
+    for i, fold in enumerate(np.array_split(order, N_FOLDS)):
         rest = images.select(np.sort(np.setdiff1d(order, fold)))
-        moments = collect_moments(p.graph, p.units, rest, **running)
-        importances = collect_taylor(p.graph, p.units, rest, **running) if p.importances else p.importances
-        metrics = p.metrics
-        if p.sites.sites:
-            metrics = learn_metrics(p.graph, p.blocks, p.sites, rest, p.method.merge_metric, **running)
-        judging = images.select(np.sort(fold))
-        found.append(
-            replace(p, moments=moments, importances=importances, metrics=metrics, calibration=rest, judging=judging)
+        findings = p.findings.part(f"fold {i} of seed {p.seed}")
+        known = collect_statistics(
+            p.graph, p.blocks, p.units, p.sites, p.method, rest, findings, batch_size=p.batch_size, provider=p.provider
         )
+        found.append(
+            replace(
+                p, moments=known.moments, importances=known.importances, metrics=known.metrics, calibration=rest,
+                judging=images.select(np.sort(fold)), findings=findings,
+            )
+        )  # fmt: skip
     return tuple(found)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from corp_onnx.blocks import Blocks
+from corp_onnx.findings import Findings
 from corp_onnx.graph import Graph
 from corp_onnx.graph.cost import Cost
 from corp_onnx.images import Images
@@ -18,6 +20,7 @@ from corp_onnx.latency.table import Times
 from corp_onnx.metrics import OutputTask
 from corp_onnx.moments import Moments
 from corp_onnx.progress import Count, Run
+from corp_onnx.results import TriedSize
 from corp_onnx.rewrite import Rewrite, plan_rewrite
 from corp_onnx.settings import CONFIDENCE, CostKind, Method
 from corp_onnx.shelf import Shelf
@@ -126,6 +129,7 @@ class Problem:
         confidence: of the interval whose lower end a promise is about.
         shelf: where images and streams lie that several stages need.
         clock: how long widths take, under a budget of time.
+        findings: what is known of the model on these images, and is not to be found out again.
     """
 
     graph: Graph
@@ -149,6 +153,7 @@ class Problem:
     confidence: float = CONFIDENCE
     shelf: Shelf = field(default_factory=Shelf)
     clock: Clock | None = None
+    findings: Findings = field(default_factory=Findings)
 
     @property
     def cost(self) -> Cost:
@@ -164,9 +169,17 @@ class Problem:
         times = self.clock.times if self.clock else None
         return Spending(self.graph, self.blocks, self.units, self.trim, self.cost, times, n_merges)
 
+    @property
+    def probe_key(self) -> dict[str, Any]:
+        """What the answers to probes depend on besides the images: they are the same under every budget."""
+        of_refit = ("widths", "refit", "weigh_tokens", "favour_late")
+        method = {name: value for name, value in asdict(self.method).items() if name not in of_refit}
+        units = [str(unit.key) for unit in self.units]
+        return {"method": method, "units": units, "seed": self.seed, "tasks": repr(self.tasks)}
+
     def trace(self) -> tuple[Choice, ...]:
         """Every width of every unit; the OBS order costs n^3 for an MLP, the rest is small."""
-        evidence = Evidence(self.graph, self.moments, self.importances)
+        evidence = Evidence(self.graph, self.moments, self.importances, self.findings)
         with self.run.enter("trace", len(self.units), "units") as count:
             return tuple(_counted(unit.trace(evidence, self.method), count) for unit in self.units)
 
@@ -190,6 +203,8 @@ class Solution:
         merges: the tokens that merge.
         expected_loss: on the images that judge; of a refitted solution that of the one which the refit started from.
         expected_speedup: by the table of times, under a budget of time.
+        probed: of units that were probed, the width at which each alone was, and the loss of that.
+        tried: sizes that the search for a promise tried.
     """
 
     changes: Changes
@@ -199,6 +214,8 @@ class Solution:
     merges: tuple[MergeStep, ...] = ()
     expected_loss: float | None = None
     expected_speedup: float | None = None
+    probed: Mapping[UnitKey, tuple[int, float]] = field(default_factory=dict)
+    tried: tuple[TriedSize, ...] = ()
 
 
 def solve_widths(choices: tuple[Choice, ...], widths: Mapping[UnitKey, int]) -> tuple[UnitPlan, ...]:

@@ -36,6 +36,7 @@ from corp_onnx.solve.select import (
     rank_weighted,
     trace_error_curve,
 )
+from corp_onnx.solve.spectrum import channel_spectrum
 from corp_onnx.units.base import Change, Choice, Evidence, Site, Unit, UnitPlan, Values
 from corp_onnx.units.edits import can_remove, remove_branch, set_bias, set_weight, shape_like
 from corp_onnx.units.expected import Expected
@@ -225,6 +226,10 @@ class MlpUnit(Unit):
         n_tokens = int(np.prod(graph.shapes[self.site.hidden][:-1])) // graph.n_images
         return describe_unit(self, graph, cost, n_tokens, n_parameters, macs)
 
+    def list_nodes(self) -> tuple[Node, ...]:
+        """Its products."""
+        return tuple(linear.node for linear in self.site.linears)
+
     def tap(self, taps: Taps) -> None:
         """What its second product reads."""
         taps.tensors.append(self.site.hidden)
@@ -243,7 +248,9 @@ class MlpUnit(Unit):
         assert isinstance(moments, ChannelMoments)
         weight, bias = self.site.down.read_dense(evidence.graph)
         if method.rank == "obs":
-            order = rank_obs(moments, weight, method.ridge)
+            key = {"ridge": method.ridge}
+            make = partial(_pack_order, moments, weight, method.ridge)
+            order = ChannelOrder(**evidence.findings.recall(f"orders/{self.key}", key, make))
         elif method.rank == "taylor":
             order = order_by_score(evidence.importances[str(self.key)])
         elif method.rank == "weighted":
@@ -251,6 +258,12 @@ class MlpUnit(Unit):
         else:
             order = rank_energy(moments) if method.rank == "energy" else rank_magnitude(weight)
         return MlpChoice(self, method, weight, bias, moments, order)
+
+    def spectra(self, evidence: Evidence) -> Float[np.ndarray, "1 n"]:
+        """Of the hidden channels."""
+        moments = evidence.moments[str(self.key)]
+        assert isinstance(moments, ChannelMoments)
+        return channel_spectrum(moments)
 
     def cut(self, graph: Graph, width: int) -> MlpChange:
         """The first hidden channels."""
@@ -268,6 +281,12 @@ class MlpUnit(Unit):
             return partial(_apply, *(a.astype(np.float32) for a in self.site.down.read_dense(graph)), None)
         assert isinstance(change, MlpChange)
         return partial(_apply, change.weight.astype(np.float32), change.bias.astype(np.float32), change.kept_idx)
+
+
+def _pack_order(moments: ChannelMoments, weight: np.ndarray, ridge: float) -> dict[str, np.ndarray]:
+    order = rank_obs(moments, weight, ridge)
+    assert order.error_curve is not None
+    return {"order_idx": order.order_idx, "error_curve": order.error_curve}
 
 
 def _apply(weight: np.ndarray, bias: np.ndarray, kept_idx: Any, x: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from corp_onnx.blocks import Blocks
 from corp_onnx.calibrate.collect import collect_moments, tap_units
 from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph import Graph
-from corp_onnx.moments.sums import Product
+from corp_onnx.moments.tiles import Product
 from corp_onnx.moments.values import ChannelMoments, LogitMoments
 from corp_onnx.run.tapped import Tapped, open_tapped
 from corp_onnx.units import KINDS, Unit, list_units

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corp_onnx.errors import InputError, NonFiniteError
-from corp_onnx.moments.sums import FLUSH_ROWS, TILE_ROWS, ChannelSum, CrossSum, LogitSum, Product
+from corp_onnx.moments.sums import ChannelSum, CrossSum, LogitSum
+from corp_onnx.moments.tiles import FLUSH_ROWS, TILE_ROWS, Product
 
 FLOAT32 = 2e-5  # float32 batch Grams of a few hundred tokens
 
@@ -183,3 +184,38 @@ def test_the_accumulator_is_flushed_before_ones_are_lost():
     product.add_square(np.zeros((FLUSH_ROWS - 1, 1), np.float32))
     product.add_square(np.ones((1, 1), np.float32))
     assert product.result()[0, 0] == 2.0**24 + 1
+
+
+@pytest.mark.parametrize("cut", [1, 300, TILE_ROWS, 700, FLUSH_ROWS, FLUSH_ROWS + 900])
+@pytest.mark.parametrize("kind", ["channels", "cross", "logits"])
+def test_a_sum_goes_on_from_its_state_to_the_bit(kind, cut):
+    """With rows that wait, behind a flush and before it; the state itself says nothing new afterwards."""
+    rng = np.random.default_rng(0)
+    make = {"channels": lambda: ChannelSum(6), "cross": lambda: CrossSum(6, 3), "logits": lambda: LogitSum(2, 3)}[kind]
+    x, y = rng.normal(5, 1, size=(2, FLUSH_ROWS + 2000, 6)).astype(np.float32)
+    weights = rng.uniform(1, 3, size=len(x)).astype(np.float32)
+
+    def part(rows):
+        if kind == "logits":
+            return tuple(a[rows].reshape(1, -1, 2, 3) for a in (x, y))
+        return (x[rows], weights[rows]) if kind == "channels" else (x[rows], y[rows, :3], weights[rows])
+
+    whole, half, rest = make(), make(), make()
+    for running in (whole, half):
+        running.update(*part(slice(0, cut)))
+    state = {name: array.copy() for name, array in half.state().items()}
+    assert all(array.flags.c_contiguous for array in half.state().values())
+    rest.restore(state)
+    half.update(*part(slice(0, 9)))  # has no effect on the other
+    for running in (whole, rest):
+        running.update(*part(slice(cut, None)))
+    expected, found = whole.result(), rest.result()
+    for name in expected.__slots__:
+        assert np.asarray(getattr(found, name)).tobytes() == np.asarray(getattr(expected, name)).tobytes(), name
+
+
+def test_an_empty_sum_has_a_state():
+    rest = ChannelSum(4)
+    rest.restore(ChannelSum(4).state())
+    rest.update(np.ones((3, 4), np.float32))
+    assert rest.result().count == 3

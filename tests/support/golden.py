@@ -18,6 +18,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 from samples import OPERATOR, ROOT, fixture_path, write_photos
+from schemas import FOLDER, schema_texts
 
 from corp_onnx.cli.main import cli
 
@@ -71,6 +72,9 @@ def reports(folder: Path) -> dict[str, str]:
 
 def main() -> None:
     """Write every text."""
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in schema_texts().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
     GOLDEN.mkdir(exist_ok=True)
     for old in GOLDEN.glob("*.txt"):
         old.unlink()
