@@ -45,6 +45,7 @@ ORDER = (
         "precision",
         "tensorrt",
         "bench",
+        "sweep",
         "triton",
         "zoo",
         "report",

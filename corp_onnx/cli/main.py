@@ -29,6 +29,7 @@ from corp_onnx.cli.fit import fit
 from corp_onnx.cli.inspect import inspect
 from corp_onnx.cli.merge import merge
 from corp_onnx.cli.prune import prune
+from corp_onnx.cli.sweep import sweep
 from corp_onnx.cli.triton import triton
 from corp_onnx.errors import CorpOnnxError
 
@@ -83,7 +84,7 @@ def cli() -> None:
     """
 
 
-for verb in (inspect, analyze, prune, calibrate, merge, evaluate, export, convert, fit, bench, engine, triton):
+for verb in (inspect, analyze, prune, sweep, calibrate, merge, evaluate, export, convert, fit, bench, engine, triton):
     cli.add_command(verb)
 
 
