@@ -9,10 +9,11 @@ Enters a path, images and settings; leaves a `Case`, and from that the `Problem`
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from corp_onnx.blocks import Blocks, find_blocks
+from corp_onnx.calibrate.checkpoint import Checkpoint
 from corp_onnx.calibrate.data import Calibration, open_calibration, warn_of_images
 from corp_onnx.calibrate.file import IMAGES, describe_contents, describe_subject, reopen_calibration
 from corp_onnx.checks.footprint import Diet, choose_diet, predict_footprint
@@ -30,6 +31,7 @@ from corp_onnx.graph import Graph, Model, load_model
 from corp_onnx.images import ImageSource, require_path
 from corp_onnx.images.open import spread_images
 from corp_onnx.latency.clock import Clock
+from corp_onnx.memory import release_memory
 from corp_onnx.progress import Run
 from corp_onnx.results import StageClock
 from corp_onnx.run.outputs import LOOKED_AT, Outputs, find_outputs
@@ -80,6 +82,14 @@ class Case:
     kept_in: Path | None
     warnings: tuple[str, ...]
     unchanged: Callable[[], None]
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """Where calibration is kept when it is interrupted: beside the file that its findings will be in."""
+        if self.kept_in is None or self.findings.subject is None:
+            return None
+        path = self.kept_in.with_name(f"{self.kept_in.name}.checkpoint")
+        return Checkpoint(path, asdict(self.findings.subject), anew=True, option="--cache")
 
     @property
     def notes(self) -> list[str]:
@@ -161,6 +171,8 @@ def _open_images(
     seen = session.stream(spread_images(data.reporting, LOOKED_AT), settings.batch_size)
     outputs = find_outputs(session, seen, task=settings.task, named=settings.outputs)
     require_reached(graph, units, outputs)
+    del seen, session  # a session holds all weights, and the prediction counts what is held
+    release_memory()
     method = settle_budget(settings.method, outputs)
     footprint = predict_footprint(graph, blocks, units, method, data, settings.memory_bytes)
     diet = choose_diet(footprint, settings.batch_size, settings.memory_bytes, folder)
@@ -198,8 +210,8 @@ def pose_problem(case: Case, shelf: Shelf, run: Run, clock: StageClock, timed: C
         )
     )
     known = collect_statistics(
-        case.graph, case.blocks, case.units, case.sites, method, data.fitting, case.findings, run=run, clock=clock,
-        **running,
+        case.graph, case.blocks, case.units, case.sites, method, data.fitting, case.findings,
+        checkpoint=case.checkpoint, room=case.diet.sums, run=run, clock=clock, **running,
     )  # fmt: skip
     return Problem(
         case.graph, case.blocks, case.units, method, known.moments, data.fitting, judging, **running,
@@ -216,6 +228,8 @@ def keep_findings(case: Case) -> None:
     case.findings.about[IMAGES] = describe_contents(case.source, case.data).to_json()
     with staged_files({"--cache": case.kept_in}, force=True) as (path,):
         case.findings.write(path, case.kept_in)
+    if case.checkpoint is not None:
+        case.checkpoint.remove()
 
 
 def _note_merges(sites: MergeSites) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 from samples import FIXED, OPERATOR, TEXT, fixture_path, write_photos
 
+import corp_onnx.case
 import corp_onnx.search.statistics
 import corp_onnx.solve.obs
 import corp_onnx.units.mlp
 from corp_onnx.blocks import find_blocks
+from corp_onnx.calibrate.checkpoint import Checkpoint
 from corp_onnx.calibrate.collect import collect_moments
 from corp_onnx.calibrate.data import open_for_model
 from corp_onnx.calibrate.file import IMAGES, Contents
@@ -24,6 +27,7 @@ from corp_onnx.errors import ImageError, InputError, OptionError, OutputError
 from corp_onnx.findings import read_findings
 from corp_onnx.graph import load_model
 from corp_onnx.moments import unpack_moments
+from corp_onnx.progress import Moment, Run
 from corp_onnx.prune import prune_model
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.settings import Preprocessing
@@ -145,6 +149,34 @@ class TestFile:
         with pytest.raises(ImageError, match="was made from arrays in memory; give them again"):
             prune_model(model, output=tmp_path / "p.onnx", calibration=path, macs=0.8)
         prune_model(model, arrays, tmp_path / "p.onnx", calibration=path, macs=0.8)
+
+
+class TestResume:
+    def test_an_interrupted_calibration_ends_with_the_same_bytes(
+        self, photos: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "c.safetensors"
+        monkeypatch.setattr(corp_onnx.case, "Checkpoint", partial(Checkpoint, every=0.0))
+
+        def stop(moment: Moment) -> None:
+            if moment.stage == "calibrate" and moment.done >= 16:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            calibrate_model(MODEL, photos, path, progress=Run(watch=stop))
+        assert [file.name for file in tmp_path.iterdir()] == ["c.safetensors.checkpoint"]
+        seen: list[int] = []
+        run = Run(watch=lambda moment: seen.append(moment.done) if moment.stage == "calibrate" else None)
+        calibrate_model(MODEL, photos, path, progress=run)
+        assert next(n for n in seen if n) >= 8
+        assert path.read_bytes() == calibration.read_bytes()
+        assert [file.name for file in tmp_path.iterdir()] == ["c.safetensors"]
+
+    def test_what_is_left_of_other_images_is_no_hindrance(self, photos: Path, tmp_path: Path) -> None:
+        path = tmp_path / "c.safetensors"
+        (tmp_path / "c.safetensors.checkpoint").write_bytes(b"of something else")
+        calibrate_model(MODEL, photos, path)
+        assert [file.name for file in tmp_path.iterdir()] == ["c.safetensors"]
 
 
 class TestMerge:

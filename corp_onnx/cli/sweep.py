@@ -11,7 +11,8 @@ import click
 
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.cli.options import GroupedCommand, grouped, settings_options, split_names
-from corp_onnx.errors import OptionError
+from corp_onnx.errors import MissingExtraError, OptionError
+from corp_onnx.report.curves import list_sweep_figures, write_figures
 from corp_onnx.report.sweep import print_sweep
 from corp_onnx.settings import METHODS, Method, Preprocessing, PruneSettings
 from corp_onnx.sweep.plan import BUDGETS, PRECISIONS, RANKS, TARGETS, VARIANTS, SweepSettings
@@ -103,6 +104,10 @@ def sweep(
             model, calib, output, sweep=chosen, images=data, labels=labels, force=force, progress=watched, **options
         )
     warn(result.warnings, watched)
+    try:
+        write_figures(list_sweep_figures(result), output)
+    except MissingExtraError as error:
+        warn([f"no plots: {error}"], watched)
     if as_json:
         click.echo(result.to_json())
     else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -19,6 +20,7 @@ from corp_onnx.latency.table import Times
 from corp_onnx.metrics import OutputTask
 from corp_onnx.moments import Moments
 from corp_onnx.progress import Count, Run
+from corp_onnx.results import TriedSize
 from corp_onnx.rewrite import Rewrite, plan_rewrite
 from corp_onnx.settings import CONFIDENCE, CostKind, Method
 from corp_onnx.shelf import Shelf
@@ -167,6 +169,14 @@ class Problem:
         times = self.clock.times if self.clock else None
         return Spending(self.graph, self.blocks, self.units, self.trim, self.cost, times, n_merges)
 
+    @property
+    def probe_key(self) -> dict[str, Any]:
+        """What the answers to probes depend on besides the images: they are the same under every budget."""
+        of_refit = ("widths", "refit", "weigh_tokens", "favour_late")
+        method = {name: value for name, value in asdict(self.method).items() if name not in of_refit}
+        units = [str(unit.key) for unit in self.units]
+        return {"method": method, "units": units, "seed": self.seed, "tasks": repr(self.tasks)}
+
     def trace(self) -> tuple[Choice, ...]:
         """Every width of every unit; the OBS order costs n^3 for an MLP, the rest is small."""
         evidence = Evidence(self.graph, self.moments, self.importances, self.findings)
@@ -193,6 +203,8 @@ class Solution:
         merges: the tokens that merge.
         expected_loss: on the images that judge; of a refitted solution that of the one which the refit started from.
         expected_speedup: by the table of times, under a budget of time.
+        probed: of units that were probed, the width at which each alone was, and the loss of that.
+        tried: sizes that the search for a promise tried.
     """
 
     changes: Changes
@@ -202,6 +214,8 @@ class Solution:
     merges: tuple[MergeStep, ...] = ()
     expected_loss: float | None = None
     expected_speedup: float | None = None
+    probed: Mapping[UnitKey, tuple[int, float]] = field(default_factory=dict)
+    tried: tuple[TriedSize, ...] = ()
 
 
 def solve_widths(choices: tuple[Choice, ...], widths: Mapping[UnitKey, int]) -> tuple[UnitPlan, ...]:

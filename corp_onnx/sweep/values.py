@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from corp_onnx.metrics.names import name_metric, write_value
 from corp_onnx.results import Environment, Metric, Result, Rows
@@ -78,6 +78,8 @@ class Sweep(Result):
         n_held_out: images that `kept` is of.
         seconds: of this run, which made `n_made` of the points.
     """
+
+    verb: ClassVar[str] = "sweep"
 
     model: str
     model_sha256: str

@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 
 from corp_onnx.blocks import Attention, Mlp, SiteKey, Skip
 from corp_onnx.findings import Findings
-from corp_onnx.graph import Graph
+from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.cost import Cost
 from corp_onnx.moments import Moments
 from corp_onnx.results import UnitFacts
@@ -260,6 +260,10 @@ class Unit(ABC):
     @abstractmethod
     def describe(self, graph: Graph, cost: Cost) -> UnitFacts:
         """Width and cost, with its share of the model."""
+
+    @abstractmethod
+    def list_nodes(self) -> tuple[Node, ...]:
+        """The nodes whose width is its own, for who paints a graph; some may be those of other units, too."""
 
     @abstractmethod
     def tap(self, taps: Taps) -> None:

@@ -226,6 +226,10 @@ class MlpUnit(Unit):
         n_tokens = int(np.prod(graph.shapes[self.site.hidden][:-1])) // graph.n_images
         return describe_unit(self, graph, cost, n_tokens, n_parameters, macs)
 
+    def list_nodes(self) -> tuple[Node, ...]:
+        """Its products."""
+        return tuple(linear.node for linear in self.site.linears)
+
     def tap(self, taps: Taps) -> None:
         """What its second product reads."""
         taps.tensors.append(self.site.hidden)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from corp_onnx.blocks import Attention, QkPair, Skip
-from corp_onnx.graph import Graph
+from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.cost import Cost
 from corp_onnx.moments import LogitMoments
 from corp_onnx.moments.sums import LogitSum
@@ -92,6 +92,11 @@ class QkUnit(Unit):
         spent = [projection_cost(graph, cost, operand) for operand in found]
         macs = sum(m for _, m in spent) + core_macs(graph, cost, self.site)[0]
         return describe_unit(self, graph, cost, count_tokens(self.site), sum(p for p, _ in spent), macs)
+
+    def list_nodes(self) -> tuple[Node, ...]:
+        """Both projections, and q k'."""
+        return (*(self.site.operands[letter].linear.node for letter in "qk" if letter in self.site.operands),
+                self.site.node)  # fmt: skip
 
     def tap(self, taps: Taps) -> None:
         """Both projections."""

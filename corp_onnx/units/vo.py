@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from corp_onnx.blocks import Attention, Skip, VoPair
-from corp_onnx.graph import Graph
+from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.cost import Cost
 from corp_onnx.moments import ChannelMoments
 from corp_onnx.moments.sums import ChannelSum
@@ -107,6 +107,11 @@ class VoUnit(Unit):
             n_parameters += linear.d_in * linear.d_out + (linear.d_out if linear.bias else 0)
             macs += cost.by_node.get(linear.node.output, 0)
         return describe_unit(self, graph, cost, count_tokens(self.site), n_parameters, macs)
+
+    def list_nodes(self) -> tuple[Node, ...]:
+        """Both projections."""
+        value = (self.site.operands["v"].linear.node,) if "v" in self.site.operands else ()
+        return value if self.site.out is None else (*value, self.site.out.linear.node)
 
     def tap(self, taps: Taps) -> None:
         """What the output projection reads."""

@@ -23,7 +23,7 @@ from corp_onnx.search.search import Search, prepare_search
 from corp_onnx.search.tokens import prepare_merging
 from corp_onnx.settings import BEST
 from corp_onnx.tokens.metric import learn_metrics
-from corp_onnx.tokens.sites import MergeSites, MergeStep, find_merge_sites, list_assignments
+from corp_onnx.tokens.sites import MergeSites, MergeStep, find_merge_sites, list_carried
 from corp_onnx.tokens.trim import plan_trim
 from corp_onnx.units import list_units
 
@@ -131,7 +131,7 @@ class TestRefit:
         steps = tuple(MergeStep(site, r, problem.metrics[site.block]) for site, r in numbers)
         one_shot = replace(widths, merges=steps)
         at = search._stretch(steps)
-        assert at.given == list_assignments(steps)
+        assert at.given == list_carried(steps)
         changes = refit_changes(at.graph, at.walk, one_shot.changes, search.make(one_shot), problem.calibration, {})
         solutions = replace(one_shot, changes=changes), search.refit(one_shot)
         ruined, sound = (search.judge.evaluate(search.make(s)).loss for s in solutions)
