@@ -1,6 +1,6 @@
-"""What the refit and the weights of tokens take, beside plain inference over the same images, in a whole run of `prune`.
+"""What the refit and the weights of tokens take in a whole run of `prune`, beside plain inference over the same images.
 
-    OPENBLAS_CORETYPE=SkylakeX PYTHONPATH=CHECKOUT .venv/bin/python tools/refit_profile.py deit_tiny.onnx --calib photos/
+    OPENBLAS_CORETYPE=SkylakeX PYTHONPATH=CHECKOUT .venv/bin/python tools/refit_profile.py tiny.onnx --calib photos/
 
 Both are timed where the search calls them, so that the program measures any checkout that PYTHONPATH names; processor
 seconds of all threads stand beside wall time, since a machine that others use stretches the second only. The wait of
