@@ -30,7 +30,9 @@ from corp_onnx.findings import Findings
 from corp_onnx.graph import Graph
 from corp_onnx.graph.cost import Cost
 from corp_onnx.moments import Moments
+from corp_onnx.moments.gathered import GatheredSum
 from corp_onnx.results import UnitFacts
+from corp_onnx.run.reduced import SumPen
 from corp_onnx.settings import Fractions, Method
 from corp_onnx.solve.allocate import aligned_widths
 from corp_onnx.units.energy import Energy
@@ -271,6 +273,11 @@ class Unit(ABC):
     @abstractmethod
     def read(self, arrays: Mapping[str, np.ndarray], graph: Graph, n_real: int) -> Values:
         """Its own values from the exposed tensors of one batch."""
+
+    @abstractmethod
+    def write_sum(self, pen: SumPen) -> GatheredSum:
+        """The same sums made inside the graph: adds up everything in `GatheredSum.shapes` under names that begin with
+        the unit's key, and says the shapes that are counted."""
 
     @abstractmethod
     def trace(self, evidence: Evidence, method: Method) -> Choice:
