@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from corp_onnx.calibrate.data import warn_of_moments
 from corp_onnx.calibrate.file import IMAGES, Contents, describe_contents, describe_subject, join_contents, join_subjects
@@ -50,6 +50,8 @@ class CalibrationResult(Result):
         seconds: of every stage; none of a merge.
     """
 
+    verb: ClassVar[str] = "calibrate"
+
     path: str
     model_sha256: str
     size_bytes: int
@@ -59,7 +61,6 @@ class CalibrationResult(Result):
     found: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     stages: tuple[StageTime, ...] = ()
-    schema: int = 1
 
     @property
     def summary(self) -> str:
@@ -134,12 +135,16 @@ def calibrate_model(
     findings = case.findings
     if findings.subject is None:
         findings.subject = describe_subject(case.graph.model, case.data)
+    if case.kept_in is None:
+        case = replace(case, kept_in=output)
     with staged_files({"-o": output}, force=force, before=case.unchanged) as (path,):
         problem = pose_problem(case, Shelf(case.diet.shelf, path.parent), run, clock)
         with clock.stage("probe"):
             prepare_method(problem)
         findings.about[IMAGES] = describe_contents(case.source, case.data).to_json()
         size = findings.write(path, output)
+    if case.checkpoint is not None:
+        case.checkpoint.remove()
     data = case.data
     return CalibrationResult(
         str(output), case.graph.model.sha256, size, data.fitting.n_images,

@@ -9,10 +9,11 @@ Enters a path, images and settings; leaves a `Case`, and from that the `Problem`
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from corp_onnx.blocks import Blocks, find_blocks
+from corp_onnx.calibrate.checkpoint import Checkpoint
 from corp_onnx.calibrate.data import Calibration, open_calibration, warn_of_images
 from corp_onnx.calibrate.file import IMAGES, describe_contents, describe_subject, reopen_calibration
 from corp_onnx.checks.footprint import Diet, choose_diet, predict_footprint
@@ -83,6 +84,14 @@ class Case:
     unchanged: Callable[[], None]
 
     @property
+    def checkpoint(self) -> Checkpoint | None:
+        """Where calibration is kept when it is interrupted: beside the file that its findings will be in."""
+        if self.kept_in is None or self.findings.subject is None:
+            return None
+        path = self.kept_in.with_name(f"{self.kept_in.name}.checkpoint")
+        return Checkpoint(path, asdict(self.findings.subject), anew=True, option="--cache")
+
+    @property
     def notes(self) -> list[str]:
         """What there is to say of tokens that are not computed, or can not merge."""
         return [*([self.trim_note] if self.trim_note else []), *_note_merges(self.sites)]
@@ -151,7 +160,7 @@ def _open_images(
     if known is not None:
         given = () if calib is None else (calib,)
         data = reopen_calibration(known, Path(settings.calibration or ""), graph.model, given, settings)
-        findings, kept_in, source = known, None, calib or settings.calibration or ""
+        findings, kept_in, source = known, None, data.fitting if calib is None else calib
     else:
         assert calib is not None
         source, data = calib, open_calibration(graph.model, calib, settings)
@@ -201,8 +210,8 @@ def pose_problem(case: Case, shelf: Shelf, run: Run, clock: StageClock, timed: C
         )
     )
     known = collect_statistics(
-        case.graph, case.blocks, case.units, case.sites, method, data.fitting, case.findings, run=run, clock=clock,
-        room=case.diet.sums, **running,
+        case.graph, case.blocks, case.units, case.sites, method, data.fitting, case.findings,
+        checkpoint=case.checkpoint, room=case.diet.sums, run=run, clock=clock, **running,
     )  # fmt: skip
     return Problem(
         case.graph, case.blocks, case.units, method, known.moments, data.fitting, judging, **running,
@@ -219,6 +228,8 @@ def keep_findings(case: Case) -> None:
     case.findings.about[IMAGES] = describe_contents(case.source, case.data).to_json()
     with staged_files({"--cache": case.kept_in}, force=True) as (path,):
         case.findings.write(path, case.kept_in)
+    if case.checkpoint is not None:
+        case.checkpoint.remove()
 
 
 def _note_merges(sites: MergeSites) -> list[str]:

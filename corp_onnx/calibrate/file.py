@@ -24,10 +24,11 @@ from corp_onnx.graph import Model
 from corp_onnx.images import Images, ImageSet, ImageSource, open_images
 from corp_onnx.images.arrays import ArraySet, make_arrays
 from corp_onnx.images.folder import Memory
-from corp_onnx.images.labels import Labels
-from corp_onnx.images.open import is_files
+from corp_onnx.images.open import is_files, reopen_files
+from corp_onnx.images.places import place_to_keep
 from corp_onnx.images.preprocessing import GUESSED, FoundRecipe
 from corp_onnx.images.recipe import Recipe
+from corp_onnx.images.source import FolderSource
 from corp_onnx.results import read_json
 from corp_onnx.settings import Preprocessing, PruneSettings
 
@@ -94,8 +95,7 @@ def describe_contents(source: ImageSource, data: Calibration) -> Contents:
     """Where the images lie, and what they are for."""
     fitting, choosing, reporting = (() if part is None else _name_images(part) for part in
                                     (data.fitting, data.choosing, data.reporting))  # fmt: skip
-    path = Path(name_source(source))
-    place = str(path.absolute()) if path.exists() else ""
+    place = place_to_keep(name_source(source))
     bad = tuple((skip.name, skip.reason) for skip in data.fitting.skipped)
     found = data.fitting.found if isinstance(data.fitting, ImageSet) else None
     of = Source(place, isinstance(data.fitting, ImageSet), fitting, choosing, reporting, data.fitting.data_hash(), bad)
@@ -205,14 +205,22 @@ def join_images(several: Sequence[Images]) -> Images:
         return first
     files = [images for images in several if isinstance(images, ImageSet)]
     if len(files) == len(several):
-        root = Path(os.path.commonpath([images.root for images in files]))
-        starts = [images.root.relative_to(root).as_posix() for images in files]
+        roots = [images.source.root for images in files if isinstance(images.source, FolderSource)]
+        if len(roots) < len(files):
+            raise ImageError(
+                "images in shards make no one set with others, so nothing can be pruned with this merged calibration: "
+                "use one of those that were merged, or unpack the shards into a folder and calibrate that."
+            )
+        root = Path(os.path.commonpath(roots))
+        starts = [own.relative_to(root).as_posix() for own in roots]
         spelled = [{name: str(PurePosixPath(start, name)) for name in (*images.names, *_bad(images))}
                    for start, images in zip(starts, files, strict=True)]  # fmt: skip
         names = tuple(known[name] for images, known in zip(files, spelled, strict=True) for name in images.names)
         bad = {known[name]: why for images, known in zip(files, spelled, strict=True)
                for name, why in _bad(images).items()}  # fmt: skip
-        return replace(files[0], root=root, names=names, n_files=len(names), _memory=Memory(bad))
+        return replace(
+            files[0], root=root, names=names, source=FolderSource(root), n_files=len(names), _memory=Memory(bad)
+        )
     arrays = [images for images in several if isinstance(images, ArraySet)]
     known = [set(images.arrays) for images in arrays]
     if len(arrays) < len(several) or any(names != known[0] for names in known):
@@ -229,11 +237,10 @@ def _open_source(path: Path, of: Source, place: ImageSource, recipe: str, origin
     if of.are_files:
         if not is_files(place):
             raise ImageError(f"{path}: was made from photographs in {of.path}; --calib names arrays. {AGAIN}")
-        root = place.root if isinstance(place, ImageSet) else Path(str(place))
+        assert isinstance(place, (ImageSet, Path, str))
         found = FoundRecipe(Recipe.from_json(recipe), origin, GUESSED in read_json(recipe))
         names = tuple(str(name) for name in listed)
-        memory = Memory(dict(of.bad))
-        images: Images = ImageSet(root, names, found.recipe, Labels(), 1, len(names), found, _memory=memory)
+        images: Images = reopen_files(place, names, found, dict(of.bad))
     else:
         images = open_images(place)
         if not isinstance(images, ArraySet) or images.n_images <= max(int(row) for row in listed):
@@ -274,4 +281,4 @@ def _bad(images: ImageSet) -> dict[str, str]:
 
 
 def _name_images(images: Images) -> tuple[str | int, ...]:
-    return images.names if isinstance(images, ImageSet) else tuple(int(row) for row in images.rows)
+    return tuple(images.names) if isinstance(images, ImageSet) else tuple(int(row) for row in images.rows)

@@ -33,7 +33,7 @@ FILES, METHOD, RUN = "Files", "Method", "Run"
 @grouped(METHOD, "--preset", type=click.Choice(list(METHODS)), default="best", show_default=True,
          help="The method that what is found is for.")  # fmt: skip
 @settings_options(Method, "given", METHOD, METHODS, {"units": KINDS})
-@settings_options(PruneSettings, "run", RUN)
+@settings_options(PruneSettings, "run", RUN, besides=("calibration", "at_batch", "at_threads", "times"))
 @preprocessing_options
 def calibrate(
     model: Path,

@@ -51,6 +51,7 @@ def settings_options(
     group: str,
     presets: Mapping[str, Any] | None = None,
     choices: Mapping[str, Collection[str]] | None = None,
+    besides: Collection[str] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The options of a settings class; the command gets those that were given, by field name, as one mapping.
 
@@ -60,8 +61,9 @@ def settings_options(
         presets: values of the class by name, the first of them the default; an option that is not given is the
             preset's.
         choices: what a field may hold, where the settings class does not know.
+        besides: fields that the command does not ask for.
     """
-    fields = [f for f in dataclasses.fields(settings) if "help" in f.metadata]
+    fields = [f for f in dataclasses.fields(settings) if "help" in f.metadata and f.name not in besides]
     kinds = get_type_hints(settings)
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:

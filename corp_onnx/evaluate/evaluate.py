@@ -94,7 +94,7 @@ def evaluate_models(
     views = prepare_views(
         images, runners, recipe, preprocessing or Preprocessing(), task=task, named=outputs, has_reference=bool(first)
     )
-    early = _warn_early(views, images.n_images)
+    early = _warn_early(views, images)
     run.warn(early)
     _require_measure(views, images, is_compared=len(runners) > 1 and bool(first))
     step = max(fixed_batch(runner.inputs) or 1 for runner in runners)
@@ -142,12 +142,13 @@ def _require_measure(views: Sequence[View], images: Images, *, is_compared: bool
     raise OptionError(f"nothing to measure without another model as --reference: no top-1, because {why}.")
 
 
-def _warn_early(views: Sequence[View], n_images: int) -> tuple[str, ...]:
-    """Too few images, and guessed preprocessing, once."""
+def _warn_early(views: Sequence[View], images: Images) -> tuple[str, ...]:
+    """Too few images, or no fair draw of them, and guessed preprocessing, once."""
+    n_images, note = images.n_images, images.note if isinstance(images, ImageSet) else ""
     counted = "one image says" if n_images == 1 else f"{n_images} images say"
     few = f"only {counted} how good the models are, and intervals are wide; {FEW_TO_JUDGE} or more help."
     guesses = (view.found.advise() for view in views if view.found is not None)
-    return tuple(text for text in dict.fromkeys((few if n_images < FEW_TO_JUDGE else "", *guesses)) if text)
+    return tuple(text for text in dict.fromkeys((few if n_images < FEW_TO_JUDGE else "", note, *guesses)) if text)
 
 
 def _warn_of_order(views: Sequence[View], watches: Sequence[LabelWatch]) -> tuple[str, ...]:

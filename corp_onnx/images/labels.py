@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 LABELS_KEY = "corp_onnx.labels"
 """Where an ONNX file keeps its class names: a JSON list, the position is the class index."""
@@ -131,8 +131,8 @@ def is_wordnet_id(text: str) -> bool:
 
 def class_folder(name: str) -> str | None:
     """The first folder of a path below the image folder."""
-    parts = PurePosixPath(name).parts
-    return parts[0] if len(parts) > 1 else None
+    folder, slash, _ = name.partition("/")
+    return folder if slash else None
 
 
 def split_name(text: str) -> tuple[str, ...]:

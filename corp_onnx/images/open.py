@@ -1,7 +1,7 @@
 """Photographs in, batches out: everything that a verb takes for images, opened in one place.
 
-Enters a path (a folder, an image, a .npy or .npz file), arrays, or an iterable of arrays; leaves an `ImageSet` or an
-`ArraySet`. Both answer to `n_images`, `skipped`, `batches`, `select` and `data_hash`.
+Enters a path (a folder, an image, shards, a .npy or .npz file), arrays, or an iterable of arrays; leaves an `ImageSet`
+or an `ArraySet`. Both answer to `n_images`, `skipped`, `batches`, `select` and `data_hash`.
 
 What is an image is decided by opening it. A file that is no image, or is damaged, is named and counted in `skipped`
 and the run goes on, until too few are left. Damage shows only when a file is decoded, so `skipped` grows during the
@@ -10,7 +10,7 @@ first pass over the set; later passes leave those files out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,10 +23,13 @@ from corp_onnx.images.arrays import ArraySet, is_array_file, label_arrays, open_
 from corp_onnx.images.decode import choose_images, list_files
 from corp_onnx.images.folder import ImageSet, Memory, require_images
 from corp_onnx.images.labelling import LabelSource, ask_labels, label_files
-from corp_onnx.images.labels import Labels
+from corp_onnx.images.labels import Labels, Request
 from corp_onnx.images.memory import gather_arrays
+from corp_onnx.images.places import find_url, is_pattern
 from corp_onnx.images.preprocessing import FoundRecipe
 from corp_onnx.images.recipe import Recipe
+from corp_onnx.images.shards import find_shards, open_shards
+from corp_onnx.images.source import FolderSource, ShardSource, Source, take_names
 
 Images: TypeAlias = ImageSet | ArraySet
 """What every stage that needs data takes."""
@@ -60,7 +63,8 @@ def open_images(
     """Images from wherever they are.
 
     Args:
-        source: a folder (searched recursively), an image file, a .npy or .npz file; or what such a file holds: an array
+        source: a folder (searched recursively), an image file, shards of images (Parquet or tar files: one, a folder
+            of them, a pattern, a URL), a .npy or .npz file; or what such a file holds: an array
             [n, ...], or a mapping of one array for each input of a model, `labels` among them where there are any; or
             an iterable of such arrays or mappings, or of pairs (array, labels), of single samples or of batches
             (`memory.gather_arrays` says which), read once and kept in memory; or what this function gave. Hidden
@@ -98,29 +102,93 @@ def open_images(
 def _open_files(
     path: Path, recipe: Recipe | FoundRecipe | None, limit: int | None, seed: int, minimum: int, labels: LabelSource
 ) -> ImageSet:
-    root, listed = list_files(path)
+    root, listed = (path, []) if find_url(path) or is_pattern(path) else list_files(path)
+    places = find_shards(path, listed)
+    if places:
+        return _open_shards(path, places, recipe, limit, seed, minimum, labels)
     order = listed if limit is None else [listed[i] for i in _shuffle(len(listed), seed)]
     chosen, bad = choose_images(root, order, limit)
     if path.is_file() and not chosen:
-        raise ImageError(f"{path}: {bad[path.name]}; expected a folder of images, an image, a .npy or a .npz file.")
-    found = recipe if isinstance(recipe, FoundRecipe) else None
-    recipe = recipe.recipe if isinstance(recipe, FoundRecipe) else recipe
-    images = ImageSet(
-        root, tuple(chosen), recipe or Recipe(), Labels(), minimum, len(listed), found, recipe is not None, Memory(bad)
-    )  # fmt: skip
+        raise ImageError(
+            f"{path}: {bad[path.name]}; expected a folder of images, an image, shards, a .npy or a .npz file."
+        )
+    images = _make_set(root, tuple(chosen), FolderSource(root), recipe, minimum, len(listed), bad)
     require_images(path, len(chosen), minimum, len(listed), images.skipped)
     request = ask_labels(root, listed, labels, lambda: choose_images(root, listed, None)[0])
     return replace(images, labels=label_files(chosen, request))
 
 
+def _open_shards(
+    path: Path, places: Sequence[str], recipe: Recipe | FoundRecipe | None, limit: int | None, seed: int, minimum: int,
+    labels: LabelSource,
+) -> ImageSet:  # fmt: skip
+    """As `_open_files`; whether what was drawn are images shows when they are decoded."""
+    found = open_shards(path, places, limit)
+    total = len(found.names)
+    drawn = np.arange(total) if limit is None else np.sort(_shuffle(total, seed)[:limit])
+    names = take_names(found.names, drawn)
+    images = _make_set(find_url(path) or path, names, found.source, recipe, minimum, total, found.bad)
+    require_images(path, len(names), minimum, total, images.skipped)
+    return replace(images, labels=_label_shards(images, labels), note=found.note)
+
+
+def _make_set(
+    root: Path | str, names: Sequence[str], source: Source, recipe: Recipe | FoundRecipe | None, minimum: int,
+    n_files: int, bad: dict[str, str],
+) -> ImageSet:  # fmt: skip
+    found = recipe if isinstance(recipe, FoundRecipe) else None
+    recipe = recipe.recipe if isinstance(recipe, FoundRecipe) else recipe
+    return ImageSet(
+        root, names, source, recipe or Recipe(), Labels(), minimum, n_files, found, recipe is not None,
+        _memory=Memory(bad),
+    )  # fmt: skip
+
+
+def _label_shards(images: ImageSet, labels: LabelSource) -> Labels:
+    """The labels beside images in shards, or what a file says of them; shards are no class folders."""
+    root = Path(images.root)
+    if not isinstance(labels, str) or labels != "folders":
+        return label_files(images.names, ask_labels(root, images.names, labels, lambda: images.names))
+    truth = images.source.read_truth(images.names)
+    if truth is None:
+        return Labels(note=f"no label beside every image of {images.root}")
+    return label_files(images.names, Request(root, truth, ()))
+
+
 def _open_again(images: ImageSet, limit: int | None, seed: int, minimum: int, labels: LabelSource) -> ImageSet:
     """Images that were opened before, with a draw or other labels."""
     require_images(images.root, images.n_images, minimum, images.n_files, images.skipped)
-    if labels is not None:
-        request = ask_labels(images.root, images.names, labels, lambda: images.names)
+    if labels is not None and isinstance(images.source, ShardSource):
+        images = replace(images, labels=_label_shards(images, labels))
+    elif labels is not None:
+        request = ask_labels(Path(images.root), images.names, labels, lambda: images.names)
         images = replace(images, labels=label_files(images.names, request))
     total = len(images.names)
     return images if limit is None else images.select(np.sort(_shuffle(total, seed)[:limit]))
+
+
+def reopen_files(
+    place: ImageSet | Path | str, names: Sequence[str], found: FoundRecipe, bad: Mapping[str, str]
+) -> ImageSet:
+    """Images of an earlier run, by what they were called in it.
+
+    Args:
+        place: the folder or the shards where they lie now.
+        names: as of `ImageSet`, in any order.
+        bad: what that run found to give no image.
+
+    Raises:
+        ImageError: no shards there, or an image is not in them. Files that are missing show when they are read.
+    """
+    if isinstance(place, ImageSet):
+        root, source = place.root, place.source
+    else:
+        root = find_url(place) or Path(place)
+        listed = [] if isinstance(root, str) or is_pattern(root) or not root.is_dir() else list_files(root)[1]
+        places = find_shards(place, listed)
+        source = open_shards(place, places, None).source if places else FolderSource(Path(place))
+    kept = source.find(names) if isinstance(source, ShardSource) else tuple(names)
+    return replace(_make_set(root, kept, source, found, 1, len(names), dict(bad)), is_prepared=False)
 
 
 def split_holdout(images: Images, fraction: float, seed: int = 0) -> tuple[Images, Images]:
@@ -152,6 +220,8 @@ def find_sound(images: Images) -> Int[np.ndarray, " n"]:
     if isinstance(images, ArraySet):
         return np.arange(images.n_images)
     bad = {skip.name for skip in images.skipped}
+    if not bad:
+        return np.arange(len(images.names))
     return np.array([i for i, name in enumerate(images.names) if name not in bad], np.int64)
 
 

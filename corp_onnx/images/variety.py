@@ -1,4 +1,5 @@
-"""Whether images differ at all: a folder of one picture, or of plain colours, teaches nothing and shows nothing.
+"""Whether images differ at all: a folder of one picture, or of plain colours, teaches nothing and shows nothing; nor do
+the first images of a stream, where those are of one kind.
 
 Enters images; leaves a sentence for the person, or none. Looks at up to `LOOKED_AT` of them, evenly spread, which were
 decoded already or will be.
@@ -11,6 +12,7 @@ import hashlib
 import numpy as np
 
 from corp_onnx.errors import ImageError
+from corp_onnx.images.folder import ImageSet
 from corp_onnx.images.open import Images, spread_images
 
 LOOKED_AT = 32
@@ -18,7 +20,12 @@ BATCH = 8
 
 
 def describe_monotony(images: Images) -> str:
-    """Says that half of the images or more are copies of others or of one colour; empty where they are not."""
+    """Says that half of the images or more are copies of others or of one colour, and that they are no fair draw."""
+    note = images.note if isinstance(images, ImageSet) else ""
+    return " ".join(text for text in (note, _describe_copies(images)) if text)
+
+
+def _describe_copies(images: Images) -> str:
     seen: set[bytes] = set()
     n_seen = n_plain = 0
     try:

@@ -2,7 +2,8 @@
 
 The refit and the probes walk the residual stream block by block; running the whole model for every block would cost
 its depth squared. A stretch holds just the nodes between; what else it needs (a mask, a batch size taken from the
-images) is traced back to the graph's own inputs, which then are inputs of the stretch as well.
+images) is traced back to the graph's own inputs, which then are inputs of the stretch as well. Tensors that are given
+end that trace: a node that makes one of them besides what is needed makes it under another name.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from corp_onnx.graph import Model
 from corp_onnx.graph.proto import captured_names, feed_dtype, reach_back, without_graph
 from corp_onnx.run.sessions import Session, start_session
 from corp_onnx.run.tapped import TAP_PREFIX
+
+OWN_PREFIX = "corp_onnx.own/"
+"""Before the name of what a node makes and nobody reads, since it is given."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +80,8 @@ def open_segment(
     light.graph.input.extend(inputs)
     light.graph.input.extend(helper.make_tensor_value_info(name, types[name], None) for name in fed)
     light.graph.node.extend(nodes)
+    for node in light.graph.node:
+        node.output[:] = [OWN_PREFIX + name if name in given and name in sources else name for name in node.output]
     light.graph.node.extend(
         helper.make_node("Cast", [name], [TAP_PREFIX + name], to=onnx.TensorProto.FLOAT) for name in read
     )

@@ -62,7 +62,7 @@ def require_labels(images: Images) -> None:
             )
         return
     labels = images.labels
-    if labels.request is None or (labels.indices is None and labels.request.given is None):
+    if labels.indices is None and (labels.request is None or labels.request.given is None):
         why = f" ({labels.note})" if labels.note else ""
         raise OptionError(
             f"{images.root}: no class folders{why}, no --labels and no --reference: nothing to measure. "

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from corp_onnx.blocks import Blocks
+from corp_onnx.calibrate.checkpoint import Checkpoint
 from corp_onnx.calibrate.collect import collect_moments
 from corp_onnx.findings import Findings
 from corp_onnx.gradients import collect_taylor
@@ -46,14 +47,15 @@ class Statistics:
 
 def collect_statistics(
     graph: Graph, blocks: Blocks, units: Sequence[Unit], sites: MergeSites, method: Method, images: Images,
-    findings: Findings, *, run: Run | None = None, clock: StageClock | None = None, room: int | None = None,
-    **running: Any,
+    findings: Findings, *, checkpoint: Checkpoint | None = None, room: int | None = None, run: Run | None = None,
+    clock: StageClock | None = None, **running: Any,
 ) -> Statistics:  # fmt: skip
     """What a method asks of some images.
 
     Args:
         sites: where tokens can merge; nowhere, where they are not to.
         findings: on these images.
+        checkpoint: where moments are kept when the run is interrupted.
         room: bytes that running sums may take, as in `collect_moments`.
         running: `batch_size` and `provider`.
     """
@@ -68,7 +70,9 @@ def collect_statistics(
     with clock.stage("calibrate"), run.enter("calibrate", images.n_images) as count:
         missing = [unit for unit in units if _find_moments(findings, unit) is None]
         if missing:
-            moments = collect_moments(graph, missing, images, **running, progress=count, room=room)
+            moments = collect_moments(
+                graph, missing, images, **running, progress=count, checkpoint=checkpoint, room=room
+            )
             for key, of_unit in moments.entries:
                 findings.keep(f"{MOMENTS}/{key}", {}, pack_moments(of_unit))
         found = {str(unit.key): _find_moments(findings, unit) or {} for unit in units}

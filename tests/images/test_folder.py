@@ -134,7 +134,7 @@ def test_nothing_there(tmp_path):
         open_images(tmp_path / "empty")
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(
-        ImageError, match=r"a.txt: not an image; expected a folder of images, an image, a .npy or a .npz"
+        ImageError, match=r"a.txt: not an image; expected a folder of images, an image, shards, a .npy or a .npz"
     ):
         open_images(tmp_path / "a.txt")
     with pytest.raises(OptionError, match="found minimum 0"):
