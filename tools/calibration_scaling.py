@@ -1,6 +1,6 @@
 """Cost of calibration against images and against depth, and beside plain inference: is it linear, and how steep?
 
-    .venv/bin/python tools/calibration_scaling.py deit_tiny.onnx --calib photos/ [--rounds 3]
+    .venv/bin/python tools/calibration_scaling.py deit_tiny.onnx --calib photos/ [--rounds 3] [--parts images depth]
 
 Everything in one process, in turns, on photographs that are decoded already; a session is opened anew each time, for
 plain inference too. Models of random weights are those of tools/shape_model.py. Medians over the rounds; a line is
@@ -49,18 +49,22 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--calib", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--parts", nargs="+", default=["images", "depth", "base"])
     args = parser.parse_args()
     graph = probe_graph(load_model(args.model))
-    print(f"by images, {args.model.name}, seconds")
-    images = {n: decode(graph, args.calib, n) for n in N_IMAGES}
-    print_line("images", take_turns({n: lambda n=n: collect(graph, images[n]) for n in N_IMAGES}, args.rounds))
+    if "images" in args.parts:
+        print(f"by images, {args.model.name}, seconds")
+        images = {n: decode(graph, args.calib, n) for n in N_IMAGES}
+        print_line("images", take_turns({n: lambda n=n: collect(graph, images[n]) for n in N_IMAGES}, args.rounds))
     with tempfile.TemporaryDirectory() as folder:
-        made = {n: write(Path(folder) / f"{n}.onnx", n) for n in DEPTHS}
-        few = decode(graph, args.calib, DEPTH_IMAGES)
-        print(f"by depth, tiny of random weights, {DEPTH_IMAGES} images, seconds")
-        print_line("blocks", take_turns({n: lambda n=n: collect(made[n], few) for n in DEPTHS}, args.rounds))
-        base = write(Path(folder) / "base.onnx", SHAPES["base"].n_blocks, "base")
-        compare(base, decode(base, args.calib, BASE_IMAGES), args.rounds)
+        if "depth" in args.parts:
+            made = {n: write(Path(folder) / f"{n}.onnx", n) for n in DEPTHS}
+            few = decode(graph, args.calib, DEPTH_IMAGES)
+            print(f"by depth, tiny of random weights, {DEPTH_IMAGES} images, seconds")
+            print_line("blocks", take_turns({n: lambda n=n: collect(made[n], few) for n in DEPTHS}, args.rounds))
+        if "base" in args.parts:
+            base = write(Path(folder) / "base.onnx", SHAPES["base"].n_blocks, "base")
+            compare(base, decode(base, args.calib, BASE_IMAGES), args.rounds)
     about = describe_environment("cpu")
     print(f"\n{about.machine}, " + ", ".join(f"{name} {version}" for name, version in about.versions.items()))
 
