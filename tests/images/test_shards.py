@@ -260,7 +260,7 @@ def test_shards_can_be_calibrated_and_pruned(photos: Path, tmp_path: Path) -> No
         calibration = tmp_path / f"{kind}.safetensors"
         words = [str(model), "-o", str(calibration), "--preset", "paper"]
         assert main(["calibrate", *words, "--calib", str(where), "--no-choosing"]) == 0
-        found = prune_model(model, None, tmp_path / f"{kind}2.onnx", settings=paper(calibration=(str(calibration),)))
+        found = prune_model(model, None, tmp_path / f"{kind}2.onnx", settings=paper(calibration=str(calibration)))
         assert found.calibration.data_hash == result.calibration.data_hash
 
 
@@ -272,7 +272,7 @@ def test_accuracy_with_the_labels_beside_the_images(photos: Path, tmp_path: Path
     expected = evaluate_models([model], photos, labels=by_table)
     for kind in ("struct", "tar"):
         found = evaluate_models([model], pack(kind, read_files(photos), tmp_path / kind, labels=labels))
-        assert found.scores[0].metrics == expected.scores[0].metrics
+        assert found.scores[0].figures == expected.scores[0].figures
 
 
 class TestPlaces:
