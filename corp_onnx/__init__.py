@@ -1,6 +1,8 @@
 """Make a Vision Transformer that exists only as an ONNX file smaller and faster: no labels, gradients or fine-tuning.
 
     prune_model      a model and images -> a smaller model and its report
+    analyze_model    a model and images -> how redundant its units are, and how pruning depends on the images
+    sweep_model      a model and images -> the same in many sizes, and the curve through them
     inspect_model    a model -> its blocks and units, and what was not recognised
     evaluate_models  models and images -> accuracy, agreement, KL
     convert_model    a model -> the same in float16 or 8-bit integers
@@ -24,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from corp_onnx._version import __version__
 
 if TYPE_CHECKING:
+    from corp_onnx.analyze import Analysis, analyze_model
     from corp_onnx.bench.bench import BenchResult, bench_models
     from corp_onnx.errors import CorpOnnxError
     from corp_onnx.evaluate import Evaluation, evaluate_models
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from corp_onnx.prune import prune_model
     from corp_onnx.results import Inspection, PruneResult, Result
     from corp_onnx.settings import BEST, PAPER, Budget, Fractions, Method, Preprocessing, PruneSettings, Threshold
+    from corp_onnx.sweep import Sweep, SweepSettings, sweep_model
     from corp_onnx.tensorrt.blueprint import EngineSettings
     from corp_onnx.tensorrt.engine import EngineResult, build_engine
     from corp_onnx.triton.config import TritonSettings
@@ -51,6 +55,7 @@ _HOMES = {
     "Fractions": "settings",
     "PAPER": "settings",
     "BEST": "settings",
+    "Analysis": "analyze",
     "BenchResult": "bench.bench",
     "Budget": "settings",
     "ConvertResult": "precision.conversion",
@@ -70,8 +75,11 @@ _HOMES = {
     "Result": "results",
     "Run": "progress",
     "Schedule": "latency.turns",
+    "Sweep": "sweep",
+    "SweepSettings": "sweep",
     "TritonRepository": "triton.repository",
     "TritonSettings": "triton.config",
+    "analyze_model": "analyze",
     "bench_models": "bench.bench",
     "build_engine": "tensorrt.engine",
     "choose_settings": "options",
@@ -83,12 +91,14 @@ _HOMES = {
     "inspect_model": "inspect",
     "open_images": "images",
     "prune_model": "prune",
+    "sweep_model": "sweep",
     "write_triton_repository": "triton.repository",
 }
 
 __all__ = [
     "BEST",
     "PAPER",
+    "Analysis",
     "BenchResult",
     "Budget",
     "ConvertResult",
@@ -111,10 +121,13 @@ __all__ = [
     "Result",
     "Run",
     "Schedule",
+    "Sweep",
+    "SweepSettings",
     "Threshold",
     "TritonRepository",
     "TritonSettings",
     "__version__",
+    "analyze_model",
     "bench_models",
     "build_engine",
     "choose_settings",
@@ -125,6 +138,7 @@ __all__ = [
     "inspect_model",
     "open_images",
     "prune_model",
+    "sweep_model",
     "write_triton_repository",
 ]
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from corp_onnx.calibrate.data import warn_of_moments
 from corp_onnx.calibrate.file import IMAGES, Contents, describe_contents, describe_subject, join_contents, join_subjects
@@ -50,6 +50,8 @@ class CalibrationResult(Result):
         seconds: of every stage; none of a merge.
     """
 
+    verb: ClassVar[str] = "calibrate"
+
     path: str
     model_sha256: str
     size_bytes: int
@@ -59,7 +61,6 @@ class CalibrationResult(Result):
     found: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     stages: tuple[StageTime, ...] = ()
-    schema: int = 1
 
     @property
     def summary(self) -> str:

@@ -31,6 +31,7 @@ from corp_onnx.graph import Graph, Model, load_model
 from corp_onnx.images import ImageSource, require_path
 from corp_onnx.images.open import spread_images
 from corp_onnx.latency.clock import Clock
+from corp_onnx.memory import release_memory
 from corp_onnx.progress import Run
 from corp_onnx.results import StageClock
 from corp_onnx.run.outputs import LOOKED_AT, Outputs, find_outputs
@@ -170,6 +171,8 @@ def _open_images(
     seen = session.stream(spread_images(data.reporting, LOOKED_AT), settings.batch_size)
     outputs = find_outputs(session, seen, task=settings.task, named=settings.outputs)
     require_reached(graph, units, outputs)
+    del seen, session  # a session holds all weights, and the prediction counts what is held
+    release_memory()
     method = settle_budget(settings.method, outputs)
     footprint = predict_footprint(graph, blocks, units, method, data, settings.memory_bytes)
     diet = choose_diet(footprint, settings.batch_size, settings.memory_bytes, folder)
@@ -208,7 +211,7 @@ def pose_problem(case: Case, shelf: Shelf, run: Run, clock: StageClock, timed: C
     )
     known = collect_statistics(
         case.graph, case.blocks, case.units, case.sites, method, data.fitting, case.findings,
-        checkpoint=case.checkpoint, run=run, clock=clock, **running,
+        checkpoint=case.checkpoint, room=case.diet.sums, run=run, clock=clock, **running,
     )  # fmt: skip
     return Problem(
         case.graph, case.blocks, case.units, method, known.moments, data.fitting, judging, **running,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from corp_onnx.blocks import find_blocks
 from corp_onnx.checks.preflight import protect_model, watch_source
@@ -45,6 +46,7 @@ class FitResult(Result):
         left: attentions that do not fit and can not be changed, with the reason.
     """
 
+    verb: ClassVar[str] = "fit"
     source: ModelFacts
     fitted: ModelFacts
     target: str

@@ -18,6 +18,7 @@ from typing import Any
 from corp_onnx._version import __version__
 from corp_onnx.calibrate.data import describe_data, warn_of_moments
 from corp_onnx.case import Case, keep_findings, open_case, pose_problem
+from corp_onnx.checks.disagreement import Disagreements
 from corp_onnx.checks.measure import UnitErrors, check_expected, measure_model
 from corp_onnx.checks.preflight import protect_model, wanted_kinds
 from corp_onnx.checks.verify import CHECKED_IMAGES, check_file, check_rewrite, require_sound
@@ -39,6 +40,7 @@ from corp_onnx.results import (
     SpeedResult,
     StageClock,
     UnitResult,
+    UnitWidth,
     describe_environment,
     to_json,
 )
@@ -79,6 +81,8 @@ def prune_model(
     settings: PruneSettings | None = None,
     report: Path | str | None = None,
     force: bool = False,
+    pictures: bool = False,
+    command: str = "",
     progress: Progress | None = None,
     **options: Any,
 ) -> PruneResult:
@@ -96,6 +100,8 @@ def prune_model(
         settings: everything that can be chosen as one value, or
         options: some of it by name, as on the command line: `macs=0.6`, `params`, `min_agreement`, `mlp` and `attn`,
             `preset`, every field of `Method`, `PruneSettings` and `Preprocessing` (options.py).
+        pictures: put small pictures of the images on which dense and pruned disagree most into the report.
+        command: what was typed, which the report repeats.
         progress: told how far the run is.
 
     Returns:
@@ -152,6 +158,10 @@ def prune_model(
             expected_memory_bytes=case.diet.peak,
             environment=describe_environment(case.settings.provider),
             report_path=str(report),
+            network=_describe_network(case.units, solution),
+            tried=solution.tried,
+            disagreements=made.apart.list_worst(case.graph.model, case.data.reporting, pictures=pictures),
+            command=command,
         )  # fmt: skip
         write_text(to_json(result) + "\n", report_path, report)
         if timed is not None and table is not None:
@@ -166,6 +176,7 @@ class _Made:
     facts: ModelFacts
     measured: HeldOut
     errors: Mapping[UnitKey, tuple[float, float]]
+    apart: Disagreements
     checks: tuple[CheckResult, ...]
     speed: SpeedResult | None
 
@@ -193,20 +204,21 @@ def _make(
         checks += check_rewrite(graph, rewrite, models, feeds, settings.provider)
         require_sound(checks, "pruned", output)
     with clock.stage("measure"), run.enter("measure", data.reporting.n_images) as count:
-        errors = UnitErrors(graph, solution.plans)
+        errors, apart = UnitErrors(graph, solution.plans), Disagreements(case.outputs)
         left_out = find_left_out(models[-2]) if case.trim else None
         budget = settings.method.widths
         measured = measure_model(
             graph, case.blocks, pruned, data.reporting, case.outputs, errors, trim=left_out,
             n_special=case.sites.n_special, batch_size=settings.batch_size, provider=settings.provider,
-            promised=budget if isinstance(budget, Budget) else None, confidence=settings.confidence, progress=count,
+            apart=apart, promised=budget if isinstance(budget, Budget) else None, confidence=settings.confidence,
+            progress=count,
         )  # fmt: skip
         surprise = check_expected(measured, solution.expected_loss)
         checks += [surprise] if surprise else []
         require_sound(checks, "pruned", output)
         facts = describe_model(probe_graph(pruned))
         speed = timed.judge(budget, solution.expected_speedup, pruned) if timed else None
-    return _Made(facts, measured, errors.result(), tuple(checks), speed)
+    return _Made(facts, measured, errors.result(), apart, tuple(checks), speed)
 
 
 def _open_clock(case: Case, run: Run, clock: StageClock) -> Clock | None:
@@ -224,6 +236,19 @@ def _left_whole(units: Sequence[Unit], plans: Sequence[UnitPlan]) -> tuple[str, 
     narrower = {plan.key for plan in plans if plan.width < plan.unit.width}
     gone = {plan.unit.site.key for plan in plans if plan.solved.removes}
     return tuple(str(u.key) for u in units if u.key not in narrower and u.site.key not in gone)
+
+
+def _describe_network(units: Sequence[Unit], solution: Solution) -> tuple[UnitWidth, ...]:
+    """Every unit that could be pruned, with its width before and after."""
+    gone = {plan.unit.site.key for plan in solution.plans if plan.solved.removes}
+    widths = {plan.key: plan.width for plan in solution.plans}
+    return tuple(
+        UnitWidth(
+            str(u.key), u.kind, u.site.key.block, u.width,
+            widths.get(u.key, 0 if u.site.key in gone else u.width), *solution.probed.get(u.key, (None, None)),
+        )
+        for u in units
+    )  # fmt: skip
 
 
 def describe_merges(steps: Sequence[MergeStep], graph: Graph) -> tuple[MergeResult, ...]:

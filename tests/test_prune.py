@@ -85,7 +85,7 @@ class TestReport:
         stored = json.loads(Path(pruned.report_path).read_text(encoding="utf-8"))
         assert stored["schema"] == 1
         assert stored == json.loads(to_json(pruned))
-        assert set(stored) == {"schema"} | {f.name for f in fields(PruneResult)}
+        assert set(stored) == {"schema", "verb"} | {f.name for f in fields(PruneResult)}
 
     def test_sizes_equal_a_count_by_hand(self, pruned: PruneResult) -> None:
         e = expectation(COMPUTED_SCALE)

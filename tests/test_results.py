@@ -105,7 +105,7 @@ class TestResult:
     def test_one_line_a_table_and_json(self) -> None:
         made = Made("a.onnx")
         assert repr(made) == str(made) == "Made(a.onnx: done)"
-        assert json.loads(made.to_json()) == {"schema": 1, "path": "a.onnx"}
+        assert json.loads(made.to_json()) == {"schema": 1, "verb": "", "path": "a.onnx"}
         assert made._repr_html_() == (
             "<table><thead><tr><th></th><th>file</th></tr></thead>"
             "<tbody><tr><td>new</td><td>a.onnx</td></tr></tbody></table>"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -126,12 +126,14 @@ class SessionFacts:
 class BenchResult(Result):
     """What `bench_models` returns."""
 
+    verb: ClassVar[str] = "bench"
     models: tuple[BenchModel, ...]
     rows: tuple[BenchRow, ...]
     schedule: Schedule
     session: SessionFacts
     notes: tuple[str, ...]
     environment: Environment
+    command: str = ""
 
     @property
     def summary(self) -> str:

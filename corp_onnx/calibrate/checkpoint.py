@@ -1,23 +1,24 @@
 """Running sums of an interrupted calibration, in a file from which it goes on as if nothing had happened.
 
 Enters sums after some images; leaves one safetensors file, whole or not at all, with what they are of. Whoever goes on
-from it meets the same batches at the same borders, so that every bit of the moments is that of a run in one go.
+from it meets the same batches at the same borders, so that every bit of the moments is that of a run in one go. Where
+units are collected in several passes, each has a file of its own, and one of what it found.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 
-import numpy as np
-
+from corp_onnx.calibrate.finished import Entries, map_finished, write_finished
 from corp_onnx.errors import InputError
 from corp_onnx.images import Skipped
 from corp_onnx.moments.sums import RunningSum
-from corp_onnx.moments.tiles import under
+from corp_onnx.moments.tiles import inside, under
 from corp_onnx.staging import staged_files
 from corp_onnx.tensor_file import read_tensors, write_tensors
 
@@ -68,10 +69,10 @@ class Checkpoint:
             return Done()
         try:
             return self._read(sums, {**self.identity, **about})
-        except _OtherError as error:
+        except InputError:
             if self.anew:
                 return Done()
-            raise InputError(f"{error}; remove it to start anew.") from error
+            raise
 
     def keep(self, sums: Sequence[RunningSum], done: Done, about: Mapping[str, str]) -> None:
         """Write the sums, where it is time.
@@ -83,7 +84,6 @@ class Checkpoint:
         if started < self._due:
             return
         states = [under(str(at), running.state()) for at, running in enumerate(sums)]
-        arrays = {name: np.ascontiguousarray(array) for state in states for name, array in state.items()}
         text = {
             "schema": SCHEMA,
             "identity": json.dumps({**self.identity, **about}),
@@ -91,38 +91,60 @@ class Checkpoint:
             "skipped": json.dumps([(s.name, s.reason) for s in done.skipped]),
         }
         with staged_files({self.option: self.path}, force=True) as (path,):
-            write_tensors(path, arrays, text, self.path)
+            write_tensors(path, {k: a for state in states for k, a in state.items()}, text, self.path)
         now = monotonic()
         self._due = now + max(self.every, SHARE * (now - started) if self.every else 0)
 
-    def remove(self) -> None:
-        """The file is not needed any more."""
+    def at_pass(self, at: int) -> Checkpoint:
+        """That of one of several passes."""
+        return replace(self, path=self.path.with_name(f"{self.path.name}.{at}"))
+
+    @property
+    def finished(self) -> Path:
+        """Where the moments of a finished pass lie."""
+        return self.path.with_name(f"{self.path.name}.done")
+
+    def find_finished(self, about: Mapping[str, str]) -> Entries | None:
+        """The moments of this pass, mapped; None where it is not finished.
+
+        Raises:
+            InputError: the file is of something else.
+        """
+        if not self.finished.exists():
+            return None
+        try:
+            return map_finished(self.finished, {**self.identity, **about})
+        except InputError:
+            if self.anew:
+                return None
+            raise
+
+    def keep_finished(self, entries: Entries, about: Mapping[str, str]) -> Entries:
+        """The moments of this pass, mapped; its sums are not needed any more."""
+        identity = {**self.identity, **about}
+        with staged_files({self.option: self.finished}, force=True) as (path,):
+            write_finished(entries, path, identity, self.finished)
         self.path.unlink(missing_ok=True)
+        return map_finished(self.finished, identity)
+
+    def remove(self) -> None:
+        """The files are not needed any more; what is mapped from them stays readable on Linux and macOS."""
+        for path in (self.path, *self.path.parent.glob(f"{glob.escape(self.path.name)}.[0-9]*")):
+            path.unlink(missing_ok=True)
 
     def _read(self, sums: Sequence[RunningSum], identity: Mapping[str, str]) -> Done:
-        try:
-            file = read_tensors(self.path)
-            if file.metadata.get("schema") != SCHEMA:
-                raise _OtherError(f"{self.path}: is no checkpoint of this version of corp-onnx")
-            _require_same(self.path, json.loads(file.metadata["identity"]), identity)
-            names: dict[str, list[str]] = {}
-            for name in file.arrays:
-                at, _, own = name.partition(".")
-                names.setdefault(at, []).append(own)
-            for at, running in enumerate(sums):  # copies, one unit's at a time: sums go on in them
-                running.restore({own: np.array(file.arrays[f"{at}.{own}"]) for own in names[str(at)]})
-            skipped = tuple(Skipped(name, reason) for name, reason in json.loads(file.metadata["skipped"]))
-            return Done(int(file.metadata["n_done"]), skipped)
-        except (InputError, KeyError, ValueError) as error:
-            raise _OtherError(f"{self.path}: is no checkpoint that can be read ({error})") from error
-
-
-class _OtherError(Exception):
-    """The file holds something else."""
-
-
-def _require_same(path: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    for name in sorted({*found, *wanted}):
-        then, now = found.get(name, "nothing"), wanted.get(name, "nothing")
-        if then != now:
-            raise _OtherError(f"{path}: is the checkpoint of another calibration ({name}: {then} there, {now} here)")
+        file = read_tensors(self.path)
+        if file.metadata.get("schema") != SCHEMA:
+            raise InputError(f"{self.path}: is no checkpoint of this version of corp-onnx; remove it to start anew.")
+        found = json.loads(file.metadata["identity"])
+        for name in sorted({*found, *identity}):
+            then, now = found.get(name, "nothing"), identity.get(name, "nothing")
+            if then != now:
+                raise InputError(
+                    f"{self.path}: is the checkpoint of another calibration ({name}: {then} there, {now} here); "
+                    "remove it to start anew."
+                )
+        for at, running in enumerate(sums):
+            running.restore(inside(str(at), file.arrays))
+        skipped = tuple(Skipped(name, reason) for name, reason in json.loads(file.metadata["skipped"]))
+        return Done(int(file.metadata["n_done"]), skipped)

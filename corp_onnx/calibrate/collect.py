@@ -7,12 +7,17 @@ Units of tokens: sums run over all images and tokens alike, class token and padd
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from corp_onnx.calibrate.checkpoint import Checkpoint, Done
+from corp_onnx.calibrate.finished import Entries, map_finished, write_finished
+from corp_onnx.calibrate.groups import cut_groups
 from corp_onnx.graph import Graph
 from corp_onnx.images import Images, ImageSet
 from corp_onnx.images.open import find_sound
-from corp_onnx.moments import Moments
+from corp_onnx.moments import AnyMoments, Moments
 from corp_onnx.moments.sums import RunningSum
 from corp_onnx.progress import Count
 from corp_onnx.run.pace import Pace, choose_pace
@@ -30,6 +35,7 @@ def collect_moments(
     provider: str = "cpu",
     progress: Count | None = None,
     checkpoint: Checkpoint | None = None,
+    room: int | None = None,
 ) -> Moments:
     """The moments of every unit over a set of images, by the unit's key as text.
 
@@ -40,55 +46,109 @@ def collect_moments(
         batch_size: images at a time, in calls side by side (run/pace.py). Has no effect on the result.
         checkpoint: where the run is kept when it is interrupted, and what it goes on from. It stays there afterwards:
             whoever keeps the moments removes it.
+        room: bytes that running sums may take. Units that need more are collected in several passes (groups.py), and
+            the arrays of their moments are mapped: from a file without a name, or from one beside the checkpoint.
 
     Raises:
         NonFiniteError: an exposed tensor holds NaN or Inf; says which.
         InputError: the checkpoint is of something else.
-        OutputError: it can not be written.
+        OutputError: it, or what is mapped, can not be written.
     """
     pace = choose_pace(batch_size, graph.n_images if graph.fixed_batch else None, provider)
-    sums = [unit.start_sum() for unit in units]
-    about = _describe_sums(units, pace)
-    done = checkpoint.resume(sums, about) if checkpoint else Done()
-    if progress and done.n_images:
-        progress(done.n_images)
-    rest = _leave_out(images, done)
-    for n_real in _fill_sums(sums, graph, units, rest, pace, provider):
-        if progress:
-            progress(n_real)
-        if checkpoint:
-            done = Done(done.n_images + n_real, images.skipped)
-            checkpoint.keep(sums, done, about)
-    return Moments(tuple((str(unit.key), sums.pop(0).result()) for unit in units))  # no sum stays beside its moments
+    groups = cut_groups(units, room)
+    if len(groups) == 1:
+        found = dict(_Pass(graph, units, images, pace, provider, progress, checkpoint).collect())
+    else:
+        found = dict[str, AnyMoments]()
+        for at, group in enumerate(groups):
+            count = _share_progress(progress, at, len(groups), images.n_images)
+            kept = checkpoint.at_pass(at) if checkpoint else None
+            found.update(_Pass(graph, group, images, pace, provider, count, kept).collect_aside())
+    return Moments(tuple((str(unit.key), found[str(unit.key)]) for unit in units))
 
 
-def _fill_sums(
-    sums: Sequence[RunningSum], graph: Graph, units: Sequence[Unit], images: Images, pace: Pace, provider: str
-) -> Iterator[int]:
-    """Add all images to the sums of the units.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pass:
+    """All images once, for some units."""
 
-    Yields:
-        how many were added, whenever every sum holds the same images.
-    """
-    tapped = tap_units(graph, units, provider=provider, threads=pace.threads)
+    graph: Graph
+    units: Sequence[Unit]
+    images: Images
+    pace: Pace
+    provider: str
+    progress: Count | None
+    checkpoint: Checkpoint | None
 
-    def add_up(at: int) -> None:
-        for (arrays,), n_real in batches:
-            sums[at].update(*units[at].read(arrays, graph, n_real))
+    @property
+    def about(self) -> dict[str, str]:
+        """What has to be as it was for sums to go on to the bit: the units, and where images are cut into calls."""
+        return {
+            "units": " ".join(str(unit.key) for unit in self.units),
+            "images at a time": f"{self.pace.n_batches} x {self.pace.batch_size}",
+            "threads of a call": str(self.pace.threads),
+        }
 
-    with Crew() as crew:
-        for batches in stream_together([tapped], images, pace, crew):
-            crew.map(add_up, range(len(units)))
-            yield sum(n_real for _, n_real in batches)
+    def collect(self) -> Entries:
+        """The moments, in memory."""
+        sums: list[RunningSum] = [unit.start_sum() for unit in self.units]
+        done = self.checkpoint.resume(sums, self.about) if self.checkpoint else Done()
+        if done.n_images:
+            self._count(done.n_images)
+        for n_real in self._fill(sums, _leave_out(self.images, done)):
+            self._count(n_real)
+            if self.checkpoint:
+                done = Done(done.n_images + n_real, self.images.skipped)
+                self.checkpoint.keep(sums, done, self.about)
+        return tuple((str(unit.key), sums.pop(0).result()) for unit in self.units)  # no sum stays beside its moments
+
+    def collect_aside(self) -> Entries:
+        """The moments, in a file that is mapped."""
+        if self.checkpoint:
+            found = self.checkpoint.find_finished(self.about)
+            if found is None:
+                return self.checkpoint.keep_finished(self.collect(), self.about)
+            self._count(self.images.n_images)
+            return found
+        with TemporaryDirectory(prefix="corp-onnx-", ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / "moments.safetensors"
+            write_finished(self.collect(), path, self.about)
+            return map_finished(path, self.about)
+
+    def _count(self, n_images: int) -> None:
+        if self.progress:
+            self.progress(n_images)
+
+    def _fill(self, sums: Sequence[RunningSum], images: Images) -> Iterator[int]:
+        """Add images to the sums.
+
+        Yields:
+            how many were added, whenever every sum holds the same images.
+        """
+        units, graph = self.units, self.graph
+        tapped = tap_units(graph, units, provider=self.provider, threads=self.pace.threads, whole=False)
+
+        def add_up(at: int) -> None:
+            for (arrays,), n_real in batches:
+                sums[at].update(*units[at].read(arrays, graph, n_real))
+
+        with Crew() as crew:
+            for batches in stream_together([tapped], images, self.pace, crew):
+                crew.map(add_up, range(len(units)))
+                yield sum(n_real for _, n_real in batches)
 
 
-def _describe_sums(units: Sequence[Unit], pace: Pace) -> dict[str, str]:
-    """What has to be as it was for sums to go on to the bit: the units, and where images are cut into calls."""
-    return {
-        "units": " ".join(str(unit.key) for unit in units),
-        "images at a time": f"{pace.n_batches} x {pace.batch_size}",
-        "threads of a call": str(pace.threads),
-    }
+def _share_progress(progress: Count | None, at: int, n_passes: int, n_images: int) -> Count | None:
+    """Progress of one of several passes, so that all of them together count every image once."""
+    if progress is None:
+        return None
+    seen = at * n_images
+
+    def count(n: int) -> None:
+        nonlocal seen
+        before, seen = seen, seen + n
+        progress(seen // n_passes - before // n_passes)
+
+    return count
 
 
 def _leave_out(images: Images, done: Done) -> Images:
@@ -101,11 +161,21 @@ def _leave_out(images: Images, done: Done) -> Images:
 
 
 def tap_units(
-    graph: Graph, units: Sequence[Unit], also: Sequence[str] = (), *, provider: str = "cpu", threads: int | None = None
+    graph: Graph,
+    units: Sequence[Unit],
+    also: Sequence[str] = (),
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    whole: bool = True,
 ) -> Tapped:
-    """A session of the model with everything exposed that the units' moments are made of, and other tensors."""
+    """A session of the model with everything exposed that the units' moments are made of, and other tensors.
+
+    Args:
+        whole: as in `open_tapped`.
+    """
     taps = gather_taps(units)
     return open_tapped(
         graph.model, [*taps.tensors, *also], products=list(taps.products.values()), provider=provider, threads=threads,
-        types=graph.types,
+        types=graph.types, whole=whole,
     )  # fmt: skip

@@ -2,7 +2,8 @@
 
 Enters what is to be pruned, with how many images; leaves a `Footprint` and from it a `Diet`: the batch, and how much of
 what several stages need (images, residual streams, regressors) lies in memory. The rest of that lies in a file, so a
-limit costs time and never an answer. With R what the process holds already, W the bytes of the weights and T those of
+limit costs time and never an answer; where even the sums of all units are too many, they are collected in passes and
+lie in a file too. With R what the process holds already, W the bytes of the weights and T those of
 the tensors that calibration exposes for one image, what each phase needs besides the shelf is about
 
     calibrate   R + 2 W + 1.5 sums + tiles + 3 T batch   a session, what it exposes, and sums in both precisions
@@ -10,25 +11,28 @@ the tensors that calibration exposes for one image, what each phase needs beside
     refit       R + sums + curves + 4 W + T batch + fold sums
     measure     R + sums + curves + 4 W + 4 T batch      both models, exposed
 
-The factors are what ONNX Runtime, protobuf and the C library were seen to take (docs/reliability.md), on the upper
-side.
+and 1.1 W in place of 2 W where the weights lie outside of the model's file, which ONNX Runtime maps while it opens
+one. In passes "sums" is what one pass fills, and later the two largest. The factors are what ONNX Runtime, protobuf and
+the C library were seen to take (docs/reliability.md), on the upper side.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from onnx import external_data_helper
 
 from corp_onnx.blocks import Blocks
 from corp_onnx.calibrate.data import KEPT_SHARE, Calibration
+from corp_onnx.calibrate.groups import DOUBLE, FLOAT, cut_groups, finished_bytes, largest_bytes, pass_bytes
 from corp_onnx.errors import OptionError, OutputError
 from corp_onnx.graph import Graph, input_dims
 from corp_onnx.images import ImageSet
 from corp_onnx.images.folder import MAX_KEPT_BYTES
 from corp_onnx.memory import available_bytes, resident_bytes, write_size
-from corp_onnx.moments.tiles import TILE_ROWS
 from corp_onnx.refit.stream import find_walk
 from corp_onnx.refit.walk import N_FOLDS
 from corp_onnx.search.probes import PROBE_IMAGES
@@ -36,22 +40,29 @@ from corp_onnx.settings import Method
 from corp_onnx.shelf import free_bytes
 from corp_onnx.units import Unit, gather_taps
 
-FLOAT, DOUBLE = 4, 8
-
 AT_START = 160 << 20
 """Bytes of Python with its libraries and a small model, where the system does not tell."""
 
 OPENED, REWRITTEN = 2.0, 4.0
 """Times the weights: a session; a rewritten model and its session."""
 
+OUTSIDE = 1.1
+"""Times weights outside of the model's file: a session that is open; while it opens it takes OPENED."""
+
 EXPOSED, MEASURED = 3.0, 4.0
 """Times what is exposed: ONNX Runtime's buffers grow by doubling, and what it gives is a copy."""
 
 SUMMED = 1.5
-"""Times a sum: it is filled in float32 and float64."""
+"""Times a sum of the refit: it is filled in float32 and float64."""
+
+LOOKED_AT = 2
+"""Of the largest moments, that are in memory at a time where they lie in a file."""
 
 MARGIN = 1.2
 """Of a limit that a person gives: runs were seen to take up to 1.12 times what is expected."""
+
+CALIBRATE = "calibrate"
+"""The phase that fills sums; all others hold what they became."""
 
 ARENA = 64 << 20
 """Bytes that a session takes whatever the model."""
@@ -64,10 +75,25 @@ class Footprint:
     Attributes:
         phases: (name, whatever the batch, for each image of it), without the shelf.
         shelved: at the most of images and streams, in memory or in a file.
+        units: whose sums are in the phases.
+        aside: of the moments, that lie in a file.
     """
 
     phases: tuple[tuple[str, float, float], ...]
     shelved: float
+    units: tuple[Unit, ...] = ()
+    aside: float = 0.0
+
+    def in_passes(self) -> Footprint:
+        """With one unit in a pass, and the moments in a file."""
+        filling, finished = pass_bytes(self.units), finished_bytes(self.units)
+        least = max((pass_bytes([unit]) for unit in self.units), default=0)
+        looked_at = min(finished, LOOKED_AT * largest_bytes(self.units))
+        phases = tuple(
+            (name, fixed - (filling - least if name == CALIBRATE else finished - looked_at), each)
+            for name, fixed, each in self.phases
+        )
+        return replace(self, phases=phases, aside=finished)
 
     def without_shelf(self, batch_size: int) -> float:
         """At the most, with all of the shelf in a file."""
@@ -87,16 +113,21 @@ class Diet:
         shelf: bytes of images and streams that stay in memory; None is all.
         peak: bytes that are expected at the most.
         in_files: bytes that are expected to lie in a file.
+        sums: bytes that running sums may take at a time; None is all.
+        n_passes: over the images, that fill them.
     """
 
     batch_size: int
     shelf: int | None
     peak: int
     in_files: int
+    sums: int | None = None
+    n_passes: int = 1
 
     def describe(self) -> str:
         """In a sentence."""
         aside = f", and {write_size(self.in_files)} in a file" if self.in_files else ""
+        aside += f", the sums in {self.n_passes} passes" if self.n_passes > 1 else ""
         free = available_bytes()
         left = "" if free is None else f"; {write_size(free)} are free"
         return f"memory: about {write_size(self.peak)} at the most, {self.batch_size} images at a time{aside}{left}."
@@ -112,13 +143,13 @@ def predict_footprint(
     """
     n_fitting, n_judging = data.fitting.n_images, (data.choosing or data.reporting).n_images
     weights = sum(math.prod(tensor.dims) for tensor in graph.initializers.values()) * FLOAT
-    sums, curves = _sum_bytes(units), _curve_bytes(units)
+    sums, curves, largest = finished_bytes(units), _curve_bytes(units), largest_bytes(units)
+    opened = OPENED if _holds_weights(graph) else OUTSIDE
     exposed = _tapped_bytes(graph, units)
     pixels = FLOAT * sum(math.prod(graph.dims(name)) for name in input_dims(graph.model)) / graph.n_images
     crops = min(n_fitting * pixels / FLOAT, MAX_KEPT_BYTES, math.inf if limit is None else limit // KEPT_SHARE)
     base = (resident_bytes() or AT_START + weights) + ARENA + (crops if isinstance(data.fitting, ImageSet) else 0)
-    filling = SUMMED * sums + FLOAT * TILE_ROWS * sum(unit.n_regressors for unit in units)
-    phases = [("calibrate", base + OPENED * weights + filling + _largest(units), EXPOSED * exposed)]
+    phases = [(CALIBRATE, base + opened * weights + pass_bytes(units), EXPOSED * exposed)]
     traced = base + sums + curves + REWRITTEN * weights
     shelved = 0.0
     if method.searches_widths:
@@ -126,13 +157,13 @@ def predict_footprint(
         shelved += pixels * (min(PROBE_IMAGES, n_fitting) + (n_judging if method.promises or method.refits else 0))
     stops = find_walk(blocks).stops if method.refits else ()
     if stops:
-        folds = (SUMMED * N_FOLDS + 3) * max(_largest(units), 1)
+        folds = (SUMMED * N_FOLDS + 3) * max(largest, 1)
         phases.append(("refit", traced + folds, exposed))
         streams = max(math.prod(graph.dims(stop.residual.stream)) for stop in stops) / graph.n_images
         regressor = max(math.prod(graph.dims(stop.regressor)) for stop in stops) / graph.n_images
         shelved += n_fitting * (pixels + FLOAT * (4 * streams + regressor))
     phases.append(("measure", traced, MEASURED * exposed))
-    return Footprint(tuple(phases), shelved)
+    return Footprint(tuple(phases), shelved, tuple(units))
 
 
 def choose_diet(footprint: Footprint, batch_size: int, limit: int | None, folder: Path) -> Diet:
@@ -155,36 +186,41 @@ def choose_diet(footprint: Footprint, batch_size: int, limit: int | None, folder
     sizes = [batch_size]
     while sizes[-1] > 1:
         sizes.append(sizes[-1] // 2)
-    fitting = [size for size in sizes if footprint.without_shelf(size) <= room]
+    tries = [(made, size) for made in (footprint, footprint.in_passes()) for size in sizes]
+    fitting = [(made, size) for made, size in tries if made.without_shelf(size) <= room]
     if not fitting and limit is not None:
-        name, fixed, each = max(footprint.phases, key=lambda phase: phase[1] + phase[2])
+        name, fixed, each = max(tries[-1][0].phases, key=lambda phase: phase[1] + phase[2])
         raise OptionError(
             f"--memory {write_size(limit)} is too little: to {name} this model takes about "
             f"{write_size(MARGIN * (fixed + each))}, one image at a time and with everything else in files. Give at "
             "least that."
         )
-    size = fitting[0] if fitting else 1
-    shelf = max(int(room - footprint.without_shelf(size)), 0)
-    in_files = int(max(footprint.shelved - shelf, 0))
-    if in_files > free_bytes(folder):
+    diet = _fill_room(*(fitting[0] if fitting else tries[-1]), room)
+    if diet.in_files > free_bytes(folder):
         raise OutputError(
-            f"{folder}: intermediate results need about {write_size(in_files)} there, and "
+            f"{folder}: intermediate results need about {write_size(diet.in_files)} there, and "
             f"{write_size(free_bytes(folder))} are free: free some, or allow more memory with --memory."
         )
-    return Diet(size, shelf, int(footprint.peak(size, min(shelf, footprint.shelved))), in_files)
+    return diet
 
 
-def _sum_bytes(units: Sequence[Unit]) -> int:
-    return DOUBLE * sum(_squares(unit) for unit in units)
+def _fill_room(footprint: Footprint, batch_size: int, room: int) -> Diet:
+    """The shelf and the passes that take what is left."""
+    shelf = max(int(room - footprint.without_shelf(batch_size)), 0)
+    in_files = int(max(footprint.shelved - shelf, 0) + footprint.aside)
+    peak = int(footprint.peak(batch_size, min(shelf, footprint.shelved)))
+    if not footprint.aside:
+        return Diet(batch_size, shelf, peak, in_files)
+    fixed, each = next((fixed, each) for name, fixed, each in footprint.phases if name == CALIBRATE)
+    least = max(pass_bytes([unit]) for unit in footprint.units)
+    sums = least + max(int(room - fixed - batch_size * each), 0)
+    n_passes = len(cut_groups(footprint.units, sums))
+    return Diet(batch_size, shelf, max(peak, room) if n_passes > 1 else peak, in_files, sums, n_passes)
 
 
-def _largest(units: Sequence[Unit]) -> int:
-    return DOUBLE * max((_squares(unit) for unit in units), default=0)
-
-
-def _squares(unit: Unit) -> int:
-    """Numbers of a unit's moments: a square of what it regresses on, or three a head."""
-    return max(unit.n_regressors**2, 3 * (unit.n_heads or 0) * unit.width**2)
+def _holds_weights(graph: Graph) -> bool:
+    """Whether the weights lie in the model's file, not beside it."""
+    return not any(map(external_data_helper.uses_external_data, graph.initializers.values()))
 
 
 def _curve_bytes(units: Sequence[Unit]) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 
 from corp_onnx.blocks import Blocks
 from corp_onnx.calibrate.collect import tap_units
+from corp_onnx.checks.disagreement import Disagreements
 from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
@@ -63,25 +64,16 @@ class UnitErrors:
 
 
 def measure_model(
-    graph: Graph,
-    blocks: Blocks,
-    pruned: Model,
-    images: Images,
-    outputs: Outputs,
-    errors: UnitErrors,
-    *,
-    promised: Budget | None = None,
-    confidence: float = CONFIDENCE,
-    trim: TokenTrim | None = None,
-    n_special: int = 0,
-    batch_size: int = 8,
-    provider: str = "cpu",
+    graph: Graph, blocks: Blocks, pruned: Model, images: Images, outputs: Outputs, errors: UnitErrors, *,
+    apart: Disagreements | None = None, promised: Budget | None = None, confidence: float = CONFIDENCE,
+    trim: TokenTrim | None = None, n_special: int = 0, batch_size: int = 8, provider: str = "cpu",
     progress: Count | None = None,
-) -> HeldOut:
+) -> HeldOut:  # fmt: skip
     """How far every output of the pruned file moved, and how the error of the residual stream grows with depth.
 
     Args:
         errors: of the units that were planned, filled on the way.
+        apart: which images moved most, filled on the way.
         promised: what was asked to be kept.
         trim: the tokens that the pruned file does not compute, from `find_left_out`; the others are compared.
         n_special: leading tokens that never merge; where others have, these are compared, or the mean of all.
@@ -94,7 +86,10 @@ def measure_model(
     judgement, off = Judgement(outputs.tasks, outputs.judged), np.zeros((len(streams), 2))
     for dense, cut, n_real in _run_both(graph, pruned, errors, streams, images, batch_size, provider):
         expected = _read_answers(graph.model, names, dense, n_real)
-        judgement.add(_read_answers(pruned, names, cut, n_real), expected)
+        found = _read_answers(pruned, names, cut, n_real)
+        judgement.add(found, expected)
+        if apart is not None:
+            apart.add(found, expected)
         for row, name in zip(off, streams, strict=True):
             whole = dense[name] if trim is None else trim.select(name, dense[name])
             pair = _match_tokens(whole, cut[name], n_special)

@@ -15,8 +15,9 @@ from corp_onnx.blocks import Blocks
 from corp_onnx.graph import Graph
 from corp_onnx.progress import ANSWERS, Phase
 from corp_onnx.refit.stream import find_walk
+from corp_onnx.search.amp import THRESHOLD_IMAGES
 from corp_onnx.search.probes import PROBE_IMAGES
-from corp_onnx.search.promise import N_REFIT_SEARCH, N_SEARCH
+from corp_onnx.search.promise import N_REFITS, N_SKETCHES, N_TRIALS
 from corp_onnx.search.search import MAX_SPLITS
 from corp_onnx.search.tokens import PROBE_SHARES
 from corp_onnx.settings import Method, Threshold
@@ -69,28 +70,30 @@ def plan_phases(
         n_held: held back.
         n_folds: that choose as well, on the images for the moments (search/folds.py).
     """
-    n_probes = min(PROBE_IMAGES, n_images)
     cubes = sum(unit.width**3 for unit in units if unit.n_heads is None) / max(graph.cost.total, 1)
     rank = [Phase("rank", GRADIENTS * n_images)] if method.rank == "taylor" else []
     compare = [Phase("compare tokens", COMPARED * min(METRIC_IMAGES, n_images))] if sites.sites else []
+    refits = _plan_refits(blocks, method, n_images, cubes)
+    n_judged = n_images if n_folds else n_held
     return (
         *rank,
         Phase("calibrate", TAPPED * n_images),
         *compare,
         *_repeat(
-            [Phase("trace", WRITTEN / 2 + TRACED * cubes), *_plan_probes(units, sites, method, n_probes)], n_folds
+            [Phase("trace", WRITTEN / 2 + TRACED * cubes), *_plan_probes(units, sites, method, n_images)], n_folds
         ),
-        *_plan_search(sites, method, n_probes, n_images if n_folds else n_held, n_folds or 1),
-        *_repeat(_plan_refits(blocks, method, n_images, cubes), min(n_folds, 1)),
+        *_plan_search(sites, method, min(PROBE_IMAGES, n_images), n_judged, n_folds or 1, refits=bool(refits)),
+        *_repeat(refits, min(n_folds, 1)),
         Phase("verify", VERIFIED),
         Phase("measure", (TAPPED + 1) * n_held + WRITTEN),
     )
 
 
-def _plan_probes(units: Sequence[Unit], sites: MergeSites, method: Method, n_probes: int) -> list[Phase]:
-    """One an MLP and width asked for, one a unit, a few a merge site."""
-    each = n_probes + WRITTEN
+def _plan_probes(units: Sequence[Unit], sites: MergeSites, method: Method, n_images: int) -> list[Phase]:
+    """One an MLP and width asked for, one a unit, a few a merge site; each runs half of the model in the mean."""
+    each = min(PROBE_IMAGES, n_images) / 2 + WRITTEN
     if isinstance(method.widths, Threshold):
+        each = min(THRESHOLD_IMAGES, n_images) / 2 + WRITTEN
         return [Phase("probe units", each * sum(math.log2(len(unit.widths(method)) + 1) for unit in units), ANSWERS)]
     if not method.searches_widths:
         return []
@@ -104,12 +107,15 @@ def _repeat(phases: Sequence[Phase], n_more: int) -> list[Phase]:
     return [replace(phase, times=phase.times + n_more) for phase in phases]
 
 
-def _plan_search(sites: MergeSites, method: Method, n_probes: int, n_held: int, n_searches: int) -> list[Phase]:
+def _plan_search(
+    sites: MergeSites, method: Method, n_probes: int, n_held: int, n_searches: int, *, refits: bool
+) -> list[Phase]:
+    """Once for a budget; for a promise every model that is made before a refit, or without one."""
     if not method.has_budget:
         return []
     n_asked = MAX_SPLITS * (n_probes + WRITTEN) if sites.sites else 0.0
     judged = n_held + WRITTEN if method.promises else 0.0
-    times = N_SEARCH if method.promises else 1
+    times = (N_SKETCHES if refits else N_TRIALS) if method.promises else 1
     return [Phase("search", n_searches * (SHARED + n_asked) + judged, "search", times)]
 
 
@@ -119,5 +125,5 @@ def _plan_refits(blocks: Blocks, method: Method, n_images: int, cubes: float) ->
     if not method.refits or not stops:
         return []
     cost = WALKED * n_images + REFITTED * cubes + WRITTEN * len(stops)
-    refit = Phase("refit", cost, "refit", N_REFIT_SEARCH if method.promises else 1)
+    refit = Phase("refit", cost, "refit", N_REFITS if method.promises else 1)
     return [refit, *([Phase("weigh tokens", WEIGHED * len(stops))] if method.weigh_tokens else [])]

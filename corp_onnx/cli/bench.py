@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from corp_onnx.bench.bench import DEFAULT_BATCHES, bench_models
 from corp_onnx.cli.console import show_progress
+from corp_onnx.cli.pages import check_page, html_option, read_command, write_result_page
 from corp_onnx.latency.turns import choose_schedule
 from corp_onnx.report.bench import print_bench
 
@@ -41,6 +43,8 @@ def _parse_names(_context: click.Context, _parameter: click.Parameter, value: st
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: every core]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
               help="Of the order of turns.")  # fmt: skip
+@html_option
+@click.option("--force", is_flag=True, help="Replace the page where it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(
     models: tuple[Path, ...],
@@ -51,6 +55,8 @@ def bench(
     warmup: int,
     threads: int | None,
     seed: int,
+    html: Path | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Measure how fast MODELS are, ONNX files or TensorRT engines (.plan): latency, throughput, and the speed-up over
@@ -65,10 +71,13 @@ def bench(
       corp-onnx bench deit.onnx deit.pruned.onnx --provider cpu,openvino
     """
     schedule = choose_schedule(repeats=repeats, seconds=seconds, warmup=warmup, seed=seed)
+    check_page(html, force=force)
     with show_progress() as run:
         result = bench_models(
             models, batches=batches, providers=providers, threads=threads, schedule=schedule, progress=run
         )
+    result = replace(result, command=read_command())
+    write_result_page(result, html, force=force)
     if as_json:
         click.echo(result.to_json())
     else:

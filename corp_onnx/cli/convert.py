@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
 
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
+from corp_onnx.cli.pages import check_page, html_option, read_command, write_result_page
 from corp_onnx.precision.conversion import ACTIVATIONS, CALIBRATION_IMAGES, CALIBRATORS, choose_conversion
 from corp_onnx.precision.convert import convert_model
 from corp_onnx.report.convert import describe_conversion
@@ -56,6 +57,7 @@ from corp_onnx.settings import Preprocessing
 @click.option("--batch", "batch_size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N",
               help="Images at a time.")  # fmt: skip
 @preprocessing_options
+@html_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def convert(  # one parameter an option
     model: Path,
@@ -73,6 +75,7 @@ def convert(  # one parameter an option
     seed: int,
     batch_size: int,
     preprocessing: Preprocessing,
+    html: Path | None,
     as_json: bool,
 ) -> None:
     """Write MODEL in another precision and compare its answers with the original's.
@@ -89,7 +92,10 @@ def convert(  # one parameter an option
         keep_float=keep_float, limit=limit, batch_size=batch_size, seed=seed,
         **asdict(preprocessing),
     )  # fmt: skip
+    check_page(html, force=force)
     with show_progress() as run:
         result = convert_model(model, output, settings=settings, calib=calib, images=images, force=force, progress=run)
+    result = replace(result, command=read_command())
     warn(result.warnings, run)
+    write_result_page(result, html, force=force)
     click.echo(result.to_json() if as_json else describe_conversion(result))

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import click
 
 from corp_onnx._version import __version__
+from corp_onnx.cli.analyze import analyze
 from corp_onnx.cli.bench import bench
 from corp_onnx.cli.calibrate import calibrate
 from corp_onnx.cli.convert import convert
@@ -28,6 +29,8 @@ from corp_onnx.cli.fit import fit
 from corp_onnx.cli.inspect import inspect
 from corp_onnx.cli.merge import merge
 from corp_onnx.cli.prune import prune
+from corp_onnx.cli.report import report
+from corp_onnx.cli.sweep import sweep
 from corp_onnx.cli.triton import triton
 from corp_onnx.errors import CorpOnnxError
 
@@ -82,7 +85,9 @@ def cli() -> None:
     """
 
 
-for verb in (inspect, prune, calibrate, merge, evaluate, export, convert, fit, bench, engine, triton):
+for verb in (
+    inspect, analyze, prune, sweep, calibrate, merge, evaluate, export, convert, fit, bench, report, engine, triton,
+):  # fmt: skip
     cli.add_command(verb)
 
 
@@ -112,7 +117,8 @@ def _guard(arguments: Sequence[str] | None, signals: _Signals) -> int:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without ±, or a file name that is no text
     try:
-        result = cli.main(args=arguments, prog_name="corp-onnx", standalone_mode=False)
+        typed = sys.argv[1:] if arguments is None else arguments
+        result = cli.main(args=arguments, prog_name="corp-onnx", standalone_mode=False, obj=tuple(typed))
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except SystemExit:  # without its standalone mode, click exits for a closed pipe only

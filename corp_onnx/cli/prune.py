@@ -11,10 +11,15 @@ import click
 
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.cli.options import GroupedCommand, grouped, settings_options
+from corp_onnx.cli.pages import HTML, HTML_HELP, check_page, read_command, say_written, write_result_page
 from corp_onnx.errors import OptionError
 from corp_onnx.options import MERGING, choose_settings, names_no_size
 from corp_onnx.prune import prune_model
+from corp_onnx.report.card import write_card
+from corp_onnx.report.nodes import check_nodes, write_nodes
+from corp_onnx.report.parts import Facts
 from corp_onnx.report.terminal import print_pruning
+from corp_onnx.results import to_report
 from corp_onnx.settings import (
     DEFAULT_AGREEMENT,
     DEFAULT_SIMILARITY,
@@ -38,6 +43,11 @@ FILES, SIZE, METHOD, RUN = "Files", "Size of the result", "Method", "Run"
          help="Where to write.  [default: <stem>.pruned.onnx beside MODEL]")  # fmt: skip
 @grouped(FILES, "--report", type=click.Path(path_type=Path), metavar="FILE",
          help="JSON report.  [default: <output stem>.report.json]")  # fmt: skip
+@grouped(FILES, *HTML, type=click.Path(path_type=Path), metavar="FILE", help=HTML_HELP)
+@grouped(FILES, "--card", type=click.Path(path_type=Path), metavar="FILE",
+         help="A model card for the Hugging Face hub: README.md with metadata.")  # fmt: skip
+@grouped(FILES, "--nodes", type=click.Path(path_type=Path), metavar="FILE",
+         help="Node data for Model Explorer: FILE.width.json and FILE.error.json.")  # fmt: skip
 @grouped(FILES, "--force", is_flag=True, help="Replace files that exist.")
 @grouped(FILES, "--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @grouped(SIZE, "--min-agreement", type=float, metavar="A",
@@ -72,6 +82,9 @@ def prune(
     calib: Path | None,
     output: Path | None,
     report: Path | None,
+    html: Path | None,
+    card: Path | None,
+    nodes: Path | None,
     force: bool,
     as_json: bool,
     no_merge: bool,
@@ -91,7 +104,10 @@ def prune(
     unmerged = {"merge": "none"} if no_merge else {}
     options = {**sizes, **given, **unmerged, **run, **asdict(preprocessing)}
     settings = choose_settings(**options)
-    if names_no_size(options):
+    check_page(html, {"--card": card}, force=force)
+    if nodes:
+        check_nodes(nodes, force=force)
+    if names_no_size(options) and (calib, settings.calibration) != (None, None):
         click.echo(
             f"no budget given: looking for the smallest model that keeps {DEFAULT_AGREEMENT:.0%} of the answers "
             f"(--min-agreement {DEFAULT_AGREEMENT}), or, where they are no classes, is {DEFAULT_SIMILARITY} similar; "
@@ -99,8 +115,18 @@ def prune(
             err=True,
         )
     with show_progress() as watched:
-        result = prune_model(model, calib, output, settings=settings, report=report, force=force, progress=watched)
+        result = prune_model(
+            model, calib, output, settings=settings, report=report, force=force, pictures=html is not None,
+            command=read_command(), progress=watched,
+        )  # fmt: skip
     warn(result.warnings, watched)
+    write_result_page(result, html, force=force)
+    facts = Facts(to_report(result))
+    if card:
+        write_card(facts, card, force=force)
+        say_written(card)
+    if nodes:
+        say_written(*write_nodes(facts, nodes, force=force))
     if as_json:
         click.echo(result.to_json())
     else:

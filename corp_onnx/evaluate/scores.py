@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from corp_onnx.images.batch import Skipped
 from corp_onnx.images.recipe import Recipe
@@ -58,6 +59,7 @@ class Evaluation(Result):
         warnings: what a person should know, one sentence each.
     """
 
+    verb: ClassVar[str] = "evaluate"
     scores: tuple[Score, ...]
     baseline: Score | None
     n_images: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,30 @@ def captured_names(node: onnx.NodeProto) -> set[str]:
         reads |= {c for n in graph.node for c in captured_names(n)}
         names |= reads - inner - {""}
     return names
+
+
+def reach_back(
+    graph: onnx.GraphProto, fed: Collection[str], read: Iterable[str], given: Collection[str] = ()
+) -> tuple[set[int], set[str]]:
+    """(positions of the nodes, inputs or tensors given) that the tensors read depend on, stopping at those fed."""
+    made = ((name, position) for position, node in enumerate(graph.node) for name in node.output)
+    makers = {name: position for name, position in made if name and name not in given}
+    inputs = {i.name for i in graph.input} | {*given}
+    needed: set[int] = set()
+    sources: set[str] = set()
+    todo = [name for name in read if name not in fed]
+    while todo:
+        name = todo.pop()
+        if name not in makers:
+            if name in inputs:
+                sources.add(name)
+            continue
+        if makers[name] in needed:
+            continue
+        needed.add(makers[name])
+        node = graph.node[makers[name]]
+        todo += [i for i in (*node.input, *captured_names(node)) if i and i not in fed]
+    return needed, sources
 
 
 def find_broken_text(message: Message) -> bytes | None:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from corp_onnx.metrics.intervals import mean_interval, paired_interval, wilson_interval
-from corp_onnx.metrics.logits import kl_divergence, rank_of_label, read_probabilities
+from corp_onnx.metrics.logits import kl_divergence, rank_of_label, read_probabilities, stretch_to_change
 from corp_onnx.metrics.tally import Tally, join_pieces, mean_metric
 from corp_onnx.metrics.task import OutputTask
 from corp_onnx.results import Metric
@@ -33,6 +33,7 @@ class ClassTally(Tally):
         self.is_share = len(task.shape) == 1
         self.ranks: list[np.ndarray] = []
         self._agree: list[np.ndarray] = []
+        self._stretch: list[np.ndarray] = []
         self._kl: list[np.ndarray] = []
         self._both = np.zeros(task.n_channels)
         self._either = np.zeros(task.n_channels)
@@ -49,6 +50,8 @@ class ClassTally(Tally):
             z, z_ref = read_probabilities(z), read_probabilities(z_ref)
         first, expected = z.argmax(axis=-1), z_ref.argmax(axis=-1)
         self._agree.append((first == expected).mean(axis=1))
+        if self.is_share:
+            self._stretch.append(stretch_to_change(z_ref, z)[:, 0])
         self._kl.append(kl_divergence(z_ref, z).mean(axis=1))
         if self.task.task == "dense":
             counts = [np.bincount(c.ravel(), minlength=len(self._both)) for c in (first, expected)]
@@ -65,6 +68,16 @@ class ClassTally(Tally):
     def kept(self) -> Float64[np.ndarray, " n"]:
         """Whether the first answer stays; of several an image, how many of them."""
         return join_pieces(self._agree)
+
+    @property
+    def stretch(self) -> Float64[np.ndarray, " n"] | None:
+        """How many times as far off an image may be until its first answer is another; None of several an image."""
+        return join_pieces(self._stretch) if self.is_share else None
+
+    @property
+    def moved(self) -> Float64[np.ndarray, " n"]:
+        """The KL of every image, in nats; of several answers an image, their mean."""
+        return join_pieces(self._kl)
 
     @property
     def right(self) -> Int64[np.ndarray, " n"] | None:

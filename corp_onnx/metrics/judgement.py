@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
@@ -38,16 +38,28 @@ class Kept:
         values: at most 1; 1 is all.
         is_share: whether they are 0 or 1: the same answer, or another.
         name: the metric's.
+        stretch: of shares, how many times as far off the answers may be until the image is lost.
     """
 
     values: Float64[np.ndarray, " n"]
     is_share: bool
     name: str
+    stretch: Float64[np.ndarray, " n"] | None = None
 
     @property
     def mean(self) -> float:
         """Over the images."""
         return float(self.values.mean())
+
+    def stretched(self, times: float) -> Kept:
+        """What a model would keep whose answers are off in the same direction, so many times as far.
+
+        Where nothing tells when an image is lost, what it loses grows with the square of the distance, as 1 - cosine
+        does.
+        """
+        if self.stretch is None:
+            return replace(self, values=1 - (1 - self.values) * times**2)
+        return replace(self, values=(self.stretch > times).astype(np.float64), stretch=self.stretch / times)
 
     def interval(self, confidence: float = CONFIDENCE) -> Interval | None:
         """Of the mean over all such images; of a single one nothing follows."""
@@ -99,7 +111,10 @@ class Judgement:
         """Of every image, what stays of the output that keeps least: what a promise counts."""
         values = reduce(np.minimum, [tally.kept for tally in self.judged])
         name = " and ".join(dict.fromkeys(tally.kept_name for tally in self.judged))
-        return Kept(values, all(tally.is_share for tally in self.judged), name)
+        stretches = [tally.stretch for tally in self.judged]
+        known = [stretch for stretch in stretches if stretch is not None]
+        stretch = reduce(np.minimum, known) if len(known) == len(stretches) else None
+        return Kept(values, all(tally.is_share for tally in self.judged), name, stretch)
 
     def scores(self, confidence: float = CONFIDENCE) -> tuple[OutputScore, ...]:
         """Every output with its figures."""

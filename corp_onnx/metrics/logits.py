@@ -47,3 +47,18 @@ def rank_of_label(
     own = np.take_along_axis(logits, labels[:, None], axis=1)  # [n, 1]
     before = np.arange(logits.shape[1])[None, :] < labels[:, None]  # [n, n_classes]
     return ((logits > own) | ((logits == own) & before)).sum(axis=1)
+
+
+def stretch_to_change(
+    reference: Float64[np.ndarray, "*n n_classes"], logits: Float64[np.ndarray, "*n n_classes"]
+) -> Float64[np.ndarray, "*n"]:
+    """How many times as far from the reference the logits of each row may be until the first answer is another.
+
+    With m_k >= 0 what class k is behind the reference's first, and d_k what of that the model makes up: min m_k / d_k
+    over d_k > 0. Above 1 where the answer is the same, infinite where it stays whatever the distance.
+    """
+    first = reference.argmax(axis=-1)[..., None]
+    behind = np.take_along_axis(reference, first, axis=-1) - reference
+    gained = behind - (np.take_along_axis(logits, first, axis=-1) - logits)
+    rises = gained > 0
+    return np.where(rises, behind / np.where(rises, gained, 1.0), np.inf).min(axis=-1)

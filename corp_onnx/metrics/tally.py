@@ -82,6 +82,16 @@ class Tally(ABC):
         """What a promise counts, one number an image."""
 
     @property
+    def stretch(self) -> Float64[np.ndarray, " n"] | None:
+        """How many times as far from the reference each image may be until nothing of it is kept; None: by degrees."""
+        return None
+
+    @property
+    def moved(self) -> Float64[np.ndarray, " n"]:
+        """How far every image's answer is from the reference's, at least 0: what is not kept."""
+        return 1 - self.kept
+
+    @property
     def relative_error(self) -> float | None:
         """|z - z_ref| / |z_ref| over everything counted; None without a reference, or where that is all zero."""
         reference = sum_pieces(self._reference_energy)

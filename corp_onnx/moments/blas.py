@@ -1,6 +1,7 @@
-"""SciPy's ssyrk, called so that other threads of Python run meanwhile: its own wrapper keeps the interpreter's lock.
+"""SciPy's BLAS and LAPACK, called so that other threads of Python run meanwhile: its own wrappers keep the lock.
 
-Enters rows of float32 and an accumulator; leaves the upper triangle of C + X' X in it.
+Enters rows of float32 and an accumulator; leaves the upper triangle of C + X' X in it. `load_routine` is how others
+(solve/lapack.py) come by the rest.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+import scipy.linalg  # noqa: F401  its OpenBLAS is there from now on, for `threads.few_blas_threads` to find
 from jaxtyping import Float
 
 
@@ -23,18 +25,24 @@ def add_square(x: Float[np.ndarray, "tokens n"], c: Float[np.ndarray, "n n"]) ->
     one = ctypes.c_float(1.0)
     order = ctypes.byref(n)
     pointers = (x.ctypes.data_as(ctypes.c_void_p), c.ctypes.data_as(ctypes.c_void_p))
-    _load_ssyrk()(b"U", b"N", order, ctypes.byref(n_rows), ctypes.byref(one), pointers[0], order, ctypes.byref(one),
-                  pointers[1], order)  # fmt: skip
+    load_routine("blas", "ssyrk", 2, 8)(b"U", b"N", order, ctypes.byref(n_rows), ctypes.byref(one), pointers[0], order,
+                                        ctypes.byref(one), pointers[1], order)  # fmt: skip
 
 
 @cache
-def _load_ssyrk() -> Any:
-    """The function that SciPy offers to Cython; a call by ctypes gives the lock away."""
-    capsule = import_module("scipy.linalg.cython_blas").__pyx_capi__["ssyrk"]
+def load_routine(library: str, name: str, n_letters: int, n_pointers: int) -> Any:
+    """A function that SciPy offers to Cython; a call by ctypes gives the lock away.
+
+    Args:
+        library: `blas` or `lapack`.
+        n_letters: arguments that are a letter (upper or lower, transposed or not), which come first.
+        n_pointers: all others.
+    """
+    capsule = import_module(f"scipy.linalg.cython_{library}").__pyx_capi__[name]
     api = ctypes.pythonapi
     api.PyCapsule_GetName.restype, api.PyCapsule_GetName.argtypes = ctypes.c_char_p, [ctypes.py_object]
     api.PyCapsule_GetPointer.restype = ctypes.c_void_p
     api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
     address = api.PyCapsule_GetPointer(capsule, api.PyCapsule_GetName(capsule))
-    text, pointer = ctypes.c_char_p, ctypes.c_void_p
-    return ctypes.CFUNCTYPE(None, text, text, *([pointer] * 8))(address)
+    letters, pointers = [ctypes.c_char_p] * n_letters, [ctypes.c_void_p] * n_pointers
+    return ctypes.CFUNCTYPE(None, *letters, *pointers)(address)

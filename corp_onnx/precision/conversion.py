@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from corp_onnx.errors import OptionError
 from corp_onnx.options import OF_IMAGES, require_either, require_known
@@ -140,6 +140,7 @@ class ConvertResult(Result):
         recipe_origin: who said how images are prepared; None without images, or for arrays.
     """
 
+    verb: ClassVar[str] = "convert"
     source: FileFacts
     converted: FileFacts
     settings: dict[str, Any]
@@ -158,6 +159,7 @@ class ConvertResult(Result):
     stages: tuple[StageTime, ...]
     environment: Environment
     recipe_origin: str | None = None
+    command: str = ""
 
     @property
     def summary(self) -> str:

@@ -8,7 +8,7 @@ every addition would cost its depth squared.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -67,7 +67,8 @@ class StreamData:
     """Batches of the model's own inputs with the number of real images in each.
 
     Attributes:
-        given: inner tensors that stretches take from the feeds as well: which tokens merge with which.
+        given: inner tensors that stretches take from the feeds as well: which tokens merge with which, and what they
+            then stand for.
         shelf: where they lie, and what is computed from them.
     """
 
@@ -83,15 +84,28 @@ class StreamData:
         return sum(n_real for _, n_real in self.feeds)
 
     def stream(self, segment: Segment, tensor: str, row: Arrays) -> Iterator[dict[str, np.ndarray]]:
-        """What a stretch gives of every batch, from where a stream is.
+        """What a stretch gives of every batch, from where a stream is; several batches side by side, in their order.
 
         Args:
             tensor: what the stretch is fed.
             row: of it.
         """
-        pairs = zip(row, self.feeds, strict=True)
         with Crew(self.pace.n_calls) as crew:
-            yield from crew.stream(lambda pair: segment.run({tensor: pair[0]}, pair[1][0]), pairs)
+            pairs = zip(row, self.feeds, strict=True)
+            yield from crew.stream(lambda pair: _own(segment.run({tensor: pair[0]}, pair[1][0])), pairs)
+
+    def learn(self, names: Sequence[str], batches: Iterable[Mapping[str, np.ndarray]]) -> StreamData:
+        """The same with further tensors in the feeds, and given from now on; they go to the shelf."""
+        row = self.shelf.row()
+        slots = [{name: row.put(arrays[name]) for name in names} for arrays in batches]
+        feeds = zip(self.feeds, slots, strict=True)
+        more = tuple((Feeds({**batch.slots, **new}), n_real) for (batch, n_real), new in feeds)
+        return replace(self, feeds=more, given=(*self.given, *names))
+
+
+def _own(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same, copied out of what ONNX Runtime gives, which holds all of its session's memory."""
+    return {name: array if array.flags.owndata else array.copy() for name, array in arrays.items()}
 
 
 def find_walk(blocks: Blocks) -> StreamWalk:
@@ -117,21 +131,21 @@ def read_data(
     """All images as feeds of the model, in its own batch where that is fixed.
 
     Args:
-        given: integer tensors of the graph that are to be the same wherever a stretch of it, or of one rewritten from
-            it, is run: they are computed here, once.
+        given: tensors of the graph that are to be the same wherever a stretch of it, or of one rewritten from it, is
+            run: they are computed here, once.
         shelf: where they lie; None keeps all in memory.
     """
     pace = choose_pace(batch_size, graph.n_images if graph.fixed_batch else None, provider)
     session = open_session(graph.model, provider=provider)
-    feeds: Iterable[tuple[dict[str, np.ndarray], int]] = session.stream(images, pace.batch_size)
-    if given:
-        tapped = open_tapped(graph.model, given, provider=provider)
-        feeds = ((batch | _read_integers(tapped.run(batch), graph, given), n) for batch, n in feeds)
     shelf = shelf or Shelf()
-    return StreamData(shelf.keep(feeds), fixed_batch(session.inputs), shelf, pace, tuple(given))
+    data = StreamData(shelf.keep(session.stream(images, pace.batch_size)), fixed_batch(session.inputs), shelf, pace)
+    if not given:
+        return data
+    tapped = open_tapped(graph.model, given, provider=provider)
+    return data.learn(given, (_as_typed(tapped.run(feeds), graph, given) for feeds, _ in data.feeds))
 
 
-def _read_integers(arrays: Mapping[str, np.ndarray], graph: Graph, names: Sequence[str]) -> dict[str, np.ndarray]:
+def _as_typed(arrays: Mapping[str, np.ndarray], graph: Graph, names: Sequence[str]) -> dict[str, np.ndarray]:
     return {name: arrays[name].astype(feed_dtype(graph.types[name])) for name in names}
 
 
@@ -153,3 +167,46 @@ def advance_model(
         model, graph.types, [before], [after], given=data.given, provider=provider, threads=data.pace.threads
     )
     return data.shelf.row(arrays[after] for arrays in data.stream(stretch, before, stream))
+
+
+def advance_dense(
+    graph: Graph, data: StreamData, stream: Arrays, before: str, after: str, new: Sequence[str], provider: str
+) -> tuple[StreamData, Arrays]:
+    """The dense stream as of `advance_model`, and the data with what this stretch says of tensors to be given.
+
+    Args:
+        new: those tensors, by `place_given`.
+    """
+    stretch = open_segment(
+        graph.model, graph.types, [before], [after, *new], given=data.given, provider=provider,
+        threads=data.pace.threads,
+    )  # fmt: skip
+    row = data.shelf.row()
+
+    found: list[dict[str, np.ndarray]] = []
+    for arrays in data.stream(stretch, before, stream):
+        row.put(arrays[after])
+        found.append(_as_typed(arrays, graph, new))
+    return (data.learn(new, found) if new else data), row
+
+
+def place_given(graph: Graph, walk: StreamWalk, given: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Of every stop, which of the tensors `given` the dense model's stretch up to it finds out.
+
+    That is the last stretch that one of them needs; what it needs of earlier ones is known by then.
+    """
+    starts = {name: position for position, name in enumerate(walk.starts)}
+    found: dict[str, int] = {}
+    for name in given:  # each is found by itself, so that one that follows from others comes no earlier than they
+        seen, todo, last = set[str](), [name], 0
+        while todo:
+            tensor = todo.pop()
+            if tensor in seen:
+                continue
+            seen.add(tensor)
+            if tensor in starts:
+                last = max(last, starts[tensor])
+            elif tensor in graph.producers:
+                todo += [i for i in graph.producers[tensor].inputs if i]
+        found[name] = last
+    return tuple(tuple(name for name in given if found[name] == i) for i in range(len(walk.stops)))

@@ -17,7 +17,7 @@ two passes over the images in stretches of one unit; both streams of all images 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise, repeat
@@ -31,13 +31,24 @@ from corp_onnx.blocks import SiteKey
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
 from corp_onnx.moments.sums import CrossSum
-from corp_onnx.moments.values import merge_moments
+from corp_onnx.moments.values import CrossMoments, merge_moments
 from corp_onnx.progress import Count
 from corp_onnx.refit.rows import RowFinder
-from corp_onnx.refit.stream import Arrays, Stop, StreamData, StreamWalk, advance_model, read_data, run_prefix
+from corp_onnx.refit.stream import (
+    Arrays,
+    Stop,
+    StreamData,
+    StreamWalk,
+    advance_dense,
+    advance_model,
+    place_given,
+    read_data,
+    run_prefix,
+)
 from corp_onnx.run.segments import Segment, open_segment
 from corp_onnx.shelf import Shelf
 from corp_onnx.solve.refit import choose_ridge, refit_linear
+from corp_onnx.threads import Crew
 from corp_onnx.units import Change, Changes, unchanged
 
 N_FOLDS = 4
@@ -60,17 +71,18 @@ def refit_changes(
         changes: the one-shot solution, which the refit starts from and stays near.
         pruned: the model rewritten with `changes`.
         weights: of the token positions by stop, from `weigh_stops`; a stop without weighs all tokens alike.
-        given: integer tensors that both streams take from the dense model: which tokens merge, so that rows correspond.
+        given: tensors that both streams take from the dense one: which tokens merge, so that rows correspond, and what
+            they then stand for.
         ridge: lambda relative to the mean diagonal of the regressor's covariance; None chooses it by cross-validation.
         shelf: where the streams lie; None keeps all in memory.
     """
-    data = read_data(graph, images, batch_size, provider, given, shelf)
+    data = read_data(graph, images, batch_size, provider, shelf=shelf)
     cut = Model(pruned, graph.model.path, graph.model.sha256)
     refitted = dict(changes)
     dense_stream = run_prefix(graph, data, walk.starts[0], provider)
     pruned_stream = dense_stream
-    for stop, before in zip(walk.stops, walk.starts, strict=True):
-        dense_stream = advance_model(graph.model, graph, data, dense_stream, before, stop.residual.stream, provider)
+    for stop, before, new in zip(walk.stops, walk.starts, place_given(graph, walk, given), strict=True):
+        data, dense_stream = advance_dense(graph, data, dense_stream, before, stop.residual.stream, new, provider)
         change = changes.get(stop.key) or unchanged(stop.site, graph)
         step = _open_step(graph, cut, stop, change, before, data, provider)
         ran = step.run(pruned_stream)
@@ -129,9 +141,8 @@ class _Step:
         None where the rows of the product are no rows of the stream.
         """
         skip_name = self.stop.residual.skip or ""
+        ran = self._stretch(pruned_stream)
         z_row, skip_row = self.data.shelf.row(), self.data.shelf.row()
-        nothing: dict[str, np.ndarray] = {}
-        ran = self.data.stream(self.segment, self.before, pruned_stream) if self.segment else repeat(nothing)
         for arrays, stream, (feeds, _) in zip(ran, pruned_stream, self.data.feeds, strict=False):
             skip = arrays.get(skip_name, stream)
             if skip_name in arrays:
@@ -144,9 +155,15 @@ class _Step:
             if rows is None:
                 return None
             flat = z.reshape(-1, z.shape[-1])
-            in_order = np.array_equal(rows, np.arange(len(flat)))
-            z_row.put(flat if in_order else flat[rows])
+            z_row.put(flat if np.array_equal(rows, np.arange(len(flat))) else flat[rows])
         return _Ran(z_row, skip_row if len(skip_row) else pruned_stream)
+
+    def _stretch(self, pruned_stream: Arrays) -> Iterable[Mapping[str, np.ndarray]]:
+        """What the pruned model's stretch gives of every batch; nothing without one."""
+        if self.segment is None:
+            nothing: dict[str, np.ndarray] = {}
+            return repeat(nothing)
+        return self.data.stream(self.segment, self.before, pruned_stream)
 
     def solve(
         self, ran: _Ran, dense_stream: Arrays, weights: np.ndarray | None, ridge: float | None
@@ -155,33 +172,55 @@ class _Step:
         prior = self.prior
         if not prior.shape[1]:
             return prior, self._mean_target(ran, dense_stream, weights)
+        folds = self._sum_folds(ran, dense_stream, weights)
+        with Crew() as crew:
+            chosen = choose_ridge(folds, prior, crew.map) if ridge is None else ridge
+        solved = refit_linear(reduce(merge_moments, folds), prior, chosen)
+        return solved.weight, solved.bias
+
+    def _sum_folds(self, ran: _Ran, dense_stream: Arrays, weights: np.ndarray | None) -> list[CrossMoments]:
+        """The moments of every fold, each from its own images in their order, whatever goes on beside it."""
         name = f"tensor '{self.stop.regressor}' ({self.stop.key})"
         group = fold_group(self.data.n_images)
         n_folds = min(N_FOLDS, math.ceil(self.data.n_images / group))
-        sums = [CrossSum(prior.shape[1], prior.shape[0], name) for _ in range(n_folds)]
-        for part in self._parts(ran, dense_stream, weights, group):
-            sums[part.first // group % n_folds].update(part.z, part.target, part.weights)
-        folds = [part.result() for part in sums]
-        moments = reduce(merge_moments, folds)
-        solved = refit_linear(moments, prior, choose_ridge(folds, prior) if ridge is None else ridge)
-        return solved.weight, solved.bias
 
-    def _parts(self, ran: _Ran, dense_stream: Arrays, weights: np.ndarray | None, group: int) -> Iterator[_Part]:
-        """The real rows, at most a batch at a time and never across a border of `group` images."""
+        def sum_fold(fold: int) -> CrossMoments:
+            total = CrossSum(self.prior.shape[1], self.prior.shape[0], name)
+            for part in self._parts(ran, dense_stream, weights, group, n_folds, fold):
+                total.update(part.z, part.target, part.weights)
+            return total.result()
+
+        with Crew() as crew:
+            return crew.map(sum_fold, range(n_folds))
+
+    def _parts(
+        self, ran: _Ran, dense_stream: Arrays, weights: np.ndarray | None, group: int, n_folds: int = 1, fold: int = 0
+    ) -> Iterator[_Part]:
+        """The real rows of a fold, at most a batch at a time and never across a border of `group` images."""
         first = 0
-        for z, skip, dense, (_, n_real) in zip(ran.z, ran.skip, dense_stream, self.data.feeds, strict=True):
-            target = ((dense - skip) / self.scale).reshape(len(z), -1)
-            n_batch = self.data.n_batch or n_real
-            of_rows = None if weights is None else np.tile(weights, len(z) // len(weights))
+        for i, (_, n_real) in enumerate(self.data.feeds):
             end = first + n_real
             borders = [first, *range((first // group + 1) * group, end, group), end]
-            for start, stop in pairwise(borders):
-                rows: Any = slice(None)
-                if stop - start < n_batch:
-                    image_idx = find_images(skip.shape[:-1], n_batch)
-                    rows = np.flatnonzero((image_idx >= start - first) & (image_idx < stop - first))
-                yield _Part(start, stop - start, z[rows], target[rows], None if of_rows is None else of_rows[rows])
+            wanted = [pair for pair in pairwise(borders) if pair[0] // group % n_folds == fold]
+            if wanted:
+                yield from self._cut_batch(ran.z[i], ran.skip[i], dense_stream[i], weights, first, n_real, wanted)
             first = end
+
+    def _cut_batch(
+        self, z: np.ndarray, skip: np.ndarray, dense: np.ndarray, weights: np.ndarray | None, first: int, n_real: int,
+        wanted: Sequence[tuple[int, int]],
+    ) -> Iterator[_Part]:  # fmt: skip
+        """The rows of the wanted images, first and behind the last, of a batch that begins with image `first`."""
+        n_batch = self.data.n_batch or n_real
+        of_rows = None if weights is None else np.tile(weights, len(z) // len(weights))
+        for start, stop in wanted:
+            rows: Any = slice(None)
+            if stop - start < n_batch:
+                image_idx = find_images(skip.shape[:-1], n_batch)
+                rows = np.flatnonzero((image_idx >= start - first) & (image_idx < stop - first))
+            target = dense.reshape(len(z), -1)[rows] - skip.reshape(len(z), -1)[rows]
+            target /= self.scale
+            yield _Part(z[rows], target, None if of_rows is None else of_rows[rows])
 
     def _mean_target(self, ran: _Ran, dense_stream: Arrays, weights: np.ndarray | None) -> np.ndarray:
         total, count = np.zeros(len(self.prior)), 0.0
@@ -193,20 +232,23 @@ class _Step:
 
     def advance(self, ran: _Ran, weight: np.ndarray, bias: np.ndarray) -> Arrays:
         """The pruned stream behind this stop."""
-        transposed = np.ascontiguousarray(weight.T, dtype=np.float32)
-        b = bias.astype(np.float32)
-        return self.data.shelf.row(
-            skip + self.scale * (z @ transposed + b).reshape(skip.shape)
-            for z, skip in zip(ran.z, ran.skip, strict=True)
-        )
+        transposed = np.ascontiguousarray((weight * self.scale[:, None]).T, dtype=np.float32)
+        b = (bias * self.scale).astype(np.float32)
+
+        def step(pair: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+            behind = (pair[0] @ transposed).reshape(pair[1].shape)
+            behind += b
+            behind += pair[1]
+            return behind
+
+        with Crew() as crew:
+            return self.data.shelf.row(crew.stream(step, zip(ran.z, ran.skip, strict=True)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Part:
-    """Rows of some images, of which `first` is the first: regressor, target, weights."""
+    """Rows of some images: regressor, target, weights."""
 
-    first: int
-    n_images: int
     z: np.ndarray
     target: np.ndarray
     weights: np.ndarray | None

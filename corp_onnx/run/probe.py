@@ -55,6 +55,7 @@ def probe_graph(model: Model) -> Graph:
     }
     # copies: what ONNX Runtime gives keeps all the memory of its session alive
     values = {n: arrays[VALUE_PREFIX + n].copy() for n in integers if arrays[VALUE_PREFIX + n].size <= SMALL_VALUE}
+    del session, arrays, found  # the next one holds all weights again
     values |= _computed_scalars(graph, shapes, values, model, feeds)
     return replace(graph, shapes=shapes, values=values, types=types, n_images=n_images)
 

@@ -2,7 +2,8 @@
 
 The refit and the probes walk the residual stream block by block; running the whole model for every block would cost
 its depth squared. A stretch holds just the nodes between; what else it needs (a mask, a batch size taken from the
-images) is traced back to the graph's own inputs, which then are inputs of the stretch as well.
+images) is traced back to the graph's own inputs, which then are inputs of the stretch as well. Tensors that are given
+end that trace: a node that makes one of them besides what is needed makes it under another name.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import onnx
 from onnx import helper
 
 from corp_onnx.graph import Model
-from corp_onnx.graph.proto import captured_names, feed_dtype, without_graph
+from corp_onnx.graph.proto import captured_names, feed_dtype, reach_back, without_graph
 from corp_onnx.run.sessions import Session, start_session
 from corp_onnx.run.tapped import TAP_PREFIX
+
+OWN_PREFIX = "corp_onnx.own/"
+"""Before the name of what a node makes and nobody reads, since it is given."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +71,7 @@ def open_segment(
         threads: as in `open_session`; so are `config` and `exact`.
     """
     graph = model.proto.graph
-    needed, sources = _reach_back(graph, set(fed), read, set(given))
+    needed, sources = reach_back(graph, set(fed), read, set(given))
     light = without_graph(model.proto)  # a walk opens one for every block, so nothing else of the graph is copied
     nodes = [graph.node[position] for position in sorted(needed)]
     used = {name for node in nodes for name in (*node.input, *captured_names(node))} | set(read)
@@ -76,6 +80,8 @@ def open_segment(
     light.graph.input.extend(inputs)
     light.graph.input.extend(helper.make_tensor_value_info(name, types[name], None) for name in fed)
     light.graph.node.extend(nodes)
+    for node in light.graph.node:
+        node.output[:] = [OWN_PREFIX + name if name in given and name in sources else name for name in node.output]
     light.graph.node.extend(
         helper.make_node("Cast", [name], [TAP_PREFIX + name], to=onnx.TensorProto.FLOAT) for name in read
     )
@@ -84,27 +90,3 @@ def open_segment(
     session = start_session(light, model, provider, threads, config, stored, exact=exact)
     dtypes = {name: feed_dtype(types[name]) for name in fed}
     return Segment(session, tuple(fed), tuple(i.name for i in inputs), tuple(read), dtypes)
-
-
-def _reach_back(
-    graph: onnx.GraphProto, fed: set[str], read: Sequence[str], given: set[str]
-) -> tuple[set[int], set[str]]:
-    """(positions of the nodes, inputs or tensors given) that the tensors read depend on, stopping at those fed."""
-    made = ((name, position) for position, node in enumerate(graph.node) for name in node.output)
-    makers = {name: position for name, position in made if name and name not in given}
-    inputs = {i.name for i in graph.input} | given
-    needed: set[int] = set()
-    sources: set[str] = set()
-    todo = [name for name in read if name not in fed]
-    while todo:
-        name = todo.pop()
-        if name not in makers:
-            if name in inputs:
-                sources.add(name)
-            continue
-        if makers[name] in needed:
-            continue
-        needed.add(makers[name])
-        node = graph.node[makers[name]]
-        todo += [i for i in (*node.input, *captured_names(node)) if i and i not in fed]
-    return needed, sources

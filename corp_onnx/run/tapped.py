@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from corp_onnx.graph.model import Model
-from corp_onnx.graph.proto import without_weights
+from corp_onnx.graph.proto import captured_names, reach_back, without_graph, without_weights
 from corp_onnx.images import Images
 from corp_onnx.run.pace import Pace
 from corp_onnx.run.sessions import Session, start_session
@@ -91,6 +91,7 @@ def open_tapped(
     provider: str = "cpu",
     threads: int | None = None,
     types: Mapping[str, int] | None = None,
+    whole: bool = True,
 ) -> Tapped:
     """A session of a copy of the model in which the named inner tensors are outputs as well (cast to float32).
 
@@ -98,6 +99,7 @@ def open_tapped(
 
     Args:
         types: element types, as `Graph.types`: a tensor that is known to be float32 is not copied by a cast.
+        whole: whether the model's outputs are given as well; else nothing is computed that no tap needs.
     """
     wanted = tuple(dict.fromkeys([*taps, *(p.name for p in products)]))
     outputs = tuple(o.name for o in model.proto.graph.output)
@@ -107,8 +109,28 @@ def open_tapped(
     extra = [n for product in products for n in _product_nodes(product)]
     extra += [helper.make_node("Cast", [t], [name], to=TensorProto.FLOAT) for t, name in renamed.items()]
     added = [onnx.ValueInfoProto(name=renamed.get(t, t)) for t in wanted]
-    session = open_extended(model, extra, added, provider=provider, threads=threads)
-    return Tapped(session, wanted, outputs, renamed)
+    if whole:
+        session = open_extended(model, extra, added, provider=provider, threads=threads)
+        return Tapped(session, wanted, outputs, renamed)
+    return Tapped(_open_cut(model, extra, added, provider, threads), wanted, (), renamed)
+
+
+def _open_cut(
+    model: Model, nodes: Sequence[onnx.NodeProto], outputs: Sequence[onnx.ValueInfoProto], provider: str,
+    threads: int | None,
+) -> Session:  # fmt: skip
+    """As `open_extended`, with no other outputs, and of the model only what those need."""
+    graph = model.proto.graph
+    ends = {name for node in nodes for name in node.input} | {value.name for value in outputs}
+    needed, _ = reach_back(graph, (), ends)
+    kept = [graph.node[position] for position in sorted(needed)]
+    light = without_graph(model.proto)
+    light.graph.input.extend(graph.input)  # whatever is fed
+    light.graph.node.extend([*kept, *nodes])
+    light.graph.output.extend(outputs)
+    read = {name for node in kept for name in (*node.input, *captured_names(node))} | ends
+    stored = [tensor for tensor in graph.initializer if tensor.name in read]
+    return start_session(light, model, provider, threads, stored=stored)
 
 
 def _product_nodes(product: Product) -> Iterator[onnx.NodeProto]:

@@ -20,8 +20,12 @@ from corp_onnx.errors import OptionError
 from corp_onnx.search.evaluator import Evaluator
 from corp_onnx.search.probes import probe_loss
 from corp_onnx.search.problem import Problem
+from corp_onnx.search.tails import Tail, visit_tails
 from corp_onnx.settings import Threshold
 from corp_onnx.units import Choice, UnitKey
+
+THRESHOLD_IMAGES = 64
+"""Calibration images that a threshold is asked of: a loss by its number, where probes only rank units."""
 
 
 def bisect_width(widths: Int[np.ndarray, " n"], loss: Callable[[int], float], threshold: float) -> int:
@@ -51,11 +55,12 @@ def search_widths(
     widths: dict[UnitKey, int] = {}
     least = np.inf
     with problem.run.enter("probe units", len(choices), "units") as count:
-        for choice in choices:
+        for i, tail in visit_tails(problem, evaluator, [choice.key.site for choice in choices]):
+            choice = choices[i]
 
-            def loss(width: int, choice: Choice = choice) -> float:
+            def loss(width: int, choice: Choice = choice, tail: Tail = tail) -> float:
                 nonlocal least
-                found = probe_loss(problem, evaluator, choice, width)
+                found = probe_loss(problem, tail, choice, width)
                 least = min(least, found)
                 return found
 

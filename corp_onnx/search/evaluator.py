@@ -6,13 +6,14 @@ that are judged with the dense ones. The images are preprocessed once and kept: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from jaxtyping import Float64, Int64
 
+from corp_onnx.findings import Findings
 from corp_onnx.graph import Model, batch_kind
 from corp_onnx.images import Images
 from corp_onnx.images.open import find_sound
@@ -46,15 +47,22 @@ class Evaluator:
         Raises:
             ModelError: ONNX Runtime can not load or run it.
         """
-        judgement, start = Judgement(self.tasks), 0
         names = [task.output for task in self.tasks]
         session = start_session(proto, self.model, self.provider, self.pace.threads)
         with Crew(self.pace.n_calls) as crew:
-            for found in crew.stream(lambda batch: read_outputs(session, batch[0], batch[1], names), self.feeds):
-                part = slice(start, start + len(found[names[0]]))
-                expected = {name: self.answers[name][part] for name in names}
-                judgement.add(found, expected, None if labels is None else labels[part])
-                start = part.stop
+            found = crew.stream(lambda batch: read_outputs(session, batch[0], batch[1], names), self.feeds)
+            return self.judge(found, labels)
+
+    def judge(
+        self, found: Iterable[Mapping[str, Float64[np.ndarray, "n ..."]]], labels: Int64[np.ndarray, " n"] | None = None
+    ) -> Judgement:
+        """How far answers to the images are off, batch by batch in their order; top-1 with labels."""
+        judgement, start = Judgement(self.tasks), 0
+        for batch in found:
+            part = slice(start, start + len(batch[self.tasks[0].output]))
+            expected = {task.output: self.answers[task.output][part] for task in self.tasks}
+            judgement.add(batch, expected, None if labels is None else labels[part])
+            start = part.stop
         return judgement
 
 
@@ -66,11 +74,13 @@ def prepare_evaluator(
     batch_size: int = 8,
     provider: str = "cpu",
     shelf: Shelf | None = None,
+    findings: Findings | None = None,
 ) -> Evaluator:
     """Run the dense model on images and keep them with its answers, 4 bytes a pixel and channel.
 
     Args:
         tasks: of the outputs that are judged; None asks `find_outputs`.
+        findings: where the answers may be known.
         shelf: where the images lie; None keeps all in memory.
 
     Raises:
@@ -82,17 +92,24 @@ def prepare_evaluator(
     feeds = (shelf or Shelf()).keep(session.stream(images, pace.batch_size))
     tasks = tuple(find_outputs(session, feeds).judged_tasks if tasks is None else tasks)
     names = [task.output for task in tasks]
-    with Crew(pace.n_calls) as crew:
-        batches = crew.map(lambda batch: read_outputs(session, batch[0], batch[1], names), feeds)
-    answers = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+
+    def answer() -> dict[str, np.ndarray]:
+        with Crew(pace.n_calls) as crew:
+            batches = crew.map(lambda batch: read_outputs(session, batch[0], batch[1], names), feeds)
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+
+    key = {"images": images.data_hash(), "outputs": names} if findings is not None else {}
+    answers = findings.recall("answers", key, answer) if findings is not None else answer()
     return Evaluator(model, feeds, tasks, answers, provider, pace)
 
 
 def draw_evaluator(
     model: Model, images: Images, n: int, seed: int, tasks: Sequence[OutputTask] | None = None, *, batch_size: int = 8,
-    provider: str = "cpu", shelf: Shelf | None = None,
+    provider: str = "cpu", shelf: Shelf | None = None, findings: Findings | None = None,
 ) -> Evaluator:  # fmt: skip
     """As `prepare_evaluator`, on up to `n` of the images, drawn by the seed."""
     chosen = np.sort(np.random.default_rng(seed).permutation(find_sound(images))[:n])
     few = images.select(chosen)
-    return prepare_evaluator(model, few, tasks, batch_size=batch_size, provider=provider, shelf=shelf)
+    return prepare_evaluator(
+        model, few, tasks, batch_size=batch_size, provider=provider, shelf=shelf, findings=findings
+    )

@@ -8,45 +8,62 @@ up over units.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from corp_onnx.search.evaluator import Evaluator, draw_evaluator
 from corp_onnx.search.problem import Problem
+from corp_onnx.search.tails import Tail, visit_tails
 from corp_onnx.units import Choice, UnitKey, gather_changes
 
 PROBE_FRACTION = 0.5
 """Width of a probe: deep enough that its KL stands above rounding, near the widths that budgets choose."""
 
-PROBE_IMAGES = 64
-"""Calibration images for the probes: their KL ranks units, which needs fewer images than measuring accuracy."""
+PROBE_IMAGES = 32
+"""Calibration images for the probes: their KL ranks units, which needs fewer images than measuring accuracy. What that
+costs: benchmarks/search.md."""
 
 
-def draw_probes(problem: Problem) -> Evaluator:
+def draw_probes(problem: Problem, n_images: int = PROBE_IMAGES) -> Evaluator:
     """The calibration images that probes are asked of, with the dense model's answers."""
     p = problem
     return draw_evaluator(
-        p.graph.model, p.calibration, PROBE_IMAGES, p.seed, p.tasks, batch_size=p.batch_size, provider=p.provider,
-        shelf=p.shelf,
+        p.graph.model, p.calibration, n_images, p.seed, p.tasks, batch_size=p.batch_size, provider=p.provider,
+        shelf=p.shelf, findings=p.findings,
     )  # fmt: skip
 
 
-def probe_loss(problem: Problem, evaluator: Evaluator, choice: Choice, width: int) -> float:
-    """The loss of the model with one unit alone at a width."""
+def probe_loss(problem: Problem, tail: Tail, choice: Choice, width: int) -> float:
+    """The loss of the model with one unit alone at a width.
+
+    Args:
+        tail: of the unit's site (`visit_tails`).
+    """
     changes = gather_changes((choice.solve(width),))
-    return evaluator.evaluate(problem.rewrite(changes).make(problem.graph)).loss
+    return tail.evaluate(problem.rewrite(changes).make(problem.graph)).loss
 
 
 def probe_choices(problem: Problem, choices: Sequence[Choice], evaluator: Evaluator) -> dict[UnitKey, float]:
     """The sensitivity of every unit."""
-    sensitivities: dict[UnitKey, float] = {}
+    sensitivities = dict.fromkeys((choice.key for choice in choices), 0.0)
     with problem.run.enter("probe units", len(choices), "units") as count:
-        for choice in choices:
+        for i, tail in visit_tails(problem, evaluator, [choice.key.site for choice in choices]):
+            choice = choices[i]
             width = reference_width(choice)
             error = float(choice.error_curve[width])
-            loss = probe_loss(problem, evaluator, choice, width) if error > 0 else 0.0
-            sensitivities[choice.key] = loss / error if error > 0 else 0.0
+            if error > 0:
+                sensitivities[choice.key] = probe_loss(problem, tail, choice, width) / error
             count()
     return sensitivities
+
+
+def list_probes(choices: Sequence[Choice], sensitivities: Mapping[UnitKey, float]) -> dict[UnitKey, tuple[int, float]]:
+    """(width at which a unit alone was probed, loss of that) of every unit that was."""
+    at = {choice.key: reference_width(choice) for choice in choices if choice.key in sensitivities}
+    return {
+        choice.key: (at[choice.key], sensitivities[choice.key] * float(choice.error_curve[at[choice.key]]))
+        for choice in choices
+        if choice.key in at
+    }
 
 
 def reference_width(choice: Choice) -> int:

@@ -5,14 +5,15 @@ not 95 %. Where there are too few images for that, however they answer, all of t
 told how many it takes: fewer images never make for a smaller model. The images that choose here are not those that the
 report speaks of.
 
-The search re-uses moments, curves and probes; a step costs a rewrite and a run over the images that choose, and a refit
-where it has to be exact.
+The search re-uses moments, curves and probes. Two one-shot models say how far off answers are at their sizes, and from
+then on every trial, with its refit where there is one, says where the next has to be (aim.py).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,21 +21,28 @@ from corp_onnx.errors import OptionError
 from corp_onnx.metrics import open_tally
 from corp_onnx.metrics.intervals import FEW_MEANS, images_needed, wilson_interval
 from corp_onnx.metrics.judgement import Kept
+from corp_onnx.results import TriedSize
+from corp_onnx.search.aim import Aim, Trial
 from corp_onnx.search.problem import Solution
 from corp_onnx.search.search import Search
 from corp_onnx.settings import Budget
 
-N_SEARCH = 7
-"""Bisections of the kept fraction by what one-shot solutions keep: to less than one percent of the MACs."""
+N_TRIALS = 7
+"""Models that are tried at most where there is no refit; each costs a rewrite and a run over the images that choose."""
 
-N_REFIT_SEARCH = 3
-"""Refits that the search may spend; each costs about two calibrations."""
+N_REFITS = 3
+"""The same with a refit, which costs about two calibrations."""
 
-FIRST_STEP = 0.02
-"""Of the MACs, below the whole model: where the search with refits begins if the one-shot search ends above."""
+N_SKETCHES = 2
+"""One-shot models that say where the first refit is worth trying."""
 
-MIN_STEP = 0.005
-"""Of the MACs; a finer search is below what alignment to 8 can follow."""
+REFIT_GAIN = 1.3
+"""Times as far off a one-shot model may be as the promise allows, where a refit follows: it takes back about four
+tenths of the loss, which goes with the square."""
+
+STEP = 0.006
+"""Of the MACs: models are tried half or a whole one above where the promise is expected to hold just so, and none that
+is smaller by less, so that what is found is within a percent of the smallest."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,12 +54,15 @@ class PromiseSearch:
         choosers: those whose solutions are tried: the search itself, or its folds where images are few (folds.py).
         budget: what is to be kept.
         confidence: of the interval whose lower end counts.
+        tried: the sizes tried so far, in order.
     """
 
     search: Search
     choosers: tuple[Search, ...]
     budget: Budget
     confidence: float
+    tried: list[TriedSize] = field(default_factory=list)
+    _distances: dict[float, float] = field(default_factory=dict)
 
     @property
     def n_images(self) -> int:
@@ -86,69 +97,66 @@ class PromiseSearch:
         interval = kept.interval(self.confidence)
         return kept.mean if interval is None else interval[0]
 
-    def one_shot(self, fraction: float) -> Kept:
-        """What one-shot solutions of a fraction keep."""
-        return join_kept([chooser.kept(chooser.one_shot("macs", fraction)) for chooser in self.choosers])
+    def distance(self, fraction: float) -> float:
+        """How far off the answers at a fraction are, as probes and curves promise."""
+        if fraction >= whole_fraction(self.search):
+            return 0.0
+        if fraction not in self._distances:
+            self._distances[fraction] = math.sqrt(self.search.promise_loss("macs", fraction))
+        return self._distances[fraction]
 
-    def refitted(self, fraction: float) -> tuple[Solution | None, Kept]:
-        """(the model's own refitted solution, where it was made, what such solutions keep)."""
-        solutions = [chooser.refitted("macs", fraction) for chooser in self.choosers]
-        pairs = zip(self.choosers, solutions, strict=True)
-        kept = join_kept([chooser.kept(solution) for chooser, solution in pairs])
-        return (solutions[0] if self.choosers[0] is self.search else None), kept
+    def sketch(self, fraction: float) -> Trial:
+        """A one-shot model."""
+        with self.search.problem.run.enter("search"):
+            return self._judge(fraction, [chooser.sketch("macs", fraction) for chooser in self.choosers])
+
+    def one_shot(self, fraction: float) -> Trial:
+        """A model that is written as it is."""
+        with self.search.problem.run.enter("search"):
+            return self._judge(fraction, [chooser.one_shot("macs", fraction) for chooser in self.choosers])
+
+    def refitted(self, fraction: float) -> Trial:
+        """A model with its refit."""
+        with self.search.problem.run.enter("refit"):
+            return self._judge(
+                fraction, [chooser.refitted("macs", fraction) for chooser in self.choosers], refitted=True
+            )
+
+    def _judge(self, fraction: float, solutions: Sequence[Solution], *, refitted: bool = False) -> Trial:
+        """The trial keeps the solution where that is one of the model that will be written."""
+        judged = [c.judge_solution(solution) for c, solution in zip(self.choosers, solutions, strict=True)]
+        loss = sum(j.loss * j.n_samples for j in judged) / sum(j.n_samples for j in judged)
+        own = replace(solutions[0], expected_loss=solutions[0].expected_loss or loss)
+        own = own if self.choosers[0] is self.search else None
+        kept = join_kept([j.kept for j in judged])
+        self.tried.append(TriedSize(float(fraction), kept.mean, self.score(kept), refitted=refitted))
+        return Trial(fraction, loss, kept, own)
 
     def find(self) -> Solution:
         """The smallest kept fraction of the MACs found that keeps the promise on the images that choose.
 
-        First by bisection without refit; then, where there is a refit, by up to N_REFIT_SEARCH solutions with it below
-        that, guided by what the refit gained: the smallest that still keeps it is taken.
-
         Raises:
             OptionError: no smaller model keeps that much.
         """
-        low, high = smallest_fraction(self.search), whole_fraction(self.search)
-        tried: dict[float, Kept] = {}
-        curve = {high: 1.0}
-        for _ in range(N_SEARCH):
-            middle = (low + high) / 2
-            with self.search.problem.run.enter("search"):
-                tried[middle] = self.one_shot(middle)
-            curve[middle] = self.score(tried[middle])
-            low, high = (low, middle) if curve[middle] >= self.wanted else (middle, high)
+        whole = whole_fraction(self.search)
+        aim = Aim(self.distance, self.score, self.wanted, smallest_fraction(self.search), whole, STEP)
         if self.search.refits:
-            return self._refine(curve, high)
-        if high == 1.0:
-            raise OptionError(self._describe_failure())
-        solution = self.search.expect(self.search.one_shot("macs", high))
-        return replace(solution, notes=self._describe(high, tried.get(high)))
-
-    def _refine(self, curve: dict[float, float], start: float) -> Solution:
-        """Try refitted solutions from where the one-shot search ends, down while they keep it, up when they do not."""
-        fractions = np.array(sorted(curve))
-        scores = np.maximum.accumulate([curve[f] for f in fractions])
-        below, above = smallest_fraction(self.search), whole_fraction(self.search)
-        best: tuple[float, Solution | None, Kept] | None = None
-        trial = min(start, above - FIRST_STEP)
-        for _ in range(N_REFIT_SEARCH):
-            with self.search.problem.run.enter("refit"):
-                solution, kept = self.refitted(trial)
-            found = self.score(kept)
-            if found >= self.wanted:
-                best, above = (trial, solution, kept), trial
-            else:
-                below = trial
-            gain = found - float(np.interp(trial, fractions, scores))
-            aim = float(np.interp(self.wanted - gain, scores, fractions))
-            trial = aim if below < aim < above else (below + above) / 2
-            if above - below < MIN_STEP:
-                break
+            sketches = aim.sketch(self.sketch, N_SKETCHES)
+            first = aim.next(sketches[-1:], REFIT_GAIN)
+            best = aim.search(self.refitted, first, N_REFITS, sketches)
+        else:
+            best = aim.search(self.one_shot, (aim.smallest + whole) / 2, N_TRIALS)
         if best is None:
-            if whole_fraction(self.search) == 1.0:
+            if whole == 1.0:
                 raise OptionError(self._describe_failure())
-            whole = whole_fraction(self.search)
             return Solution({}, (), whole, self._describe(whole, None))
-        fraction, solution, kept = best
-        return replace(solution or self.search.refitted("macs", fraction), notes=self._describe(fraction, kept))
+        return replace(best.solution or self._solve(best.fraction), notes=self._describe(best.fraction, best.kept))
+
+    def _solve(self, fraction: float) -> Solution:
+        """Of the model that will be written, where folds chose."""
+        if self.search.refits:
+            return self.search.refitted("macs", fraction)
+        return self.search.expect(self.search.one_shot("macs", fraction))
 
     def _describe(self, fraction: float, kept: Kept | None) -> tuple[str, ...]:
         """What was found, and where it falls short of a proof."""
@@ -181,7 +189,9 @@ class PromiseSearch:
 def join_kept(several: Sequence[Kept]) -> Kept:
     """What several models keep, each on images of its own."""
     first = several[0]
-    return replace(first, values=np.concatenate([kept.values for kept in several]))
+    known = [kept.stretch for kept in several if kept.stretch is not None]
+    stretch = np.concatenate(known) if len(known) == len(several) else None
+    return replace(first, values=np.concatenate([kept.values for kept in several]), stretch=stretch)
 
 
 def smallest_fraction(search: Search) -> float:

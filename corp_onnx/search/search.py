@@ -11,7 +11,7 @@ import onnx
 from corp_onnx.blocks import SiteKey, find_blocks
 from corp_onnx.errors import OptionError
 from corp_onnx.graph import Graph
-from corp_onnx.metrics.judgement import Kept
+from corp_onnx.metrics.judgement import Judgement, Kept
 from corp_onnx.refit import refit_changes
 from corp_onnx.refit.stream import StreamWalk, find_walk
 from corp_onnx.refit.token_weights import weigh_stops
@@ -32,7 +32,7 @@ from corp_onnx.search.widths import (
 from corp_onnx.settings import Budget, CostKind, Method
 from corp_onnx.solve.schedule import Schedule
 from corp_onnx.tokens.merge import merge_tokens
-from corp_onnx.tokens.sites import MergePlan, MergeStep, list_assignments
+from corp_onnx.tokens.sites import MergePlan, MergeStep, list_carried
 from corp_onnx.units import Choice, UnitKey, gather_changes
 
 MAX_SCHEDULES = 16
@@ -71,7 +71,7 @@ class Search:
     merging: MergeCandidates | None = None
     probes: Evaluator | None = None
     _judge: Evaluator | None = field(default=None)
-    _weights: dict[tuple[object, ...], dict[SiteKey, np.ndarray]] = field(default_factory=dict)
+    _weights: dict[SiteKey, np.ndarray] = field(default_factory=dict)
 
     @property
     def method(self) -> Method:
@@ -124,6 +124,19 @@ class Search:
         assert self.probes is not None
         measured = [self.probes.evaluate(self.make(solution)).loss for solution in solutions]
         return solutions[int(np.argmin(measured))]
+
+    def sketch(self, kind: CostKind, value: float) -> Solution:
+        """As `one_shot`, before a refit where one follows, of the split that promises most: none is measured."""
+        if self.merging is None or kind == "params":
+            return self._solve(self.widths(kind, value, before_refit=True), None, value)
+        split = self._list_splits(kind, value, before_refit=True)[0]
+        return self._solve(split.widths, split.merge, value)
+
+    def promise_loss(self, kind: CostKind, value: float) -> float:
+        """What curves and probes promise of a budget's best split, before any refit."""
+        if self.merging is None or kind == "params":
+            return self.predict_loss(self.widths(kind, value, before_refit=True))
+        return self._list_splits(kind, value, before_refit=True)[0].loss
 
     def _list_splits(self, kind: CostKind, value: float, *, before_refit: bool) -> list[Split]:
         """The few most promising schedules with the widths that they leave, by what curves and probes promise.
@@ -191,7 +204,7 @@ class Search:
         own = {site.key: site for site in p.blocks.sites}  # changes are made in the graph without merges
         walk = find_walk(find_blocks(graph))
         stops = tuple(replace(stop, site=own[stop.key]) for stop in walk.stops)
-        return Stretches(graph, replace(walk, stops=stops), list_assignments(merges))
+        return Stretches(graph, replace(walk, stops=stops), list_carried(merges))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -210,31 +223,38 @@ class Search:
         p = self.problem
         if self._judge is None:
             self._judge = prepare_evaluator(
-                p.graph.model, p.judging, p.tasks, batch_size=p.batch_size, provider=p.provider, shelf=p.shelf
-            )
+                p.graph.model, p.judging, p.tasks, batch_size=p.batch_size, provider=p.provider, shelf=p.shelf,
+                findings=p.findings,
+            )  # fmt: skip
         return self._judge
 
     def _token_weights(self, at: Stretches) -> dict[SiteKey, np.ndarray]:
-        """Computed by the first refit of the same merges, the same for all; none where tokens are to count alike."""
+        """Computed by the first refit, the same for all, whatever merges; none where tokens are to count alike."""
         p = self.problem
         if not self.method.weigh_tokens:
             return {}
-        key = tuple(at.graph.dims(stop.residual.stream) for stop in at.walk.stops)
-        if key not in self._weights:
+        if not self._weights:
             with p.run.enter("weigh tokens", len(at.walk.stops), "units") as count:
-                self._weights[key] = weigh_stops(
+                self._weights |= weigh_stops(
                     at.graph, at.walk, p.calibration, self.judge.tasks, given=at.given, batch_size=p.batch_size,
                     provider=p.provider, progress=count,
                 )  # fmt: skip
-        return self._weights[key]
+        lengths = {
+            stop.key: at.graph.dims(stop.residual.stream)[1] for stop in at.walk.stops if stop.key in self._weights
+        }
+        return {key: _fit_weights(self._weights[key], n_tokens) for key, n_tokens in lengths.items()}
 
     def expect(self, solution: Solution) -> Solution:
         """A solution with what it loses on the images that judge."""
-        return replace(solution, expected_loss=self.judge.evaluate(self.make(solution)).loss)
+        return replace(solution, expected_loss=self.judge_solution(solution).loss)
+
+    def judge_solution(self, solution: Solution) -> Judgement:
+        """How far the answers of a solution are off on the images that judge."""
+        return self.judge.evaluate(self.make(solution))
 
     def kept(self, solution: Solution) -> Kept:
         """What a solution keeps of the dense model's answers on the images that judge."""
-        return self.judge.evaluate(self.make(solution)).kept
+        return self.judge_solution(solution).kept
 
 
 def prepare_search(problem: Problem) -> Search:
@@ -244,12 +264,29 @@ def prepare_search(problem: Problem) -> Search:
     search = Search(problem, choices, {}, find_walk(problem.blocks))
     if not search.is_uniform:
         search.probes = draw_probes(problem)
-        search.sensitivities = probe_choices(problem, choices, search.probes)
+        search.sensitivities = _recall_sensitivities(problem, choices, search.probes)
         search.merging = prepare_merging(problem, search.probes)
     return search
+
+
+def _recall_sensitivities(problem: Problem, choices: Sequence[Choice], probes: Evaluator) -> dict[UnitKey, float]:
+    """The sensitivity of every unit, from the findings or by probes."""
+
+    def probe() -> dict[str, np.ndarray]:
+        found = probe_choices(problem, choices, probes)
+        return {"sensitivities": np.array([found[choice.key] for choice in choices])}
+
+    key = {**problem.probe_key, "n_images": probes.n_images}
+    found = problem.findings.recall("probes/units", key, probe)["sensitivities"]
+    return {choice.key: float(value) for choice, value in zip(choices, found, strict=True)}
 
 
 def _spread(schedules: Sequence[Schedule]) -> list[Schedule]:
     """At most MAX_SCHEDULES of them, evenly, the first and the last among them."""
     places = np.unique(np.linspace(0, len(schedules) - 1, min(len(schedules), MAX_SCHEDULES)).round().astype(int))
     return [schedules[i] for i in places]
+
+
+def _fit_weights(weights: np.ndarray, n_tokens: int) -> np.ndarray:
+    """Weights of positions where there are more or fewer of them: only leading ones, which never merge, differ."""
+    return np.concatenate([weights[:n_tokens], np.ones(max(0, n_tokens - len(weights)), weights.dtype)])

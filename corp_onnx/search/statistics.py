@@ -47,7 +47,7 @@ class Statistics:
 
 def collect_statistics(
     graph: Graph, blocks: Blocks, units: Sequence[Unit], sites: MergeSites, method: Method, images: Images,
-    findings: Findings, *, checkpoint: Checkpoint | None = None, run: Run | None = None,
+    findings: Findings, *, checkpoint: Checkpoint | None = None, room: int | None = None, run: Run | None = None,
     clock: StageClock | None = None, **running: Any,
 ) -> Statistics:  # fmt: skip
     """What a method asks of some images.
@@ -56,6 +56,7 @@ def collect_statistics(
         sites: where tokens can merge; nowhere, where they are not to.
         findings: on these images.
         checkpoint: where moments are kept when the run is interrupted.
+        room: bytes that running sums may take, as in `collect_moments`.
         running: `batch_size` and `provider`.
     """
     run, clock = run or Run(), clock or StageClock()
@@ -69,7 +70,9 @@ def collect_statistics(
     with clock.stage("calibrate"), run.enter("calibrate", images.n_images) as count:
         missing = [unit for unit in units if _find_moments(findings, unit) is None]
         if missing:
-            moments = collect_moments(graph, missing, images, **running, progress=count, checkpoint=checkpoint)
+            moments = collect_moments(
+                graph, missing, images, **running, progress=count, checkpoint=checkpoint, room=room
+            )
             for key, of_unit in moments.entries:
                 findings.keep(f"{MOMENTS}/{key}", {}, pack_moments(of_unit))
         found = {str(unit.key): _find_moments(findings, unit) or {} for unit in units}

@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from corp_onnx.refit.stream import find_walk
-from corp_onnx.search.amp import describe_widths, search_widths
+from corp_onnx.search.amp import THRESHOLD_IMAGES, describe_widths, search_widths
 from corp_onnx.search.folds import cut_folds
-from corp_onnx.search.probes import draw_probes
+from corp_onnx.search.probes import draw_probes, list_probes
 from corp_onnx.search.problem import Problem, Solution, solve_widths
 from corp_onnx.search.promise import PromiseSearch
 from corp_onnx.search.search import Search, prepare_search
@@ -57,7 +57,7 @@ def follow_fractions(problem: Problem, fractions: Fractions) -> Solution:
 
 def follow_threshold(problem: Problem, threshold: Threshold) -> Solution:
     """Every unit as narrow as the threshold allows when it alone is pruned."""
-    choices, evaluator = problem.trace(), draw_probes(problem)
+    choices, evaluator = problem.trace(), draw_probes(problem, THRESHOLD_IMAGES)
     widths = search_widths(problem, choices, evaluator, threshold)
     note = describe_widths(choices, widths, threshold, evaluator.n_images)
     solution = solve_fixed(problem, choices, widths)
@@ -76,9 +76,11 @@ def follow_budget(problem: Problem, budget: Budget) -> Solution:
     search = prepare_search(problem)
     if budget.is_promise:
         folds = tuple(prepare_search(fold) for fold in cut_folds(problem)) if problem.is_crossed else ()
-        solution = PromiseSearch(search, folds or (search,), budget, problem.confidence).find()
+        promise = PromiseSearch(search, folds or (search,), budget, problem.confidence)
+        solution = replace(promise.find(), tried=tuple(promise.tried))
     elif problem.clock is not None:
         solution = search_time(search, budget, problem.clock)
     else:
         solution = search.refitted(budget.cost_kind, budget.value)
-    return replace(solution, notes=(*search.notes, *solution.notes))
+    probed = list_probes(search.choices, search.sensitivities)
+    return replace(solution, notes=(*search.notes, *solution.notes), probed=probed)

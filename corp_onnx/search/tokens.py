@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from corp_onnx.blocks import SiteKey
 from corp_onnx.search.evaluator import Evaluator
 from corp_onnx.search.problem import Problem
+from corp_onnx.search.tails import visit_tails
 from corp_onnx.solve.schedule import (
     Schedule,
     StageCurve,
@@ -29,7 +31,7 @@ from corp_onnx.tokens.flow import trace_tokens
 from corp_onnx.tokens.merge import merge_tokens
 from corp_onnx.tokens.sites import MergePlan, MergeSites, MergeStep
 
-PROBE_SHARES = (0.08, 0.2, 0.3, 0.4)
+PROBE_SHARES = (0.08, 0.2, 0.4)
 """Of the tokens, merged in one block: from hardly felt to nearly the most that one step can do."""
 
 MERGE_MACS = 4e6
@@ -94,14 +96,27 @@ def _trace_sites(
     Args:
         most: tokens that one merge can do away with.
     """
-    n_tokens, sites = problem.sites.n_tokens, problem.sites.sites
+    n_tokens = problem.sites.n_tokens
     numbers = sorted({min(most, max(1, round(n_tokens * share))) for share in PROBE_SHARES})
-    losses = np.zeros((len(wanted), len(numbers)))
-    with problem.run.enter("probe tokens", losses.size, "merges") as count:
-        for i, j in np.ndindex(losses.shape):
-            site = sites[wanted[i]]
-            step = MergeStep(site, numbers[j], problem.metrics[site.block])
-            losses[i, j] = evaluator.evaluate(merge_tokens(problem.graph, (step,))).loss
-            count()
+    key = {**problem.probe_key, "n_images": evaluator.n_images, "sites": wanted, "numbers": numbers}
+    losses = problem.findings.recall(
+        "probes/tokens", key, lambda: {"losses": _probe_sites(problem, wanted, numbers, evaluator)}
+    )["losses"]
     curves = [trace_loss(n_tokens, numbers, of_site) for of_site in smooth_losses(losses).tolist()]
     return dict(zip(wanted, curves, strict=True))
+
+
+def _probe_sites(
+    problem: Problem, wanted: list[int], numbers: list[int], evaluator: Evaluator
+) -> Float[np.ndarray, "sites numbers"]:
+    """The loss of the model with so many tokens merged at one site alone."""
+    sites = problem.sites.sites
+    losses = np.zeros((len(wanted), len(numbers)))
+    with problem.run.enter("probe tokens", losses.size, "merges") as count:
+        for i, tail in visit_tails(problem, evaluator, [SiteKey(sites[place].block, "attn") for place in wanted]):
+            site = sites[wanted[i]]
+            for j, n_merged in enumerate(numbers):
+                step = MergeStep(site, n_merged, problem.metrics[site.block])
+                losses[i, j] = tail.evaluate(merge_tokens(problem.graph, (step,))).loss
+                count()
+    return losses

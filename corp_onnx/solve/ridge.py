@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import cho_solve, cholesky, get_lapack_funcs
 
 from corp_onnx.errors import OptionError
 from corp_onnx.settings import DEFAULT_RIDGE
+from corp_onnx.solve.lapack import factor_lower, measure_reciprocal, solve_factored
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +28,7 @@ class RidgeSolution:
 
 
 def solve_ridge(covariance: Float[np.ndarray, "n n"], rhs: Float[np.ndarray, "n m"], ridge: float) -> RidgeSolution:
-    """X = (C + lambda I)^-1 R; n^3 / 3 + n^2 m multiply-adds.
+    """X = (C + lambda I)^-1 R; n^3 / 3 + 2 n^2 m flops.
 
     Raises:
         OptionError: `ridge` is negative, or too small for a singular covariance.
@@ -36,27 +36,36 @@ def solve_ridge(covariance: Float[np.ndarray, "n n"], rhs: Float[np.ndarray, "n 
     strength = ridge_strength(covariance, ridge)
     factor = factor_ridge(covariance, ridge)
     norm = float(np.abs(covariance).sum(axis=0).max()) + strength
-    (pocon,) = get_lapack_funcs(("pocon",), dtype=np.float64)
-    reciprocal, _ = pocon(factor, norm, uplo="L")
+    reciprocal = measure_reciprocal(factor, norm)
     condition_number = 1.0 / reciprocal if reciprocal > 0 else float("inf")
-    return RidgeSolution(cho_solve((factor, True), rhs, check_finite=False), float(condition_number), strength)
+    solution = np.array(rhs, dtype=np.float64, order="F")
+    solve_factored(factor, solution)
+    return RidgeSolution(solution, condition_number, strength)
 
 
 def factor_ridge(covariance: Float[np.ndarray, "n n"], ridge: float) -> Float[np.ndarray, "n n"]:
-    """Lower L with L L' = C + lambda I; n^3 / 3 multiply-adds.
+    """L with L L' = C + lambda I in the lower triangle, what is above it means nothing; n^3 / 3 flops.
 
     Raises:
         OptionError: as `solve_ridge`.
     """
-    shifted = np.array(covariance, dtype=np.float64, order="F")
-    np.fill_diagonal(shifted, shifted.diagonal() + ridge_strength(covariance, ridge))
-    try:
-        return cholesky(shifted, lower=True, overwrite_a=True, check_finite=False)
-    except np.linalg.LinAlgError as error:
+    symmetric = covariance.T if covariance.flags.c_contiguous else covariance  # copied as it lies
+    return factor_in_place(np.array(symmetric, dtype=np.float64, order="F"), ridge)
+
+
+def factor_in_place(covariance: Float[np.ndarray, "n n"], ridge: float) -> Float[np.ndarray, "n n"]:
+    """The same over C itself, in Fortran order, of which the lower triangle is read.
+
+    Raises:
+        OptionError: as `solve_ridge`; C is spoilt then.
+    """
+    np.fill_diagonal(covariance, covariance.diagonal() + ridge_strength(covariance, ridge))
+    if not factor_lower(covariance):
         raise OptionError(
-            f"expected a ridge that makes the {len(shifted)} x {len(shifted)} covariance positive definite, "
+            f"expected a ridge that makes the {len(covariance)} x {len(covariance)} covariance positive definite, "
             f"found {ridge:g}; try {DEFAULT_RIDGE:g}"
-        ) from error
+        )
+    return covariance
 
 
 def ridge_strength(covariance: Float[np.ndarray, "n n"], ridge: float) -> float:

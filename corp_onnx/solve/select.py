@@ -86,7 +86,7 @@ def trace_error_curve(
     lambda = ridge * mean(diag C) added: above the error on C alone by at most lambda (|W_P|^2 + |W_P B|^2).
     """
     idx = order.order_idx
-    factor = factor_ridge(covariance[np.ix_(idx, idx)], ridge)
+    factor = np.tril(factor_ridge(covariance[np.ix_(idx, idx)], ridge))
     tail = np.square(weight[:, idx].astype(np.float64) @ factor).sum(axis=0)[::-1].cumsum()[::-1]
     return replace(order, error_curve=np.append(tail, 0.0))
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import onnx
 
@@ -92,6 +92,7 @@ class EngineResult(Result):
         environment: machine and versions.
     """
 
+    verb: ClassVar[str] = "engine"
     path: str
     sha256: str
     n_bytes: int

@@ -86,6 +86,14 @@ def list_assignments(steps: Sequence[MergeStep]) -> tuple[str, ...]:
     return tuple(step.tensor(what) for step in steps for what in ("order", "partner"))
 
 
+def list_carried(steps: Sequence[MergeStep]) -> tuple[str, ...]:
+    """What stretches of a merged graph are given: the assignments, and the sizes, which follow from them.
+
+    A stretch that has to find the sizes by itself computes every merge before it, and with them the whole model.
+    """
+    return (*list_assignments(steps), *(step.tensor("sizes") for step in steps))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MergePlan:
     """Tokens that will merge, and what the model then costs at full widths."""

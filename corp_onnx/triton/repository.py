@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from corp_onnx.errors import OptionError, OutputError
 from corp_onnx.graph.external import find_beside
@@ -88,6 +88,7 @@ class ServedModel:
 class TritonRepository(Result):
     """What `triton` returns."""
 
+    verb: ClassVar[str] = "triton"
     path: str
     models: tuple[ServedModel, ...]
     warnings: tuple[str, ...]

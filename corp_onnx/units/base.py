@@ -5,6 +5,7 @@ all that is particular to it, in this order of a run:
 
     tap, start_sum, read      what calibration exposes, which sums it fills, and with what
     trace -> Choice           its error at every width; `Choice.solve` gives the solution at one of them
+    spectra                   how many directions it really uses
     cut                       a width without a solution, to be timed
     Change                    what happens to the place in the graph: edit, the same at full width, expected products
     respond, measure          its own output before and after, and the error that a report states
@@ -27,7 +28,7 @@ from jaxtyping import Float, Int
 
 from corp_onnx.blocks import Attention, Mlp, SiteKey, Skip
 from corp_onnx.findings import Findings
-from corp_onnx.graph import Graph
+from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.cost import Cost
 from corp_onnx.moments import Moments
 from corp_onnx.results import UnitFacts
@@ -261,6 +262,10 @@ class Unit(ABC):
         """Width and cost, with its share of the model."""
 
     @abstractmethod
+    def list_nodes(self) -> tuple[Node, ...]:
+        """The nodes whose width is its own, for who paints a graph; some may be those of other units, too."""
+
+    @abstractmethod
     def tap(self, taps: Taps) -> None:
         """Ask for the tensors that its sums are made of."""
 
@@ -275,6 +280,13 @@ class Unit(ABC):
     @abstractmethod
     def trace(self, evidence: Evidence, method: Method) -> Choice:
         """Every width of it, from the moments."""
+
+    def spectra(self, evidence: Evidence) -> Float[np.ndarray, "m n"]:
+        """How the energy of what it computes is spread over directions: a row a head, or one (solve/spectrum.py).
+
+        No row of a kind that has no directions of its own.
+        """
+        return np.zeros((0, self.width))
 
     @abstractmethod
     def cut(self, graph: Graph, width: int) -> Change:

@@ -122,6 +122,10 @@ class HeadsUnit(VoUnit):
         n_parameters, macs = sum(p.n_parameters for p in parts), sum(p.macs for p in parts)
         return describe_unit(self, graph, cost, count_tokens(self.site), n_parameters, macs)
 
+    def list_nodes(self) -> tuple[Node, ...]:
+        """Those of queries, keys and values."""
+        return tuple(node for kind in (QkUnit, VoUnit) for node in kind(self.site).list_nodes())
+
     def trace(self, evidence: Evidence, method: Method) -> HeadsChoice:
         """One order of all heads."""
         moments = evidence.moments[str(self.key)]

@@ -36,6 +36,7 @@ from corp_onnx.solve.select import (
     rank_weighted,
     trace_error_curve,
 )
+from corp_onnx.solve.spectrum import channel_spectrum
 from corp_onnx.units.base import Change, Choice, Evidence, Site, Unit, UnitPlan, Values
 from corp_onnx.units.edits import can_remove, remove_branch, set_bias, set_weight, shape_like
 from corp_onnx.units.expected import Expected
@@ -225,6 +226,10 @@ class MlpUnit(Unit):
         n_tokens = int(np.prod(graph.shapes[self.site.hidden][:-1])) // graph.n_images
         return describe_unit(self, graph, cost, n_tokens, n_parameters, macs)
 
+    def list_nodes(self) -> tuple[Node, ...]:
+        """Its products."""
+        return tuple(linear.node for linear in self.site.linears)
+
     def tap(self, taps: Taps) -> None:
         """What its second product reads."""
         taps.tensors.append(self.site.hidden)
@@ -253,6 +258,12 @@ class MlpUnit(Unit):
         else:
             order = rank_energy(moments) if method.rank == "energy" else rank_magnitude(weight)
         return MlpChoice(self, method, weight, bias, moments, order)
+
+    def spectra(self, evidence: Evidence) -> Float[np.ndarray, "1 n"]:
+        """Of the hidden channels."""
+        moments = evidence.moments[str(self.key)]
+        assert isinstance(moments, ChannelMoments)
+        return channel_spectrum(moments)
 
     def cut(self, graph: Graph, width: int) -> MlpChange:
         """The first hidden channels."""

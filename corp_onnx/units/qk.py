@@ -14,13 +14,14 @@ import numpy as np
 from jaxtyping import Float
 
 from corp_onnx.blocks import Attention, QkPair, Skip
-from corp_onnx.graph import Graph
+from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.cost import Cost
 from corp_onnx.moments import LogitMoments
 from corp_onnx.moments.sums import LogitSum
 from corp_onnx.results import UnitFacts
 from corp_onnx.settings import Method
 from corp_onnx.solve.qk import compensate_qk, drop_qk, low_rank_logits, select_logit_energy, trace_logit_curve
+from corp_onnx.solve.spectrum import logit_spectrum
 from corp_onnx.units.attention import AttentionChange, core_macs, count_tokens, first_dimensions
 from corp_onnx.units.base import Change, Choice, Evidence, Unit, UnitPlan, Values
 from corp_onnx.units.energy import Energy
@@ -92,6 +93,11 @@ class QkUnit(Unit):
         macs = sum(m for _, m in spent) + core_macs(graph, cost, self.site)[0]
         return describe_unit(self, graph, cost, count_tokens(self.site), sum(p for p, _ in spent), macs)
 
+    def list_nodes(self) -> tuple[Node, ...]:
+        """Both projections, and q k'."""
+        return (*(self.site.operands[letter].linear.node for letter in "qk" if letter in self.site.operands),
+                self.site.node)  # fmt: skip
+
     def tap(self, taps: Taps) -> None:
         """Both projections."""
         for operand in (self.pair.q, self.pair.k):
@@ -111,6 +117,12 @@ class QkUnit(Unit):
         moments = evidence.moments[str(self.key)]
         assert isinstance(moments, LogitMoments)
         return QkChoice(self, method, moments)
+
+    def spectra(self, evidence: Evidence) -> Float[np.ndarray, "h d"]:
+        """Of the row-centred logits of every head."""
+        moments = evidence.moments[str(self.key)]
+        assert isinstance(moments, LogitMoments)
+        return logit_spectrum(moments.q_gram, moments.k_centred_gram)
 
     def cut(self, graph: Graph, width: int) -> AttentionChange:
         """The first dimensions of every head."""

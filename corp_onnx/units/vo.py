@@ -14,12 +14,13 @@ import numpy as np
 from jaxtyping import Float
 
 from corp_onnx.blocks import Attention, Skip, VoPair
-from corp_onnx.graph import Graph
+from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.cost import Cost
 from corp_onnx.moments import ChannelMoments
 from corp_onnx.moments.sums import ChannelSum
 from corp_onnx.results import UnitFacts
 from corp_onnx.settings import Method
+from corp_onnx.solve.spectrum import value_spectrum
 from corp_onnx.solve.vo import compensate_vo, drop_vo, trace_value_curve
 from corp_onnx.units.attention import AttentionChange, core_macs, count_tokens, first_dimensions
 from corp_onnx.units.base import Change, Choice, Evidence, Unit, UnitPlan, Values
@@ -107,6 +108,11 @@ class VoUnit(Unit):
             macs += cost.by_node.get(linear.node.output, 0)
         return describe_unit(self, graph, cost, count_tokens(self.site), n_parameters, macs)
 
+    def list_nodes(self) -> tuple[Node, ...]:
+        """Both projections."""
+        value = (self.site.operands["v"].linear.node,) if "v" in self.site.operands else ()
+        return value if self.site.out is None else (*value, self.site.out.linear.node)
+
     def tap(self, taps: Taps) -> None:
         """What the output projection reads."""
         taps.tensors.append(self.pair.out.linear.input)
@@ -126,6 +132,13 @@ class VoUnit(Unit):
         moments = evidence.moments[str(self.key)]
         assert isinstance(moments, ChannelMoments)
         return VoChoice(self, method, *self.pair.out.linear.read_dense(evidence.graph), moments)
+
+    def spectra(self, evidence: Evidence) -> Float[np.ndarray, "h d"]:
+        """Of what every head writes through the output projection."""
+        moments = evidence.moments[str(self.key)]
+        assert isinstance(moments, ChannelMoments)
+        weight, _ = self.pair.out.linear.read_dense(evidence.graph)
+        return value_spectrum(weight, moments, self.site.n_heads)
 
     def cut(self, graph: Graph, width: int) -> AttentionChange:
         """The first dimensions of every head."""

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx
@@ -95,6 +95,7 @@ class ExportSettings:
 class ExportResult(Result):
     """What `export` returns. `weights` says where they came from; `recipe` is None where none could be embedded."""
 
+    verb: ClassVar[str] = "export"
     path: str
     sha256: str
     n_bytes: int

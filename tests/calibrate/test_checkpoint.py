@@ -6,66 +6,23 @@ import dataclasses
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from graphs import images_of, probed
+from interrupted import KINDS, N_IMAGES, StopError, collect, keep, require_same_bytes, stop_after
 from photos import write_photos
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from corp_onnx.calibrate.checkpoint import Checkpoint
 from corp_onnx.calibrate.collect import collect_moments
 from corp_onnx.errors import InputError, OutputError
 from corp_onnx.images import Images, open_images
 from corp_onnx.images.recipe import Recipe
-from corp_onnx.moments import Moments
+from corp_onnx.tensor_file import read_tensors, write_tensors
 from corp_onnx.units import list_units
 
 MODELS = ("timm_vit_ts17_fused", "timm_vit_ts17_fused_fixed")
-KINDS = ("mlp", "qk", "vo")
-N_IMAGES = 41
-
-
-class StopError(Exception):
-    """The run is ended in the middle."""
-
-
-def stop_after(n_images: int) -> Callable[[int], None]:
-    seen = 0
-
-    def count(n: int) -> None:
-        nonlocal seen
-        seen += n
-        if seen > n_images:
-            raise StopError
-
-    return count
-
-
-def keep(folder: Path, **changed: object) -> Checkpoint:
-    return Checkpoint(folder / "half.safetensors", {"model": "a", "images": "b"}, **{"every": 0.0, **changed})  # type: ignore[arg-type]
-
-
-def collect(
-    name: str, images: Images | None = None, checkpoint: Checkpoint | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> Moments:  # fmt: skip
-    graph, blocks = probed(name)
-    given = images_of(graph, N_IMAGES) if images is None else images
-    units = list_units(blocks, KINDS)
-    return collect_moments(graph, units, given, batch_size=4, progress=progress, checkpoint=checkpoint)
-
-
-def require_same_bytes(found: Moments, expected: Moments) -> None:
-    assert found.keys() == expected.keys()
-    for key, moments in expected.entries:
-        for field in dataclasses.fields(moments):
-            one, other = (np.asarray(getattr(m, field.name)) for m in (found[key], moments))
-            assert one.dtype == other.dtype
-            assert one.tobytes() == other.tobytes(), (key, field.name)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -111,9 +68,8 @@ def test_a_run_that_is_killed(tmp_path: Path) -> None:
     program = f"""
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parents[1] / "support")!r})
-sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from test_checkpoint import collect, keep
+from interrupted import collect, keep
 seen = []
 def count(n):
     seen.append(n)
@@ -166,8 +122,7 @@ def test_sums_of_something_else_are_refused_or_written_over(tmp_path: Path) -> N
     anew = dataclasses.replace(keep(tmp_path, anew=True), **other)
     require_same_bytes(collect(MODELS[0], checkpoint=anew, progress=done.append), collect(MODELS[0]))
     assert done[0] == 4
-    with safe_open(anew.path, framework="numpy") as file:
-        assert file.metadata()["n_done"] == str(N_IMAGES)
+    assert read_tensors(anew.path).metadata["n_done"] == str(N_IMAGES)
 
 
 def test_other_units_or_calls_are_something_else_as_well(tmp_path: Path) -> None:
@@ -187,11 +142,11 @@ def test_a_file_that_is_no_checkpoint(what: str, tmp_path: Path) -> None:
     if what == "text":
         checkpoint.path.write_text("hello")
     elif what == "weights":
-        save_file({"a": np.zeros(3)}, checkpoint.path)
+        write_tensors(checkpoint.path, {"a": np.zeros(3)}, {})
     else:
         collect(MODELS[0], checkpoint=checkpoint)
         checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:-9])
-    with pytest.raises(InputError, match=r"half\.safetensors: is no checkpoint .*; remove it to start anew"):
+    with pytest.raises(InputError, match=r"half\.safetensors: is no (checkpoint|safetensors file)"):
         collect(MODELS[0], checkpoint=checkpoint)
     require_same_bytes(collect(MODELS[0], checkpoint=keep(tmp_path, anew=True)), collect(MODELS[0]))
 

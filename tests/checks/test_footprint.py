@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from samples import OPERATOR, fixture_path, listing, run_cli, weights_of, write_
 from corp_onnx import memory, shelf
 from corp_onnx.blocks import QkPair
 from corp_onnx.calibrate.data import open_calibration
+from corp_onnx.calibrate.groups import cut_groups, finished_bytes, largest_bytes, pass_bytes
 from corp_onnx.checks import footprint as room
 from corp_onnx.checks.footprint import Footprint, choose_diet, predict_footprint
 from corp_onnx.checks.preflight import choose_units
@@ -99,6 +101,30 @@ class TestDiet:
                                               "one image at a time and with everything else in files"):  # fmt: skip
             choose_diet(made(fixed=2 * MIB - 20), 8, MIB, tmp_path)
 
+    def test_sums_in_passes_where_all_of_them_do_not_fit(
+        self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Every phase is smaller by what lies in the file; the passes take what is left."""
+        monkeypatch.setattr(room, "free_bytes", lambda _: 2**40)
+        whole = predicted(photos, macs=0.5)
+        whole = replace(whole, shelved=0.0, phases=whole.phases[:1])
+        apart, least = whole.in_passes(), max(pass_bytes([unit]) for unit in whole.units)
+        ((_, fixed, each),) = apart.phases
+        assert whole.phases[0][1] - fixed == pass_bytes(whole.units) - least > 0
+        diet = choose_diet(whole, 1, int(fixed + each + 0.5 * least), tmp_path)
+        assert diet.sums == pytest.approx(1.5 * least, abs=2)
+        assert diet.n_passes == len(cut_groups(whole.units, diet.sums)) > 1
+        assert diet.in_files == finished_bytes(whole.units)
+        assert f" in a file, the sums in {diet.n_passes} passes; " in diet.describe()
+        enough = choose_diet(whole, 1, int(whole.without_shelf(1)), tmp_path)
+        assert (enough.sums, enough.n_passes, enough.in_files) == (None, 1, 0)
+
+    def test_later_phases_hold_two_moments_of_those_in_a_file(self, photos: Path) -> None:
+        whole = predicted(photos, macs=0.5)
+        for (name, fixed, _), (_, apart, _) in zip(whole.phases, whole.in_passes().phases, strict=True):
+            if name != "calibrate":
+                assert fixed - apart == finished_bytes(whole.units) - room.LOOKED_AT * largest_bytes(whole.units) > 0
+
     def test_full_disk_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="intermediate results need about 1 MiB there, and 1 MiB are free"):
             choose_diet(made(shelved=100), 1, 115, tmp_path)
@@ -126,7 +152,7 @@ class TestRun:
         self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shelves: list[Shelf]
     ) -> None:
         prune_model(fixture_path(NAME), photos, tmp_path / "a.onnx", macs=0.7)
-        monkeypatch.setattr("corp_onnx.prune.choose_diet", lambda *_: room.Diet(3, 0, 1, 1))
+        monkeypatch.setattr("corp_onnx.case.choose_diet", lambda *_: room.Diet(3, 0, 1, 1))
         prune_model(fixture_path(NAME), photos, tmp_path / "b.onnx", macs=0.7)
         assert [one.n_written > 0 for one in shelves] == [False, True]
         a, b = weights_of(tmp_path / "a.onnx"), weights_of(tmp_path / "b.onnx")
@@ -134,6 +160,18 @@ class TestRun:
         for name in a:
             np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-4 * max(np.abs(a[name]).max(), 1))
         assert listing(tmp_path) == ["a.onnx", "a.report.json", "b.onnx", "b.report.json"]
+
+    def test_passes_change_no_answer(self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        prune_model(fixture_path(NAME), photos, tmp_path / "a.onnx", macs=0.7)
+        diets: list[room.Diet] = []
+        diet = room.Diet(8, None, 1, 1, sums=1, n_passes=4)
+        monkeypatch.setattr("corp_onnx.case.choose_diet", lambda *_: (diets.append(diet), diet)[1])
+        prune_model(fixture_path(NAME), photos, tmp_path / "b.onnx", macs=0.7)
+        assert diets
+        a, b = weights_of(tmp_path / "a.onnx"), weights_of(tmp_path / "b.onnx")
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-4 * max(np.abs(a[name]).max(), 1))
 
     def test_command_line(self, photos: Path, tmp_path: Path) -> None:
         command = ("prune", fixture_path(OPERATOR), "--calib", photos, "--preset", "paper", "-o", "p.onnx")

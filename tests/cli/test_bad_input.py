@@ -368,10 +368,13 @@ class TestOptions:
         arguments = ["prune", "vit.onnx", "--calib", "photos", "-o", "out/small.onnx", *options.split()]
         one_sentence(refuse(arguments, 2, sentence, capfd, folder))
 
+    def test_without_images(self, folder: Path, capfd: Run) -> None:
+        sentence = "no images: give --calib DIR, or --calibration FILE"
+        one_sentence(refuse(["prune", "vit.onnx", "-o", "out/small.onnx"], 2, sentence, capfd, folder))
+
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            ("prune vit.onnx", "Missing option '--calib'"),
             ("prune", "Missing argument 'MODEL'"),
             ("prune vit.onnx --calib photos --mlp half", "'half' is not a valid float"),
             ("prune vit.onnx --calib photos --seed -1", "-1 is not in the range x>=0"),

@@ -56,6 +56,8 @@ class FakeEvaluator:
 
     rates: dict[SiteKey, float]
     n_images: int = 4
+    feeds: tuple[Any, ...] = ()
+    pace: Any = None
 
     def evaluate(self, proto: Any) -> Any:
         ((key, gone),) = proto
@@ -63,10 +65,12 @@ class FakeEvaluator:
 
 
 class FakeProblem:
-    """Rewrites to the changes themselves, and remembers the progress."""
+    """Rewrites to the changes themselves, and remembers the progress; there is no stream to begin a probe in."""
 
     def __init__(self) -> None:
         self.graph = None
+        self.blocks = SimpleNamespace(blocks=())
+        self.shelf = None
         self.done: list[tuple[str, int, int]] = []
         self.run = follow(lambda *step: self.done.append(step))
 

@@ -54,7 +54,7 @@ def test_what_is_foretold_is_what_the_search_reaches(
     demo: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     text = refusal(demo, **options)
-    monkeypatch.setattr("corp_onnx.prune.require_reachable", lambda *_: None)
+    monkeypatch.setattr("corp_onnx.case.require_reachable", lambda *_: None)
     with pytest.raises(OptionError) as late:
         prune_model(DEMO, DEMO.parent / "calib", tmp_path / "x.onnx", n_images=4, **options)
     foretold, found = (float(re.findall(r"(0\.\d{3})\b(?! asks)", said)[-1]) for said in (text, str(late.value)))
@@ -77,7 +77,7 @@ class TestBeforeWork:
         def forbidden(*_: Any, **__: Any) -> None:
             raise AssertionError("work began")
 
-        monkeypatch.setattr("corp_onnx.prune.open_calibration", forbidden)
+        monkeypatch.setattr("corp_onnx.case.open_calibration", forbidden)
 
     @pytest.mark.parametrize(
         ("options", "sentence"),
@@ -94,6 +94,6 @@ class TestBeforeWork:
             prune_model(DEMO, photos, tmp_path / "x.onnx", **options)
 
     def test_images_that_are_not_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("corp_onnx.prune.load_model", lambda _: pytest.fail("the model was read"))
+        monkeypatch.setattr("corp_onnx.case.load_model", lambda _: pytest.fail("the model was read"))
         with pytest.raises(ImageError, match="nowhere: no such folder or file; give a folder of images"):
             prune_model(DEMO, tmp_path / "nowhere", tmp_path / "x.onnx")

@@ -23,7 +23,7 @@ from corp_onnx.search.search import Search, prepare_search
 from corp_onnx.search.tokens import prepare_merging
 from corp_onnx.settings import BEST
 from corp_onnx.tokens.metric import learn_metrics
-from corp_onnx.tokens.sites import MergeSites, MergeStep, find_merge_sites, list_assignments
+from corp_onnx.tokens.sites import MergeSites, MergeStep, find_merge_sites, list_carried
 from corp_onnx.tokens.trim import plan_trim
 from corp_onnx.units import list_units
 
@@ -131,7 +131,7 @@ class TestRefit:
         steps = tuple(MergeStep(site, r, problem.metrics[site.block]) for site, r in numbers)
         one_shot = replace(widths, merges=steps)
         at = search._stretch(steps)
-        assert at.given == list_assignments(steps)
+        assert at.given == list_carried(steps)
         changes = refit_changes(at.graph, at.walk, one_shot.changes, search.make(one_shot), problem.calibration, {})
         solutions = replace(one_shot, changes=changes), search.refit(one_shot)
         ruined, sound = (search.judge.evaluate(search.make(s)).loss for s in solutions)
@@ -143,6 +143,19 @@ class TestRefit:
         for stop in at.walk.stops:
             weights = search._token_weights(at)[stop.key]
             assert len(weights) == at.graph.dims(stop.residual.stream)[1]
+
+    def test_weights_are_found_once_whatever_merges(self, search, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Those of the first refit, with ones where a stream has more tokens; trials of a promise merge differently."""
+        merged = search._stretch(search.one_shot("macs", 0.35).merges)
+        before = search._token_weights(merged)
+        monkeypatch.setattr("corp_onnx.search.search.weigh_stops", None)
+        found = search._token_weights(search._stretch(()))
+        for stop in search.walk.stops:
+            weights, n_tokens = found[stop.key], search.problem.graph.dims(stop.residual.stream)[1]
+            assert len(weights) == n_tokens
+            n = len(before[stop.key])
+            assert (weights[: min(n, n_tokens)] == before[stop.key][:n_tokens]).all()
+            assert (weights[n:] == 1).all()
 
 
 def test_metrics_of_all_blocks_have_directions(problem) -> None:

@@ -1,5 +1,7 @@
 """The texts that the command line is compared with. `python tests/support/golden.py` writes them anew: see the diff.
 
+It writes the pages of docs/verbs/ as well (tools/verb_pages.py).
+
 Widths, MACs and parameters are exact; errors, agreements and times differ by machine and are shown as `#`.
 """
 
@@ -8,12 +10,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from click.testing import CliRunner
-from samples import OPERATOR, fixture_path, write_photos
+from samples import OPERATOR, ROOT, fixture_path, write_photos
+from schemas import FOLDER, schema_texts
 
 from corp_onnx.cli.main import cli
 
@@ -67,12 +72,16 @@ def reports(folder: Path) -> dict[str, str]:
 
 def main() -> None:
     """Write every text."""
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in schema_texts().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
     GOLDEN.mkdir(exist_ok=True)
     for old in GOLDEN.glob("*.txt"):
         old.unlink()
     with tempfile.TemporaryDirectory() as folder:
         for name, text in (help_texts() | reports(Path(folder))).items():
             (GOLDEN / name).write_text(text, encoding="utf-8")
+    subprocess.run([sys.executable, ROOT / "tools" / "verb_pages.py"], check=True)
 
 
 if __name__ == "__main__":

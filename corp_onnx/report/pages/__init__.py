@@ -1,0 +1,1 @@
+"""A report of one verb -> a page, one file a verb."""

@@ -1,0 +1,73 @@
+"""The JSON schemas of reports, made from the dataclasses by pydantic. `python tests/support/golden.py` writes them.
+
+They stand in docs/schema/, one a verb: whoever reads reports can hold them against these, and a field that appears,
+goes or changes its type changes a file that a test compares.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
+
+from corp_onnx.bench.bench import BenchResult
+from corp_onnx.calibration import CalibrationResult
+from corp_onnx.evaluate import Evaluation
+from corp_onnx.fit import FitResult
+from corp_onnx.precision.conversion import ConvertResult
+from corp_onnx.results import SCHEMA, Inspection, PruneResult, Result
+from corp_onnx.tensorrt.engine import EngineResult
+from corp_onnx.triton.repository import TritonRepository
+from corp_onnx.zoo.export import ExportResult
+
+FOLDER = Path(__file__).parent.parent.parent / "docs" / "schema"
+
+RESULTS: tuple[type[Result], ...] = (
+    Inspection,
+    PruneResult,
+    CalibrationResult,
+    Evaluation,
+    ExportResult,
+    ConvertResult,
+    FitResult,
+    BenchResult,
+    EngineResult,
+    TritonRepository,
+)
+"""What verbs return; a test holds that there is no other."""
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+class _Generator(GenerateJsonSchema):
+    """As JSON is written: a number may be null, since NaN and infinities become that."""
+
+    def float_schema(self, schema: Any) -> Any:
+        return {"anyOf": [super().float_schema(schema), {"type": "null"}]}
+
+
+def make_schema(result: type[Result]) -> dict[str, Any]:
+    """The schema of a verb's report: every field is there, and no other."""
+    made = TypeAdapter(result).json_schema(mode="serialization", schema_generator=_Generator)
+    made["properties"] = {"schema": {"const": SCHEMA}, "verb": {"const": result.verb}, **made["properties"]}
+    for part in (made, *made.get("$defs", {}).values()):
+        if "properties" in part:
+            part["required"], part["additionalProperties"] = list(part["properties"]), False
+    return {"$schema": DIALECT, **_untitled(made)}
+
+
+def _untitled(value: Any) -> Any:
+    """Without the titles that pydantic makes of names, which say nothing new."""
+    if isinstance(value, list):
+        return [_untitled(item) for item in value]
+    if isinstance(value, dict):
+        return {k: _untitled(v) for k, v in value.items() if not (k == "title" and isinstance(v, str))}
+    return value
+
+
+def schema_texts() -> dict[str, str]:
+    """Every schema as it is stored, by file name."""
+    return {f"{result.verb}.json": json.dumps(make_schema(result), indent=1) + "\n" for result in RESULTS}
