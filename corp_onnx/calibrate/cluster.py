@@ -109,8 +109,15 @@ def collect_on_cluster(
                 images.know_skipped(found.skipped)
             if progress:
                 progress(_count_sound(place.images, found))
-    kept = [found for place in places if (found := find_portion(place.path, place.identity)) is not None]
-    return merge_portions(work.units, [found.moments for found in kept if found.moments is not None])
+    return merge_portions(work.units, list(_take_up(places)))
+
+
+def _take_up(places: Sequence[_Place]) -> Iterator[Moments]:
+    """What is kept, in the order of the images."""
+    for place in places:
+        found = find_portion(place.path, place.identity)
+        if found is not None and found.moments is not None:
+            yield found.moments
 
 
 def _run_all(
