@@ -138,6 +138,7 @@ def keep_portion(collected: Collected, identity: str, path: Path) -> None:
         "schema": SCHEMA,
         "identity": identity,
         "images": collected.images,
+        "units": json.dumps([key for key, _ in entries]),
         "skipped": json.dumps([(skip.name, skip.reason) for skip in collected.skipped]),
     }
     with staged_files({"--ray": path}, force=True) as (staged,):
@@ -154,7 +155,8 @@ def find_portion(path: Path, identity: str) -> Collected | None:
         for name, array in file.arrays.items():
             key, _, own = name.rpartition("/")
             by_unit.setdefault(key, {})[own] = array
-        moments = Moments(tuple((key, unpack_moments(arrays)) for key, arrays in by_unit.items())) if by_unit else None
+        keys = json.loads(file.metadata["units"])
+        moments = Moments(tuple((key, unpack_moments(by_unit[key])) for key in keys)) if keys else None
         skipped = tuple(Skipped(name, reason) for name, reason in json.loads(file.metadata["skipped"]))
         return Collected(moments, file.metadata["images"], skipped)
     except (InputError, KeyError, ValueError):
