@@ -12,6 +12,7 @@ import argparse
 import io
 import os
 import statistics
+import sys
 import tarfile
 import tempfile
 import time
@@ -43,11 +44,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--list", type=int, default=0)
     parser.add_argument("--no-ray", action="store_true")
+    parser.add_argument("--no-reading", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if given.list:
             list_many(Path(folder), given.list)
-        read_sources(given.calib, Path(folder), given.rounds)
+        if not given.no_reading:
+            read_sources(given.calib, Path(folder), given.rounds)
         if not given.no_ray:
             use_cluster(given.model, given.calib, given.images, Path(folder), given.rounds)
 
@@ -86,7 +89,7 @@ def use_cluster(model: Path, photos: Path, n_images: int, folder: Path, rounds: 
     """Two workers beside one process."""
     import ray
 
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     graph = probe_graph(load_model(model))
     units = list_units(find_blocks(graph), ("mlp", "qk", "vo"))
     kept = iter(folder / f"kept{i}" for i in range(1000))
@@ -107,7 +110,7 @@ def use_cluster(model: Path, photos: Path, n_images: int, folder: Path, rounds: 
             ray.shutdown()
     print(f"a local cluster starts in {starts[-1]:.1f} s (the first time {starts[0]:.1f} s)")
     together()  # workers start, and each imports and probes
-    times = take_turns({"one process": alone, "two workers": together}, rounds)
+    times = take_turns({"one process": alone, "two workers": together}, rounds, warm=False)
     show(f"moments of {n_images} photographs", times, "one process")
     ray.shutdown()
 
@@ -130,15 +133,16 @@ def list_many(folder: Path, n: int) -> None:
         print(f"{text}: open after {time.perf_counter() - started:.2f} s")
 
 
-def take_turns(runs: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every run in every round; the first round warms up and does not count."""
+def take_turns(runs: Mapping[str, Callable[[], None]], rounds: int, *, warm: bool = True) -> dict[str, list[float]]:
+    """Seconds of every run in every round; where there is need to warm up, a first round does not count."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
+    for turn in range(not warm, rounds + 1):
         for name, run in runs.items():
             started = time.perf_counter()
             run()
             if turn:
                 times[name].append(time.perf_counter() - started)
+                print(f"{name}: {times[name][-1]:.2f} s", file=sys.stderr)
     return times
 
 

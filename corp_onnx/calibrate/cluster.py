@@ -233,6 +233,7 @@ def _connect(ray: Any, address: str) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
+    os.environ.setdefault("RAY_worker_niceness", "0")  # nor do its workers wait for other programs, 15 by default
     own = {"include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
