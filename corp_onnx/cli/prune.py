@@ -37,7 +37,7 @@ FILES, SIZE, METHOD, RUN = "Files", "Size of the result", "Method", "Run"
 @click.command(cls=GroupedCommand, short_help="Make a model smaller with unlabelled images.")
 @click.argument("model", type=click.Path(path_type=Path))
 @grouped(FILES, "--calib", type=click.Path(path_type=Path), metavar="DIR",
-         help="Folder of unlabelled images, or preprocessed arrays in .npy or .npz.  [default: those of "
+         help="Folder of unlabelled images, shards (.parquet, .tar), or arrays (.npy, .npz).  [default: those of "
          "--calibration]")  # fmt: skip
 @grouped(FILES, "-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
          help="Where to write.  [default: <stem>.pruned.onnx beside MODEL]")  # fmt: skip
