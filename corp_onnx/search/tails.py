@@ -55,13 +55,9 @@ class Tail:
             model, self.graph.types, [self.start], names, provider=self.evaluator.provider,
             threads=self.data.pace.threads,
         )  # fmt: skip
-
-        def take(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return {name: array.astype(np.float64) for name, array in arrays.items()}
-
-        batches = zip(self.data.stream(segment, self.start, self.stream, take), self.data.feeds, strict=True)
+        batches = zip(self.data.stream(segment, self.start, self.stream), self.data.feeds, strict=True)
         return self.evaluator.judge(
-            {name: array[:n_real] for name, array in found.items()} for found, (_, n_real) in batches
+            {name: array[:n_real].astype(np.float64) for name, array in found.items()} for found, (_, n_real) in batches
         )
 
 
