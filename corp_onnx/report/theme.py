@@ -37,7 +37,7 @@ SERIES = (BLUE, ORANGE, GREEN, PURPLE)
 FONT = "Arial, Helvetica, 'Liberation Sans', sans-serif"
 """What vl-convert measures text with has the widths of these."""
 
-WIDE, NARROW = 720, 330
+WIDE, NARROW = 720, 352
 """Pixels of a figure on a screen and on a phone: two drawings, since text must not shrink with the page."""
 
 SIZE = 11
