@@ -2,6 +2,7 @@
 
     prune_model      a model and images -> a smaller model and its report
     analyze_model    a model and images -> how redundant its units are, and how pruning depends on the images
+    sweep_model      a model and images -> the same in many sizes, and the curve through them
     inspect_model    a model -> its blocks and units, and what was not recognised
     evaluate_models  models and images -> accuracy, agreement, KL
     convert_model    a model -> the same in float16 or 8-bit integers
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from corp_onnx.prune import prune_model
     from corp_onnx.results import Inspection, PruneResult, Result
     from corp_onnx.settings import BEST, PAPER, Budget, Fractions, Method, Preprocessing, PruneSettings, Threshold
+    from corp_onnx.sweep import Sweep, SweepSettings, sweep_model
     from corp_onnx.tensorrt.blueprint import EngineSettings
     from corp_onnx.tensorrt.engine import EngineResult, build_engine
     from corp_onnx.triton.config import TritonSettings
@@ -73,6 +75,8 @@ _HOMES = {
     "Result": "results",
     "Run": "progress",
     "Schedule": "latency.turns",
+    "Sweep": "sweep",
+    "SweepSettings": "sweep",
     "TritonRepository": "triton.repository",
     "TritonSettings": "triton.config",
     "analyze_model": "analyze",
@@ -87,6 +91,7 @@ _HOMES = {
     "inspect_model": "inspect",
     "open_images": "images",
     "prune_model": "prune",
+    "sweep_model": "sweep",
     "write_triton_repository": "triton.repository",
 }
 
@@ -116,6 +121,8 @@ __all__ = [
     "Result",
     "Run",
     "Schedule",
+    "Sweep",
+    "SweepSettings",
     "Threshold",
     "TritonRepository",
     "TritonSettings",
@@ -131,6 +138,7 @@ __all__ = [
     "inspect_model",
     "open_images",
     "prune_model",
+    "sweep_model",
     "write_triton_repository",
 ]
 

@@ -52,6 +52,7 @@ ORDER = (
         "precision",
         "tensorrt",
         "bench",
+        "sweep",
         "triton",
         "zoo",
         "report",

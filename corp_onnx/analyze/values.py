@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from corp_onnx.results import Environment, ModelFacts, Result, Rows, SkipFacts, StageTime
 
@@ -114,6 +114,8 @@ class Analysis(Result):
         settings: of the run; `fraction` and `preset` are those of the studies.
         n_images: that the spectra and studies were calibrated on; others are held back to judge.
     """
+
+    verb: ClassVar[str] = "analyze"
 
     model: ModelFacts
     units: tuple[UnitAnalysis, ...]

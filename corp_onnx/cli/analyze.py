@@ -13,6 +13,8 @@ from corp_onnx.analyze.values import StudyName
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.cli.options import split_names
 from corp_onnx.report.analyze import print_analysis
+from corp_onnx.report.curves import list_analysis_figures, write_figures
+from corp_onnx.report.theme import require_report
 from corp_onnx.settings import METHODS, Preprocessing, TaskChoice
 
 
@@ -25,6 +27,8 @@ from corp_onnx.settings import METHODS, Preprocessing, TaskChoice
               help="What `corp-onnx calibrate` kept: nothing that is in it is done again.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
               help="JSON of all of it, spectra included.  [default: nothing is written]")  # fmt: skip
+@click.option("--plots", type=click.Path(path_type=Path), metavar="DIR",
+              help="Folder for plots as SVG (extra `report`).  [default: none]")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
 @click.option("--study", "studies", multiple=True, type=click.Choice(get_args(StudyName)),
               help="Prune as well, again and again: error by depth, by the number of images, by their draw, or on "
@@ -54,6 +58,7 @@ def analyze(
     model: Path,
     calib: Path | None,
     output: Path | None,
+    plots: Path | None,
     studies: tuple[StudyName, ...],
     shift_to: Path | None,
     preprocessing: Preprocessing,
@@ -66,12 +71,17 @@ def analyze(
     Example:
       corp-onnx analyze deit_base.onnx --calib photos/
     """
+    if plots is not None:
+        require_report("altair")
+        require_report("vl_convert")
     with show_progress() as run:
         result = analyze_model(
             model, calib, output, studies=tuple(dict.fromkeys(studies)), shift_to=shift_to, progress=run,
             **options, **asdict(preprocessing),
         )  # fmt: skip
     warn(result.warnings, run)
+    if plots is not None:
+        write_figures(list_analysis_figures(result), plots)
     if as_json:
         click.echo(result.to_json())
     else:

@@ -30,6 +30,7 @@ from corp_onnx.cli.inspect import inspect
 from corp_onnx.cli.merge import merge
 from corp_onnx.cli.prune import prune
 from corp_onnx.cli.report import report
+from corp_onnx.cli.sweep import sweep
 from corp_onnx.cli.triton import triton
 from corp_onnx.errors import CorpOnnxError
 
@@ -85,7 +86,7 @@ def cli() -> None:
 
 
 for verb in (
-    inspect, analyze, prune, calibrate, merge, evaluate, export, convert, fit, bench, report, engine, triton,
+    inspect, analyze, prune, sweep, calibrate, merge, evaluate, export, convert, fit, bench, report, engine, triton,
 ):  # fmt: skip
     cli.add_command(verb)
 
