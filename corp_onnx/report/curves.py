@@ -27,10 +27,8 @@ HELD_BACK = "held back"
 
 
 def list_sweep_figures(result: Sweep) -> dict[str, Draw]:
-    """By the name of the file: what is kept over what it costs, or over the fraction removed, for each set of images."""
-    metrics = [(name, False) for name in _names(result.points, False)] + [
-        (name, True) for name in _names(result.points, True)
-    ]
+    """By the name of the file: what is kept over what it costs or what was removed, for each set of images."""
+    metrics = [(name, given) for given in (False, True) for name in _names(result.points, given)]
     figures: dict[str, Draw] = {}
     for name, given in metrics:
         file = f"{'given' if given else 'held-back'}-{name}"
@@ -152,8 +150,8 @@ def list_analysis_figures(result: Analysis) -> dict[str, Draw]:
 def draw_redundancy(result: Analysis, width: int) -> Any:
     """Effective rank and k95 over the dimension, by block: a column a kind."""
     rows = {
-        kind: [{"block": u.block, "what": what, "ratio": 100 * ratio}
-               for u in result.of_kind(kind) for what, ratio in (("effective rank", u.rank_ratio), ("k95", u.k95_ratio))]
+        kind: [{"block": u.block, "what": what, "ratio": 100 * ratio} for u in result.of_kind(kind)
+               for what, ratio in (("effective rank", u.rank_ratio), ("k95", u.k95_ratio))]
         for kind in result.kinds
     }  # fmt: skip
     return _by_block(rows, "what", "ratio", "share of the dimension, %", width)
@@ -192,7 +190,8 @@ def draw_spectra(result: Analysis, width: int) -> Any:
     columns: list[Any] = []
     for i, kind in enumerate(kinds):
         rows = [
-            {"line": f"{u.block}.{h}", "block": u.block, "directions": 100 * (j + 1) / u.width, "held": 100 * min(held, 1.0)}
+            {"line": f"{u.block}.{h}", "block": u.block, "directions": 100 * (j + 1) / u.width,
+             "held": 100 * min(held, 1.0)}
             for u in result.of_kind(kind) for h, row in enumerate(u.spectrum) for j, held in enumerate(accumulate(row))
             if j % max(1, u.width // 64) == 0
         ]  # fmt: skip
