@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint format test-slow test-taylor test-triton test-tensorrt test-openvino test-cpp test-ray test-web test-gpu fuzz fuzz-short clean
+.PHONY: install demo docs test lint format test-slow test-taylor test-triton test-tensorrt test-openvino test-cpp test-ray test-web test-gpu fuzz fuzz-short clean
 
 install: .venv/.installed
 
@@ -20,6 +20,14 @@ demo: install
 	@mkdir -p out
 	$(BIN)/corp-onnx prune models/demo_vit.onnx --calib models/calib -o out/demo_vit.pruned.onnx --force
 	$(BIN)/corp-onnx evaluate models/demo_vit.onnx out/demo_vit.pruned.onnx --images models/test --reference models/demo_vit.onnx
+
+# The pages as a site: a warning of Sphinx, a dead link among them, fails. Open out/site/index.html; it needs no server.
+.venv/.installed-docs: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,docs]'
+	@touch $@
+
+docs: .venv/.installed-docs
+	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going --conf-dir docs --doctree-dir build/doctrees . out/site
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

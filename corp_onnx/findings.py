@@ -91,7 +91,8 @@ class Findings:
     def find(self, stage: str, key: Mapping[str, Any]) -> Arrays | None:
         """What was found before; None where it was not."""
         start = self._name(stage, key)
-        found = {name.removeprefix(start): array for name, array in self._arrays.items() if name.startswith(start)}
+        every = list(self._arrays.items())  # at once: units that are traced beside this one keep theirs meanwhile
+        found = {name.removeprefix(start): array for name, array in every if name.startswith(start)}
         return found or None
 
     def keep(self, stage: str, key: Mapping[str, Any], found: Arrays) -> None:

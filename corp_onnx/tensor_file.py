@@ -59,7 +59,8 @@ def write_tensors(
         OutputError: the disk is full or the folder not writable.
     """
     header: dict[str, Any] = {METADATA: dict(metadata)}
-    ordered = dict(sorted(arrays.items(), key=lambda item: -item[1].itemsize))  # so that none is out of step
+    # so that none is out of step, and that it is one file whoever was done first
+    ordered = dict(sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])))
     end = 0
     for name, array in ordered.items():
         begin, end = end, end + array.nbytes

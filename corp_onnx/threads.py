@@ -72,6 +72,11 @@ def choose_kernels() -> None:
             os.environ[KERNELS] = "SkylakeX"
 
 
+def choose_size() -> int:
+    """Calls side by side that this machine has cores for."""
+    return min(MAX_CALLS, os.cpu_count() or 1)
+
+
 class Crew:
     """Threads that take calls side by side; the results come in the order of what was asked, whoever is done first.
 
@@ -79,7 +84,7 @@ class Crew:
     """
 
     def __init__(self, size: int | None = None) -> None:
-        self.size = min(MAX_CALLS, os.cpu_count() or 1) if size is None else size
+        self.size = choose_size() if size is None else size
         self._pool = _start_pool(self.size) if self.size > 1 else None
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:

@@ -1,7 +1,11 @@
-"""The site, built by Sphinx from docs/: `make docs`. Why Sphinx: CONTRIBUTING.md."""
+"""The site, built by Sphinx: `make docs`. Why Sphinx: CONTRIBUTING.md.
+
+Sphinx reads from the root of the project, so that links out of docs/ lead to pages as well.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -12,8 +16,10 @@ from corp_onnx import __version__
 project, author, version = "corp-onnx", "The corp-onnx authors", __version__
 copyright = author  # noqa: A001
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["*.json"]
-suppress_warnings = ["toc.empty_glob"]  # a page that is not written yet
+root_doc = "docs/index"
+include_patterns = ["*.md", "docs/**.md", "benchmarks/*.md", "examples/**.md", "models/*.md", "tests/fixtures/*.md"]
+exclude_patterns = [".*", "build", "out", "**/node_modules", "corp_onnx", "tools"]
+suppress_warnings = ["toc.not_included"]  # what lies outside of docs/; of docs/ a test knows
 smartquotes = False  # `--macs` is an option, no dash
 
 myst_enable_extensions = ["dollarmath"]
@@ -27,6 +33,8 @@ html_theme = "furo"
 html_title = "corp-onnx"
 html_show_copyright = False
 html_math_renderer = "mathml"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 
 
 def write_inline(translator: Any, node: nodes.math) -> None:
@@ -41,6 +49,20 @@ def write_block(translator: Any, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def write_entrance(app: Any, _error: Exception | None) -> None:
+    """The page that opens where a folder is asked for."""
+    page = '<!doctype html><meta http-equiv="refresh" content="0; url=docs/index.html"><title>corp-onnx</title>'
+    Path(app.outdir, "index.html").write_text(page, encoding="utf-8")
+
+
+def drop_introduction(_app: Any, what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
+    """The page says itself what a module says of itself at its top."""
+    if what == "module":
+        lines.clear()
+
+
 def setup(app: Any) -> None:
-    """What Sphinx calls: MathML by docutils."""
+    """What Sphinx calls: MathML by docutils, the entrance, and the module without its docstring."""
+    app.connect("autodoc-process-docstring", drop_introduction)
+    app.connect("build-finished", write_entrance)
     app.add_html_math_renderer("mathml", (write_inline, None), (write_block, None))

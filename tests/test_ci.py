@@ -25,6 +25,7 @@ def test_the_workflow_runs_every_target_of_the_script() -> None:
         == {
             *(
                 "test",
+                "docs",
                 "fuzz-short",
                 "test-taylor",
                 "test-triton",

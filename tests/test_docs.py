@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -23,8 +25,9 @@ from pages import (
     find_pages,
     missing_lines,
 )
-from samples import DEMO, ROOT, run_cli
+from samples import DEMO, ROOT, paper, run_cli
 
+import corp_onnx
 from corp_onnx.cli.main import cli
 
 DOCS = ROOT / "docs"
@@ -181,6 +184,37 @@ def test_quoted_errors_are_in_the_code(sentence: str, sentences: str) -> None:
     assert sentence in sentences, "the sentence was changed: change docs/troubleshooting.md with it"
 
 
+def test_the_picture_of_widths_is_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the program draws it, with every width as a number in it."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import widths_picture
+
+    record = json.loads((DOCS / "widths.json").read_text(encoding="utf-8"))
+    picture = (DOCS / "widths.svg").read_text(encoding="utf-8")
+    assert widths_picture.draw(record) == picture
+    numbers = re.findall(r"<text [^>]*>(\d+)</text>", picture)
+    assert [unit for unit in record["units"] if str(unit["after"]) not in numbers] == []
+    assert {str(merge["tokens_after"]) for merge in record["merges"]} <= set(numbers)
+    assert "prefers-color-scheme: dark" in picture
+    sys.modules.pop("widths_picture")
+
+
+@pytest.mark.skipif(not DEMO.exists(), reason="the demo model is not here")
+def test_a_record_is_read_from_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units that were left whole among the others."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import widths_picture
+
+    small = corp_onnx.prune_model(
+        DEMO, DEMO.parent / "calib", tmp_path / "small.onnx", settings=paper(0.5, 0.0, n_images=16)
+    )
+    record = widths_picture.read_report(Path(small.report_path))
+    assert [(u["before"], u["after"]) for u in record["units"] if u["kind"] == "mlp"] == [(288, 144)] * 6
+    assert record["pruned"]["file"] == "small.onnx"
+    assert widths_picture.draw(record).count(">144</text>") == 6
+    sys.modules.pop("widths_picture")
+
+
 @pytest.fixture
 def verb_pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.syspath_prepend(ROOT / "tools")
@@ -188,6 +222,15 @@ def verb_pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
     yield verb_pages
     sys.modules.pop("verb_pages")
+
+
+def test_the_python_page_has_every_function_and_each_once() -> None:
+    """First by themselves, in the order of a person's work; values come behind them."""
+    page = PAGES["docs/python.md"]
+    (rest,) = re.findall(r":exclude-members: (.+)", page)
+    functions = [name for name in corp_onnx.__all__ if inspect.isfunction(getattr(corp_onnx, name))]
+    assert re.findall(r"autofunction:: (\w+)", page) == rest.split(", ")
+    assert sorted(rest.split(", ")) == sorted(functions)
 
 
 def test_verb_pages_are_the_command_line(verb_pages: ModuleType) -> None:
@@ -202,7 +245,7 @@ def test_a_new_verb_has_a_page(verb_pages: ModuleType, monkeypatch: pytest.Monke
     @click.argument("model")
     @click.option("--how", type=click.Choice(["a", "b"]), default="a", show_default=True, help="By <this> | that.")
     def new() -> None:
-        """Do it to MODEL with --how.
+        """Do it to MODEL with --how, not `x --y z`.
 
         \b
         Example:
@@ -212,7 +255,7 @@ def test_a_new_verb_has_a_page(verb_pages: ModuleType, monkeypatch: pytest.Monke
     monkeypatch.setitem(cli.commands, "new", new)
     pages = verb_pages.write_pages()
     assert "| [`new`](new.md) | Do it. |" in pages["index.md"]
-    assert "\nDo it to MODEL with `--how`.\n" in pages["new.md"]
+    assert "\nDo it to MODEL with `--how`, not `x --y z`.\n" in pages["new.md"]
     assert "```sh\ncorp-onnx new x.onnx\n```" in pages["new.md"]
     assert r"| `--how [a\|b]` | By &lt;this&gt; \| that. | a |" in pages["new.md"]
 

@@ -22,6 +22,7 @@ MADE = "<!-- Written by tools/verb_pages.py: change the command line, not this p
 BRACKETS = re.compile(r"\s{2}\[([^\[\]]+)\]$")
 
 READ_MORE = {
+    "calibrate": ["[which command do I want](../choose.md#more-than-one-size)"],
     "bench": ["[speed](../speed.md): what was measured", "[metrics](../metrics.md): figures and their intervals"],
     "convert": ["[speed](../speed.md): precisions beside each other", "[other runtimes](../runtimes.md)"],
     "engine": ["[TensorRT](../tensorrt.md): which attentions fuse, and why the others do not"],
@@ -115,8 +116,11 @@ def escape(text: str) -> str:
 
 
 def mark_options(text: str) -> str:
-    """Names of options as code."""
-    return re.sub(r"(?<![\w`-])(--[a-z][a-z0-9-]*)", r"`\1`", text)
+    """Names of options as code, outside of what is code already."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(
+        part if i % 2 else re.sub(r"(?<![\w-])(--[a-z][a-z0-9-]*)", r"`\1`", part) for i, part in enumerate(parts)
+    )
 
 
 def main() -> None:

@@ -76,7 +76,8 @@ def draw(record: dict[str, Any]) -> str:
     """The picture, a bar a block and kind: pale before, solid after, the number after above it."""
     n_blocks = 1 + max(unit["block"] for unit in record["units"])
     width = LEFT + n_blocks * STEP + 24
-    rows = [row for row in ROWS if row[0] != "tokens" or record["n_tokens"]]
+    kinds = {unit["kind"] for unit in record["units"]} | ({"tokens"} if record["n_tokens"] else set())
+    rows = [row for row in ROWS if row[0] in kinds]
     height = TOP + len(rows) * (HEIGHT + GAP) + 28
     svg = ET.Element("svg", xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {height}", role="img")
     share = record["pruned"]["macs"] / record["dense"]["macs"]

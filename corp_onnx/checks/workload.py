@@ -15,6 +15,7 @@ from corp_onnx.blocks import Blocks
 from corp_onnx.graph import Graph
 from corp_onnx.progress import ANSWERS, Phase
 from corp_onnx.refit.stream import find_walk
+from corp_onnx.search.amp import THRESHOLD_IMAGES
 from corp_onnx.search.probes import PROBE_IMAGES
 from corp_onnx.search.promise import N_REFITS, N_SKETCHES, N_TRIALS
 from corp_onnx.search.search import MAX_SPLITS
@@ -69,7 +70,6 @@ def plan_phases(
         n_held: held back.
         n_folds: that choose as well, on the images for the moments (search/folds.py).
     """
-    n_probes = min(PROBE_IMAGES, n_images)
     cubes = sum(unit.width**3 for unit in units if unit.n_heads is None) / max(graph.cost.total, 1)
     rank = [Phase("rank", GRADIENTS * n_images)] if method.rank == "taylor" else []
     compare = [Phase("compare tokens", COMPARED * min(METRIC_IMAGES, n_images))] if sites.sites else []
@@ -80,19 +80,20 @@ def plan_phases(
         Phase("calibrate", TAPPED * n_images),
         *compare,
         *_repeat(
-            [Phase("trace", WRITTEN / 2 + TRACED * cubes), *_plan_probes(units, sites, method, n_probes)], n_folds
+            [Phase("trace", WRITTEN / 2 + TRACED * cubes), *_plan_probes(units, sites, method, n_images)], n_folds
         ),
-        *_plan_search(sites, method, n_probes, n_judged, n_folds or 1, refits=bool(refits)),
+        *_plan_search(sites, method, min(PROBE_IMAGES, n_images), n_judged, n_folds or 1, refits=bool(refits)),
         *_repeat(refits, min(n_folds, 1)),
         Phase("verify", VERIFIED),
         Phase("measure", (TAPPED + 1) * n_held + WRITTEN),
     )
 
 
-def _plan_probes(units: Sequence[Unit], sites: MergeSites, method: Method, n_probes: int) -> list[Phase]:
+def _plan_probes(units: Sequence[Unit], sites: MergeSites, method: Method, n_images: int) -> list[Phase]:
     """One an MLP and width asked for, one a unit, a few a merge site; each runs half of the model in the mean."""
-    each = n_probes / 2 + WRITTEN
+    each = min(PROBE_IMAGES, n_images) / 2 + WRITTEN
     if isinstance(method.widths, Threshold):
+        each = min(THRESHOLD_IMAGES, n_images) / 2 + WRITTEN
         return [Phase("probe units", each * sum(math.log2(len(unit.widths(method)) + 1) for unit in units), ANSWERS)]
     if not method.searches_widths:
         return []

@@ -45,7 +45,7 @@ def report(
     found = [read_report(path) for path in reports]
     written: list[Path] = []
     if output:
-        write_page(found, output, force=force)
+        write_page(found, output, force=force, option="-o")
         written.append(output)
     if card:
         write_card(found[0], card, force=force)

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+import scipy.linalg  # noqa: F401  its OpenBLAS is there from now on, for `threads.few_blas_threads` to find
 from jaxtyping import Float
 
 

@@ -7,9 +7,8 @@ every addition would cost its depth squared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 
@@ -25,8 +24,6 @@ from corp_onnx.run.tapped import open_tapped
 from corp_onnx.shelf import Feeds, Shelf
 from corp_onnx.threads import Crew
 from corp_onnx.units import Site
-
-T = TypeVar("T")
 
 Arrays = Sequence[np.ndarray]
 """One array a batch: a residual stream over all images, which lies on a `Shelf`."""
@@ -86,19 +83,16 @@ class StreamData:
         """Real images."""
         return sum(n_real for _, n_real in self.feeds)
 
-    def stream(
-        self, segment: Segment, tensor: str, row: Arrays, take: Callable[[dict[str, np.ndarray]], T]
-    ) -> Iterator[T]:
-        """What is taken of what a stretch gives of every batch, from where a stream is; in the order of the batches.
+    def stream(self, segment: Segment, tensor: str, row: Arrays) -> Iterator[dict[str, np.ndarray]]:
+        """What a stretch gives of every batch, from where a stream is; several batches side by side, in their order.
 
         Args:
             tensor: what the stretch is fed.
             row: of it.
-            take: called with the arrays of a batch, of several batches side by side.
         """
         with Crew(self.pace.n_calls) as crew:
             pairs = zip(row, self.feeds, strict=True)
-            yield from crew.stream(lambda pair: take(segment.run({tensor: pair[0]}, pair[1][0])), pairs)
+            yield from crew.stream(lambda pair: _own(segment.run({tensor: pair[0]}, pair[1][0])), pairs)
 
     def learn(self, names: Sequence[str], batches: Iterable[Mapping[str, np.ndarray]]) -> StreamData:
         """The same with further tensors in the feeds, and given from now on; they go to the shelf."""
@@ -109,7 +103,7 @@ class StreamData:
         return replace(self, feeds=more, given=(*self.given, *names))
 
 
-def own_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _own(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same, copied out of what ONNX Runtime gives, which holds all of its session's memory."""
     return {name: array if array.flags.owndata else array.copy() for name, array in arrays.items()}
 
@@ -172,7 +166,7 @@ def advance_model(
     stretch = open_segment(
         model, graph.types, [before], [after], given=data.given, provider=provider, threads=data.pace.threads
     )
-    return data.shelf.row(data.stream(stretch, before, stream, lambda arrays: arrays[after].copy()))
+    return data.shelf.row(arrays[after] for arrays in data.stream(stretch, before, stream))
 
 
 def advance_dense(
@@ -189,13 +183,10 @@ def advance_dense(
     )  # fmt: skip
     row = data.shelf.row()
 
-    def take(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        return arrays[after].copy(), _as_typed(arrays, graph, new)
-
     found: list[dict[str, np.ndarray]] = []
-    for array, tensors in data.stream(stretch, before, stream, take):
-        row.put(array)
-        found.append(tensors)
+    for arrays in data.stream(stretch, before, stream):
+        row.put(arrays[after])
+        found.append(_as_typed(arrays, graph, new))
     return (data.learn(new, found) if new else data), row
 
 

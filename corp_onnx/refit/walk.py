@@ -41,7 +41,6 @@ from corp_onnx.refit.stream import (
     StreamWalk,
     advance_dense,
     advance_model,
-    own_arrays,
     place_given,
     read_data,
     run_prefix,
@@ -160,11 +159,11 @@ class _Step:
         return _Ran(z_row, skip_row if len(skip_row) else pruned_stream)
 
     def _stretch(self, pruned_stream: Arrays) -> Iterable[Mapping[str, np.ndarray]]:
-        """What the pruned model's stretch gives of every batch: arrays that own their memory; nothing without one."""
+        """What the pruned model's stretch gives of every batch; nothing without one."""
         if self.segment is None:
             nothing: dict[str, np.ndarray] = {}
             return repeat(nothing)
-        return self.data.stream(self.segment, self.before, pruned_stream, own_arrays)
+        return self.data.stream(self.segment, self.before, pruned_stream)
 
     def solve(
         self, ran: _Ran, dense_stream: Arrays, weights: np.ndarray | None, ridge: float | None

@@ -22,6 +22,10 @@ GAP, NUMBER = 18, 26
 """Pixels between two columns, and for the number at the end of a row."""
 
 
+MOST = 300
+"""Pixels of a column: one alone need not fill the page."""
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One kind of unit, block by block: `rows` hold `block` and the numbers that a figure reads.
@@ -145,14 +149,15 @@ def draw_tried(
     hues = alt.Scale(domain=names, range=list(SERIES[: len(names)]))
     shapes = alt.Scale(domain=names, range=["circle", "diamond"][: len(names)])
     floor = min([row["low"] for row in rows] + ([100 * wanted] if wanted is not None else []))
-    y = alt.Y("value:Q", title=f"{metric} kept, %", scale=alt.Scale(domain=[max(0.0, floor - 2), 100]))
+    scale = alt.Scale(domain=[max(0.0, floor - 2), 100], nice=False, zero=False)
+    y = alt.Y("value:Q", title=f"{metric} kept, %", scale=scale, axis=alt.Axis(tickCount=5))
     base = alt.Chart(alt.Data(values=rows), width=width - 60, height=240).encode(
         x=alt.X("macs:Q", title="multiply-accumulates kept, %", scale=alt.Scale(zero=False, padding=12),
-                axis=alt.Axis(grid=False)),
-        color=alt.Color("how:N", title=None, scale=hues),
+                axis=alt.Axis(grid=False, tickCount=max(4, width // 90))),
+        color=alt.Color("how:N", title=None, scale=hues, legend=alt.Legend(symbolOpacity=1)),
     )  # fmt: skip
     layers = [
-        base.mark_rule(strokeWidth=2, opacity=0.45).encode(y="low:Q", y2="value:Q"),
+        base.mark_rule(strokeWidth=2, opacity=0.45).encode(y=alt.Y("low:Q", scale=scale), y2="value:Q"),
         base.mark_point(filled=True, size=60, opacity=1).encode(
             y=y, shape=alt.Shape("how:N", title=None, scale=shapes)
         ),
@@ -220,7 +225,7 @@ def _rows(alt: Any, column: Column, first: bool, width: int) -> Any:
 def _side_by_side(alt: Any, columns: Sequence[Column], width: int, draw: Any) -> Any:
     """One chart a column with its title above; all have the same rows, named left of the first."""
     blocks = tuple(sorted({row["block"] for column in columns for row in column.rows}))
-    room = (width - MARGIN - GAP * (len(columns) - 1)) // len(columns)
+    room = min((width - MARGIN - GAP * (len(columns) - 1)) // len(columns), MOST)
     charts = [
         draw(replace(column, blocks=blocks), SERIES[i % len(SERIES)], i == 0, room).properties(
             title=alt.Title(column.title, subtitle=column.subtitle, frame="group")

@@ -74,13 +74,16 @@ def _list_verbs() -> str:
     return f"{', '.join(most)} or {last}"
 
 
-def write_page(results: Sequence[Result | Facts], path: Path | str, *, force: bool = False) -> None:
+def write_page(
+    results: Sequence[Result | Facts], path: Path | str, *, force: bool = False, option: str = "--html"
+) -> None:
     """Write one page about one or several reports.
 
     Args:
         results: what verbs returned, or what `read_report` read.
         path: the page; it appears whole or not at all.
         force: replace a file that exists.
+        option: what names the path, for errors.
 
     Raises:
         InputError: a report has no page, or is of another version.
@@ -89,7 +92,7 @@ def write_page(results: Sequence[Result | Facts], path: Path | str, *, force: bo
     """
     require_parts()
     path = Path(path)
-    with staged_files({"--html": path}, force=force) as (staged,):
+    with staged_files({option: path}, force=force) as (staged,):
         write_text(render_page(results), staged, path)
 
 

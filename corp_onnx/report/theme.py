@@ -72,7 +72,7 @@ def write_spec(chart: Any) -> dict[str, Any]:
         font=FONT,
         view={"stroke": None},
         axis={**_without_font(text), **small, "gridColor": GRID, "domainColor": MUTED, "tickColor": MUTED,
-              "tickSize": 4, "labelOverlap": True},
+              "tickSize": 4, "labelOverlap": True, "labelFlush": False},
         legend={**_without_font(text), **small, "orient": "top", "offset": 4, "symbolStrokeColor": MUTED},
         title={"color": INK, "subtitleColor": MUTED, "fontSize": SIZE + 1, "subtitleFontSize": SIZE,
                "anchor": "start", "fontWeight": "bold", "offset": 6},

@@ -24,6 +24,9 @@ from corp_onnx.search.tails import Tail, visit_tails
 from corp_onnx.settings import Threshold
 from corp_onnx.units import Choice, UnitKey
 
+THRESHOLD_IMAGES = 64
+"""Calibration images that a threshold is asked of: a loss by its number, where probes only rank units."""
+
 
 def bisect_width(widths: Int[np.ndarray, " n"], loss: Callable[[int], float], threshold: float) -> int:
     """The smallest width found whose loss is at most the threshold, in about log2(n) questions.

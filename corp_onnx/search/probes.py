@@ -19,14 +19,15 @@ PROBE_FRACTION = 0.5
 """Width of a probe: deep enough that its KL stands above rounding, near the widths that budgets choose."""
 
 PROBE_IMAGES = 32
-"""Calibration images for the probes: their KL ranks units, which needs fewer images than measuring accuracy."""
+"""Calibration images for the probes: their KL ranks units, which needs fewer images than measuring accuracy. What that
+costs: benchmarks/search.md."""
 
 
-def draw_probes(problem: Problem) -> Evaluator:
+def draw_probes(problem: Problem, n_images: int = PROBE_IMAGES) -> Evaluator:
     """The calibration images that probes are asked of, with the dense model's answers."""
     p = problem
     return draw_evaluator(
-        p.graph.model, p.calibration, PROBE_IMAGES, p.seed, p.tasks, batch_size=p.batch_size, provider=p.provider,
+        p.graph.model, p.calibration, n_images, p.seed, p.tasks, batch_size=p.batch_size, provider=p.provider,
         shelf=p.shelf, findings=p.findings,
     )  # fmt: skip
 

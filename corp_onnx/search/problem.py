@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,12 @@ from corp_onnx.latency.measure import choose_stand_ins
 from corp_onnx.latency.table import Times
 from corp_onnx.metrics import OutputTask
 from corp_onnx.moments import Moments
-from corp_onnx.progress import Count, Run
+from corp_onnx.progress import Run
 from corp_onnx.results import TriedSize
 from corp_onnx.rewrite import Rewrite, plan_rewrite
 from corp_onnx.settings import CONFIDENCE, CostKind, Method
 from corp_onnx.shelf import Shelf
+from corp_onnx.threads import Crew, choose_size
 from corp_onnx.tokens.sites import MergePlan, MergeSites, MergeStep, TokenMetric
 from corp_onnx.tokens.trim import TrimPlan
 from corp_onnx.units import (
@@ -39,6 +41,12 @@ from corp_onnx.units import (
     gather_changes,
     list_units,
 )
+
+TRACED = 4 * 8
+"""Bytes that an order of n channels takes, beside n^2."""
+
+TRACE_BYTES = 640 << 20
+"""What orders that are made side by side may take together: two of 3072 channels, one of more."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,10 +186,20 @@ class Problem:
         return {"method": method, "units": units, "seed": self.seed, "tasks": repr(self.tasks)}
 
     def trace(self) -> tuple[Choice, ...]:
-        """Every width of every unit; the OBS order costs n^3 for an MLP, the rest is small."""
+        """Every width of every unit, side by side; the OBS order costs 2 n^3 flops for an MLP, the rest is small."""
         evidence = Evidence(self.graph, self.moments, self.importances, self.findings)
-        with self.run.enter("trace", len(self.units), "units") as count:
-            return tuple(_counted(unit.trace(evidence, self.method), count) for unit in self.units)
+        widest = max((unit.width for unit in self.units if unit.n_heads is None), default=1)
+        n_calls = max(1, min(choose_size(), TRACE_BYTES // (TRACED * widest**2)))
+        with self.run.enter("trace", len(self.units), "units") as count, Crew(n_calls) as crew:
+            one_at_a_time = Lock()
+
+            def trace(unit: Unit) -> Choice:
+                choice = unit.trace(evidence, self.method)
+                with one_at_a_time:
+                    count(1)
+                return choice
+
+            return tuple(crew.map(trace, self.units))
 
     def rewrite(self, changes: Changes, merges: Sequence[MergeStep] = ()) -> Rewrite:
         """The passes from the dense model to one with these changes, without what is exact anyway."""
@@ -227,8 +245,3 @@ def solve_widths(choices: tuple[Choice, ...], widths: Mapping[UnitKey, int]) -> 
         if widths[choice.key] < choice.width and not (before is not None and before.removes):
             plans.append(choice.solve(widths[choice.key], before))
     return tuple(plans)
-
-
-def _counted(choice: Choice, count: Count) -> Choice:
-    count(1)
-    return choice

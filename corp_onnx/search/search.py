@@ -71,7 +71,7 @@ class Search:
     merging: MergeCandidates | None = None
     probes: Evaluator | None = None
     _judge: Evaluator | None = field(default=None)
-    _weights: dict[tuple[object, ...], dict[SiteKey, np.ndarray]] = field(default_factory=dict)
+    _weights: dict[SiteKey, np.ndarray] = field(default_factory=dict)
 
     @property
     def method(self) -> Method:
@@ -229,18 +229,20 @@ class Search:
         return self._judge
 
     def _token_weights(self, at: Stretches) -> dict[SiteKey, np.ndarray]:
-        """Computed by the first refit of the same merges, the same for all; none where tokens are to count alike."""
+        """Computed by the first refit, the same for all, whatever merges; none where tokens are to count alike."""
         p = self.problem
         if not self.method.weigh_tokens:
             return {}
-        key = tuple(at.graph.dims(stop.residual.stream) for stop in at.walk.stops)
-        if key not in self._weights:
+        if not self._weights:
             with p.run.enter("weigh tokens", len(at.walk.stops), "units") as count:
-                self._weights[key] = weigh_stops(
+                self._weights |= weigh_stops(
                     at.graph, at.walk, p.calibration, self.judge.tasks, given=at.given, batch_size=p.batch_size,
                     provider=p.provider, progress=count,
                 )  # fmt: skip
-        return self._weights[key]
+        lengths = {
+            stop.key: at.graph.dims(stop.residual.stream)[1] for stop in at.walk.stops if stop.key in self._weights
+        }
+        return {key: _fit_weights(self._weights[key], n_tokens) for key, n_tokens in lengths.items()}
 
     def expect(self, solution: Solution) -> Solution:
         """A solution with what it loses on the images that judge."""
@@ -283,3 +285,8 @@ def _spread(schedules: Sequence[Schedule]) -> list[Schedule]:
     """At most MAX_SCHEDULES of them, evenly, the first and the last among them."""
     places = np.unique(np.linspace(0, len(schedules) - 1, min(len(schedules), MAX_SCHEDULES)).round().astype(int))
     return [schedules[i] for i in places]
+
+
+def _fit_weights(weights: np.ndarray, n_tokens: int) -> np.ndarray:
+    """Weights of positions where there are more or fewer of them: only leading ones, which never merge, differ."""
+    return np.concatenate([weights[:n_tokens], np.ones(max(0, n_tokens - len(weights)), weights.dtype)])

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from corp_onnx.refit.stream import find_walk
-from corp_onnx.search.amp import describe_widths, search_widths
+from corp_onnx.search.amp import THRESHOLD_IMAGES, describe_widths, search_widths
 from corp_onnx.search.folds import cut_folds
 from corp_onnx.search.probes import draw_probes, list_probes
 from corp_onnx.search.problem import Problem, Solution, solve_widths
@@ -57,7 +57,7 @@ def follow_fractions(problem: Problem, fractions: Fractions) -> Solution:
 
 def follow_threshold(problem: Problem, threshold: Threshold) -> Solution:
     """Every unit as narrow as the threshold allows when it alone is pruned."""
-    choices, evaluator = problem.trace(), draw_probes(problem)
+    choices, evaluator = problem.trace(), draw_probes(problem, THRESHOLD_IMAGES)
     widths = search_widths(problem, choices, evaluator, threshold)
     note = describe_widths(choices, widths, threshold, evaluator.n_images)
     solution = solve_fixed(problem, choices, widths)

@@ -101,7 +101,7 @@ def choose_ridge(
 class _Trial:
     """One fold held back, and what all ridges share. The step D from the prior solves D (C + lambda I) = U for the rest
     and is judged by E|y - (W0 + D) z - b|^2 = e_0 - 2 <D, U_h> + <D C_h, D> + |offset|^2 on the fold h itself; of the
-    covariances C (all less the fold) and C_h none is kept."""
+    covariances C (all less the fold) and C_h none is kept, and the factors of C + lambda I share one place."""
 
     def __init__(
         self,
@@ -117,26 +117,28 @@ class _Trial:
         self._own_mean = own.x_total / own.count
         y_mean, own_y_mean = (total.y_total - own.y_total) / self._count, own.y_total / own.count
         gap = total.cross - of_total - own.cross + of_own
-        self._unexplained = (gap / self._count - np.outer(y_mean - prior @ self._mean, self._mean)).T  # U', [n, m]
+        self._unexplained = gap / self._count - np.outer(y_mean - prior @ self._mean, self._mean)  # U
         gap = (own.cross - of_own) / own.count
-        self._own_unexplained = (gap - np.outer(own_y_mean - prior @ self._own_mean, self._own_mean)).T  # U_h'
+        self._own_unexplained = gap - np.outer(own_y_mean - prior @ self._own_mean, self._own_mean)  # U_h
         self._energy = float(own.y_energy.sum() / own.count - own_y_mean @ own_y_mean)
         met = np.vdot(own.cross / own.count - np.outer(own_y_mean, self._own_mean), prior)
-        self._of_prior = self._energy - float(met + np.vdot(self._own_unexplained.T, prior))  # e_0
+        self._of_prior = self._energy - float(met + np.vdot(self._own_unexplained, prior))  # e_0
         self._shift = self._own_mean - self._mean
         self._offset = own_y_mean - y_mean - prior @ self._shift  # of the prior
+        self._room = np.empty(total.x_gram.shape, order="F")
 
     def error(self, ridge: float) -> float:
         """As `measure_fit_error` of the fit with this ridge."""
-        total, own = self._total, self._own
-        covariance = np.asfortranarray(total.x_gram.T - own.x_gram.T)
+        total, own, covariance = self._total, self._own, self._room
+        np.subtract(total.x_gram, own.x_gram, out=covariance.T)  # symmetric
         covariance /= self._count
         subtract_square(covariance, self._mean[:, None])
-        step = np.array(self._unexplained, order="F")  # D', [n, m]
-        solve_factored(factor_in_place(covariance, ridge), step)
-        spread = own.x_gram @ step / own.count - np.outer(self._own_mean, self._own_mean @ step)  # C_h D'
-        moved = float(np.vdot(spread, step) - 2.0 * np.vdot(step, self._own_unexplained))
-        offset = self._offset - self._shift @ step
+        step = self._unexplained.copy()  # D
+        solve_factored(factor_in_place(covariance, ridge), step.T)
+        spread = step @ own.x_gram / own.count  # D C_h, with what the means add
+        moved = float(np.vdot(spread, step) - np.square(step @ self._own_mean).sum())
+        moved -= 2.0 * float(np.vdot(step, self._own_unexplained))
+        offset = self._offset - step @ self._shift
         return _relative(self._of_prior + moved + float(offset @ offset), self._energy)
 
 

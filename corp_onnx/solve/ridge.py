@@ -49,7 +49,8 @@ def factor_ridge(covariance: Float[np.ndarray, "n n"], ridge: float) -> Float[np
     Raises:
         OptionError: as `solve_ridge`.
     """
-    return factor_in_place(np.array(covariance, dtype=np.float64, order="F"), ridge)
+    symmetric = covariance.T if covariance.flags.c_contiguous else covariance  # copied as it lies
+    return factor_in_place(np.array(symmetric, dtype=np.float64, order="F"), ridge)
 
 
 def factor_in_place(covariance: Float[np.ndarray, "n n"], ridge: float) -> Float[np.ndarray, "n n"]:

@@ -241,3 +241,23 @@ class TestJudgement:
         judgement = Judgement(tasks)
         judgement.add(*({n: RNG.standard_normal((N, 8)) for n in "ab"} for _ in range(2)))
         assert (judgement.kept.name, judgement.kept.is_share) == ("agreement and cosine", False)
+
+    def test_what_is_kept_at_another_distance(self) -> None:
+        """Of answers what the stretched logits answer, for several outputs all of them; of cosines by the square."""
+        tasks = [OutputTask(name, "classify", "", (8,), channel_axis=1) for name in "ab"]
+        reference = {n: RNG.standard_normal((N, 8)) for n in "ab"}
+        outputs = {n: reference[n] + 0.4 * RNG.standard_normal((N, 8)) for n in "ab"}
+
+        def judge(times: float) -> Judgement:
+            judgement = Judgement(tasks)
+            judgement.add({n: reference[n] + times * (outputs[n] - reference[n]) for n in "ab"}, reference)
+            return judgement
+
+        kept = judge(1.0).kept
+        for times in (0.5, 1.0, 2.0):
+            np.testing.assert_array_equal(kept.stretched(times).values, judge(times).kept.values)
+        np.testing.assert_array_equal(kept.stretched(2.0).stretched(0.25).values, judge(0.5).kept.values)
+        cosines = Judgement([TASKS["vectors"]])
+        cosines.add(*({"y": values} for values in pair(TASKS["vectors"])))
+        assert cosines.kept.stretch is None
+        np.testing.assert_allclose(1 - cosines.kept.stretched(2.0).values, 4 * (1 - cosines.kept.values))

@@ -149,7 +149,7 @@ class TestTokenWeights:
 
         tasks = (OutputTask("out", "classify", "its name", (5,), channel_axis=1),)
         stream = [np.random.default_rng(0).standard_normal((64, 9, 5), dtype=np.float32)]
-        weights = weigh_tokens(Mean(), stream, [{}], "h", tasks)  # type: ignore[arg-type]
+        weights = weigh_tokens(Mean(), stream, [({}, 64)], "h", tasks)  # type: ignore[arg-type]
         assert np.all(weights < 1.5)
 
 

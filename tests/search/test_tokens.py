@@ -144,6 +144,19 @@ class TestRefit:
             weights = search._token_weights(at)[stop.key]
             assert len(weights) == at.graph.dims(stop.residual.stream)[1]
 
+    def test_weights_are_found_once_whatever_merges(self, search, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Those of the first refit, with ones where a stream has more tokens; trials of a promise merge differently."""
+        merged = search._stretch(search.one_shot("macs", 0.35).merges)
+        before = search._token_weights(merged)
+        monkeypatch.setattr("corp_onnx.search.search.weigh_stops", None)
+        found = search._token_weights(search._stretch(()))
+        for stop in search.walk.stops:
+            weights, n_tokens = found[stop.key], search.problem.graph.dims(stop.residual.stream)[1]
+            assert len(weights) == n_tokens
+            n = len(before[stop.key])
+            assert (weights[: min(n, n_tokens)] == before[stop.key][:n_tokens]).all()
+            assert (weights[n:] == 1).all()
+
 
 def test_metrics_of_all_blocks_have_directions(problem) -> None:
     assert all(np.linalg.matrix_rank(m.directions) == 32 for m in problem.metrics.values())

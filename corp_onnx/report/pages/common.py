@@ -93,11 +93,12 @@ def show_origin(facts: Facts, files: Sequence[tuple[str, str]], parts: Sequence[
         rows += [(title, facts.text(f"{at}.path")), ("", size)]
     how.append(Table(("file", ""), tuple(rows), left=2))
     found = facts.get("environment")
-    lines = [("corp-onnx", found["corp_onnx"]), ("Python", found["python"]), ("machine", found["machine"]),
-             ("provider", found["provider"]),
-             ("threads", "every core" if found["threads"] is None else str(found["threads"])),
-             *found["versions"].items()]  # fmt: skip
-    how.append(Table(("environment", ""), tuple((name, clean_text(str(value))) for name, value in lines), left=2))
+    threads = "every core" if found["threads"] is None else f"{found['threads']} threads"
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    machine = (
+        f"{found['machine']}, {found['provider']}, {threads}; corp-onnx {found['corp_onnx']}, Python {found['python']}"
+    )
+    how.append(Text((clean_text(f"Environment: {machine}, {versions}."),)))
     how.extend(parts)
     return Section("How to repeat it", tuple(how))
 

@@ -41,17 +41,20 @@ def _show_pruned(pruned: Sequence[Facts], reports: Sequence[Facts]) -> Iterator[
     if len(pruned) < 2:
         return
     metric = "held_out.promise.metric"
+    alike = len({facts.get(metric) for facts in pruned}) == 1
+    title = f"{name_metric(pruned[0].get(metric))}, with interval" if alike else "kept, with interval"
     rows: list[tuple[Inline, ...]] = []
     for facts in pruned:
         form = partial(write_value, facts.get(metric))
-        kept = (f"{name_metric(facts.get(metric))} ", facts.datum("held_out.promise.value", form),
+        name = "" if alike else f"{name_metric(facts.get(metric))} "
+        kept = (name, facts.datum("held_out.promise.value", form),
                 *spread(facts, "held_out.promise.low", "held_out.promise.high", form))  # fmt: skip
         rows.append((facts.name, facts.ratio("pruned.macs", "dense.macs", percent),
                      facts.ratio("pruned.n_parameters", "dense.n_parameters", percent),
                      facts.datum("pruned.n_bytes", megabytes), kept, facts.datum("held_out.promise.n_images", count),
                      _find_speed(facts, reports)))  # fmt: skip
-    heads = ("report", "MACs kept", "parameters kept", "file", "kept, with interval", "on images", "speed-up")
-    parts = [_draw(pruned)] if len({facts.get(metric) for facts in pruned}) == 1 else []
+    heads = ("report", "MACs kept", "parameters kept", "file", title, "on images", "speed-up")
+    parts = [_draw(pruned)] if alike else []
     caption = (
         "Speed-up: measured by the run itself, or by a bench among these reports that timed the same two files (by "
         "their sha256), the largest batch; - where nobody did."

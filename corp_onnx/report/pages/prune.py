@@ -22,7 +22,7 @@ from corp_onnx.report.pages.common import (
     show_warnings,
     spread,
 )
-from corp_onnx.report.pages.units import show_errors, show_losses, show_network
+from corp_onnx.report.pages.units import list_whole, show_errors, show_losses, show_network
 from corp_onnx.report.parts import (
     Facts,
     Figure,
@@ -187,7 +187,7 @@ def _name_answer(answer: dict[str, Any]) -> str:
 
 
 def _show_left(facts: Facts) -> Iterator[Section]:
-    lines = [f"left whole by the search: {', '.join(facts.get('left_whole'))}"] if facts.get("left_whole") else []
+    lines = list_whole(facts)
     skipped = facts.get("skipped")
     lines += [f"{KIND_NAMES.get(s['kind'], s['kind'])} at {s['node']}: {s['reason']}" for s in skipped]
     lines += [f"image {name}: {reason}" for name, reason in facts.get("calibration.skipped")]

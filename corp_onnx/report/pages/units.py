@@ -26,6 +26,23 @@ def _group(rows: Sequence[dict[str, Any]], describe: Callable[[list[dict[str, An
     return [Column(KIND_NAMES[kind], describe(own[kind]), tuple(own[kind])) for kind in kinds]
 
 
+def list_whole(facts: Facts) -> list[str]:
+    """What the search left whole, a line a kind of unit."""
+    whole, units = set(facts.get("left_whole")), facts.get("network")
+    lines: list[str] = []
+    for kind in (kind for kind in KIND_NAMES if any(unit["kind"] == kind for unit in units)):
+        own = [unit for unit in units if unit["kind"] == kind]
+        blocks = [str(unit["block"]) for unit in own if unit["key"] in whole]
+        if blocks:
+            where = f"in all {len(own)} blocks" if len(blocks) == len(own) else f"in {_join_blocks(blocks)}"
+            lines.append(f"left whole by the search: {KIND_NAMES[kind]} {where}")
+    return lines
+
+
+def _join_blocks(blocks: Sequence[str]) -> str:
+    return f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {', '.join(blocks[:-1])} and {blocks[-1]}"
+
+
 def show_network(facts: Facts) -> Iterator[Section]:
     """Every unit's width before and after, and the tokens that are left behind every block."""
     units = [{**unit, "before": unit["width_before"], "after": unit["width_after"]} for unit in facts.get("network")]
@@ -62,7 +79,7 @@ def show_errors(facts: Facts) -> Iterator[Section]:
         caption = "What a block hands on to the next, against the dense model, over all tokens that still correspond."
         parts.append(Figure("Error of the residual stream by depth", partial(draw_depth, stream), caption))
     units = [u for u in facts.get("units") if u["error"] is not None and u["error_without"] is not None]
-    if columns := _group(units, lambda rows: f"{len(rows)} units"):
+    if columns := _group(units, lambda rows: f"{len(rows)} unit{'s' * (len(rows) > 1)}"):
         caption = (
             "Rows: blocks. Filled: of the unit's own output on held-back images, compensated, before the refit; "
             "hollow: the same width only cut."
