@@ -13,12 +13,15 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
+from corp_onnx.analyze import Analysis
 from corp_onnx.bench.bench import BenchResult
 from corp_onnx.calibration import CalibrationResult
 from corp_onnx.evaluate import Evaluation
 from corp_onnx.fit import FitResult
+from corp_onnx.forecast import Forecast
 from corp_onnx.precision.conversion import ConvertResult
 from corp_onnx.results import SCHEMA, Inspection, PruneResult, Result
+from corp_onnx.sweep import Sweep
 from corp_onnx.tensorrt.engine import EngineResult
 from corp_onnx.triton.repository import TritonRepository
 from corp_onnx.zoo.export import ExportResult
@@ -36,6 +39,9 @@ RESULTS: tuple[type[Result], ...] = (
     BenchResult,
     EngineResult,
     TritonRepository,
+    Analysis,
+    Sweep,
+    Forecast,
 )
 """What verbs return; a test holds that there is no other."""
 
