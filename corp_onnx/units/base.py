@@ -239,10 +239,7 @@ class Unit(ABC):
         """Every width of it, from the moments."""
 
     def spectra(self, evidence: Evidence) -> Float[np.ndarray, "m n"]:
-        """How the energy of what it computes is spread over directions: a row a head, or one (solve/spectrum.py).
-
-        No row of a kind that has no directions of its own.
-        """
+        """How its energy spreads over directions (solve/spectrum.py): a row a head, one, or none."""
         return np.zeros((0, self.width))
 
     @abstractmethod
