@@ -97,6 +97,10 @@ class ShardSource(Source):
             raise ImageError(f"{missing}: is not in these shards.")
         return ShardNames(self, np.array([wanted[name] for name in names], dtype=np.int64))
 
+    def alone(self, names: ShardNames) -> ShardNames:
+        """The same images of a source that knows no more than it has to; for another process."""
+        return names
+
     def stream(self, names: Sequence[str], is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, Encoded | None]]:
         """As `Source`, of the names of this source."""
         assert isinstance(names, ShardNames)

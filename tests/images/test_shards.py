@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 import sys
 import tarfile
 import warnings
@@ -234,6 +235,16 @@ class TestParquet:
 
 
 class TestTar:
+    def test_what_is_sent_to_another_process_knows_its_own_members_alone(self, photos: Path, tmp_path: Path) -> None:
+        where = pack_tar(read_files(photos), tmp_path / "packed", shards=3, labels=list(range(11)))
+        some = read_set(where).select([9, 2, 3, 10])
+        sent = pickle.loads(pickle.dumps(some.alone()))
+        assert tuple(sent.names) == tuple(some.names)
+        assert sent.source.n_rows == 4
+        np.testing.assert_array_equal(all_pixels(sent), all_pixels(some))
+        assert sent.data_hash() == some.data_hash()
+        assert sent.source.read_truth(sent.names).values == ("9", "2", "3", "10")
+
     def test_masks_texts_and_hidden_members_are_no_images(self, tmp_path: Path) -> None:
         photo(20, 20).save(tmp_path / "a.png")
         content = (tmp_path / "a.png").read_bytes()
