@@ -293,6 +293,23 @@ def test_shards_can_be_calibrated_and_pruned(photos: Path, tmp_path: Path) -> No
         assert found.calibration.data_hash == result.calibration.data_hash
 
 
+def test_merged_calibrations_of_shards_and_of_a_folder_can_be_pruned_with(photos: Path, tmp_path: Path) -> None:
+    model = str(fixture_path(OPERATOR))
+    write_photos(tmp_path / "more", 9, first=30)
+    write_photos(tmp_path / "others", 9, first=60)
+    dotted = [(f"./{name}", content) for name, content in read_files(photos)]  # as `tar -cf a.tar .` calls them
+    places = [pack_tar(dotted, tmp_path / "a"), pack_parquet(read_files(tmp_path / "more"), tmp_path / "b"),
+              tmp_path / "others"]  # fmt: skip
+    files = [str(tmp_path / f"{i}.safetensors") for i in range(3)]
+    for place, file in zip(places, files, strict=True):
+        words = [model, "--calib", str(place), "-o", file, "--preset", "paper", "--no-choosing"]
+        assert main(["calibrate", *words]) == 0
+    merged = str(tmp_path / "merged.safetensors")
+    assert main(["merge", *files, "-o", merged]) == 0
+    found = prune_model(model, None, tmp_path / "m.onnx", settings=paper(calibration=merged))
+    assert found.calibration.n_images + found.calibration.n_held_out == 29
+
+
 def test_accuracy_with_the_labels_beside_the_images(photos: Path, tmp_path: Path) -> None:
     model = fixture_path(OPERATOR)
     labels = [i % 3 for i in range(11)]
