@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -174,7 +175,8 @@ def merge_portions(keys: Sequence[str], portions: Sequence[Moments]) -> Moments:
     """
     if not portions:
         raise ImageError("none of the images can be read; give others.")
-    return Moments(tuple((key, reduce(merge_moments, [portion[key] for portion in portions])) for key in keys))
+    merge: Any = merge_moments  # of one kind, whichever
+    return Moments(tuple((key, reduce(merge, [portion[key] for portion in portions])) for key in keys))
 
 
 def _find_model(work: Work) -> Path:

@@ -12,6 +12,7 @@ from corp_onnx.analyze.analyze import FRACTION, N_SEEDS, analyze_model
 from corp_onnx.analyze.values import StudyName
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.cli.options import split_names
+from corp_onnx.cli.pages import check_page, html_option, write_result_page
 from corp_onnx.report.analyze import print_analysis
 from corp_onnx.report.curves import list_analysis_figures, write_figures
 from corp_onnx.report.theme import require_report
@@ -53,6 +54,7 @@ from corp_onnx.settings import METHODS, Preprocessing, TaskChoice
 @click.option("--judge", "outputs", callback=split_names, metavar="NAMES",
               help="Outputs that are judged, separated by commas.  [default: the first]")  # fmt: skip
 @preprocessing_options
+@html_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def analyze(
     model: Path,
@@ -62,6 +64,7 @@ def analyze(
     studies: tuple[StudyName, ...],
     shift_to: Path | None,
     preprocessing: Preprocessing,
+    html: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -71,6 +74,7 @@ def analyze(
     Example:
       corp-onnx analyze deit_base.onnx --calib photos/
     """
+    check_page(html, force=options["force"])
     if plots is not None:
         require_report("altair")
         require_report("vl_convert")
@@ -82,6 +86,7 @@ def analyze(
     warn(result.warnings, run)
     if plots is not None:
         write_figures(list_analysis_figures(result), plots)
+    write_result_page(result, html, force=options["force"])
     if as_json:
         click.echo(result.to_json())
     else:

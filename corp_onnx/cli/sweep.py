@@ -13,6 +13,7 @@ from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.cli.options import GroupedCommand, grouped, settings_options, split_names
 from corp_onnx.errors import MissingExtraError, OptionError
 from corp_onnx.report.curves import list_sweep_figures, write_figures
+from corp_onnx.report.page import write_page
 from corp_onnx.report.sweep import print_sweep
 from corp_onnx.settings import METHODS, Method, Preprocessing, PruneSettings
 from corp_onnx.sweep.plan import BUDGETS, PRECISIONS, RANKS, TARGETS, VARIANTS, SweepSettings
@@ -21,6 +22,9 @@ from corp_onnx.units import KINDS
 
 BESIDES = ("calibration", "cache", "at_batch", "at_threads", "times")
 """Options of a run that a sweep sees to itself."""
+
+PAGE = "report.html"
+"""In the folder of the sweep."""
 
 FILES, POINTS, METHOD, RUN = "Files", "Points", "Method", "Run"
 
@@ -106,8 +110,9 @@ def sweep(
     warn(result.warnings, watched)
     try:
         write_figures(list_sweep_figures(result), output)
+        write_page([result], output / PAGE, force=True)
     except MissingExtraError as error:
-        warn([f"no plots: {error}"], watched)
+        warn([f"no plots and no page: {error}"], watched)
     if as_json:
         click.echo(result.to_json())
     else:

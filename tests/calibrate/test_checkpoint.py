@@ -56,7 +56,7 @@ def test_only_images_that_are_missing_are_decoded(tmp_path: Path, monkeypatch: p
         collect(MODELS[0], fresh(), keep(tmp_path), stop_after(5))
     decoded: list[str] = []
     decode = Memory.decode
-    monkeypatch.setattr(Memory, "decode", lambda s, name, *rest: (decoded.append(name), decode(s, name, *rest))[1])
+    monkeypatch.setattr(Memory, "decode", lambda s, name, *of: (decoded.append(name), decode(s, name, *of))[1])
     images = fresh()
     require_same_bytes(collect(MODELS[0], images, keep(tmp_path)), expected)
     assert decoded == names[5:]
