@@ -48,6 +48,7 @@ ORDER = (
         "analyze",
         "prune",
         "calibration",
+        "forecast",
         "fit",
         "precision",
         "tensorrt",

@@ -22,7 +22,7 @@ from corp_onnx.settings import METHODS, Preprocessing, TaskChoice
 @click.command(short_help="Show how redundant a model is, and how pruning depends on images.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--calib", type=click.Path(path_type=Path), metavar="DIR",
-              help="Folder of unlabelled images, or preprocessed arrays in .npy or .npz.  [default: those of "
+              help="Folder of unlabelled images, shards (.parquet, .tar), or arrays (.npy, .npz).  [default: those of "
               "--calibration]")  # fmt: skip
 @click.option("--calibration", metavar="FILE",
               help="What `corp-onnx calibrate` kept: nothing that is in it is done again.")  # fmt: skip

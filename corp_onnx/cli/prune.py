@@ -13,9 +13,11 @@ from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.cli.options import GroupedCommand, grouped, settings_options
 from corp_onnx.cli.pages import HTML, HTML_HELP, check_page, read_command, say_written, write_result_page
 from corp_onnx.errors import OptionError
+from corp_onnx.forecast import forecast_model
 from corp_onnx.options import MERGING, choose_settings, names_no_size
 from corp_onnx.prune import prune_model
 from corp_onnx.report.card import write_card
+from corp_onnx.report.forecast import print_forecast
 from corp_onnx.report.nodes import check_nodes, write_nodes
 from corp_onnx.report.parts import Facts
 from corp_onnx.report.terminal import print_pruning
@@ -29,6 +31,7 @@ from corp_onnx.settings import (
     Preprocessing,
     PruneSettings,
 )
+from corp_onnx.sweep.sweep import find_calibration
 from corp_onnx.units import KINDS
 
 FILES, SIZE, METHOD, RUN = "Files", "Size of the result", "Method", "Run"
@@ -37,8 +40,13 @@ FILES, SIZE, METHOD, RUN = "Files", "Size of the result", "Method", "Run"
 @click.command(cls=GroupedCommand, short_help="Make a model smaller with unlabelled images.")
 @click.argument("model", type=click.Path(path_type=Path))
 @grouped(FILES, "--calib", type=click.Path(path_type=Path), metavar="DIR",
-         help="Folder of unlabelled images, or preprocessed arrays in .npy or .npz.  [default: those of "
+         help="Folder of unlabelled images, shards (.parquet, .tar), or arrays (.npy, .npz).  [default: those of "
          "--calibration]")  # fmt: skip
+@grouped(FILES, "--from", "swept", type=click.Path(path_type=Path), metavar="DIR",
+         help="Folder of `corp-onnx sweep`: go on from what it knows of the model and its images.")  # fmt: skip
+@grouped(FILES, "--plan", is_flag=True,
+         help="Only say which widths a budget would give, what they lose before the refit, and how long the run would "
+         "take; write nothing.")  # fmt: skip
 @grouped(FILES, "-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
          help="Where to write.  [default: <stem>.pruned.onnx beside MODEL]")  # fmt: skip
 @grouped(FILES, "--report", type=click.Path(path_type=Path), metavar="FILE",
@@ -80,6 +88,8 @@ FILES, SIZE, METHOD, RUN = "Files", "Size of the result", "Method", "Run"
 def prune(
     model: Path,
     calib: Path | None,
+    swept: Path | None,
+    plan: bool,
     output: Path | None,
     report: Path | None,
     html: Path | None,
@@ -102,8 +112,15 @@ def prune(
     if no_merge and set(MERGING) & set(given):
         raise OptionError("--no-merge leaves nothing to merge: leave out --merge, --merge-blocks and --merge-metric.")
     unmerged = {"merge": "none"} if no_merge else {}
-    options = {**sizes, **given, **unmerged, **run, **asdict(preprocessing)}
+    known = {} if swept is None else {"calibration": str(find_calibration(swept))}
+    options = {**sizes, **given, **unmerged, **run, **known, **asdict(preprocessing)}
     settings = choose_settings(**options)
+    if plan:
+        with show_progress() as watched:
+            forecast = forecast_model(model, calib, settings=settings, progress=watched)
+        warn(forecast.warnings, watched)
+        click.echo(forecast.to_json()) if as_json else print_forecast(forecast)
+        return
     check_page(html, {"--card": card}, force=force)
     if nodes:
         check_nodes(nodes, force=force)

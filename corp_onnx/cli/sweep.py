@@ -48,7 +48,7 @@ def _names(flag: str, field: str, known: Mapping[str, Any] | tuple[str, ...], te
 @click.command(cls=GroupedCommand, short_help="Make a model in many sizes, and the curve through them.")
 @click.argument("model", type=click.Path(path_type=Path))
 @grouped(FILES, "--calib", type=click.Path(path_type=Path), required=True, metavar="DIR",
-         help="Folder of unlabelled images, or preprocessed arrays in .npy or .npz.")  # fmt: skip
+         help="Folder of unlabelled images, shards (.parquet, .tar), or arrays (.npy, .npz).")  # fmt: skip
 @grouped(FILES, "--calib-images", "n_images", type=click.IntRange(min=2), metavar="N",
          help="Calibrate on N images drawn at random.  [default: all]")  # fmt: skip
 @grouped(FILES, "--images", "data", type=click.Path(path_type=Path), metavar="DIR",

@@ -13,7 +13,18 @@ from typing import Any
 from corp_onnx.analyze.values import Analysis, Study
 from corp_onnx.metrics.names import SHARES, name_metric
 from corp_onnx.report.terminal import KIND_NAMES
-from corp_onnx.report.theme import BLUE, INK, MUTED, ORANGE, SERIES, WIDE, draw_svg, import_altair
+from corp_onnx.report.theme import (
+    BLUE,
+    INK,
+    MUTED,
+    ORANGE,
+    PAPER,
+    SERIES,
+    WIDE,
+    import_altair,
+    require_report,
+    write_spec,
+)
 from corp_onnx.results import Metric
 from corp_onnx.staging import staged_files, write_text
 from corp_onnx.sweep.values import Sweep, SweepPoint
@@ -27,10 +38,8 @@ HELD_BACK = "held back"
 
 
 def list_sweep_figures(result: Sweep) -> dict[str, Draw]:
-    """By the name of the file: what is kept over what it costs, or over the fraction removed, for each set of images."""
-    metrics = [(name, False) for name in _names(result.points, False)] + [
-        (name, True) for name in _names(result.points, True)
-    ]
+    """By the name of the file: what is kept over what it costs or what was removed, for each set of images."""
+    metrics = [(name, given) for given in (False, True) for name in _names(result.points, given)]
     figures: dict[str, Draw] = {}
     for name, given in metrics:
         file = f"{'given' if given else 'held-back'}-{name}"
@@ -83,14 +92,14 @@ def draw_curve(result: Sweep, name: str, given: bool, width: int) -> Any:
             for row in _rows(points, name, given)]  # fmt: skip
     names = list(dict.fromkeys(row["series"] for row in rows))
     hues = alt.Scale(domain=names, range=[SERIES[i % len(SERIES)] for i in range(len(names))])
-    legend = alt.Legend() if len(names) > 1 else None
+    legend = alt.Legend(symbolOpacity=1, symbolStrokeWidth=3) if len(names) > 1 else None
     base = alt.Chart(alt.Data(values=rows), width=width - 70, height=HEIGHT).encode(
         x=alt.X("macs:Q", title="multiply-accumulates kept, %", scale=alt.Scale(zero=False, padding=12),
                 axis=alt.Axis(grid=False)),
         color=alt.Color("series:N", title=None, scale=hues, legend=legend),
     )  # fmt: skip
     y = alt.Y("value:Q", title=_title(name, given), scale=alt.Scale(zero=False, padding=8))
-    hollow = alt.condition("datum.pareto", "series:N", alt.value("#fefefe"), scale=hues, legend=None)
+    hollow = alt.condition("datum.pareto", "series:N", alt.value(PAPER), scale=hues, legend=None)
     layers = [base.mark_rule(strokeWidth=2, opacity=0.35).encode(y="low:Q", y2="high:Q")]
     layers += [base.mark_line(strokeWidth=2).encode(y=y)]
     layers += [base.mark_point(filled=True, size=55, opacity=1, strokeWidth=2).encode(
@@ -128,7 +137,9 @@ def draw_fractions(result: Sweep, name: str, given: bool, width: int) -> Any:
             x=alt.X("removed:Q", title="removed, %", axis=alt.Axis(grid=False)),
             y=alt.Y("value:Q", title=_title(name, given) if i == 0 else None, scale=scale),
             color=alt.Color("rank:N", title=None, scale=hues),
-            strokeDash=alt.StrokeDash("variant:N", title=None, scale=dashes),
+            strokeDash=alt.StrokeDash(
+                "variant:N", title=None, scale=dashes, legend=alt.Legend(symbolType="stroke", symbolStrokeWidth=2)
+            ),
         )
         lines = base.mark_line(strokeWidth=2) + base.mark_point(filled=True, size=35, opacity=1)
         columns.append(alt.layer(lines, *_dense_line(alt, result, name, given)))
@@ -152,8 +163,8 @@ def list_analysis_figures(result: Analysis) -> dict[str, Draw]:
 def draw_redundancy(result: Analysis, width: int) -> Any:
     """Effective rank and k95 over the dimension, by block: a column a kind."""
     rows = {
-        kind: [{"block": u.block, "what": what, "ratio": 100 * ratio}
-               for u in result.of_kind(kind) for what, ratio in (("effective rank", u.rank_ratio), ("k95", u.k95_ratio))]
+        kind: [{"block": u.block, "what": what, "ratio": 100 * ratio} for u in result.of_kind(kind)
+               for what, ratio in (("effective rank", u.rank_ratio), ("k95", u.k95_ratio))]
         for kind in result.kinds
     }  # fmt: skip
     return _by_block(rows, "what", "ratio", "share of the dimension, %", width)
@@ -192,7 +203,8 @@ def draw_spectra(result: Analysis, width: int) -> Any:
     columns: list[Any] = []
     for i, kind in enumerate(kinds):
         rows = [
-            {"line": f"{u.block}.{h}", "block": u.block, "directions": 100 * (j + 1) / u.width, "held": 100 * min(held, 1.0)}
+            {"line": f"{u.block}.{h}", "block": u.block, "directions": 100 * (j + 1) / u.width,
+             "held": 100 * min(held, 1.0)}
             for u in result.of_kind(kind) for h, row in enumerate(u.spectrum) for j, held in enumerate(accumulate(row))
             if j % max(1, u.width // 64) == 0
         ]  # fmt: skip
@@ -245,6 +257,13 @@ def _by_block_alone(alt: Any, rows: Sequence[dict[str, Any]], width: int) -> Any
     return base.mark_line(strokeWidth=2) + base.mark_point(filled=True, size=35, opacity=1)
 
 
+def write_svg(chart: Any) -> str:
+    """A chart as an SVG file of its own: on white, in plain colours that every viewer knows."""
+    spec = write_spec(chart)
+    spec["config"]["background"] = PAPER
+    return require_report("vl_convert").vegalite_to_svg(spec)
+
+
 def write_figures(figures: Mapping[str, Draw], folder: Path, *, force: bool = True) -> tuple[Path, ...]:
     """An SVG a figure in a folder, all of them or none.
 
@@ -252,7 +271,7 @@ def write_figures(figures: Mapping[str, Draw], folder: Path, *, force: bool = Tr
         MissingExtraError: the extra `report` is not installed.
         OutputError: the folder can not be written.
     """
-    drawn = {folder / f"{name}.svg": draw_svg(draw(WIDE)) for name, draw in figures.items()}
+    drawn = {folder / f"{name}.svg": write_svg(draw(WIDE)) for name, draw in figures.items()}
     if not drawn:
         return ()
     with staged_files({str(path): path for path in drawn}, force=force) as staged:

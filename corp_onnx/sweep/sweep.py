@@ -22,7 +22,7 @@ from typing import Any
 
 from corp_onnx.bench.bench import bench_models
 from corp_onnx.calibrate.data import MIN_IMAGES, name_source, open_for_model, split_calibration
-from corp_onnx.errors import CheckFailedError, OptionError, OutputError
+from corp_onnx.errors import CheckFailedError, InputError, OptionError, OutputError
 from corp_onnx.evaluate import Score, evaluate_models
 from corp_onnx.graph import Model, load_model
 from corp_onnx.graph.model import require_file
@@ -123,12 +123,29 @@ def sweep_model(
     dense = done.get(f"{group}dense") or _measure_dense(at, f"{group}dense")
     done[dense.key] = dense
     result = _gather(at, done, wanted, 0, start)
+    if missing:
+        run.inform(f"points are kept in {folder} as they are made: the same command goes on from them.")
     for i, point in enumerate(missing):
         with run.enter("point" if i else "first point", total=100, things="%") as step:
             done |= {p.key: p for p in _make_point(at, point, wanted[point], step)}
         result = _gather(at, done, wanted, i + 1, start)
         _write(at, result)
     return result
+
+
+def find_calibration(folder: Path) -> Path:
+    """The calibration file of a sweep, from which `prune` goes on.
+
+    Raises:
+        InputError: there is none in the folder, or there are several.
+    """
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) != 1:
+        raise InputError(
+            f"{folder}: holds {len(found)} calibration files, and one of `corp-onnx sweep` holds one; name the file "
+            "with --calibration, or another folder."
+        )
+    return found[0]
 
 
 def _identify(at: _Sweeping) -> str:
@@ -199,7 +216,7 @@ def _measure_point(at: _Sweeping, point: SweepPoint, result: PruneResult, file: 
     held_out = _pick(result.held_out.find)
     if point.precision != "fp32":
         convert_model(result.pruned.path, file, int8="dynamic", force=True)
-        held_out = _pick(_evaluate(at, file, split_calibration(at.source, at.settings).reporting, None).find)
+        held_out = _pick(_evaluate(at, file, split_calibration(at.source, at.settings).reporting).find)
         metric = next((m for m in held_out if m.name == metric.name), None)
     return replace(
         point,
@@ -215,13 +232,18 @@ def _measure_point(at: _Sweeping, point: SweepPoint, result: PruneResult, file: 
 
 
 def _score(at: _Sweeping, file: Path) -> tuple[Metric, ...]:
-    """On the images that were given."""
-    return () if at.images is None else _pick(_evaluate(at, file, at.images, at.labels).find)
+    """On the images that were given: by their labels, or where there are none beside the dense model."""
+    if at.images is None:
+        return ()
+    try:
+        return _pick(evaluate_models([file], at.images, labels=at.labels).scores[0].find)
+    except OptionError:
+        return _pick(_evaluate(at, file, at.images).find)
 
 
-def _evaluate(at: _Sweeping, file: Path, images: Images, labels: LabelSource) -> Score:
+def _evaluate(at: _Sweeping, file: Path, images: Images) -> Score:
     """Beside the dense model."""
-    return evaluate_models([file], images, reference=at.model.path, labels=labels).scores[0]
+    return evaluate_models([file], images, reference=at.model.path).scores[0]
 
 
 def _pick(find: Any) -> tuple[Metric, ...]:
