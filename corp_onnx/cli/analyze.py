@@ -12,9 +12,10 @@ from corp_onnx.analyze.analyze import FRACTION, N_SEEDS, analyze_model
 from corp_onnx.analyze.values import StudyName
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.cli.options import split_names
+from corp_onnx.cli.pages import check_page, html_option, write_result_page
 from corp_onnx.report.analyze import print_analysis
 from corp_onnx.report.curves import list_analysis_figures, write_figures
-from corp_onnx.report.theme import require_report
+from corp_onnx.report.page import require_parts
 from corp_onnx.settings import METHODS, Preprocessing, TaskChoice
 
 
@@ -52,6 +53,7 @@ from corp_onnx.settings import METHODS, Preprocessing, TaskChoice
               help="What is judged: classes, an embedding, a map, other numbers.")  # fmt: skip
 @click.option("--judge", "outputs", callback=split_names, metavar="NAMES",
               help="Outputs that are judged, separated by commas.  [default: the first]")  # fmt: skip
+@html_option
 @preprocessing_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def analyze(
@@ -59,6 +61,7 @@ def analyze(
     calib: Path | None,
     output: Path | None,
     plots: Path | None,
+    html: Path | None,
     studies: tuple[StudyName, ...],
     shift_to: Path | None,
     preprocessing: Preprocessing,
@@ -71,15 +74,16 @@ def analyze(
     Example:
       corp-onnx analyze deit_base.onnx --calib photos/
     """
+    check_page(html, force=bool(options["force"]))
     if plots is not None:
-        require_report("altair")
-        require_report("vl_convert")
+        require_parts()
     with show_progress() as run:
         result = analyze_model(
             model, calib, output, studies=tuple(dict.fromkeys(studies)), shift_to=shift_to, progress=run,
             **options, **asdict(preprocessing),
         )  # fmt: skip
     warn(result.warnings, run)
+    write_result_page(result, html, force=bool(options["force"]))
     if plots is not None:
         write_figures(list_analysis_figures(result), plots)
     if as_json:

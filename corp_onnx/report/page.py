@@ -13,7 +13,7 @@ from typing import Any
 
 from corp_onnx._version import __version__
 from corp_onnx.errors import InputError
-from corp_onnx.report.pages import bench, convert, evaluate, prune, sweep
+from corp_onnx.report.pages import analyze, bench, convert, evaluate, prune, sweep
 from corp_onnx.report.pages.compare import make_comparison
 from corp_onnx.report.parts import Datum, Facts, Figure, Inline, Page
 from corp_onnx.report.theme import COLOURS, NARROW, WIDE, draw_svg, require_report
@@ -25,6 +25,7 @@ PAGES: Mapping[str, Callable[[Facts], Page]] = {
     "convert": convert.make_page,
     "bench": bench.make_page,
     "evaluate": evaluate.make_page,
+    "analyze": analyze.make_page,
     "sweep": sweep.make_page,
 }
 """By the verb that a report says it is of."""

