@@ -34,7 +34,7 @@ def _list_sections(facts: Facts, result: Sweep) -> Iterator[Section]:
     yield Section("Every point", (show_points(facts, result),))
     yield from bullets("Not made", [f"{p.name}: {p.problem}" for p in result.points if p.problem])
     how: Inline = ("Calibrated on ", facts.datum("n_images", count), " images, of which ",
-                   facts.datum("n_held_out", count), " were held back: they chose nothing.")  # fmt: skip
+                   facts.datum("n_held_out", count), " were held back: no weight was fitted to them, and the recommendation is read off them.")  # fmt: skip
     again = f"corp-onnx prune {clean_text(result.model)} --from DIR --macs F"
     yield Section("What it was measured on", (Text((how,)), Code(again)))
 
@@ -50,18 +50,24 @@ def _title(file: str) -> str:
 
 def show_points(facts: Facts, result: Sweep) -> Table:
     """Every point with what it costs and keeps; a star where no other beats it."""
-    rows: list[tuple[Inline, ...]] = []
     given = next((m.name for p in result.points for m in p.scores), None)
+    is_timed = any(point.speedup for point in result.points)
+    rows: list[tuple[Inline, ...]] = []
     for i, point in enumerate(result.points):
         if point.problem:
             continue
         at = f"points.{i}"
-        kept = facts.datum(f"{at}.kept.value", partial(write_value, point.kept.name)) if point.kept else "-"
-        place = next((j for j, m in enumerate(point.scores) if m.name == given), None)
-        score = "-" if place is None else facts.datum(f"{at}.scores.{place}.value", partial(write_value, given or ""))
-        fast = facts.datum(f"{at}.speedup.value", times) if point.speedup else "-"
-        star = " *" if point.name in result.pareto else ""
-        shares = (facts.datum(f"{at}.kept_macs", percent), facts.datum(f"{at}.kept_parameters", percent))
-        rows.append((clean_text(point.name) + star, *shares, kept, score, fast))
-    heads = ("point", "MACs", "parameters", "kept, held back", f"{name_metric(given)}, given" if given else "given")
-    return Table((*heads, "times as fast"), tuple(rows), caption="* no other point costs as little and keeps as much.")
+        cells: list[Inline] = [clean_text(point.name) + (" *" if point.name in result.pareto else "")]
+        cells += [facts.datum(f"{at}.kept_macs", percent), facts.datum(f"{at}.kept_parameters", percent)]
+        cells.append(facts.datum(f"{at}.kept.value", partial(write_value, point.kept.name)) if point.kept else "-")
+        if given is not None:
+            place = next((j for j, m in enumerate(point.scores) if m.name == given), None)
+            form = partial(write_value, given)
+            cells.append("-" if place is None else facts.datum(f"{at}.scores.{place}.value", form))
+        if is_timed:
+            cells.append(facts.datum(f"{at}.speedup.value", times) if point.speedup else "-")
+        rows.append(tuple(cells))
+    heads = ["point", "MACs", "parameters", "kept, held back"]
+    heads += [f"{name_metric(given)}, given"] if given is not None else []
+    heads += ["times as fast"] if is_timed else []
+    return Table(tuple(heads), tuple(rows), caption="* no other point costs as little and keeps as much.")
