@@ -113,7 +113,7 @@ def forecast_model(
     with run.enter("search"):
         solution = search.one_shot(budget.cost_kind, budget.value, before_refit=True)
         assert search.probes is not None
-        seconds: list[float] = []
+        seconds, loss = list[float](), 0.0
         for _ in range(2):  # the first opens a session, and a busy machine makes single times long
             start = time.perf_counter()
             loss = search.probes.evaluate(search.make(solution)).loss

@@ -201,6 +201,7 @@ def _make(
         require_sound(checks, "pruned", output)
         session = open_session(graph.model, provider=settings.provider)
         feeds, _ = next(session.stream(data.reporting, min(settings.batch_size, CHECKED_IMAGES)))
+        del session  # it holds all weights
         checks += check_rewrite(graph, rewrite, models, feeds, settings.provider)
         require_sound(checks, "pruned", output)
     with clock.stage("measure"), run.enter("measure", data.reporting.n_images) as count:

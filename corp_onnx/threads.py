@@ -43,8 +43,22 @@ CPUINFO = Path("/proc/cpuinfo")
 WIDE = frozenset({"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"})
 """What OpenBLAS's kernels for AVX-512 need."""
 
+CORES = "CORP_ONNX_CORES"
+"""How many of the machine's cores are ours, where that is not all: a worker of a cluster shares it with others."""
+
 ASKED = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 """What a person who wants another number has set; then nothing is changed."""
+
+
+def count_cores() -> int:
+    """The cores that may be used."""
+    asked = os.environ.get(CORES, "")
+    return int(asked) if asked.isascii() and asked.isdecimal() and int(asked) > 0 else os.cpu_count() or 1
+
+
+def cores_are_limited() -> bool:
+    """Whether they are not all of the machine's."""
+    return count_cores() < (os.cpu_count() or 1)
 
 
 @contextmanager
@@ -53,7 +67,7 @@ def few_blas_threads() -> Iterator[None]:
     if any(os.environ.get(name) for name in ASKED):
         yield
         return
-    with threadpool_limits(max(1, (os.cpu_count() or 1) // CORES_A_THREAD), user_api="blas"):
+    with threadpool_limits(max(1, count_cores() // CORES_A_THREAD), user_api="blas"):
         yield
 
 
@@ -74,7 +88,7 @@ def choose_kernels() -> None:
 
 def choose_size() -> int:
     """Calls side by side that this machine has cores for."""
-    return min(MAX_CALLS, os.cpu_count() or 1)
+    return min(MAX_CALLS, count_cores())
 
 
 class Crew:

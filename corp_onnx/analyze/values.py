@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -153,26 +152,3 @@ class Analysis(Result):
         rows = [(u.key, str(u.width), f"{u.rank_ratio:.1%}", f"{u.k95_ratio:.1%}", f"{u.probe_loss:.4f}")
                 for u in self.units]  # fmt: skip
         return [("unit", "dimension", "effective rank", "k95", "loss of a probe"), *rows]
-
-
-def read_analysis(stored: Mapping[str, Any]) -> Analysis:
-    """What JSON says of an analysis as the value that it was.
-
-    Raises:
-        KeyError, TypeError: it is none, or of another version.
-    """
-    values = {k: v for k, v in stored.items() if k not in ("schema", "verb")}
-    own = {
-        "model": ModelFacts(**stored["model"]),
-        "units": tuple(UnitAnalysis(**unit) for unit in stored["units"]),
-        "skipped": tuple(SkipFacts(**skip) for skip in stored["skipped"]),
-        "studies": tuple(_read_study(study) for study in stored["studies"]),
-        "stages": tuple(StageTime(**stage) for stage in stored["stages"]),
-        "environment": Environment(**stored["environment"]),
-    }
-    return Analysis(**{**values, **own})
-
-
-def _read_study(stored: Mapping[str, Any]) -> Study:
-    rows = tuple(StudyRow(**row) for row in stored["rows"])
-    return Study(**{**stored, "rows": rows, "depth": tuple(DepthRow(**row) for row in stored["depth"])})

@@ -10,20 +10,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 from corp_onnx.calibrate.checkpoint import Checkpoint, Done
 from corp_onnx.calibrate.finished import Entries, map_finished, write_finished
 from corp_onnx.calibrate.groups import cut_groups
+from corp_onnx.calibrate.in_graph import GraphSums
 from corp_onnx.graph import Graph
 from corp_onnx.images import Images, ImageSet
 from corp_onnx.images.open import find_sound
 from corp_onnx.moments import AnyMoments, Moments
 from corp_onnx.moments.sums import RunningSum
 from corp_onnx.progress import Count
+from corp_onnx.run.device import DEVICES
 from corp_onnx.run.pace import Pace, choose_pace
+from corp_onnx.run.runtime import resolve_provider
 from corp_onnx.run.tapped import Tapped, open_tapped, stream_together
 from corp_onnx.threads import Crew
 from corp_onnx.units import Unit, gather_taps
+
+Reducer = Literal["host", "graph"]
 
 
 def collect_moments(
@@ -36,6 +42,7 @@ def collect_moments(
     progress: Count | None = None,
     checkpoint: Checkpoint | None = None,
     room: int | None = None,
+    reducer: Reducer | None = None,
 ) -> Moments:
     """The moments of every unit over a set of images, by the unit's key as text.
 
@@ -48,22 +55,26 @@ def collect_moments(
             whoever keeps the moments removes it.
         room: bytes that running sums may take. Units that need more are collected in several passes (groups.py), and
             the arrays of their moments are mapped: from a file without a name, or from one beside the checkpoint.
+        reducer: where activations are added up: on the host, or inside the graph, so that they stay on a device
+            (in_graph.py). None is the graph where the provider is one with a memory of its own.
 
     Raises:
         NonFiniteError: an exposed tensor holds NaN or Inf; says which.
         InputError: the checkpoint is of something else.
         OutputError: it, or what is mapped, can not be written.
     """
-    pace = choose_pace(batch_size, graph.n_images if graph.fixed_batch else None, provider)
+    reducer = reducer or choose_reducer(provider)
+    fixed = graph.n_images if graph.fixed_batch else None
+    pace = Pace(1, fixed or batch_size, None, 1) if reducer == "graph" else choose_pace(batch_size, fixed, provider)
     groups = cut_groups(units, room)
     if len(groups) == 1:
-        found = dict(_Pass(graph, units, images, pace, provider, progress, checkpoint).collect())
+        found = dict(_Pass(graph, units, images, pace, provider, reducer, progress, checkpoint).collect())
     else:
         found = dict[str, AnyMoments]()
         for at, group in enumerate(groups):
             count = _share_progress(progress, at, len(groups), images.n_images)
             kept = checkpoint.at_pass(at) if checkpoint else None
-            found.update(_Pass(graph, group, images, pace, provider, count, kept).collect_aside())
+            found.update(_Pass(graph, group, images, pace, provider, reducer, count, kept).collect_aside())
     return Moments(tuple((str(unit.key), found[str(unit.key)]) for unit in units))
 
 
@@ -76,6 +87,7 @@ class _Pass:
     images: Images
     pace: Pace
     provider: str
+    reducer: Reducer
     progress: Count | None
     checkpoint: Checkpoint | None
 
@@ -86,15 +98,18 @@ class _Pass:
             "units": " ".join(str(unit.key) for unit in self.units),
             "images at a time": f"{self.pace.n_batches} x {self.pace.batch_size}",
             "threads of a call": str(self.pace.threads),
+            "reducer": self.reducer,
         }
 
     def collect(self) -> Entries:
         """The moments, in memory."""
-        sums: list[RunningSum] = [unit.start_sum() for unit in self.units]
+        together = GraphSums(self.graph, self.units, self.provider) if self.reducer == "graph" else None
+        sums: list[RunningSum] = [*together.running] if together else [unit.start_sum() for unit in self.units]
         done = self.checkpoint.resume(sums, self.about) if self.checkpoint else Done()
         if done.n_images:
             self._count(done.n_images)
-        for n_real in self._fill(sums, _leave_out(self.images, done)):
+        rest = _leave_out(self.images, done)
+        for n_real in together.fill(rest, self.pace.batch_size) if together else self._fill(sums, rest):
             self._count(n_real)
             if self.checkpoint:
                 done = Done(done.n_images + n_real, self.images.skipped)
@@ -158,6 +173,11 @@ def _leave_out(images: Images, done: Done) -> Images:
     if isinstance(images, ImageSet):
         images.know_skipped(done.skipped)
     return images.select(find_sound(images)[done.n_images :])
+
+
+def choose_reducer(provider: str) -> Reducer:
+    """Where sums are made on a provider: where activations are."""
+    return "graph" if resolve_provider(provider) in DEVICES else "host"
 
 
 def tap_units(

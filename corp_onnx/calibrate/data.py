@@ -20,6 +20,7 @@ from corp_onnx.images.arrays import ArraySet
 from corp_onnx.images.batch import Skipped
 from corp_onnx.images.memory import IN_MEMORY
 from corp_onnx.images.open import find_sound, is_files
+from corp_onnx.images.places import find_url
 from corp_onnx.images.preprocessing import choose_recipe, refuse_changes
 from corp_onnx.images.variety import describe_monotony
 from corp_onnx.metrics.intervals import FEW_TO_JUDGE, images_needed
@@ -157,7 +158,7 @@ def name_source(source: ImageSource) -> str:
         return str(source.root)
     if isinstance(source, ArraySet):
         return str(source.path)
-    return str(source) if isinstance(source, (str, Path)) else str(IN_MEMORY)
+    return find_url(source) or str(source) if isinstance(source, (str, Path)) else str(IN_MEMORY)
 
 
 def describe_data(source: ImageSource, data: Calibration, moments: Moments, settings: PruneSettings) -> CalibrationData:

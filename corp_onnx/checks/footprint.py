@@ -11,9 +11,9 @@ the tensors that calibration exposes for one image, what each phase needs beside
     refit       R + sums + curves + 4 W + T batch + fold sums
     measure     R + sums + curves + 4 W + 4 T batch      both models, exposed
 
-and 1.1 W in place of 2 W where the weights lie outside of the model's file, which ONNX Runtime maps while it opens
-one. In passes "sums" is what one pass fills, and later the two largest. The factors are what ONNX Runtime, protobuf and
-the C library were seen to take (docs/reliability.md), on the upper side.
+and 1.1 W in place of 2 W, 3 W of 4 W, where the weights lie outside of the model's file, which ONNX Runtime maps. In
+passes "sums" is what one pass fills, and later the two largest. The factors are what ONNX Runtime, protobuf and the C
+library were seen to take (docs/reliability.md), on the upper side.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ AT_START = 160 << 20
 OPENED, REWRITTEN = 2.0, 4.0
 """Times the weights: a session; a rewritten model and its session."""
 
-OUTSIDE = 1.1
-"""Times weights outside of the model's file: a session that is open; while it opens it takes OPENED."""
+OPENED_OUTSIDE, REWRITTEN_OUTSIDE = 1.1, 3.0
+"""The same of weights that lie outside of the model's file, which ONNX Runtime maps."""
 
 EXPOSED, MEASURED = 3.0, 4.0
 """Times what is exposed: ONNX Runtime's buffers grow by doubling, and what it gives is a copy."""
@@ -144,13 +144,14 @@ def predict_footprint(
     n_fitting, n_judging = data.fitting.n_images, (data.choosing or data.reporting).n_images
     weights = sum(math.prod(tensor.dims) for tensor in graph.initializers.values()) * FLOAT
     sums, curves, largest = finished_bytes(units), _curve_bytes(units), largest_bytes(units)
-    opened = OPENED if _holds_weights(graph) else OUTSIDE
+    inside = _holds_weights(graph)
+    opened, rewritten = (OPENED, REWRITTEN) if inside else (OPENED_OUTSIDE, REWRITTEN_OUTSIDE)
     exposed = _tapped_bytes(graph, units)
     pixels = FLOAT * sum(math.prod(graph.dims(name)) for name in input_dims(graph.model)) / graph.n_images
     crops = min(n_fitting * pixels / FLOAT, MAX_KEPT_BYTES, math.inf if limit is None else limit // KEPT_SHARE)
     base = (resident_bytes() or AT_START + weights) + ARENA + (crops if isinstance(data.fitting, ImageSet) else 0)
     phases = [(CALIBRATE, base + opened * weights + pass_bytes(units), EXPOSED * exposed)]
-    traced = base + sums + curves + REWRITTEN * weights
+    traced = base + sums + curves + rewritten * weights
     shelved = 0.0
     if method.searches_widths:
         phases.append(("probe", traced, exposed))

@@ -40,13 +40,13 @@ WRITTEN = 10.0
 SHARED = 60.0
 """A budget that is shared out, before the few best splits are made."""
 
-TRACED, REFITTED = 5.0, 120.0
+TRACED, REFITTED = 5.0, 35.0
 """Cubes: of an error curve at every width, of a product solved again with its ridge chosen."""
 
-WALKED = 8.0
+WALKED = 3.0
 """An image in a refit: both streams, and sums."""
 
-WEIGHED = 48.0
+WEIGHED = 5.0
 """A stop of the walk: a few images from there to the end, disturbed."""
 
 VERIFIED = 100.0

@@ -15,14 +15,14 @@ from corp_onnx.cli.options import split_names
 from corp_onnx.cli.pages import check_page, html_option, write_result_page
 from corp_onnx.report.analyze import print_analysis
 from corp_onnx.report.curves import list_analysis_figures, write_figures
-from corp_onnx.report.page import require_parts
+from corp_onnx.report.theme import require_report
 from corp_onnx.settings import METHODS, Preprocessing, TaskChoice
 
 
 @click.command(short_help="Show how redundant a model is, and how pruning depends on images.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--calib", type=click.Path(path_type=Path), metavar="DIR",
-              help="Folder of unlabelled images, or preprocessed arrays in .npy or .npz.  [default: those of "
+              help="Folder of unlabelled images, shards (.parquet, .tar), or arrays (.npy, .npz).  [default: those of "
               "--calibration]")  # fmt: skip
 @click.option("--calibration", metavar="FILE",
               help="What `corp-onnx calibrate` kept: nothing that is in it is done again.")  # fmt: skip
@@ -53,18 +53,18 @@ from corp_onnx.settings import METHODS, Preprocessing, TaskChoice
               help="What is judged: classes, an embedding, a map, other numbers.")  # fmt: skip
 @click.option("--judge", "outputs", callback=split_names, metavar="NAMES",
               help="Outputs that are judged, separated by commas.  [default: the first]")  # fmt: skip
-@html_option
 @preprocessing_options
+@html_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def analyze(
     model: Path,
     calib: Path | None,
     output: Path | None,
     plots: Path | None,
-    html: Path | None,
     studies: tuple[StudyName, ...],
     shift_to: Path | None,
     preprocessing: Preprocessing,
+    html: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -74,18 +74,19 @@ def analyze(
     Example:
       corp-onnx analyze deit_base.onnx --calib photos/
     """
-    check_page(html, force=bool(options["force"]))
+    check_page(html, force=options["force"])
     if plots is not None:
-        require_parts()
+        require_report("altair")
+        require_report("vl_convert")
     with show_progress() as run:
         result = analyze_model(
             model, calib, output, studies=tuple(dict.fromkeys(studies)), shift_to=shift_to, progress=run,
             **options, **asdict(preprocessing),
         )  # fmt: skip
     warn(result.warnings, run)
-    write_result_page(result, html, force=bool(options["force"]))
     if plots is not None:
         write_figures(list_analysis_figures(result), plots)
+    write_result_page(result, html, force=options["force"])
     if as_json:
         click.echo(result.to_json())
     else:

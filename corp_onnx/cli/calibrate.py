@@ -22,7 +22,7 @@ FILES, METHOD, RUN = "Files", "Method", "Run"
 @click.command(cls=GroupedCommand, short_help="Look at the images once, for any number of budgets.")
 @click.argument("model", type=click.Path(path_type=Path))
 @grouped(FILES, "--calib", type=click.Path(path_type=Path), required=True, metavar="DIR",
-         help="Folder of unlabelled images, or preprocessed arrays in .npy or .npz.")  # fmt: skip
+         help="Folder of unlabelled images, shards (.parquet, .tar), or arrays (.npy, .npz).")  # fmt: skip
 @grouped(FILES, "-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
          help="Where to write.  [default: <stem>.calibration.safetensors beside MODEL]")  # fmt: skip
 @grouped(FILES, "--force", is_flag=True, help="Replace a file that exists.")

@@ -23,7 +23,8 @@ from corp_onnx.settings import CONFIDENCE, Preprocessing, TaskChoice
     type=click.Path(path_type=Path),
     required=True,
     metavar="DIR",
-    help="Images, in class folders or with --labels for top-1 and top-5; or arrays in .npy or .npz.",
+    help="Images in class folders or with --labels for top-1 and top-5; shards (.parquet, .tar) bring theirs; arrays "
+    "in .npy or .npz.",
 )
 @click.option("--reference", type=click.Path(path_type=Path), metavar="DENSE",
               help="Compare answers with this model; needs no labels.")  # fmt: skip

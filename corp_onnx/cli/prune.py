@@ -40,7 +40,7 @@ FILES, SIZE, METHOD, RUN = "Files", "Size of the result", "Method", "Run"
 @click.command(cls=GroupedCommand, short_help="Make a model smaller with unlabelled images.")
 @click.argument("model", type=click.Path(path_type=Path))
 @grouped(FILES, "--calib", type=click.Path(path_type=Path), metavar="DIR",
-         help="Folder of unlabelled images, or preprocessed arrays in .npy or .npz.  [default: those of "
+         help="Folder of unlabelled images, shards (.parquet, .tar), or arrays (.npy, .npz).  [default: those of "
          "--calibration]")  # fmt: skip
 @grouped(FILES, "--from", "swept", type=click.Path(path_type=Path), metavar="DIR",
          help="Folder of `corp-onnx sweep`: go on from what it knows of the model and its images.")  # fmt: skip

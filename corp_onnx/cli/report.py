@@ -30,7 +30,8 @@ def report(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Make one page of REPORTS, the JSON of prune, convert, bench and evaluate: it opens from disk and loads nothing.
+    """Make one page of REPORTS, the JSON of prune, sweep, analyze, convert, bench and evaluate: it opens from disk and
+    loads nothing.
 
     \b
     Example:

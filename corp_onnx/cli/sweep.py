@@ -24,7 +24,7 @@ BESIDES = ("calibration", "cache", "at_batch", "at_threads", "times")
 """Options of a run that a sweep sees to itself."""
 
 PAGE = "report.html"
-"""In the folder of a sweep."""
+"""In the folder of the sweep."""
 
 FILES, POINTS, METHOD, RUN = "Files", "Points", "Method", "Run"
 
@@ -48,7 +48,7 @@ def _names(flag: str, field: str, known: Mapping[str, Any] | tuple[str, ...], te
 @click.command(cls=GroupedCommand, short_help="Make a model in many sizes, and the curve through them.")
 @click.argument("model", type=click.Path(path_type=Path))
 @grouped(FILES, "--calib", type=click.Path(path_type=Path), required=True, metavar="DIR",
-         help="Folder of unlabelled images, or preprocessed arrays in .npy or .npz.")  # fmt: skip
+         help="Folder of unlabelled images, shards (.parquet, .tar), or arrays (.npy, .npz).")  # fmt: skip
 @grouped(FILES, "--calib-images", "n_images", type=click.IntRange(min=2), metavar="N",
          help="Calibrate on N images drawn at random.  [default: all]")  # fmt: skip
 @grouped(FILES, "--images", "data", type=click.Path(path_type=Path), metavar="DIR",
@@ -112,7 +112,7 @@ def sweep(
         write_figures(list_sweep_figures(result), output)
         write_page([result], output / PAGE, force=True)
     except MissingExtraError as error:
-        warn([f"no plots: {error}"], watched)
+        warn([f"no plots and no page: {error}"], watched)
     if as_json:
         click.echo(result.to_json())
     else:

@@ -77,6 +77,12 @@ class ArraySet:
         """The samples at these positions of this set."""
         return replace(self, rows=self.rows[np.asarray(positions, dtype=np.int64)])
 
+    def alone(self) -> ArraySet:
+        """The same samples for another process, without the others of the file."""
+        arrays = {name: np.asarray(array[self.rows]) for name, array in self.arrays.items()}
+        labels = None if self.all_labels is None else self.all_labels[self.rows]
+        return ArraySet(self.path, arrays, np.arange(len(self.rows)), labels)
+
     def data_hash(self) -> str:
         """sha256 over names, types, shapes and contents of the samples in this set, and their labels."""
         digest = hashlib.sha256()

@@ -11,7 +11,6 @@ first pass over the set; later passes leave those files out.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,8 +29,9 @@ from corp_onnx.images.preprocessing import FoundRecipe
 from corp_onnx.images.recipe import Recipe
 from corp_onnx.images.regular import open_regular
 from corp_onnx.images.source import Encoded, Source, take_names
+from corp_onnx.threads import count_cores
 
-N_THREADS = min(4, os.cpu_count() or 1)
+N_THREADS = min(4, count_cores())
 """Decoding releases the interpreter lock, and the model needs the other cores."""
 
 MAX_KEPT_BYTES = 2**28

@@ -53,11 +53,13 @@ class Truth:
         values: an index, a class name or a folder name, one for each image.
         files: the image of each value; None where they stand in the order of the file names.
         source: the file.
+        classes: what its indices mean, where it says so.
     """
 
     values: tuple[str, ...]
     files: tuple[str, ...] | None
     source: Path
+    classes: ClassNames | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

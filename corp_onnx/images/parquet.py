@@ -7,6 +7,7 @@ row, what lies before it in its row group is read as well.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -20,7 +21,7 @@ import numpy as np
 from jaxtyping import Int
 
 from corp_onnx.errors import ImageError, MissingExtraError
-from corp_onnx.images.labels import Truth
+from corp_onnx.images.labels import ClassNames, Truth
 from corp_onnx.images.places import name_places, open_place, read_reason
 from corp_onnx.images.source import ShardNames, ShardSource
 
@@ -48,6 +49,7 @@ class Shard:
         group_ends: rows of the file up to the end of every row group.
         column: of the images, as pyarrow selects it.
         label: the column of class indices, or empty.
+        classes: what they mean, where the file says so as `datasets` does.
     """
 
     place: str
@@ -55,6 +57,7 @@ class Shard:
     group_ends: Int[np.ndarray, " g"]
     column: str
     label: str
+    classes: tuple[str, ...]
 
     @property
     def n_rows(self) -> int:
@@ -96,7 +99,9 @@ class ParquetShards(ShardSource):
         if any(value is None or value < 0 for value in values):  # a hidden test set has -1
             return None
         first = self.shards[0]
-        return Truth(tuple(map(str, values)), tuple(names), Path(f"{first.title}:{first.label}"))
+        source = Path(f"{first.title}:{first.label}")
+        classes = ClassNames(tuple((name,) for name in first.classes), source, "") if first.classes else None
+        return Truth(tuple(map(str, values)), tuple(names), source, classes)
 
     def require_readable(self) -> None:
         """As `Source`."""
@@ -145,7 +150,7 @@ def _read_footer(place: str, title: str) -> Shard | str:
         return read_reason(error)
     column, label = _find_image(place, schema), _find_label(schema)
     rows = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
-    return Shard(place, title, np.cumsum(rows, dtype=np.int64), column, label)
+    return Shard(place, title, np.cumsum(rows, dtype=np.int64), column, label, _find_classes(schema, label))
 
 
 def _find_image(place: str, schema: Any) -> str:
@@ -180,6 +185,14 @@ def _find_label(schema: Any) -> str:
     return next(
         (n for n in LABELS if n in schema.names and str(schema.field(n).type).lstrip("u").startswith("int")), ""
     )
+
+
+def _find_classes(schema: Any, label: str) -> tuple[str, ...]:
+    """The names of a ClassLabel of `datasets`; none where there are none, or they can not be read."""
+    with suppress(ValueError, KeyError, TypeError, AttributeError):
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(str(name) for name in features[label]["names"])
+    return ()
 
 
 def _read_image(value: Any) -> bytes:

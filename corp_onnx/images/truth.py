@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from corp_onnx.errors import ImageError
-from corp_onnx.images.labels import Labels, ModelClasses, Request, Truth, count_base, match_names, name_some
+from corp_onnx.images.labels import (
+    Labels,
+    ModelClasses,
+    Request,
+    Truth,
+    count_base,
+    find_contradiction,
+    match_names,
+    name_some,
+)
 
 ILSVRC_CLASSES = 1000
 ILSVRC_NAME = "ILSVRC2012_val_"
@@ -21,6 +30,9 @@ order of the synsets, which models answer in, the same images are 65, 970, 230, 
 
 def label_by_truth(names: Sequence[str], request: Request, truth: Truth, model: ModelClasses | None) -> Labels:
     """Labels of single images, from a table or in the order of the file names."""
+    own = None if model is None else model.names
+    if truth.classes is not None and own is not None and (why := find_contradiction(truth.classes, own)):
+        raise ImageError(f"{why}; give labels in the order of the model.")
     values = _find_by_order(names, request, truth) if truth.files is None else _find_in_table(names, request, truth)
     n_classes = None if model is None else model.n_classes
     what = (

@@ -85,13 +85,10 @@ class ChannelSum:
             self.add_tile(tile, roots)
         if self.pivot is None or self._count == 0:
             raise InputError(f"expected at least one token of {self.name}, found none; give at least one image")
-        pivot = self.pivot.astype(np.float64)
         upper = self._gram.result()
         gram = np.triu(upper)
         gram += np.triu(upper, 1).T
-        shift = np.outer(self._total + 0.5 * self._count * pivot, pivot)
-        gram += shift + shift.T
-        return ChannelMoments(self._count, self._total + self._count * pivot, gram)
+        return move_back(self._count, self._total, gram, self.pivot)
 
     def state(self) -> State:
         """Pivot, sums, and the rows that wait."""
@@ -241,6 +238,16 @@ class LogitSum:
         for name, array in self.state().items():
             if name != "counts":
                 array[...] = state[name]
+
+
+def move_back(
+    count: float, total: Float[np.ndarray, " n"], gram: Float[np.ndarray, "n n"], pivot: Float[np.ndarray, " n"]
+) -> ChannelMoments:
+    """The moments of channels that were summed about a pivot; `gram` is changed."""
+    about = pivot.astype(np.float64)
+    shift = np.outer(total + 0.5 * count * about, about)
+    gram += shift + shift.T
+    return ChannelMoments(count, total + count * about, gram)
 
 
 def _roots(weights: np.ndarray | None, n_tokens: int) -> Float[np.ndarray, "tokens 1"]:

@@ -22,11 +22,11 @@ from corp_onnx.staging import staged_files, write_text
 
 PAGES: Mapping[str, Callable[[Facts], Page]] = {
     "prune": prune.make_page,
+    "sweep": sweep.make_page,
+    "analyze": analyze.make_page,
     "convert": convert.make_page,
     "bench": bench.make_page,
     "evaluate": evaluate.make_page,
-    "analyze": analyze.make_page,
-    "sweep": sweep.make_page,
 }
 """By the verb that a report says it is of."""
 

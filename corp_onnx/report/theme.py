@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import zlib
 from typing import Any
 
 from corp_onnx.errors import MissingExtraError
@@ -37,7 +38,7 @@ SERIES = (BLUE, ORANGE, GREEN, PURPLE)
 FONT = "Arial, Helvetica, 'Liberation Sans', sans-serif"
 """What vl-convert measures text with has the widths of these."""
 
-WIDE, NARROW = 720, 330
+WIDE, NARROW = 720, 352
 """Pixels of a figure on a screen and on a phone: two drawings, since text must not shrink with the page."""
 
 SIZE = 11
@@ -94,6 +95,8 @@ def draw_svg(chart: Any) -> str:
     svg: str = require_report("vl_convert").vegalite_to_svg(write_spec(chart))
     for colour, (name, _) in COLOURS.items():
         svg = re.sub(f'(fill|stroke)="{colour}"', rf'\1="var(--{name},{colour})"', svg, flags=re.IGNORECASE)
+    own = f"{zlib.crc32(svg.encode()):08x}"  # several drawings stand in one page, and names are the page's
+    svg = re.sub(r'( id="|url\(#|href="#)([\w-]+)', rf"\1\2-{own}", svg)
     head = re.match(r'<svg [^>]*?width="([\d.]+)" height="[\d.]+" viewBox="([^"]*)">', svg)
     if head is None:  # another version of vl-convert: it is shown as it is
         return svg

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from corp_onnx.run.runtime import explain_failure, import_runtime
 from corp_onnx.run.sessions import Session
+
+T = TypeVar("T")
 
 DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
 """Providers with a memory of their own, and ONNX Runtime's name of it."""
@@ -49,7 +51,7 @@ def bind_device(session: Session, feeds: Mapping[str, np.ndarray], device: str) 
                 binding.bind_output(output, where)
         return held, to_host, stays
 
-    on_device, to_host, stays = _explain(session, bind)
+    on_device, to_host, stays = explain_call(session, bind)
 
     def resident() -> None:
         native.run_with_iobinding(stays)
@@ -61,10 +63,10 @@ def bind_device(session: Session, feeds: Mapping[str, np.ndarray], device: str) 
         native.run_with_iobinding(to_host)
         to_host.synchronize_outputs()
 
-    return DeviceRun(lambda: _explain(session, run), lambda: _explain(session, resident))
+    return DeviceRun(lambda: explain_call(session, run), lambda: explain_call(session, resident))
 
 
-def _explain(session: Session, call: Callable[[], Any]) -> Any:
+def explain_call(session: Session, call: Callable[[], T]) -> T:
     """What a call of ONNX Runtime gives; its exception as a sentence."""
     try:
         return call()

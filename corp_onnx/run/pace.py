@@ -7,11 +7,10 @@ device there is one call at a time.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from corp_onnx.run.runtime import resolve_provider
-from corp_onnx.threads import MAX_CALLS
+from corp_onnx.threads import MAX_CALLS, cores_are_limited, count_cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +37,8 @@ def choose_pace(batch_size: int, fixed: int | None = None, provider: str = "cpu"
         fixed: images that the model takes at once, where it says so; more than `batch_size` go alone.
     """
     n_batches = max(1, batch_size // fixed) if fixed else None
-    n_calls = min(MAX_CALLS, os.cpu_count() or 1, n_batches or batch_size)
+    n_calls = min(MAX_CALLS, count_cores(), n_batches or batch_size)
     if n_calls < 2 or resolve_provider(provider) != "CPUExecutionProvider":
-        return Pace(1, fixed or batch_size, None, 1)
-    threads = (os.cpu_count() or 1) // n_calls
+        return Pace(1, fixed or batch_size, count_cores() if cores_are_limited() else None, 1)
+    threads = count_cores() // n_calls
     return Pace(n_calls, fixed or -(-batch_size // n_calls), threads, n_batches or n_calls)

@@ -106,34 +106,44 @@ def open_tapped(
     made = {name for node in model.proto.graph.node for name in node.output} - set(outputs)
     exact = {t for t in wanted if t in made and (types or {}).get(t) == TensorProto.FLOAT}
     renamed = {t: TAP_PREFIX + t for t in wanted if t not in exact}
-    extra = [n for product in products for n in _product_nodes(product)]
+    extra = [n for product in products for n in product_nodes(product)]
     extra += [helper.make_node("Cast", [t], [name], to=TensorProto.FLOAT) for t, name in renamed.items()]
     added = [onnx.ValueInfoProto(name=renamed.get(t, t)) for t in wanted]
     if whole:
         session = open_extended(model, extra, added, provider=provider, threads=threads)
         return Tapped(session, wanted, outputs, renamed)
-    return Tapped(_open_cut(model, extra, added, provider, threads), wanted, (), renamed)
+    return Tapped(open_cut(model, extra, added, provider=provider, threads=threads), wanted, (), renamed)
 
 
-def _open_cut(
-    model: Model, nodes: Sequence[onnx.NodeProto], outputs: Sequence[onnx.ValueInfoProto], provider: str,
-    threads: int | None,
-) -> Session:  # fmt: skip
-    """As `open_extended`, with no other outputs, and of the model only what those need."""
+def open_cut(
+    model: Model,
+    nodes: Sequence[onnx.NodeProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    *,
+    inputs: Sequence[onnx.ValueInfoProto] = (),
+    provider: str = "cpu",
+    threads: int | None = None,
+) -> Session:
+    """As `open_extended`, with no other outputs, and of the model only what those need.
+
+    Args:
+        inputs: of the nodes, besides the model's own.
+    """
     graph = model.proto.graph
-    ends = {name for node in nodes for name in node.input} | {value.name for value in outputs}
-    needed, _ = reach_back(graph, (), ends)
+    read = {name for node in nodes for name in node.input} | {value.name for value in outputs}
+    needed, _ = reach_back(graph, (), read)
     kept = [graph.node[position] for position in sorted(needed)]
     light = without_graph(model.proto)
-    light.graph.input.extend(graph.input)  # whatever is fed
+    light.graph.input.extend([*graph.input, *inputs])  # whatever is fed
     light.graph.node.extend([*kept, *nodes])
     light.graph.output.extend(outputs)
-    read = {name for node in kept for name in (*node.input, *captured_names(node))} | ends
+    read |= {name for node in kept for name in (*node.input, *captured_names(node))}
     stored = [tensor for tensor in graph.initializer if tensor.name in read]
     return start_session(light, model, provider, threads, stored=stored)
 
 
-def _product_nodes(product: Product) -> Iterator[onnx.NodeProto]:
+def product_nodes(product: Product) -> Iterator[onnx.NodeProto]:
+    """The nodes that compute it."""
     partial = product.name + ".product" if product.bias else product.name
     yield helper.make_node("MatMul", [product.input, product.weight], [partial])
     if product.bias:

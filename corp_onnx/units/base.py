@@ -18,10 +18,10 @@ Everybody else handles units through this interface and never asks which kind on
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -31,15 +31,14 @@ from corp_onnx.findings import Findings
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.cost import Cost
 from corp_onnx.moments import Moments
+from corp_onnx.moments.gathered import GatheredSum
 from corp_onnx.results import UnitFacts
+from corp_onnx.run.reduced import SumPen
 from corp_onnx.settings import Fractions, Method
 from corp_onnx.solve.allocate import aligned_widths
+from corp_onnx.units.change import Change
 from corp_onnx.units.energy import Energy
-from corp_onnx.units.expected import Expected
 from corp_onnx.units.taps import Taps
-
-if TYPE_CHECKING:
-    from corp_onnx.graph.surgeon import Surgeon
 
 Site = Mlp | Attention
 """A place in the graph that units belong to: several units may change one site together."""
@@ -57,53 +56,6 @@ class UnitKey:
 
     def __str__(self) -> str:
         return str(self.site) if self.kind == self.site.part else f"{self.site}.{self.kind}"
-
-
-class Change(ABC):
-    """What happens to one site, whichever units ask for it."""
-
-    @property
-    @abstractmethod
-    def key(self) -> SiteKey:
-        """Of the site."""
-
-    @property
-    @abstractmethod
-    def removes(self) -> bool:
-        """Whether nothing of the site stays but its mean."""
-
-    @classmethod
-    @abstractmethod
-    def none(cls, site: Any, graph: Graph) -> Any:
-        """The change of a site that keeps everything."""
-
-    @abstractmethod
-    def edit(self, surgeon: Surgeon) -> None:
-        """Make the change in a graph."""
-
-    @abstractmethod
-    def join(self, other: Any) -> Any:
-        """Both changes of one site as one; `other` came later."""
-
-    @abstractmethod
-    def whole(self, graph: Graph) -> Any:
-        """The same surgery with nothing removed."""
-
-    @abstractmethod
-    def padded(self) -> Any:
-        """The same solution at full width, zeros where something was removed."""
-
-    @abstractmethod
-    def products(self, graph: Graph) -> Iterator[Expected]:
-        """What the products that it touches must compute."""
-
-    @abstractmethod
-    def last_product(self, graph: Graph) -> tuple[Float[np.ndarray, "d_out n"], Float[np.ndarray, " d_out"]]:
-        """Weight and bias, in float64, of the product that writes into the residual stream."""
-
-    @abstractmethod
-    def with_product(self, weight: np.ndarray, bias: np.ndarray) -> Any:
-        """The same with another last product."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -278,14 +230,16 @@ class Unit(ABC):
         """Its own values from the exposed tensors of one batch."""
 
     @abstractmethod
+    def write_sum(self, pen: SumPen) -> GatheredSum:
+        """The same sums made inside the graph: adds up everything in `GatheredSum.shapes` under names that begin with
+        the unit's key, and says the shapes that are counted."""
+
+    @abstractmethod
     def trace(self, evidence: Evidence, method: Method) -> Choice:
         """Every width of it, from the moments."""
 
     def spectra(self, evidence: Evidence) -> Float[np.ndarray, "m n"]:
-        """How the energy of what it computes is spread over directions: a row a head, or one (solve/spectrum.py).
-
-        No row of a kind that has no directions of its own.
-        """
+        """How its energy spreads over directions (solve/spectrum.py): a row a head, one, or none."""
         return np.zeros((0, self.width))
 
     @abstractmethod

@@ -23,8 +23,10 @@ from corp_onnx.graph.cost import Cost
 from corp_onnx.graph.slots import Slot, WidthSpelling
 from corp_onnx.graph.surgeon import Surgeon
 from corp_onnx.moments import ChannelMoments
+from corp_onnx.moments.gathered import GatheredChannels
 from corp_onnx.moments.sums import ChannelSum
 from corp_onnx.results import UnitFacts
+from corp_onnx.run.reduced import SumPen
 from corp_onnx.settings import Method
 from corp_onnx.solve.mlp import compensate_mlp, drop_mlp
 from corp_onnx.solve.obs import rank_obs
@@ -41,7 +43,7 @@ from corp_onnx.units.base import Change, Choice, Evidence, Site, Unit, UnitPlan,
 from corp_onnx.units.edits import can_remove, remove_branch, set_bias, set_weight, shape_like
 from corp_onnx.units.expected import Expected
 from corp_onnx.units.facts import describe_unit
-from corp_onnx.units.taps import Taps, read_tokens
+from corp_onnx.units.taps import Taps, read_tokens, write_channels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -241,6 +243,11 @@ class MlpUnit(Unit):
     def read(self, arrays: Mapping[str, np.ndarray], graph: Graph, n_real: int) -> Values:
         """The hidden channels, [tokens, n]."""
         return (read_tokens(arrays[self.site.hidden], graph, n_real),)
+
+    def write_sum(self, pen: SumPen) -> GatheredChannels:
+        """Of the hidden channels over all tokens."""
+        write_channels(pen, str(self.key), self.site.hidden, self.width)
+        return GatheredChannels(self.width, f"tensor '{self.site.hidden}' ({self.key})")
 
     def trace(self, evidence: Evidence, method: Method) -> MlpChoice:
         """One order of all channels; n^3 operations for OBS, the rest is small."""

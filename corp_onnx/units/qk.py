@@ -17,8 +17,10 @@ from corp_onnx.blocks import Attention, QkPair, Skip
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.cost import Cost
 from corp_onnx.moments import LogitMoments
+from corp_onnx.moments.gathered import GatheredLogits
 from corp_onnx.moments.sums import LogitSum
 from corp_onnx.results import UnitFacts
+from corp_onnx.run.reduced import SumPen
 from corp_onnx.settings import Method
 from corp_onnx.solve.qk import compensate_qk, drop_qk, low_rank_logits, select_logit_energy, trace_logit_curve
 from corp_onnx.solve.spectrum import logit_spectrum
@@ -26,7 +28,7 @@ from corp_onnx.units.attention import AttentionChange, core_macs, count_tokens, 
 from corp_onnx.units.base import Change, Choice, Evidence, Unit, UnitPlan, Values
 from corp_onnx.units.energy import Energy
 from corp_onnx.units.facts import describe_unit, projection_cost
-from corp_onnx.units.taps import Taps, read_operand
+from corp_onnx.units.taps import Taps, read_operand, write_logits, write_operand
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +113,13 @@ class QkUnit(Unit):
         """(q, k), [images, tokens, n_heads, d_head] each."""
         pair = self.pair
         return read_operand(arrays, graph, pair.q, n_real), read_operand(arrays, graph, pair.k, n_real)
+
+    def write_sum(self, pen: SumPen) -> GatheredLogits:
+        """Of queries and keys, by head, over all images."""
+        n_heads, d_head = self.site.n_heads, self.site.d_qk
+        q, k = (write_operand(pen, operand) for operand in (self.pair.q, self.pair.k))
+        write_logits(pen, str(self.key), q, k, n_heads, d_head)
+        return GatheredLogits(n_heads, d_head, f"the queries and keys of {self.site.key}")
 
     def trace(self, evidence: Evidence, method: Method) -> QkChoice:
         """Tail sums of singular values, d_head^3 operations a head."""

@@ -17,15 +17,17 @@ from corp_onnx.blocks import Attention, Skip, VoPair
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.cost import Cost
 from corp_onnx.moments import ChannelMoments
+from corp_onnx.moments.gathered import GatheredChannels
 from corp_onnx.moments.sums import ChannelSum
 from corp_onnx.results import UnitFacts
+from corp_onnx.run.reduced import SumPen
 from corp_onnx.settings import Method
 from corp_onnx.solve.spectrum import value_spectrum
 from corp_onnx.solve.vo import compensate_vo, drop_vo, trace_value_curve
 from corp_onnx.units.attention import AttentionChange, core_macs, count_tokens, first_dimensions
 from corp_onnx.units.base import Change, Choice, Evidence, Unit, UnitPlan, Values
 from corp_onnx.units.facts import describe_unit, projection_cost
-from corp_onnx.units.taps import Taps, read_tokens
+from corp_onnx.units.taps import Taps, read_tokens, write_channels
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +128,12 @@ class VoUnit(Unit):
         """The heads' outputs side by side, [tokens, H * d]."""
         pair = self.pair
         return (read_tokens(arrays[pair.out.linear.input], graph, n_real, token_major=pair.v.token_major),)
+
+    def write_sum(self, pen: SumPen) -> GatheredChannels:
+        """Of the heads' outputs side by side, over all tokens."""
+        linear = self.pair.out.linear
+        write_channels(pen, str(self.key), linear.input, linear.d_in, token_major=self.pair.v.token_major)
+        return GatheredChannels(linear.d_in, f"tensor '{linear.input}' ({self.key})")
 
     def trace(self, evidence: Evidence, method: Method) -> Choice:
         """One SVD a head."""

@@ -18,6 +18,7 @@ from corp_onnx.calibrate.checkpoint import Checkpoint
 from corp_onnx.calibrate.collect import collect_moments
 from corp_onnx.errors import InputError, OutputError
 from corp_onnx.images import Images, open_images
+from corp_onnx.images.folder import Memory
 from corp_onnx.images.recipe import Recipe
 from corp_onnx.tensor_file import read_tensors, write_tensors
 from corp_onnx.units import list_units
@@ -54,8 +55,8 @@ def test_only_images_that_are_missing_are_decoded(tmp_path: Path, monkeypatch: p
     with pytest.raises(StopError):
         collect(MODELS[0], fresh(), keep(tmp_path), stop_after(5))
     decoded: list[str] = []
-    load = type(fresh())._load
-    monkeypatch.setattr(type(fresh()), "_load", lambda s, name, r: (decoded.append(name), load(s, name, r))[1])
+    decode = Memory.decode
+    monkeypatch.setattr(Memory, "decode", lambda s, name, *of: (decoded.append(name), decode(s, name, *of))[1])
     images = fresh()
     require_same_bytes(collect(MODELS[0], images, keep(tmp_path)), expected)
     assert decoded == names[5:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import sys
 import tarfile
 import warnings
@@ -22,6 +23,8 @@ from corp_onnx.cli import main
 from corp_onnx.errors import ImageError, MissingExtraError
 from corp_onnx.evaluate import evaluate_models
 from corp_onnx.images import parquet, require_path, split_holdout, tarball
+from corp_onnx.images.labelling import label_files
+from corp_onnx.images.labels import ClassNames, ModelClasses
 from corp_onnx.images.open import spread_images
 from corp_onnx.images.places import expand_braces, find_url, name_places
 from corp_onnx.images.source import ShardNames
@@ -208,6 +211,21 @@ class TestParquet:
         ):
             read_set(tmp_path / "c.parquet")
 
+    def test_class_names_in_another_order_than_the_models_are_refused(self, photos: Path, tmp_path: Path) -> None:
+        labels = [0, 1] * 5 + [0]
+        where = pack_parquet(read_files(photos), tmp_path / "p", shards=1, labels=labels) / "train-00000.parquet"
+        features = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+        table = pq.read_table(where)
+        pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), where)
+        found = read_set(where, labels="folders")
+        own, other = (
+            ModelClasses(Path("m.onnx"), 2, ClassNames(names, Path("m.onnx"), ""))
+            for names in ((("cat",), ("dog",)), (("dog",), ("cat",)))
+        )
+        assert label_files(found.names, found.labels.request, own).indices == tuple(labels)
+        with pytest.raises(ImageError, match=r"same class names in different orders: .*; give labels in"):
+            label_files(found.names, found.labels.request, other)
+
     def test_images_kept_as_paths_are_bad_ones(self, photos: Path, tmp_path: Path) -> None:
         files: list[Any] = read_files(photos)
         files[2] = (files[2][0], None)
@@ -260,7 +278,7 @@ def test_shards_can_be_calibrated_and_pruned(photos: Path, tmp_path: Path) -> No
         calibration = tmp_path / f"{kind}.safetensors"
         words = [str(model), "-o", str(calibration), "--preset", "paper"]
         assert main(["calibrate", *words, "--calib", str(where), "--no-choosing"]) == 0
-        found = prune_model(model, None, tmp_path / f"{kind}2.onnx", settings=paper(calibration=(str(calibration),)))
+        found = prune_model(model, None, tmp_path / f"{kind}2.onnx", settings=paper(calibration=str(calibration)))
         assert found.calibration.data_hash == result.calibration.data_hash
 
 
@@ -272,7 +290,7 @@ def test_accuracy_with_the_labels_beside_the_images(photos: Path, tmp_path: Path
     expected = evaluate_models([model], photos, labels=by_table)
     for kind in ("struct", "tar"):
         found = evaluate_models([model], pack(kind, read_files(photos), tmp_path / kind, labels=labels))
-        assert found.scores[0].metrics == expected.scores[0].metrics
+        assert found.scores[0].figures == expected.scores[0].figures
 
 
 class TestPlaces:

@@ -10,11 +10,12 @@ import pytest
 from graphs import difference, feeds_of, probed, run, save
 from samples import FIXED, OPERATOR, write_photos
 
+from corp_onnx import threads
 from corp_onnx.blocks import SiteKey
 from corp_onnx.images import open_images
 from corp_onnx.images.recipe import find_recipe
 from corp_onnx.metrics import OutputTask
-from corp_onnx.refit import refit_changes
+from corp_onnx.refit import refit_changes, token_weights
 from corp_onnx.refit.stream import find_walk
 from corp_onnx.refit.token_weights import weigh_stops, weigh_tokens
 from corp_onnx.run.segments import open_segment
@@ -124,6 +125,20 @@ class TestRefit:
                 for one, other in zip(refitted[key].last_product(graph), expected.last_product(graph), strict=True):
                     assert difference([one], [other]) < 1e-3
 
+    def test_threads_change_no_bit(self, photos, monkeypatch) -> None:
+        """Folds are summed in the order of their images, whatever goes on beside them."""
+        graph, blocks = probed(OPERATOR)
+        images, walk = photos(graph), find_walk(blocks)
+        changes = cut_mlps(graph, blocks, np.random.default_rng(0))
+        proto = apply_changes(graph, changes)
+        found = []
+        for n in (1, 4):
+            monkeypatch.setattr(threads, "choose_size", lambda n=n: n)
+            found.append(refit_changes(graph, walk, changes, proto, images, {}))
+        for key, expected in found[0].items():
+            for one, other in zip(found[1][key].last_product(graph), expected.last_product(graph), strict=True):
+                np.testing.assert_array_equal(one, other)
+
 
 LOGITS = (OutputTask("logits", "classify", "its name", (10,), channel_axis=1),)
 
@@ -139,6 +154,46 @@ class TestTokenWeights:
         assert np.all(last[1:] == 1.0)
         first = weights[walk.stops[0].key]
         assert 1.0 <= first[0] < last[0]
+
+    def test_between_measured_stops_the_logarithm_is_a_line(self, photos, monkeypatch) -> None:
+        """Stops are counted from the last one, and the last few are measured themselves."""
+        graph, blocks = probed(OPERATOR)
+        walk = find_walk(blocks)
+        keys = [stop.key for stop in walk.stops]
+        asked: list[str] = []
+
+        def weigh(_tail, stream, _feeds, tensor, _tasks, _n_calls):
+            asked.append(tensor)
+            weights = np.ones(stream[0].shape[1], dtype=np.float32)
+            weights[0] = 10.0 ** len(asked)
+            return weights
+
+        monkeypatch.setattr(token_weights, "weigh_tokens", weigh)
+        monkeypatch.setattr(token_weights, "STRIDE", 2)
+        weights = weigh_stops(graph, walk, photos(graph), LOGITS)
+        measured = [i for i in range(len(keys)) if len(keys) - 1 - i < 2 or (len(keys) - 1 - i) % 2 == 0]
+        assert asked == [walk.stops[i].residual.stream for i in measured]
+        for place, i in enumerate(measured):
+            assert weights[keys[i]][0] == pytest.approx(10.0 ** (place + 1))
+        for i in set(range(1, len(keys))) - set(measured):
+            expected = np.sqrt(weights[keys[i - 1]][0] * weights[keys[i + 1]][0])
+            assert weights[keys[i]][0] == pytest.approx(expected, rel=1e-4)
+
+    def test_an_image_that_sways_more_has_no_more_say(self) -> None:
+        """A tail in which the losses of one image are a thousand times those of the others, and their ratio as well."""
+
+        class Swayed:
+            read = ("out",)
+
+            def run(self, tensors, _feeds):
+                h = tensors["h"]
+                gain = np.where(np.arange(len(h)) == 0, 30.0, 1.0)[:, None]
+                return {"out": gain * (h[:, 0] * np.where(np.arange(len(h)) == 0, 9.0, 3.0)[:, None] + h[:, 1:].sum(1))}
+
+        stream = [np.random.default_rng(0).standard_normal((9, 40, 50), dtype=np.float32)]
+        tasks = (OutputTask("out", "regress", "its name", (50,)),)
+        weights = weigh_tokens(Swayed(), stream, [({}, 9)], "h", tasks)  # type: ignore[arg-type]
+        assert weights[0] == pytest.approx(3.0 * 3.0 ** (1 / 9), rel=0.15)
 
     def test_positions_that_matter_alike_weigh_alike(self) -> None:
         class Mean:

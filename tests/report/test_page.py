@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reports import DENSE, PIXEL, PRUNED, SCRIPT, look_up, make_bench_result, make_prune_result
+from reports import DENSE, MACHINE, PIXEL, PRUNED, SCRIPT, look_up, make_bench_result, make_prune_result
 
+from corp_onnx.analyze.values import Analysis, DepthRow, Study, UnitAnalysis
 from corp_onnx.errors import InputError, MissingExtraError, OutputError
 from corp_onnx.report import page, theme
 from corp_onnx.report.page import check_report, read_report, render_page, write_page
 from corp_onnx.report.parts import Facts
-from corp_onnx.results import SkipFacts, to_report
+from corp_onnx.results import Metric, SkipFacts, StageTime, to_report
+from corp_onnx.sweep.values import Sweep, SweepPoint
 
 
 class Reader(HTMLParser):
@@ -179,7 +181,7 @@ def test_write_page_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Mo
     ("text", "sentence"),
     [
         ("{", "is no JSON report"),
-        ("[]", "is no report of corp-onnx; expected the JSON of prune, convert, bench or evaluate"),
+        ("[]", "is no report of corp-onnx; expected the JSON of prune, sweep, analyze, convert, bench or evaluate"),
         ('{"schema": 2, "verb": "prune"}', "has schema 2, and this version reads 1"),
         ('{"schema": 1, "dense": {}}', "does not say its verb: it is of an older version"),
         ('{"schema": 1, "verb": "fit"}', "is a report of fit; a page is made of those of prune"),
@@ -208,3 +210,47 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch)
         page.require_parts()
     monkeypatch.undo()
     assert importlib.import_module("json") is json
+
+
+def make_sweep() -> Sweep:
+    kept = Metric("agreement", 0.96, 0.91, 0.98)
+    points = (
+        SweepPoint("dense", "dense", "dense", 1.0, "fp32", 1.0, 1.0, 1.0),
+        SweepPoint("best-0.7", "best", "macs", 0.7, "fp32", 0.7, 0.8, 0.81, kept, (kept, Metric("kl", 0.02))),
+        SweepPoint(SCRIPT, "best", "macs", 0.1, "fp32", problem="asks for less than there is"),
+    )
+    return Sweep("models/deit.onnx", "d" * 64, points, {"seed": 0}, "", 300, 80, 0.95, 2, 61.5, (), MACHINE)
+
+
+def test_sweep_page() -> None:
+    report = to_report(make_sweep())
+    reader = Reader(render_page([Facts(report)]))
+    require_equal(reader, [report])
+    text = " ".join(reader.text.split())
+    assert (
+        "Recommended is best-0.7, the cheapest that is safe: with 70.0% of the multiply-accumulates it keeps agreement "
+        "96.0% (91.0% to 98.0%) on 80 held-back images." in text
+    )
+    assert f"{SCRIPT}: asks for less than there is" in text
+    assert "script" not in reader.tags
+    assert reader.tags.count("svg") == 2 * reader.tags.count("figure") == 4
+    none = {**report, "points": report["points"][:1]}
+    assert "No point keeps 90% of the answers" in " ".join(Reader(render_page([Facts(none)])).text.split())
+    with pytest.raises(InputError, match="is of another version of corp-onnx"):
+        render_page([Facts({**report, "points": [{"name": "x"}]}, "s.json")])
+
+
+def test_analysis_page() -> None:
+    units = tuple(
+        UnitAnalysis(f"blocks.{b}.mlp", "mlp", b, 8, None, 2.5 + b, 0.3, 3.0, 0.375, 0.1, 4, 0.01, ((0.5, 0.3, 0.2),))
+        for b in range(2)
+    )
+    study = Study("depth", (), (DepthRow(0, ("blocks.0.mlp",), (0.1,), (0.3,), 0.05),), 12, "")
+    stages = (StageTime("load", 1.0),)
+    made = Analysis(DENSE, units, (), (study,), {"seed": 0}, "c" * 64, 64, 32, 12, ("a note",), (), stages, MACHINE)
+    report = to_report(made)
+    reader = Reader(render_page([Facts(report)]))
+    require_equal(reader, [report])
+    text = " ".join(reader.text.split())
+    assert "of their dimensions: MLP 30.0% (effective rank, 64 images)." in text
+    assert "Study: depth" in text

@@ -13,8 +13,10 @@ from samples import OPERATOR, fixture_path, write_photos
 
 from corp_onnx.cli.main import cli
 from corp_onnx.report.curves import draw_fractions
+from corp_onnx.report.pages.common import read_facts
+from corp_onnx.report.parts import Facts
 from corp_onnx.report.theme import write_spec
-from corp_onnx.sweep.values import read_sweep
+from corp_onnx.sweep import Sweep
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_a_figure_is_its_data(photos: Path, tmp_path: Path) -> None:
     invoke(
         photos, tmp_path / "s", "--fractions", "0.25,0.5", "--targets", "mlp,both", "--variants", "compensated,plain"
     )
-    result = read_sweep(json.loads((tmp_path / "s" / "sweep.json").read_text()))
+    result = read_facts(Sweep, Facts(json.loads((tmp_path / "s" / "sweep.json").read_text())))
     spec = write_spec(draw_fractions(result, "agreement", False, 720))
     shown = {(row["point"], row["value"]) for row in list_rows(spec)}
     assert shown == {(p.name, 100 * p.kept.value) for p in result.points if p.kept is not None}

@@ -16,14 +16,16 @@ from corp_onnx.graph import load_model
 from corp_onnx.images import open_images, split_holdout
 from corp_onnx.images.recipe import find_recipe
 from corp_onnx.refit import refit_changes
+from corp_onnx.refit.stream import place_given
 from corp_onnx.rewrite import plan_rewrite
 from corp_onnx.run.probe import probe_graph
+from corp_onnx.run.segments import open_segment
 from corp_onnx.search.problem import Problem
 from corp_onnx.search.search import Search, prepare_search
 from corp_onnx.search.tokens import prepare_merging
 from corp_onnx.settings import BEST
 from corp_onnx.tokens.metric import learn_metrics
-from corp_onnx.tokens.sites import MergeSites, MergeStep, find_merge_sites, list_carried
+from corp_onnx.tokens.sites import MergeSites, MergeStep, find_merge_sites, list_assignments, list_carried
 from corp_onnx.tokens.trim import plan_trim
 from corp_onnx.units import list_units
 
@@ -136,6 +138,42 @@ class TestRefit:
         solutions = replace(one_shot, changes=changes), search.refit(one_shot)
         ruined, sound = (search.judge.evaluate(search.make(s)).loss for s in solutions)
         assert ruined > 3 * sound
+
+    def test_sizes_that_are_given_are_those_that_would_be_found(self, search, problem) -> None:
+        """A stretch without them computes the model from its images; with them it reads nothing but what is given."""
+        one_shot = search.one_shot("macs", 0.12)
+        at, pruned = search._stretch(one_shot.merges), search.make(one_shot)
+        changes, expected = (
+            refit_changes(at.graph, at.walk, one_shot.changes, pruned, problem.calibration, {}, given=given)
+            for given in (at.given, list_assignments(one_shot.merges))
+        )
+        for key, change in expected.items():
+            for found, wanted in zip(changes[key].last_product(at.graph), change.last_product(at.graph), strict=True):
+                np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+        needed = [
+            {
+                source
+                for stop, before in zip(at.walk.stops, at.walk.starts, strict=True)
+                for source in open_segment(
+                    at.graph.model, at.graph.types, [before], [stop.residual.stream], given=given
+                ).sources
+            }
+            for given in (at.given, list_assignments(one_shot.merges))
+        ]
+        assert "input" in needed[1]
+        assert needed[0] <= set(at.given)
+
+    def test_what_merges_is_known_before_it_is_needed(self, search) -> None:
+        """Each tensor at the stretch that finds it out: its stream, and what it follows from."""
+        at = search._stretch(search.one_shot("macs", 0.12).merges)
+        placed = place_given(at.graph, at.walk, at.given)
+        assert sorted(name for names in placed for name in names) == sorted(at.given)
+        stretch = {name: i for i, names in enumerate(placed) for name in names}
+        for step in search.one_shot("macs", 0.12).merges:
+            streams = [stop.residual.stream for stop in at.walk.stops]
+            home = streams.index(step.site.stream)
+            assert stretch[step.tensor("order")] == stretch[step.tensor("partner")] == home
+            assert stretch[step.tensor("sizes")] == home + 1
 
     def test_weights_of_tokens_follow_their_number(self, search) -> None:
         one_shot = search.one_shot("macs", 0.35)

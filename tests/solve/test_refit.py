@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 import pytest
 
 from corp_onnx.errors import OptionError
-from corp_onnx.moments.values import CrossMoments
+from corp_onnx.moments.values import CrossMoments, merge_moments
 from corp_onnx.solve.refit import (
     REFIT_RIDGE,
     RIDGE_LADDER,
     LinearSolution,
+    _Trial,
     choose_ridge,
     measure_fit_error,
     refit_linear,
 )
+from corp_onnx.threads import Crew
 
 
 def make_problem(seed: int, n_tokens: int = 60):
@@ -123,6 +127,27 @@ def test_the_ridge_is_that_of_least_cross_validated_error(noise):
     assert chosen == RIDGE_LADDER[int(np.argmin(errors))]
     assert noise > 0 or chosen == RIDGE_LADDER[0]
     assert noise < 300 or chosen == RIDGE_LADDER[-1]
+
+
+@pytest.mark.parametrize("ridge", [0.003, 0.3, 100.0])
+def test_a_trial_says_what_the_fit_from_the_other_folds_costs(ridge):
+    """The short form of the error, against the fit itself."""
+    folds = [moments_of(*make_problem(seed)[:3]) for seed in range(4)]
+    prior = make_problem(9)[3]
+    total = reduce(merge_moments, folds)
+    for held in folds:
+        rest = reduce(merge_moments, [fold for fold in folds if fold is not held])
+        expected = measure_fit_error(refit_linear(rest, prior, ridge), held)
+        trial = _Trial(total, held, prior, prior @ total.x_gram)
+        assert trial.error(ridge) == pytest.approx(expected, rel=1e-9)
+        assert trial.error(ridge) == trial.error(ridge)  # factors share a place
+
+
+def test_folds_side_by_side_choose_the_same():
+    folds = [moments_of(*make_problem(seed)[:3]) for seed in range(4)]
+    prior = make_problem(9)[3]
+    with Crew(4) as crew:
+        assert choose_ridge(folds, prior, crew.map) == choose_ridge(folds, prior)
 
 
 def test_without_anything_to_choose_by_the_ridge_is_the_default():

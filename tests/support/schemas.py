@@ -6,44 +6,26 @@ goes or changes its type changes a file that a test compares.
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from corp_onnx.analyze import Analysis
-from corp_onnx.bench.bench import BenchResult
-from corp_onnx.calibration import CalibrationResult
-from corp_onnx.evaluate import Evaluation
-from corp_onnx.fit import FitResult
-from corp_onnx.forecast import Forecast
-from corp_onnx.precision.conversion import ConvertResult
-from corp_onnx.results import SCHEMA, Inspection, PruneResult, Result
-from corp_onnx.sweep import Sweep
-from corp_onnx.tensorrt.engine import EngineResult
-from corp_onnx.triton.repository import TritonRepository
-from corp_onnx.zoo.export import ExportResult
+import corp_onnx
+from corp_onnx.results import SCHEMA, Result
 
 FOLDER = Path(__file__).parent.parent.parent / "docs" / "schema"
 
-RESULTS: tuple[type[Result], ...] = (
-    Inspection,
-    PruneResult,
-    CalibrationResult,
-    Evaluation,
-    ExportResult,
-    ConvertResult,
-    FitResult,
-    BenchResult,
-    EngineResult,
-    TritonRepository,
-    Analysis,
-    Sweep,
-    Forecast,
-)
-"""What verbs return; a test holds that there is no other."""
+MODULES = [importlib.import_module(m.name) for m in pkgutil.walk_packages(corp_onnx.__path__, "corp_onnx.")
+           if not m.name.endswith("__main__")]  # fmt: skip
+_found = {value for module in MODULES for value in vars(module).values()
+          if isinstance(value, type) and issubclass(value, Result) and value is not Result}  # fmt: skip
+RESULTS: tuple[type[Result], ...] = tuple(sorted(_found, key=lambda result: result.verb))
+"""What verbs return: every one that any module of the package defines."""
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -3,60 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from statistics import fmean
 
-from corp_onnx.analyze.values import Analysis, read_analysis
+from corp_onnx.analyze.values import Analysis
 from corp_onnx.errors import clean_text
 from corp_onnx.report.curves import list_analysis_figures
-from corp_onnx.report.pages.common import bullets, show_warnings
-from corp_onnx.report.parts import Facts, Figure, Inline, Page, Section, Table, Text, count, digits, percent
+from corp_onnx.report.pages.common import (
+    bullets,
+    describe_machine,
+    list_settings,
+    name_file,
+    read_facts,
+    show_stages,
+    show_warnings,
+)
+from corp_onnx.report.parts import (
+    Code,
+    Facts,
+    Figure,
+    Inline,
+    Page,
+    Section,
+    Table,
+    Text,
+    count,
+    digits,
+    percent,
+)
 from corp_onnx.report.terminal import KIND_NAMES
 
 TITLES = {
-    "redundancy": (
-        "Redundancy by depth",
-        "Effective rank and the directions that hold 95 % of the energy, over the dimension.",
-    ),
-    "spectra": ("Spectra", "Energy held by the first directions: a line a head (of MLPs a block), darker with depth."),
-    "losses": ("What every unit alone costs", "The answers' loss with one unit cut, before any refit."),
-    "study-depth": ("Error by depth", "Of every unit by itself, and accumulated in the residual stream."),
-    "study-images": ("By the number of calibration images", "Each set holds the one before."),
-    "study-seeds": ("By the draw of half of the images", ""),
-    "study-shift": ("On other images", "Calibrated on images as they are and changed, each judged on both."),
+    "redundancy": ("Redundancy by depth", "Directions that a unit really uses, of those that it has."),
+    "spectra": ("Energy by direction", "How much of the energy the first directions hold, a line a unit or head."),
+    "losses": ("Loss of each unit cut alone", "How far the answers move with this unit alone at its probe's width."),
 }
-"""By the name of the figure: its title, and how to read it."""
 
 
 def make_page(facts: Facts) -> Page:
-    """All of one report."""
-    result = read_analysis(facts.report)
-    ranks = [unit.rank_ratio for unit in result.units if unit.n_heads is None]
-    sentence = f"MLPs use {min(ranks):.0%} to {max(ranks):.0%} of their dimension." if ranks else "No MLP was analysed."
-    return Page("How redundant a model is", sentence, (), tuple(_list_sections(facts, result)))
+    """All of one analysis."""
+    result = read_facts(Analysis, facts)
+    return Page(f"{name_file(facts, 'model.path')}, analysed", write_sentence(facts, result), (),
+                tuple(_list_sections(facts, result)))  # fmt: skip
+
+
+def write_sentence(facts: Facts, result: Analysis) -> Inline:
+    """How much of their dimensions the kinds of units use, on the mean."""
+    means = [(KIND_NAMES.get(kind, kind), fmean(u.rank_ratio for u in result.of_kind(kind))) for kind in result.kinds]
+    said = ", ".join(f"{name} {percent(mean)}" for name, mean in means)
+    start = f"The units of {name_file(facts, 'model.path')} use, on the mean, of their dimensions: {said}"
+    return (start, " (effective rank, ", facts.datum("n_images", count), " images).")
 
 
 def _list_sections(facts: Facts, result: Analysis) -> Iterator[Section]:
     yield from show_warnings(facts)
-    for name, draw in list_analysis_figures(result).items():
-        title, caption = TITLES[name]
-        yield Section(title, (Figure(title, draw, caption),))
-    yield Section("Every unit", (show_units(facts, result),))
-    how: Inline = (facts.datum("n_images", count), " calibration images, ", facts.datum("n_probed", count),
-                   " of them for the losses; ", facts.datum("n_held_out", count), " held back.")  # fmt: skip
-    yield Section("What it was measured on", (Text((how,)),))
-    yield from bullets("Notes", [*map(clean_text, result.notes), *(f"{s.node}: {s.reason}" for s in result.skipped)])
+    figures = list_analysis_figures(result)
+    named = tuple(Figure(TITLES[name][0], draw, TITLES[name][1]) for name, draw in figures.items() if name in TITLES)
+    yield Section("Units", (*named, _list_units(facts, result)))
+    for study in result.studies:
+        figure = Figure(f"Study: {study.name}", figures[f"study-{study.name}"])
+        yield Section(f"Study: {study.name}", (figure,), f"On {study.n_judged} images that no model of it has seen.")
+    skipped = [f"{KIND_NAMES.get(s.kind, s.kind)} at {s.node}: {s.reason}" for s in result.skipped]
+    yield from bullets("Left out, and why", skipped)
+    yield from bullets("Notes", facts.get("notes"))
+    yield show_stages(facts)
+    origin = (Code(facts.text("model.sha256")), Text((describe_machine(facts),)), list_settings(facts))
+    yield Section("What it belongs to", origin, f"The sha256 of {facts.text('model.path')}, machine and settings.")
 
 
-def show_units(facts: Facts, result: Analysis) -> Table:
-    """The columns of the paper's Appendix A, and the loss of a probe."""
-    rows: list[tuple[Inline, ...]] = []
-    for i, unit in enumerate(result.units):
-        at = f"units.{i}"
-        shares = tuple(facts.datum(f"{at}.{name}", percent) for name in ("rank_ratio", "k95_ratio"))
-        sparsity = "-" if unit.activation_sparsity is None else facts.datum(f"{at}.activation_sparsity", percent)
-        rows.append((
-            f"{unit.block} {KIND_NAMES[unit.kind]}", facts.datum(f"{at}.width", count),
-            facts.datum(f"{at}.effective_rank", digits), shares[0],
-            facts.datum(f"{at}.k95", digits), shares[1], sparsity, facts.datum(f"{at}.probe_loss", digits),
-        ))  # fmt: skip
-    heads = ("unit", "dimension", "effective rank", "ratio", "k95", "ratio", "sparsity", "loss alone")
-    return Table(heads, tuple(rows), is_folded=True)
+def _list_units(facts: Facts, result: Analysis) -> Table:
+    rows: list[tuple[Inline, ...]] = [
+        (clean_text(unit.key), *(facts.datum(f"units.{i}.{key}", form) for key, form in (
+            ("width", count), ("effective_rank", digits), ("rank_ratio", percent), ("k95", digits),
+            ("k95_ratio", percent), ("activation_sparsity", percent), ("probe_loss", digits))))
+        for i, unit in enumerate(result.units)
+    ]  # fmt: skip
+    heads = ("unit", "dimension", "effective rank", "of it", "k95", "of it", "sparsity", "loss")
+    return Table(heads, tuple(rows), caption="The same in numbers", is_folded=True)

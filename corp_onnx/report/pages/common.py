@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TypeVar
 
-from corp_onnx.errors import clean_text
+from corp_onnx.errors import InputError, clean_text
 from corp_onnx.metrics.names import name_metric, write_value
 from corp_onnx.report.figures import Bar, draw_bars
 from corp_onnx.report.outputs import list_legend
@@ -25,6 +26,9 @@ from corp_onnx.report.parts import (
     megabytes,
     seconds,
 )
+from corp_onnx.results.reading import read_result
+
+Value = TypeVar("Value")
 
 
 def show_warnings(facts: Facts) -> list[Section]:
@@ -92,15 +96,30 @@ def show_origin(facts: Facts, files: Sequence[tuple[str, str]], parts: Sequence[
         size = (facts.datum(f"{at}.n_bytes", megabytes), f", sha256 {facts.text(f'{at}.sha256')}")
         rows += [(title, facts.text(f"{at}.path")), ("", size)]
     how.append(Table(("file", ""), tuple(rows), left=2))
+    how.append(Text((describe_machine(facts),)))
+    how.extend(parts)
+    return Section("How to repeat it", tuple(how))
+
+
+def describe_machine(facts: Facts) -> str:
+    """The machine and the versions that figures belong to."""
     found = facts.get("environment")
     threads = "every core" if found["threads"] is None else f"{found['threads']} threads"
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    machine = (
-        f"{found['machine']}, {found['provider']}, {threads}; corp-onnx {found['corp_onnx']}, Python {found['python']}"
-    )
-    how.append(Text((clean_text(f"Environment: {machine}, {versions}."),)))
-    how.extend(parts)
-    return Section("How to repeat it", tuple(how))
+    software = f"corp-onnx {found['corp_onnx']}, Python {found['python']}, {versions}"
+    return clean_text(f"Environment: {found['machine']}, {found['provider']}, {threads}; {software}.")
+
+
+def read_facts(made: type[Value], facts: Facts) -> Value:
+    """The result that a report is of, for who needs more than its numbers.
+
+    Raises:
+        InputError: something is missing: the report is of another version.
+    """
+    try:
+        return read_result(made, facts.report)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{facts.name}: is of another version of corp-onnx ({error}). Make it anew.") from error
 
 
 def list_settings(facts: Facts, source: str = "settings") -> Table:

@@ -1,4 +1,4 @@
-"""The record of `sweep` as a page. Enters its JSON; leaves a `Page`."""
+"""The report of `sweep` as a page. Enters its JSON; leaves a `Page`."""
 
 from __future__ import annotations
 
@@ -7,67 +7,98 @@ from functools import partial
 
 from corp_onnx.errors import clean_text
 from corp_onnx.metrics.names import name_metric, write_value
-from corp_onnx.report.curves import TITLES, list_sweep_figures
-from corp_onnx.report.pages.common import bullets, show_warnings
-from corp_onnx.report.parts import Code, Facts, Figure, Inline, Page, Section, Table, Text, count, percent, times
-from corp_onnx.sweep.values import Sweep, read_sweep
+from corp_onnx.report.curves import list_sweep_figures
+from corp_onnx.report.pages.common import (
+    describe_machine,
+    list_settings,
+    name_file,
+    open_sentence,
+    read_facts,
+    show_warnings,
+    spread,
+)
+from corp_onnx.report.parts import (
+    Code,
+    Facts,
+    Figure,
+    Inline,
+    Page,
+    Part,
+    Section,
+    Table,
+    Text,
+    count,
+    digits,
+    join,
+    percent,
+    seconds,
+    times,
+)
+from corp_onnx.sweep.values import Sweep
 
-CAPTIONS = {
-    "curve": "A line a method; filled: no other point costs as little and keeps as much on held-back images; upright: "
-    "intervals.",
-    "fractions": "Dashed: without compensation; grey: the dense model.",
-}
+HEADS = ("model", "", "MACs", "parameters", "file", "kept, with interval", "KL", "speed-up")
 
 
 def make_page(facts: Facts) -> Page:
-    """All of one record."""
-    result = read_sweep(facts.report)
-    return Page("Sizes of a model", clean_text(result.advice), (), tuple(_list_sections(facts, result)))
+    """All of one sweep."""
+    result = read_facts(Sweep, facts)
+    return Page(f"{name_file(facts, 'model')} in many sizes", write_sentence(facts, result), (),
+                tuple(_list_sections(facts, result)))  # fmt: skip
+
+
+def write_sentence(facts: Facts, result: Sweep) -> Inline:
+    """The size that is recommended, with its interval; or why none is."""
+    point = result.recommended
+    if point is None or point.kept is None:
+        return open_sentence(clean_text(result.advice))
+    at = f"points.{result.points.index(point)}"
+    form = partial(write_value, point.kept.name)
+    parts: list[Inline] = [f"Recommended is {clean_text(point.name)}, the cheapest that is safe: with ",
+                           facts.datum(f"{at}.kept_macs", percent), " of the multiply-accumulates",
+                           f" it keeps {name_metric(point.kept.name)} ", facts.datum(f"{at}.kept.value", form),
+                           *spread(facts, f"{at}.kept.low", f"{at}.kept.high", form), " on ",
+                           facts.datum("n_held_out", count), " held-back images"]  # fmt: skip
+    if point.speedup:
+        parts += ["; ", facts.datum(f"{at}.speedup.value", times), " as fast"]
+    return join([*parts, "."])
 
 
 def _list_sections(facts: Facts, result: Sweep) -> Iterator[Section]:
     yield from show_warnings(facts)
-    figures = tuple(
-        Figure(_title(name), draw, CAPTIONS[name.split("-")[0]]) for name, draw in list_sweep_figures(result).items()
-    )
-    yield Section("What every size keeps", figures)
-    yield Section("Every point", (show_points(facts, result),))
-    yield from bullets("Not made", [f"{p.name}: {p.problem}" for p in result.points if p.problem])
-    how: Inline = ("Calibrated on ", facts.datum("n_images", count), " images, of which ",
-                   facts.datum("n_held_out", count), " were held back: no weight was fitted to them, and the recommendation is read off them.")  # fmt: skip
-    again = f"corp-onnx prune {clean_text(result.model)} --from DIR --macs F"
-    yield Section("What it was measured on", (Text((how,)), Code(again)))
+    figures = tuple(Figure(_title(name), draw) for name, draw in list_sweep_figures(result).items())
+    if figures:
+        yield Section("What smaller models keep", figures)
+    yield _show_points(facts, result)
+    if problems := tuple(clean_text(f"{p.name}: {p.problem}") for p in result.points if p.problem):
+        yield Section("Sizes that could not be made", (Text(problems),))
+    made = ("Made ", facts.datum("n_made", count), " of them in ", facts.datum("seconds", seconds), ".")
+    origin: list[Part] = [Code(facts.text("model_sha256")), Text((made, describe_machine(facts))), list_settings(facts)]
+    yield Section("What it belongs to", tuple(origin), f"The sha256 of {facts.text('model')}, machine and settings.")
 
 
-def _title(file: str) -> str:
-    kind, *words = file.split("-")
-    name, of = words[-1], "images given" if words[0] == "given" else "held-back images"
-    over = (
-        "over the multiply-accumulates kept" if kind == "curve" else f"over what was removed from {', '.join(TITLES)}"
-    )
-    return f"{name_metric(name)} on {of}, {over}"
+def _title(name: str) -> str:
+    """`curve-held-back-agreement` as a person says it."""
+    kind, _, rest = name.partition("-")
+    images, metric = ("held-back images", rest.removeprefix("held-back-")) if rest.startswith("held") else (
+        "images given", rest.removeprefix("given-"))  # fmt: skip
+    over = "cost" if kind == "curve" else "fraction removed"
+    return open_sentence(f"{name_metric(metric)} over {over}, {images}")
 
 
-def show_points(facts: Facts, result: Sweep) -> Table:
-    """Every point with what it costs and keeps; a star where no other beats it."""
-    given = next((m.name for p in result.points for m in p.scores), None)
-    is_timed = any(point.speedup for point in result.points)
+def _show_points(facts: Facts, result: Sweep) -> Section:
     rows: list[tuple[Inline, ...]] = []
     for i, point in enumerate(result.points):
-        if point.problem:
-            continue
         at = f"points.{i}"
-        cells: list[Inline] = [clean_text(point.name) + (" *" if point.name in result.pareto else "")]
-        cells += [facts.datum(f"{at}.kept_macs", percent), facts.datum(f"{at}.kept_parameters", percent)]
-        cells.append(facts.datum(f"{at}.kept.value", partial(write_value, point.kept.name)) if point.kept else "-")
-        if given is not None:
-            place = next((j for j, m in enumerate(point.scores) if m.name == given), None)
-            form = partial(write_value, given)
-            cells.append("-" if place is None else facts.datum(f"{at}.scores.{place}.value", form))
-        if is_timed:
-            cells.append(facts.datum(f"{at}.speedup.value", times) if point.speedup else "-")
-        rows.append(tuple(cells))
-    heads = ["point", "MACs", "parameters", "kept, held back"]
-    heads += [f"{name_metric(given)}, given"] if given is not None else []
-    heads += ["times as fast"] if is_timed else []
-    return Table(tuple(heads), tuple(rows), caption="* no other point costs as little and keeps as much.")
+        kept: Inline = "-"
+        if point.kept is not None:
+            form = partial(write_value, point.kept.name)
+            kept = (facts.datum(f"{at}.kept.value", form), *spread(facts, f"{at}.kept.low", f"{at}.kept.high", form))
+        kl = next((m for m, metric in enumerate(point.held_out) if metric.name == "kl"), None)
+        shares = (facts.datum(f"{at}.{key}", percent) for key in ("kept_macs", "kept_parameters", "kept_bytes"))
+        mark = "best" if point is result.recommended else "unbeaten" if point.name in result.pareto else ""
+        rows.append((clean_text(point.name), mark, *shares, kept,
+                     "-" if kl is None else facts.datum(f"{at}.held_out.{kl}.value", digits),
+                     facts.datum(f"{at}.speedup.value", times) if point.speedup else "-"))  # fmt: skip
+    caption = "unbeaten: no other of no higher cost keeps as much; best: the recommended one of them"
+    lead = ("On ", facts.datum("n_held_out", count), " held-back images, beside the dense model.")
+    return Section("Every size", (Table(HEADS, tuple(rows), left=2, caption=caption),), lead)
