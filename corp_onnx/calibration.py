@@ -8,31 +8,34 @@ no pass over the images but its refit.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, ClassVar
 
+from corp_onnx.calibrate.cluster import collect_on_cluster
 from corp_onnx.calibrate.data import warn_of_moments
 from corp_onnx.calibrate.file import IMAGES, Contents, describe_contents, describe_subject, join_contents, join_subjects
-from corp_onnx.case import open_case, pose_problem
+from corp_onnx.case import Case, open_case, pose_problem
 from corp_onnx.checks.preflight import protect_source
 from corp_onnx.errors import OptionError
 from corp_onnx.findings import Findings, read_findings
 from corp_onnx.graph import Model
 from corp_onnx.graph.model import require_file
 from corp_onnx.images import ImageSource
-from corp_onnx.moments import merge_moments, pack_moments, unpack_moments
+from corp_onnx.moments import Moments, merge_moments, pack_moments, unpack_moments
 from corp_onnx.options import choose_settings
-from corp_onnx.progress import Progress, follow
+from corp_onnx.progress import Count, Progress, follow
 from corp_onnx.results import Result, Rows, StageClock, StageTime
-from corp_onnx.search.statistics import MOMENTS
+from corp_onnx.search.statistics import MOMENTS, Collect
 from corp_onnx.search.strategy import prepare_method
 from corp_onnx.settings import Budget, PruneSettings
 from corp_onnx.shelf import Shelf
 from corp_onnx.staging import check_destinations, refuse_folder, staged_files
 from corp_onnx.threads import few_blas_threads
+from corp_onnx.units import Unit
 
 SUFFIX = ".calibration.safetensors"
 
@@ -91,6 +94,8 @@ def calibrate_model(
     output: Path | str | None = None,
     *,
     choosing: bool = True,
+    ray: str | None = None,
+    ray_cores: int = 1,
     settings: PruneSettings | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -104,6 +109,9 @@ def calibrate_model(
         output: default `<stem>.calibration.safetensors` beside the model.
         choosing: set images apart that can choose a size, as a promise needs it; without, all but those of the report
             are fitted to, and only budgets of MACs, parameters or time can be asked for.
+        ray: the address of a Ray cluster whose workers collect the moments: `local`, `auto`, HOST:PORT or
+            ray://HOST:PORT (calibrate/cluster.py).
+        ray_cores: of a worker.
         settings: as for `prune_model`, of a budget or a promise whatever its value, or
         options: some of it by name.
         force: replace a file that exists.
@@ -138,19 +146,35 @@ def calibrate_model(
     if case.kept_in is None:
         case = replace(case, kept_in=output)
     with staged_files({"-o": output}, force=force, before=case.unchanged) as (path,):
-        problem = pose_problem(case, Shelf(case.diet.shelf, path.parent), run, clock)
+        aside = output.with_name(f"{output.name}.portions")
+        collect = None if ray is None else _ask_cluster(case, ray, ray_cores, aside)
+        problem = pose_problem(case, Shelf(case.diet.shelf, path.parent), run, clock, collect=collect)
         with clock.stage("probe"):
             prepare_method(problem)
         findings.about[IMAGES] = describe_contents(case.source, case.data).to_json()
         size = findings.write(path, output)
     if case.checkpoint is not None:
         case.checkpoint.remove()
+    if ray is not None:
+        shutil.rmtree(aside, ignore_errors=True)
     data = case.data
     return CalibrationResult(
         str(output), case.graph.model.sha256, size, data.fitting.n_images,
         0 if data.choosing is None else data.choosing.n_images, data.reporting.n_images, findings.list_stages(),
         (*case.warnings, *warn_of_moments(case.units, problem.moments, data.fitting)), tuple(clock.stages),
     )  # fmt: skip
+
+
+def _ask_cluster(case: Case, address: str, cores: int, aside: Path) -> Collect:
+    """Who collects moments on a Ray cluster; what is done lies in a folder, from which the next run goes on."""
+
+    def collect(units: Sequence[Unit], count: Count) -> Moments:
+        return collect_on_cluster(
+            case.graph, units, case.data.fitting, address=address, kept_in=aside, cores=cores, progress=count,
+            batch_size=case.settings.batch_size, provider=case.settings.provider,
+        )  # fmt: skip
+
+    return collect
 
 
 def merge_calibrations(paths: Sequence[Path | str], output: Path | str, *, force: bool = False) -> CalibrationResult:

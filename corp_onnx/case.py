@@ -40,7 +40,7 @@ from corp_onnx.run.sessions import open_session, resolve_provider
 from corp_onnx.search.folds import N_FOLDS
 from corp_onnx.search.problem import Problem
 from corp_onnx.search.reach import require_reachable
-from corp_onnx.search.statistics import collect_statistics
+from corp_onnx.search.statistics import Collect, collect_statistics
 from corp_onnx.settings import PruneSettings
 from corp_onnx.shelf import Shelf
 from corp_onnx.staging import staged_files
@@ -140,6 +140,18 @@ def open_case(
         return _open_images(found, calib, known, settings, folder, run)
 
 
+def reopen_case(case: Case, settings: PruneSettings) -> Case:
+    """The same model and images for another size by the same method: nothing is read again.
+
+    Raises:
+        OptionError: the size is out of reach, or removes nothing.
+    """
+    method = settle_budget(settings.method, case.outputs)
+    units = choose_units(case.graph, case.blocks, method)
+    require_reachable(case.graph, case.blocks, units, method, case.trim, case.sites)
+    return replace(case, units=units, settings=replace(settings, method=method, batch_size=case.settings.batch_size))
+
+
 def _understand(loaded: Model, unchanged: Callable[[], None], settings: PruneSettings) -> _Anatomy:
     method = settings.method
     graph = probe_graph(loaded)
@@ -193,12 +205,15 @@ def _open_cache(model: Model, data: Calibration, settings: PruneSettings) -> tup
     return (read_findings(path) if path.is_file() else Findings(subject)), path
 
 
-def pose_problem(case: Case, shelf: Shelf, run: Run, clock: StageClock, timed: Clock | None = None) -> Problem:
+def pose_problem(
+    case: Case, shelf: Shelf, run: Run, clock: StageClock, timed: Clock | None = None, collect: Collect | None = None
+) -> Problem:
     """Calibrate, and what the search will look at.
 
     Args:
         shelf: where images and streams lie that several stages need.
         timed: how long widths take, under a budget of time.
+        collect: who collects moments, where this process does not.
     """
     settings, data, method = case.settings, case.data, case.settings.method
     running = {"batch_size": settings.batch_size, "provider": settings.provider}
@@ -211,7 +226,7 @@ def pose_problem(case: Case, shelf: Shelf, run: Run, clock: StageClock, timed: C
     )
     known = collect_statistics(
         case.graph, case.blocks, case.units, case.sites, method, data.fitting, case.findings,
-        checkpoint=case.checkpoint, room=case.diet.sums, run=run, clock=clock, **running,
+        checkpoint=case.checkpoint, room=case.diet.sums, collect=collect, run=run, clock=clock, **running,
     )  # fmt: skip
     return Problem(
         case.graph, case.blocks, case.units, method, known.moments, data.fitting, judging, **running,

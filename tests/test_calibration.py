@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from corp_onnx.calibrate.data import open_for_model
 from corp_onnx.calibrate.file import IMAGES, Contents
 from corp_onnx.calibration import calibrate_model, default_calibration, merge_calibrations
 from corp_onnx.cli import main
-from corp_onnx.errors import ImageError, InputError, OptionError, OutputError
+from corp_onnx.errors import ImageError, InputError, MissingExtraError, OptionError, OutputError
 from corp_onnx.findings import read_findings
 from corp_onnx.graph import load_model
 from corp_onnx.moments import unpack_moments
@@ -177,6 +178,28 @@ class TestResume:
         (tmp_path / "c.safetensors.checkpoint").write_bytes(b"of something else")
         calibrate_model(MODEL, photos, path)
         assert [file.name for file in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+class TestCluster:
+    def test_ray_is_not_installed(self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "ray", None)
+        with pytest.raises(MissingExtraError, match=r"--ray takes Ray: pip install 'corp-onnx\[ray\]'"):
+            calibrate_model(MODEL, photos, tmp_path / "c.safetensors", ray="local")
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.ray
+    def test_workers_find_out_the_same(self, photos: Path, calibration: Path, tmp_path: Path) -> None:
+        path = tmp_path / "c.safetensors"
+        calibrate_model(MODEL, photos, path, ray="local")
+        assert [file.name for file in tmp_path.iterdir()] == [path.name]
+        found, expected = read_findings(path), read_findings(calibration)
+        assert found.list_parts("moments") == expected.list_parts("moments")
+        for stage in expected.list_parts("moments"):
+            here, there = (findings.find(stage, {}) for findings in (found, expected))
+            assert here is not None
+            assert there is not None
+            for name, array in there.items():
+                np.testing.assert_allclose(here[name], array, atol=1e-6 * np.abs(array).max(), rtol=0)
 
 
 class TestMerge:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -130,7 +131,8 @@ class Checkpoint:
     def remove(self) -> None:
         """The files are not needed any more; what is mapped from them stays readable on Linux and macOS."""
         for path in (self.path, *self.path.parent.glob(f"{glob.escape(self.path.name)}.[0-9]*")):
-            path.unlink(missing_ok=True)
+            with suppress(PermissionError):  # Windows removes nothing that is mapped
+                path.unlink(missing_ok=True)
 
     def _read(self, sums: Sequence[RunningSum], identity: Mapping[str, str]) -> Done:
         file = read_tensors(self.path)

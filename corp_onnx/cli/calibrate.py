@@ -30,6 +30,11 @@ FILES, METHOD, RUN = "Files", "Method", "Run"
 @grouped(FILES, "--choosing/--no-choosing", default=True, show_default=True,
          help="Set images apart that can choose a size, as --min-agreement needs it; without, more of them are fitted "
          "to.")  # fmt: skip
+@grouped(RUN, "--ray", metavar="ADDRESS",
+         help="Let the workers of a Ray cluster collect the moments: local, auto, HOST:PORT or ray://HOST:PORT; needs "
+         "corp-onnx[ray] here and there.")  # fmt: skip
+@grouped(RUN, "--ray-cores", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+         help="Of each of its workers.")  # fmt: skip
 @grouped(METHOD, "--preset", type=click.Choice(list(METHODS)), default="best", show_default=True,
          help="The method that what is found is for.")  # fmt: skip
 @settings_options(Method, "given", METHOD, METHODS, {"units": KINDS})
@@ -42,6 +47,8 @@ def calibrate(
     force: bool,
     as_json: bool,
     choosing: bool,
+    ray: str | None,
+    ray_cores: int,
     preset: str,
     given: Mapping[str, Any],
     run: Mapping[str, Any],
@@ -56,6 +63,9 @@ def calibrate(
     """
     options = {"preset": preset, **given, **run, **asdict(preprocessing)}
     with show_progress() as watched:
-        result = calibrate_model(model, calib, output, choosing=choosing, force=force, progress=watched, **options)
+        result = calibrate_model(
+            model, calib, output, choosing=choosing, ray=ray, ray_cores=ray_cores, force=force, progress=watched,
+            **options,
+        )  # fmt: skip
     warn(result.warnings, watched)
     click.echo(result.to_json() if as_json else describe_calibration(result))

@@ -5,9 +5,9 @@ Each from the findings where it is there, else from the images, and then it is a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -19,12 +19,15 @@ from corp_onnx.gradients import collect_taylor
 from corp_onnx.graph import Graph
 from corp_onnx.images import Images
 from corp_onnx.moments import Moments, pack_moments, unpack_moments
-from corp_onnx.progress import Run
+from corp_onnx.progress import Count, Run
 from corp_onnx.results import StageClock
 from corp_onnx.settings import Method
 from corp_onnx.tokens.metric import METRIC_IMAGES, learn_metrics
 from corp_onnx.tokens.sites import MergeSites, TokenMetric
 from corp_onnx.units import Unit
+
+Collect: TypeAlias = Callable[[Sequence[Unit], Count], Moments]
+"""The moments of some units from all images, which it counts."""
 
 MOMENTS = "moments"
 """The stage under which findings have them."""
@@ -47,8 +50,8 @@ class Statistics:
 
 def collect_statistics(
     graph: Graph, blocks: Blocks, units: Sequence[Unit], sites: MergeSites, method: Method, images: Images,
-    findings: Findings, *, checkpoint: Checkpoint | None = None, room: int | None = None, run: Run | None = None,
-    clock: StageClock | None = None, **running: Any,
+    findings: Findings, *, checkpoint: Checkpoint | None = None, room: int | None = None,
+    collect: Collect | None = None, run: Run | None = None, clock: StageClock | None = None, **running: Any,
 ) -> Statistics:  # fmt: skip
     """What a method asks of some images.
 
@@ -57,6 +60,7 @@ def collect_statistics(
         findings: on these images.
         checkpoint: where moments are kept when the run is interrupted.
         room: bytes that running sums may take, as in `collect_moments`.
+        collect: who collects moments in its place, as the workers of a cluster.
         running: `batch_size` and `provider`.
     """
     run, clock = run or Run(), clock or StageClock()
@@ -70,9 +74,11 @@ def collect_statistics(
     with clock.stage("calibrate"), run.enter("calibrate", images.n_images) as count:
         missing = [unit for unit in units if _find_moments(findings, unit) is None]
         if missing:
-            moments = collect_moments(
-                graph, missing, images, **running, progress=count, checkpoint=checkpoint, room=room
-            )
+            if collect is None:
+                kept: dict[str, Any] = {"checkpoint": checkpoint, "room": room}
+                moments = collect_moments(graph, missing, images, **running, progress=count, **kept)
+            else:
+                moments = collect(missing, count)
             for key, of_unit in moments.entries:
                 findings.keep(f"{MOMENTS}/{key}", {}, pack_moments(of_unit))
         found = {str(unit.key): _find_moments(findings, unit) or {} for unit in units}
