@@ -105,7 +105,7 @@ RAY ?= ray==2.60.0
 	@touch $@
 
 test-ray: .venv-ray/.installed
-	.venv-ray/bin/pytest -m ray
+	.venv-ray/bin/pytest -m ray tests/calibrate
 
 # The page of examples/web in a headless Chromium (Debian: apt-get install chromium npm).
 test-web: .venv/.installed-test

@@ -3,6 +3,7 @@
     prune_model      a model and images -> a smaller model and its report
     analyze_model    a model and images -> how redundant its units are, and how pruning depends on the images
     sweep_model      a model and images -> the same in many sizes, and the curve through them
+    forecast_model   a model, images and a budget -> what prune_model would do
     inspect_model    a model -> its blocks and units, and what was not recognised
     evaluate_models  models and images -> accuracy, agreement, KL
     convert_model    a model -> the same in float16 or 8-bit integers
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from corp_onnx.errors import CorpOnnxError
     from corp_onnx.evaluate import Evaluation, evaluate_models
     from corp_onnx.fit import FitResult, fit_model
+    from corp_onnx.forecast import Forecast, forecast_model
     from corp_onnx.images import open_images
     from corp_onnx.images.recipe import Recipe
     from corp_onnx.inspect import inspect_model
@@ -87,7 +89,9 @@ _HOMES = {
     "evaluate_models": "evaluate",
     "export_model": "zoo.export",
     "FitResult": "fit",
+    "Forecast": "forecast",
     "fit_model": "fit",
+    "forecast_model": "forecast",
     "inspect_model": "inspect",
     "open_images": "images",
     "prune_model": "prune",
@@ -110,6 +114,7 @@ __all__ = [
     "ExportResult",
     "ExportSettings",
     "FitResult",
+    "Forecast",
     "Fractions",
     "Inspection",
     "Method",
@@ -135,6 +140,7 @@ __all__ = [
     "evaluate_models",
     "export_model",
     "fit_model",
+    "forecast_model",
     "inspect_model",
     "open_images",
     "prune_model",

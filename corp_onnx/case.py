@@ -140,6 +140,18 @@ def open_case(
         return _open_images(found, calib, known, settings, folder, run)
 
 
+def reopen_case(case: Case, settings: PruneSettings) -> Case:
+    """The same model and images for another size by the same method: nothing is read again.
+
+    Raises:
+        OptionError: the size is out of reach, or removes nothing.
+    """
+    method = settle_budget(settings.method, case.outputs)
+    units = choose_units(case.graph, case.blocks, method)
+    require_reachable(case.graph, case.blocks, units, method, case.trim, case.sites)
+    return replace(case, units=units, settings=replace(settings, method=method, batch_size=case.settings.batch_size))
+
+
 def _understand(loaded: Model, unchanged: Callable[[], None], settings: PruneSettings) -> _Anatomy:
     method = settings.method
     graph = probe_graph(loaded)

@@ -17,7 +17,7 @@ from typing import Any
 
 from corp_onnx._version import __version__
 from corp_onnx.calibrate.data import describe_data, warn_of_moments
-from corp_onnx.case import Case, keep_findings, open_case, pose_problem
+from corp_onnx.case import Case, keep_findings, open_case, pose_problem, reopen_case
 from corp_onnx.checks.disagreement import Disagreements
 from corp_onnx.checks.measure import UnitErrors, check_expected, measure_model
 from corp_onnx.checks.preflight import protect_model, wanted_kinds
@@ -84,6 +84,7 @@ def prune_model(
     pictures: bool = False,
     command: str = "",
     progress: Progress | None = None,
+    case: Case | None = None,
     **options: Any,
 ) -> PruneResult:
     """Prune an ONNX Vision Transformer and write the smaller file and its report.
@@ -103,6 +104,8 @@ def prune_model(
         pictures: put small pictures of the images on which dense and pruned disagree most into the report.
         command: what was typed, which the report repeats.
         progress: told how far the run is.
+        case: model and images as an earlier run opened them (`open_case`), of which this is another size by the same
+            method; nothing is read again.
 
     Returns:
         The report, as it was written.
@@ -125,7 +128,11 @@ def prune_model(
         protect_model(loaded, destinations, output)
         check_destinations(destinations, force=force)
 
-    case = open_case(model, calib, settings, output.parent, run, clock, guard)
+    if case is None:
+        case = open_case(model, calib, settings, output.parent, run, clock, guard)
+    else:
+        guard(case.graph.model)
+        case = reopen_case(case, settings)
     timed = _open_clock(case, run, clock)
     places = staged_files(destinations, force=force, outdated=outdated_data(output), before=case.unchanged)
     with places as (path, report_path, *new_tables):

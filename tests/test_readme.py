@@ -31,17 +31,18 @@ def test_the_first_screen() -> None:
 def test_the_tree_names_every_module_and_no_other() -> None:
     """One line a file, by its folder's."""
     tree = README.read_text(encoding="utf-8").split("```\ncorp_onnx/\n")[1].split("\ndocs/ ")[0]
-    named: set[str] = set()
+    named: list[str] = []
     room = ""
     for line in tree.splitlines():
         words = line.split()
         if words[0].endswith("/"):
             room = words[0]
         elif line.startswith("    "):
-            named.add(f"{room}{words[0]}")
+            named.append(f"{room}{words[0]}")
         else:
-            named.add(words[0])
+            named.append(words[0])
     package = ROOT / "corp_onnx"
     there = {str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py"}
     verbs = {name for name in there if name.startswith(("cli/", "report/")) and name not in named}  # a file each verb
-    assert there - verbs == named
+    assert there - verbs == set(named)
+    assert len(named) == len(set(named))

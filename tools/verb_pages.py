@@ -22,7 +22,8 @@ MADE = "<!-- Written by tools/verb_pages.py: change the command line, not this p
 BRACKETS = re.compile(r"\s{2}\[([^\[\]]+)\]$")
 
 READ_MORE = {
-    "calibrate": ["[which command do I want](../choose.md#more-than-one-size)"],
+    "analyze": ["[reading the report](../report.md)"],
+    "calibrate": ["[calibrate once](../calibration.md)", "[which command do I want](../choose.md#more-than-one-size)"],
     "bench": ["[speed](../speed.md): what was measured", "[metrics](../metrics.md): figures and their intervals"],
     "convert": ["[speed](../speed.md): precisions beside each other", "[other runtimes](../runtimes.md)"],
     "engine": ["[TensorRT](../tensorrt.md): which attentions fuse, and why the others do not"],
@@ -31,12 +32,16 @@ READ_MORE = {
         "[images, preprocessing and labels](../images.md)",
     ],
     "fit": ["[targets](../targets.md): what each runtime wants"],
+    "merge": ["[calibrate once](../calibration.md#several-sets-of-images)"],
+    "report": ["[reading the report](../report.md)"],
+    "sweep": ["[reading the report](../report.md)", "[which command do I want](../choose.md)"],
     "inspect": ["[compatibility](../compatibility.md): which exporters and families are recognised"],
     "prune": [
         "[which command do I want](../choose.md)",
         "[the method](../method.md), and [what each part brings](../ingredients.md)",
         "[targets and budgets in time](../targets.md)",
         "[images, preprocessing and labels](../images.md)",
+        "[reading the report](../report.md), [calibrate once](../calibration.md)",
     ],
 }
 """Where more is said of a verb, in docs/."""

@@ -73,6 +73,7 @@ def collect_on_cluster(
     kept_in: Path,
     batch_size: int = 8,
     provider: str = "cpu",
+    room: int | None = None,
     cores: int = 1,
     size: int | None = None,
     progress: Count | None = None,
@@ -81,12 +82,11 @@ def collect_on_cluster(
 
     Args:
         graph: of the dense model; its file is read by the workers, or sent to them up to 512 MiB.
-        units: as of `collect_moments`.
         images: where every worker reads them; arrays are sent.
         address: `local`, `auto`, HOST:PORT or ray://HOST:PORT. A connection that is open already is used.
         kept_in: a folder for portions that are done: the moments of each, 8 n^2 bytes for a unit of n channels. A run
             that died goes on from it with whatever fits; remove it when the moments are safe.
-        cores: of a worker.
+        room: as of `collect_moments`, of a worker; `cores` as well.
         size: images of a portion; None is a third of a worker's share. What `kept_in` was begun with stays.
         progress: counts images.
 
@@ -98,7 +98,7 @@ def collect_on_cluster(
         NonFiniteError: as of `collect_moments`.
     """
     ray = _import_ray()
-    work = describe_work(graph.model, units, batch_size, provider)
+    work = describe_work(graph.model, units, batch_size, provider, room)
     with _connect(ray, address):
         n_workers = _count_workers(ray, address, cores)
         size = _settle_size(kept_in, work, images, n_workers, size)

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from corp_onnx.images.open import is_files, reopen_files
 from corp_onnx.images.places import place_to_keep
 from corp_onnx.images.preprocessing import GUESSED, FoundRecipe
 from corp_onnx.images.recipe import Recipe
-from corp_onnx.images.source import FolderSource
+from corp_onnx.images.source import FolderSource, JoinedSource
 from corp_onnx.results import read_json
 from corp_onnx.settings import Preprocessing, PruneSettings
 
@@ -205,28 +205,30 @@ def join_images(several: Sequence[Images]) -> Images:
         return first
     files = [images for images in several if isinstance(images, ImageSet)]
     if len(files) == len(several):
-        roots = [images.source.root for images in files if isinstance(images.source, FolderSource)]
-        if len(roots) < len(files):
-            raise ImageError(
-                "images in shards make no one set with others, so nothing can be pruned with this merged calibration: "
-                "use one of those that were merged, or unpack the shards into a folder and calibrate that."
-            )
-        root = Path(os.path.commonpath(roots))
-        starts = [own.relative_to(root).as_posix() for own in roots]
-        spelled = [{name: str(PurePosixPath(start, name)) for name in (*images.names, *_bad(images))}
-                   for start, images in zip(starts, files, strict=True)]  # fmt: skip
-        names = tuple(known[name] for images, known in zip(files, spelled, strict=True) for name in images.names)
-        bad = {known[name]: why for images, known in zip(files, spelled, strict=True)
-               for name, why in _bad(images).items()}  # fmt: skip
-        return replace(
-            files[0], root=root, names=names, source=FolderSource(root), n_files=len(names), _memory=Memory(bad)
-        )
+        return _join_files(files)
     arrays = [images for images in several if isinstance(images, ArraySet)]
     known = [set(images.arrays) for images in arrays]
     if len(arrays) < len(several) or any(names != known[0] for names in known):
         raise ImageError("photographs and arrays, or arrays of different names, make no one set of images.")
     joined = {name: np.concatenate([images.arrays[name][images.rows] for images in arrays]) for name in known[0]}
     return make_arrays(arrays[0].path, joined)
+
+
+def _join_files(files: Sequence[ImageSet]) -> ImageSet:
+    """Of folders the names begin at what they have in common; with shards among them, at their number."""
+    roots = [images.source.root for images in files if isinstance(images.source, FolderSource)]
+    if len(roots) == len(files):
+        root = Path(os.path.commonpath(roots))
+        source, starts = FolderSource(root), [own.relative_to(root).as_posix() for own in roots]
+    else:
+        root = Path("images in several places")
+        source, starts = JoinedSource(tuple(f.source for f in files)), [str(i + 1) for i in range(len(files))]
+    spelled = [{name: name if start == "." else f"{start}/{name}" for name in (*images.names, *_bad(images))}
+               for start, images in zip(starts, files, strict=True)]  # fmt: skip
+    names = tuple(known[name] for images, known in zip(files, spelled, strict=True) for name in images.names)
+    bad = {known[name]: why for images, known in zip(files, spelled, strict=True)
+           for name, why in _bad(images).items()}  # fmt: skip
+    return replace(files[0], root=root, names=names, source=source, n_files=len(names), _memory=Memory(bad))
 
 
 def _open_source(path: Path, of: Source, place: ImageSource, recipe: str, origin: str) -> Images:

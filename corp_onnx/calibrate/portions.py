@@ -48,6 +48,7 @@ class Work:
         path: of the model, and `sha256` of that file.
         content: its bytes, for who can not read it there; None where it is too large, or its weights lie beside it.
         units: their keys as text, and `kinds`, their kinds.
+        room: bytes that running sums of a worker may take; as of `collect_moments`.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class Work:
     kinds: tuple[str, ...]
     batch_size: int
     provider: str
+    room: int | None = None
 
     def identify(self, images: Images) -> str:
         """What a finished portion is of, apart from the content of its images."""
@@ -81,13 +83,13 @@ class Collected:
     is_known: bool = False
 
 
-def describe_work(model: Model, units: Sequence[Unit], batch_size: int, provider: str) -> Work:
+def describe_work(model: Model, units: Sequence[Unit], batch_size: int, provider: str, room: int | None = None) -> Work:
     """What there is to do for some units of a model."""
     path = model.path.absolute()
     is_sent = not list_locations(model.proto) and path.stat().st_size <= MAX_SENT
     content = np.fromfile(path, dtype=np.uint8) if is_sent else None
     kinds = tuple(dict.fromkeys(unit.key.kind for unit in units))
-    return Work(path, model.sha256, content, tuple(str(u.key) for u in units), kinds, batch_size, provider)
+    return Work(path, model.sha256, content, tuple(str(u.key) for u in units), kinds, batch_size, provider, room)
 
 
 def cut_images(images: Images, size: int) -> list[Images]:
@@ -118,7 +120,8 @@ def collect_portion(work: Work, images: Images, known: str | None = None) -> Col
             f"{work.path}: has {len(units)} of {len(work.units)} units here; run the same corp-onnx everywhere."
         )
     try:
-        moments = collect_moments(graph, units, images, batch_size=work.batch_size, provider=work.provider)
+        running = {"batch_size": work.batch_size, "provider": work.provider, "room": work.room}
+        moments = collect_moments(graph, units, images, **running)
     except ImageError:
         if images.n_images:
             raise

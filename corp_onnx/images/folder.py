@@ -28,7 +28,7 @@ from corp_onnx.images.labels import Labels
 from corp_onnx.images.preprocessing import FoundRecipe
 from corp_onnx.images.recipe import Recipe
 from corp_onnx.images.regular import open_regular
-from corp_onnx.images.source import Encoded, Source, take_names
+from corp_onnx.images.source import Encoded, ShardNames, Source, take_names
 from corp_onnx.threads import count_cores
 
 N_THREADS = min(4, count_cores())
@@ -167,7 +167,10 @@ class ImageSet:
 
     def alone(self) -> ImageSet:
         """The same images for another process: they know their damaged files, and keep no crops."""
-        return replace(self, _memory=Memory({skip.name: skip.reason for skip in self.skipped}, limit=0))
+        names = self.names.source.alone(self.names) if isinstance(self.names, ShardNames) else self.names
+        source = names.source if isinstance(names, ShardNames) else self.source
+        memory = Memory({skip.name: skip.reason for skip in self.skipped}, limit=0)
+        return replace(self, names=names, source=source, _memory=memory)
 
     def _decode(self, recipes: tuple[Recipe, ...], ahead: int) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
         """(name, one crop for each recipe) in order, with up to `ahead` further files in work or waiting."""

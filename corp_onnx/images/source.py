@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TypeAlias, overload
 
@@ -97,6 +98,10 @@ class ShardSource(Source):
             raise ImageError(f"{missing}: is not in these shards.")
         return ShardNames(self, np.array([wanted[name] for name in names], dtype=np.int64))
 
+    def alone(self, names: ShardNames) -> ShardNames:
+        """The same images of a source that knows no more than it has to; for another process."""
+        return names
+
     def stream(self, names: Sequence[str], is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, Encoded | None]]:
         """As `Source`, of the names of this source."""
         assert isinstance(names, ShardNames)
@@ -124,6 +129,27 @@ class ShardNames(Sequence[str]):
         if isinstance(index, slice):
             return ShardNames(self.source, self.rows[index])
         return self.source.name(int(self.rows[index]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class JoinedSource(Source):
+    """Images of several sources: `2/a.tar/1.jpg` is one of the second."""
+
+    parts: tuple[Source, ...]
+
+    def stream(self, names: Sequence[str], is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, Encoded | None]]:
+        """As `Source`; fast where images of one source follow each other."""
+        for number, run in groupby(names, key=lambda name: name.partition("/")[0]):
+            own = [name.partition("/")[2] for name in run]
+            part = self.parts[int(number) - 1]
+            found = part.find(own) if isinstance(part, ShardSource) else own
+            wanted = dict(zip(found, (is_wanted(f"{number}/{name}") for name in own), strict=True))
+            yield from ((f"{number}/{name}", image) for name, image in part.stream(found, wanted.__getitem__))
+
+    def require_readable(self) -> None:
+        """As `Source`."""
+        for part in self.parts:
+            part.require_readable()
 
 
 def take_names(names: Sequence[str], positions: Sequence[int] | Int[np.ndarray, " n"]) -> Sequence[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -83,6 +83,17 @@ class TarShards(ShardSource):
         ]
         return Truth(tuple(values), tuple(names), Path(f"{self.shards[0].title}:*.{LABEL}"))
 
+    def alone(self, names: ShardNames) -> ShardNames:
+        """As `ShardSource`: without the other members."""
+        rows, places = np.unique(names.rows, return_inverse=True)
+        kept: list[Shard] = []
+        for at, shard in enumerate(self.shards):
+            inside = rows[np.searchsorted(self.ends, rows, side="right") == at] - (self.ends[at - 1] if at else 0)
+            if len(inside):
+                members = tuple(shard.members[i] for i in inside.tolist())
+                kept.append(replace(shard, members=members, images=shard.images[inside], labels=shard.labels[inside]))
+        return ShardNames(_join_shards(kept), places.astype(np.int64))
+
     def require_readable(self) -> None:
         """As `Source`."""
         open_place(self.shards[0].place).close()
@@ -135,7 +146,11 @@ def open_tars(places: Sequence[str], limit: int | None = None) -> tuple[TarShard
     if not shards:
         why = next(iter(bad.values()), "no member with the suffix of an image")
         raise ImageError(f"{places[0]}: {why}; expected tar shards with members such as 0001.jpg.")
-    return TarShards(tuple(shards), np.cumsum([len(shard.members) for shard in shards])), bad
+    return _join_shards(shards), bad
+
+
+def _join_shards(shards: Sequence[Shard]) -> TarShards:
+    return TarShards(tuple(shards), np.cumsum([len(shard.members) for shard in shards]))
 
 
 def _index_shard(place: str, title: str, limit: int | None) -> tuple[Shard, str]:

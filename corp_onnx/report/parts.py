@@ -67,8 +67,9 @@ class Facts:
         return value
 
     def text(self, source: str) -> str:
-        """The same, which is text of others, without what a terminal or a page could not show."""
-        return clean_text(str(self.get(source)))
+        """The same, which is text of others, without what no page could show; `-` where there is none."""
+        value = self.get(source)
+        return "-" if value is None else clean_text(str(value))
 
     def datum(self, source: str, form: Form) -> Datum:
         """A number, written; `-` where there is none."""

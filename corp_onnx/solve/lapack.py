@@ -4,6 +4,7 @@ Enter matrices in Fortran order of which only the lower triangle counts; what le
 folds and of units go side by side (threads.Crew), each with one thread of BLAS.
 """
 
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import ctypes

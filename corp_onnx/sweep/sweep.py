@@ -16,12 +16,13 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from corp_onnx.bench.bench import bench_models
 from corp_onnx.calibrate.data import MIN_IMAGES, name_source, open_for_model, split_calibration
+from corp_onnx.case import Case, open_case
 from corp_onnx.errors import CheckFailedError, InputError, OptionError, OutputError
 from corp_onnx.evaluate import Score, evaluate_models
 from corp_onnx.graph import Model, load_model
@@ -31,7 +32,7 @@ from corp_onnx.images.labelling import LabelSource
 from corp_onnx.precision.convert import convert_model
 from corp_onnx.progress import Phase, Progress, Run, Step, follow
 from corp_onnx.prune import prune_model
-from corp_onnx.results import Metric, PruneResult, describe_environment, read_json, to_json
+from corp_onnx.results import Metric, PruneResult, StageClock, describe_environment, read_json, to_json
 from corp_onnx.settings import PAPER, PruneSettings
 from corp_onnx.staging import check_destination, staged_files, write_text
 from corp_onnx.sweep.plan import PlannedPoint, SweepSettings, plan_points
@@ -58,6 +59,7 @@ class _Sweeping:
         settings: of every point, but its method.
         source: the calibration images, opened once: what was decoded stays for the next point.
         images: those that were given to judge, opened once.
+        opened: model and images of the curve that is made.
     """
 
     model: Model
@@ -68,6 +70,7 @@ class _Sweeping:
     sweep: SweepSettings
     folder: Path
     run: Run
+    opened: dict[str, Case] = field(default_factory=dict)
 
 
 @few_blas_threads()
@@ -187,7 +190,8 @@ def _make_point(at: _Sweeping, point: PlannedPoint, keys: Sequence[str], step: S
         for precision, key in zip(at.sweep.precisions, keys, strict=True)
     ]
     try:
-        result = prune_model(at.model.path, at.source, path, settings=settings, force=True, progress=watched)
+        case = _open(at, point.series, settings, watched)
+        result = prune_model(at.model.path, at.source, path, settings=settings, force=True, progress=watched, case=case)
     except (OptionError, CheckFailedError) as error:
         return [replace(head, problem=str(error)) for head in heads]
     made: list[SweepPoint] = []
@@ -203,6 +207,15 @@ def _make_point(at: _Sweeping, point: PlannedPoint, keys: Sequence[str], step: S
             for file in path.parent.glob(f"{name}.onnx*"):
                 file.unlink()
     return made
+
+
+def _open(at: _Sweeping, series: str, settings: PruneSettings, run: Run) -> Case:
+    """Model and images, opened once a curve: its points differ in their size alone."""
+    if series not in at.opened:
+        at.opened.clear()
+        (at.folder / POINTS).mkdir(parents=True, exist_ok=True)
+        at.opened[series] = open_case(at.model.path, at.source, settings, at.folder / POINTS, run, StageClock())
+    return at.opened[series]
 
 
 def _name(point: PlannedPoint, precision: str) -> str:

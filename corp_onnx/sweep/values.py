@@ -160,18 +160,6 @@ def _beats(one: SweepPoint, other: SweepPoint) -> bool:
     return comparable and no_worse and (one.cost < other.cost or one.kept.value > other.kept.value)
 
 
-def read_sweep(stored: Mapping[str, Any]) -> Sweep:
-    """A sweep.json as the value that it was.
-
-    Raises:
-        KeyError, TypeError: as `read_points`.
-    """
-    values = {k: v for k, v in stored.items() if k not in ("schema", "verb")}
-    machine = Environment(**stored["environment"])
-    warnings = tuple(stored["warnings"])
-    return Sweep(**{**values, "points": read_points(stored), "environment": machine, "warnings": warnings})
-
-
 def read_points(stored: Mapping[str, Any]) -> tuple[SweepPoint, ...]:
     """The points of a sweep.json.
 

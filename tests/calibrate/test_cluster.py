@@ -254,3 +254,15 @@ def test_no_cluster_at_an_address(graph: Graph, units: tuple[Unit, ...], tmp_pat
     ray.shutdown()
     with pytest.raises(OptionError, match=r"--ray auto: no Ray cluster can be reached there \(.+\); start one"):
         collect_on_cluster(graph, units, photos(tmp_path / "p", 2), address="auto", kept_in=tmp_path)
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_of_our_own_is_closed(graph: Graph, units: tuple[Unit, ...], tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    ray.shutdown()
+    images = photos(tmp_path / "p", 9)
+    found = collect_on_cluster(graph, units, images, address="local", kept_in=tmp_path / "kept")
+    for one, other in zip(numbers(found), numbers(collect_moments(graph, units, images)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6 * np.abs(other).max())
+    assert not ray.is_initialized()

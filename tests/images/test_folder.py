@@ -10,13 +10,15 @@ import warnings
 
 import numpy as np
 import pytest
-from photos import SMALL, photo, read_set, write_bad_files, write_photos
+from photos import SMALL, all_pixels, photo, read_set, write_bad_files, write_photos
 from PIL import Image
 
+import corp_onnx.images.decode as decode_module
 import corp_onnx.images.folder as images_module
 from corp_onnx.errors import ImageError, OptionError
 from corp_onnx.images import ImageSet, open_images, split_holdout
 from corp_onnx.images.crop import crop_image, normalize_crops
+from corp_onnx.images.decode import list_files
 from corp_onnx.images.open import find_sound, spread_images
 from corp_onnx.images.recipe import Recipe
 
@@ -247,3 +249,32 @@ def test_a_later_pass_finds_every_file_damaged(tmp_path):
             ImageError, match=r"0 readable images among 3 files, and at least 1 needed; skipped 000\.png"
         ):
             list(chosen.batches(2))
+
+
+def test_of_many_files_that_are_all_wanted_none_is_opened_before_its_turn(tmp_path, monkeypatch):
+    names = write_photos(tmp_path, 6)
+    write_bad_files(tmp_path)
+    photo(30, 30).save(tmp_path / "jpeg_inside.txt", format="JPEG")
+    expected = read_set(tmp_path)
+    opened = []
+    real = decode_module.identify_file
+    monkeypatch.setattr(decode_module, "identify_file", lambda path: opened.append(path.name) or real(path))
+    assert read_set(tmp_path, limit=3).n_images == 3
+    monkeypatch.setattr(decode_module, "MANY_FILES", 5)
+    opened.clear()
+    many = read_set(tmp_path)
+    assert sorted(opened) == [".hidden.png", "jpeg_inside.txt", "notes.txt", "page.eps"]  # not called like images
+    np.testing.assert_array_equal(all_pixels(many), all_pixels(expected))
+    assert {skip.name for skip in many.skipped} == {skip.name for skip in expected.skipped}
+    assert many.n_images == len(names) + 1
+
+
+def test_files_are_listed_without_asking_the_system_about_them(tmp_path, monkeypatch):
+    write_photos(tmp_path / "a" / "b", 4)
+    asked = []
+    real = os.stat
+    monkeypatch.setattr(
+        os, "stat", lambda path, *rest, **options: asked.append(str(path)) or real(path, *rest, **options)
+    )
+    assert list_files(tmp_path)[1] == ["a/b/000.png", "a/b/001.png", "a/b/002.png", "a/b/003.png"]
+    assert not [path for path in asked if path.endswith(".png")]

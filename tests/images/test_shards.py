@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 import sys
 import tarfile
 import warnings
@@ -234,6 +235,16 @@ class TestParquet:
 
 
 class TestTar:
+    def test_what_is_sent_to_another_process_knows_its_own_members_alone(self, photos: Path, tmp_path: Path) -> None:
+        where = pack_tar(read_files(photos), tmp_path / "packed", shards=3, labels=list(range(11)))
+        some = read_set(where).select([9, 2, 3, 10])
+        sent = pickle.loads(pickle.dumps(some.alone()))
+        assert tuple(sent.names) == tuple(some.names)
+        assert sent.source.n_rows == 4
+        np.testing.assert_array_equal(all_pixels(sent), all_pixels(some))
+        assert sent.data_hash() == some.data_hash()
+        assert sent.source.read_truth(sent.names).values == ("9", "2", "3", "10")
+
     def test_masks_texts_and_hidden_members_are_no_images(self, tmp_path: Path) -> None:
         photo(20, 20).save(tmp_path / "a.png")
         content = (tmp_path / "a.png").read_bytes()
@@ -280,6 +291,23 @@ def test_shards_can_be_calibrated_and_pruned(photos: Path, tmp_path: Path) -> No
         assert main(["calibrate", *words, "--calib", str(where), "--no-choosing"]) == 0
         found = prune_model(model, None, tmp_path / f"{kind}2.onnx", settings=paper(calibration=str(calibration)))
         assert found.calibration.data_hash == result.calibration.data_hash
+
+
+def test_merged_calibrations_of_shards_and_of_a_folder_can_be_pruned_with(photos: Path, tmp_path: Path) -> None:
+    model = str(fixture_path(OPERATOR))
+    write_photos(tmp_path / "more", 9, first=30)
+    write_photos(tmp_path / "others", 9, first=60)
+    dotted = [(f"./{name}", content) for name, content in read_files(photos)]  # as `tar -cf a.tar .` calls them
+    places = [pack_tar(dotted, tmp_path / "a"), pack_parquet(read_files(tmp_path / "more"), tmp_path / "b"),
+              tmp_path / "others"]  # fmt: skip
+    files = [str(tmp_path / f"{i}.safetensors") for i in range(3)]
+    for place, file in zip(places, files, strict=True):
+        words = [model, "--calib", str(place), "-o", file, "--preset", "paper", "--no-choosing"]
+        assert main(["calibrate", *words]) == 0
+    merged = str(tmp_path / "merged.safetensors")
+    assert main(["merge", *files, "-o", merged]) == 0
+    found = prune_model(model, None, tmp_path / "m.onnx", settings=paper(calibration=merged))
+    assert found.calibration.n_images + found.calibration.n_held_out == 29
 
 
 def test_accuracy_with_the_labels_beside_the_images(photos: Path, tmp_path: Path) -> None:

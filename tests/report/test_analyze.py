@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
 from samples import OPERATOR, fixture_path, write_photos
@@ -40,3 +43,20 @@ def test_studies_say_what_was_cut(printed: str) -> None:
 def test_fits_into_eighty_columns(printed: str) -> None:
     rows = [line for line in printed.splitlines() if line.startswith(("─", "0 ", "1 ", "seed", "as they"))]
     assert max(map(len, rows)) <= 80
+
+
+def test_a_page_and_plots_of_all_of_it(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 24)
+    studies = [word for name in ("depth", "images", "seeds", "shift") for word in ("--study", name)]
+    result = CliRunner().invoke(cli, [
+        "analyze", str(fixture_path(OPERATOR)), "--calib", str(photos), *studies, "--seeds", "2",
+        "--html", str(tmp_path / "page.html"), "--plots", str(tmp_path / "plots"), "--json",
+    ])  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    names = {"redundancy", "spectra", "losses", *(f"study-{s['name']}" for s in found["studies"])}
+    assert {path.stem for path in (tmp_path / "plots").iterdir()} == names
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("<svg") >= len(names)
+    for unit in found["units"]:
+        assert f"{unit['rank_ratio']:.1%}" in page

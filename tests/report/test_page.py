@@ -125,7 +125,9 @@ def test_answers_that_are_no_classes_and_parts_that_are_missing() -> None:
     promise = report["held_out"]["promise"] | {"metric": "cosine", "value": 0.98765, "low": None, "high": None}
     held = {**report["held_out"], "promise": promise, "stream_error": []}
     bare = {**report, "held_out": held, "network": [], "units": [], "tried": [], "disagreements": [], "merges": [],
-            "speed": None, "warnings": [], "left_whole": [], "command": ""}  # fmt: skip
+            "speed": None, "warnings": [], "left_whole": [], "command": "",
+            "calibration": {**report["calibration"], "recipe_origin": None}}  # fmt: skip
+    assert "None" not in Reader(render_page([Facts(bare)])).text  # arrays have no recipe
     text = Reader(render_page([Facts(bare)])).text
     assert "keeps a cosine of 0.9877 on 80 held-back images that chose nothing." in " ".join(text.split())
     assert "Latency was not measured in this run" in text
