@@ -163,4 +163,11 @@ def test_everything_that_is_offered_is_there() -> None:
     for name in corp_onnx.__all__:
         assert getattr(corp_onnx, name) is not None
     settings = {name for name in corp_onnx.__all__ if name.endswith("Settings")}
-    assert settings == {"ConvertSettings", "EngineSettings", "ExportSettings", "PruneSettings", "SweepSettings", "TritonSettings"}
+    assert settings == {
+        "ConvertSettings",
+        "EngineSettings",
+        "ExportSettings",
+        "PruneSettings",
+        "SweepSettings",
+        "TritonSettings",
+    }

@@ -4,7 +4,7 @@ Enters images, and a portion of them with what there is to do; leaves the moment
 file that is taken up again, and the moments of all portions together, added in their order whoever was done first. So
 they are, to the bit, those of one process that goes through the same portions. In one pass over all images the float32
 sums inside of a unit are cut at other places (moments/sums.py): an entry of a Gram then differs by less than twice
-2.4e-4 of sqrt(G_ii G_jj), by 1e-6 where it was measured.
+2.4e-4 of sqrt(G_ii G_jj), by less than 1e-6 of the largest entry in the test.
 """
 
 from __future__ import annotations
