@@ -91,7 +91,7 @@ def run_timed(checkout: Path, arguments: list[object]) -> float:
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, *(str(part) for part in arguments)], capture_output=True, text=True, check=False,
-        cwd=checkout, env=os.environ | {"PYTHONPATH": str(checkout)},  # -m looks where it is started first
+        cwd=checkout, env=os.environ | {"PYTHONPATH": str(checkout)},  # `-m` looks there first
     )  # fmt: skip
     if done.returncode:
         raise SystemExit(done.stderr)
