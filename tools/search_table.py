@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("--runs", nargs="*", default=["--macs 0.617"], help="options of prune")
     parser.add_argument("--only-infer", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.model, args.calib = args.model.resolve(), args.calib.resolve()
+    args.before = args.before.resolve() if args.before else None
     if args.only_infer:
         infer(args.model, args.calib, args.images)
     else:
@@ -89,7 +91,7 @@ def run_timed(checkout: Path, arguments: list[object]) -> float:
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, *(str(part) for part in arguments)], capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(checkout)},
+        cwd=checkout, env=os.environ | {"PYTHONPATH": str(checkout)},  # `-m` looks there first
     )  # fmt: skip
     if done.returncode:
         raise SystemExit(done.stderr)
