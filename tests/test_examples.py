@@ -148,7 +148,7 @@ def test_a_web_page_is_put_together(tmp_path: Path) -> None:
     options = ("-o", tmp_path / "site", "--runtime", tmp_path / "dist")
     done = run_program(BUILD, model, *options)
     assert done.returncode == 0, done.stderr
-    (described,) = json.loads((tmp_path / "site" / "models.json").read_text(encoding="utf-8"))
+    (described,) = json.loads((tmp_path / "site" / "models.json").read_text(encoding="utf-8"))["models"]
     assert (described["name"], described["file"]) == ("demo", "demo.onnx")
     (tmp_path / "notes.onnx").write_text("no model")
     done = run_program(BUILD, tmp_path / "notes.onnx", *options)

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from corp_onnx.blocks import SiteKey
 from corp_onnx.graph import Graph, Model
@@ -70,7 +70,8 @@ def refit_changes(
     Args:
         changes: the one-shot solution, which the refit starts from and stays near.
         pruned: the model rewritten with `changes`.
-        weights: of the token positions by stop, from `weigh_stops`; a stop without weighs all tokens alike.
+        weights: of the token positions by stop, from `weigh_stops`, of images of more or fewer tokens as well; a stop
+            without weighs all tokens alike.
         given: tensors that both streams take from the dense one: which tokens merge, so that rows correspond, and what
             they then stand for.
         ridge: lambda relative to the mean diagonal of the regressor's covariance; None chooses it by cross-validation.
@@ -212,7 +213,7 @@ class _Step:
     ) -> Iterator[_Part]:  # fmt: skip
         """The rows of the wanted images, first and behind the last, of a batch that begins with image `first`."""
         n_batch = self.data.n_batch or n_real
-        of_rows = None if weights is None else np.tile(weights, len(z) // len(weights))
+        of_rows = None if weights is None else np.tile(fit_weights(weights, skip.shape[1]), len(z) // skip.shape[1])
         for start, stop in wanted:
             rows: Any = slice(None)
             if stop - start < n_batch:
@@ -273,3 +274,8 @@ def find_images(leading: tuple[int, ...], n_images: int) -> Int[np.ndarray, " ro
     if len(leading) == 2 and leading[1] == n_images:
         return np.tile(np.arange(n_images), leading[0])
     return np.zeros(n_rows, dtype=np.int64)
+
+
+def fit_weights(weights: Float[np.ndarray, " n"], n_tokens: int) -> Float[np.ndarray, " n_tokens"]:
+    """Weights for another number of tokens: the leading positions, which differ, keep theirs."""
+    return np.concatenate([weights[:n_tokens], np.ones(max(0, n_tokens - len(weights)), weights.dtype)])

@@ -239,10 +239,7 @@ class Search:
                     at.graph, at.walk, p.calibration, self.judge.tasks, given=at.given, batch_size=p.batch_size,
                     provider=p.provider, progress=count,
                 )  # fmt: skip
-        lengths = {
-            stop.key: at.graph.dims(stop.residual.stream)[1] for stop in at.walk.stops if stop.key in self._weights
-        }
-        return {key: _fit_weights(self._weights[key], n_tokens) for key, n_tokens in lengths.items()}
+        return self._weights
 
     def expect(self, solution: Solution) -> Solution:
         """A solution with what it loses on the images that judge."""
@@ -285,8 +282,3 @@ def _spread(schedules: Sequence[Schedule]) -> list[Schedule]:
     """At most MAX_SCHEDULES of them, evenly, the first and the last among them."""
     places = np.unique(np.linspace(0, len(schedules) - 1, min(len(schedules), MAX_SCHEDULES)).round().astype(int))
     return [schedules[i] for i in places]
-
-
-def _fit_weights(weights: np.ndarray, n_tokens: int) -> np.ndarray:
-    """Weights of positions where there are more or fewer of them: only leading ones, which never merge, differ."""
-    return np.concatenate([weights[:n_tokens], np.ones(max(0, n_tokens - len(weights)), weights.dtype)])

@@ -66,10 +66,10 @@ def paused_run(folder: Path, moment: str) -> Iterator[subprocess.Popen[str]]:
 @pytest.mark.parametrize(
     ("moment", "number"),
     [
-        ("prune:collect_moments", signal.SIGINT),
+        ("search.statistics:collect_moments", signal.SIGINT),
         ("rewrite.passes:write_model", signal.SIGINT),
         ("prune:write_text", signal.SIGINT),
-        ("prune:load_model", signal.SIGTERM),
+        ("case:load_model", signal.SIGTERM),
         ("prune:check_rewrite", signal.SIGTERM),
         ("prune:measure_model", signal.SIGTERM),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -126,7 +127,7 @@ class TestPrune:
 
 def comparable(report: dict[str, Any]) -> dict[str, Any]:
     """A report without its own time, memory and file names."""
-    own = ("stages", "peak_memory_bytes", "expected_memory_bytes", "report_path")
+    own = ("stages", "peak_memory_bytes", "expected_memory_bytes", "report_path", "command")
     kept = {k: v for k, v in report.items() if k not in own}
     return kept | {"pruned": {k: v for k, v in report["pruned"].items() if k != "path"}}
 
@@ -178,7 +179,7 @@ class TestEntry:
         code = main(arguments)
         out, err = capfd.readouterr()
         assert "Usage: corp-onnx" in out + err
-        assert "prune     Make a model smaller" in out + err
+        assert re.search(r"prune +Make a model smaller", out + err)
         assert code == (0 if arguments else 2)
 
     def test_as_a_process(self, folder: Path) -> None:
