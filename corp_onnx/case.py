@@ -9,7 +9,7 @@ Enters a path, images and settings; leaves a `Case`, and from that the `Problem`
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from corp_onnx.blocks import Blocks, find_blocks
@@ -50,20 +50,13 @@ from corp_onnx.units import Unit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Case:
-    """A model and its images.
+class Anatomy:
+    """A model, before any image is read.
 
     Attributes:
         units: those that may become narrower.
         trim: tokens that need not be computed, and `trim_note`, what there is to say of it.
         sites: where tokens can merge; nowhere, where they are not to.
-        data: the images by their use.
-        source: what was given for them.
-        settings: with a promise that fits the outputs, and the batch that memory allows.
-        diet: how the run keeps to its memory.
-        findings: what is known already, on these images.
-        kept_in: the file of the findings, written when there is something new; None where they are not kept.
-        warnings: what a person should know of the images.
         unchanged: raises where the files of the model are others than they were.
     """
 
@@ -73,6 +66,23 @@ class Case:
     trim: TrimPlan | None
     trim_note: str
     sites: MergeSites
+    unchanged: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Case(Anatomy):
+    """The same and its images.
+
+    Attributes:
+        data: the images by their use.
+        source: what was given for them.
+        settings: with a promise that fits the outputs, and the batch that memory allows.
+        diet: how the run keeps to its memory.
+        findings: what is known already, on these images.
+        kept_in: the file of the findings, written when there is something new; None where they are not kept.
+        warnings: what a person should know of the images.
+    """
+
     data: Calibration
     source: ImageSource
     outputs: Outputs
@@ -81,7 +91,6 @@ class Case:
     findings: Findings
     kept_in: Path | None
     warnings: tuple[str, ...]
-    unchanged: Callable[[], None]
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -95,19 +104,6 @@ class Case:
     def notes(self) -> list[str]:
         """What there is to say of tokens that are not computed, or can not merge."""
         return [*([self.trim_note] if self.trim_note else []), *_note_merges(self.sites)]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Anatomy:
-    """A model, before any image is read."""
-
-    graph: Graph
-    blocks: Blocks
-    units: tuple[Unit, ...]
-    trim: TrimPlan | None
-    trim_note: str
-    sites: MergeSites
-    unchanged: Callable[[], None]
 
 
 def open_case(
@@ -152,7 +148,7 @@ def reopen_case(case: Case, settings: PruneSettings) -> Case:
     return replace(case, units=units, settings=replace(settings, method=method, batch_size=case.settings.batch_size))
 
 
-def _understand(loaded: Model, unchanged: Callable[[], None], settings: PruneSettings) -> _Anatomy:
+def _understand(loaded: Model, unchanged: Callable[[], None], settings: PruneSettings) -> Anatomy:
     method = settings.method
     graph = probe_graph(loaded)
     blocks = find_blocks(graph)
@@ -162,11 +158,11 @@ def _understand(loaded: Model, unchanged: Callable[[], None], settings: PruneSet
     sites = find_merge_sites(graph, blocks) if method.merges else MergeSites()
     require_sites(sites, method.merge_blocks if method.merges else ())
     require_reachable(graph, blocks, units, method, trim, sites)
-    return _Anatomy(graph, blocks, units, trim, trim_note, sites, unchanged)
+    return Anatomy(graph, blocks, units, trim, trim_note, sites, unchanged)
 
 
 def _open_images(
-    found: _Anatomy, calib: ImageSource | None, known: Findings | None, settings: PruneSettings, folder: Path, run: Run
+    found: Anatomy, calib: ImageSource | None, known: Findings | None, settings: PruneSettings, folder: Path, run: Run
 ) -> Case:
     graph, blocks, units = found.graph, found.blocks, found.units
     if known is not None:
@@ -189,10 +185,10 @@ def _open_images(
     footprint = predict_footprint(graph, blocks, units, method, data, settings.memory_bytes)
     diet = choose_diet(footprint, settings.batch_size, settings.memory_bytes, folder)
     run.inform(diet.describe())
+    of_model = {f.name: getattr(found, f.name) for f in fields(found)}
     return Case(
-        graph, blocks, units, found.trim, found.trim_note, found.sites, data, source, outputs,
-        replace(settings, method=method, batch_size=diet.batch_size), diet, findings, kept_in, warnings,
-        found.unchanged,
+        **of_model, data=data, source=source, outputs=outputs, diet=diet, findings=findings, kept_in=kept_in,
+        settings=replace(settings, method=method, batch_size=diet.batch_size), warnings=warnings,
     )  # fmt: skip
 
 
