@@ -122,6 +122,8 @@ def calibrate_model(
         NonFiniteError: a tensor holds NaN.
     """
     settings = choose_settings(settings, **options)
+    if ray is not None and settings.method.tokens_per_image is not None:
+        raise OptionError("--tokens-per-image is of sums in this process: leave it out, or --ray.")
     if settings.calibration is not None:
         raise OptionError("--calibration is what `calibrate` writes: name the file with -o.")
     method = settings.method

@@ -209,6 +209,8 @@ class Method:
         merge_metric: how tokens are compared: what `learnt` directions and importance say, or ToMe's mean of the
             `keys`.
         trim: leave out what the last block computes for tokens that no output reads (tokens/); no effect on answers.
+        tokens_per_image: moments of channels are taken over so many tokens of every image, drawn at random
+            (calibrate/draw.py); None is all of them.
 
     Raises:
         OptionError: a number out of range, or a name that is not known.
@@ -255,6 +257,10 @@ class Method:
         "learnt", "How tokens are compared: by learnt directions and importance, or ToMe's mean of the keys."
     )
     trim: bool = option(True, "Leave out what the last block computes for tokens that no output reads.")
+    tokens_per_image: int | None = option(
+        None, "Take the sums over N tokens of every image, drawn at random: faster.  [default: all]", metavar="N",
+        minimum=1,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.rank not in get_args(Rank):
@@ -267,6 +273,8 @@ class Method:
             raise OptionError(f"--target must be {_listed(get_args(TargetName))}; found {self.target}.")
         if self.align < 1:
             raise OptionError(f"--align must be 1 or more; found {self.align}.")
+        if self.tokens_per_image is not None and self.tokens_per_image < 1:
+            raise OptionError(f"--tokens-per-image must be 1 or more; found {self.tokens_per_image}.")
         if self.merge not in get_args(MergeRule):
             raise OptionError(f"--merge must be {_listed(get_args(MergeRule))}; found {self.merge}.")
         if self.merge_metric not in get_args(TokenMetricKind):
@@ -284,6 +292,11 @@ class Method:
             raise OptionError(
                 "--remove goes with widths that are searched, under a budget or a threshold; leave it out."
             )
+
+    @property
+    def sampling(self) -> dict[str, int]:
+        """Which tokens the moments are of, where that is not all: what is made of them is made of these."""
+        return {} if self.tokens_per_image is None else {"tokens_per_image": self.tokens_per_image}
 
     @property
     def refits(self) -> bool:

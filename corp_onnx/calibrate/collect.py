@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from corp_onnx.calibrate.checkpoint import Checkpoint, Done
+from corp_onnx.calibrate.draw import TokenDraw
 from corp_onnx.calibrate.finished import Entries, map_finished, write_finished
 from corp_onnx.calibrate.groups import cut_groups
 from corp_onnx.calibrate.in_graph import GraphSums
@@ -43,6 +44,7 @@ def collect_moments(
     checkpoint: Checkpoint | None = None,
     room: int | None = None,
     reducer: Reducer | None = None,
+    draw: TokenDraw | None = None,
 ) -> Moments:
     """The moments of every unit over a set of images, by the unit's key as text.
 
@@ -57,24 +59,25 @@ def collect_moments(
             the arrays of their moments are mapped: from a file without a name, or from one beside the checkpoint.
         reducer: where activations are added up: on the host, or inside the graph, so that they stay on a device
             (in_graph.py). None is the graph where the provider is one with a memory of its own.
+        draw: some tokens of every image in place of all; on the host.
 
     Raises:
         NonFiniteError: an exposed tensor holds NaN or Inf; says which.
         InputError: the checkpoint is of something else.
         OutputError: it, or what is mapped, can not be written.
     """
-    reducer = reducer or choose_reducer(provider)
+    reducer = reducer or ("host" if draw else choose_reducer(provider))
     fixed = graph.n_images if graph.fixed_batch else None
     pace = Pace(1, fixed or batch_size, None, 1) if reducer == "graph" else choose_pace(batch_size, fixed, provider)
     groups = cut_groups(units, room)
     if len(groups) == 1:
-        found = dict(_Pass(graph, units, images, pace, provider, reducer, progress, checkpoint).collect())
+        found = dict(_Pass(graph, units, images, pace, provider, reducer, draw, progress, checkpoint).collect())
     else:
         found = dict[str, AnyMoments]()
         for at, group in enumerate(groups):
             count = _share_progress(progress, at, len(groups), images.n_images)
             kept = checkpoint.at_pass(at) if checkpoint else None
-            found.update(_Pass(graph, group, images, pace, provider, reducer, count, kept).collect_aside())
+            found.update(_Pass(graph, group, images, pace, provider, reducer, draw, count, kept).collect_aside())
     return Moments(tuple((str(unit.key), found[str(unit.key)]) for unit in units))
 
 
@@ -88,6 +91,7 @@ class _Pass:
     pace: Pace
     provider: str
     reducer: Reducer
+    draw: TokenDraw | None
     progress: Count | None
     checkpoint: Checkpoint | None
 
@@ -99,6 +103,7 @@ class _Pass:
             "images at a time": f"{self.pace.n_batches} x {self.pace.batch_size}",
             "threads of a call": str(self.pace.threads),
             "reducer": self.reducer,
+            "tokens of an image": "all" if self.draw is None else str(self.draw.n_tokens),
         }
 
     def collect(self) -> Entries:
@@ -109,7 +114,7 @@ class _Pass:
         if done.n_images:
             self._count(done.n_images)
         rest = _leave_out(self.images, done)
-        for n_real in together.fill(rest, self.pace.batch_size) if together else self._fill(sums, rest):
+        for n_real in together.fill(rest, self.pace.batch_size) if together else self._fill(sums, rest, done.n_images):
             self._count(n_real)
             if self.checkpoint:
                 done = Done(done.n_images + n_real, self.images.skipped)
@@ -133,8 +138,11 @@ class _Pass:
         if self.progress:
             self.progress(n_images)
 
-    def _fill(self, sums: Sequence[RunningSum], images: Images) -> Iterator[int]:
+    def _fill(self, sums: Sequence[RunningSum], images: Images, first: int) -> Iterator[int]:
         """Add images to the sums.
+
+        Args:
+            first: place of the first of them among all images.
 
         Yields:
             how many were added, whenever every sum holds the same images.
@@ -143,13 +151,18 @@ class _Pass:
         tapped = tap_units(graph, units, provider=self.provider, threads=self.pace.threads, whole=False)
 
         def add_up(at: int) -> None:
+            place = first
             for (arrays,), n_real in batches:
-                sums[at].update(*units[at].read(arrays, graph, n_real))
+                values = units[at].read(arrays, graph, n_real)
+                sums[at].update(*(self.draw.take(values, n_real, place) if self.draw else values))
+                place += n_real
 
         with Crew() as crew:
             for batches in stream_together([tapped], images, self.pace, crew):
                 crew.map(add_up, range(len(units)))
-                yield sum(n_real for _, n_real in batches)
+                n_added = sum(n_real for _, n_real in batches)
+                first += n_added
+                yield n_added
 
 
 def _share_progress(progress: Count | None, at: int, n_passes: int, n_images: int) -> Count | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from corp_onnx.blocks import Blocks
 from corp_onnx.calibrate.checkpoint import Checkpoint
 from corp_onnx.calibrate.collect import collect_moments
+from corp_onnx.calibrate.draw import TokenDraw
 from corp_onnx.findings import Findings
 from corp_onnx.gradients import collect_taylor
 from corp_onnx.graph import Graph
@@ -71,18 +73,11 @@ def collect_statistics(
                 "importances", {"units": [str(unit.key) for unit in units]},
                 lambda: collect_taylor(graph, units, images, **running, progress=count),
             )  # fmt: skip
+    if collect is None:
+        draw = TokenDraw(method.tokens_per_image) if method.tokens_per_image else None
+        collect = partial(_collect, graph, images, {**running, "checkpoint": checkpoint, "room": room, "draw": draw})
     with clock.stage("calibrate"), run.enter("calibrate", images.n_images) as count:
-        missing = [unit for unit in units if _find_moments(findings, unit) is None]
-        if missing:
-            if collect is None:
-                kept: dict[str, Any] = {"checkpoint": checkpoint, "room": room}
-                moments = collect_moments(graph, missing, images, **running, progress=count, **kept)
-            else:
-                moments = collect(missing, count)
-            for key, of_unit in moments.entries:
-                findings.keep(f"{MOMENTS}/{key}", {}, pack_moments(of_unit))
-        found = {str(unit.key): _find_moments(findings, unit) or {} for unit in units}
-        moments = Moments(tuple((key, unpack_moments(arrays)) for key, arrays in found.items()))
+        moments = _recall_moments(findings, units, method, lambda missing: collect(missing, count))
     if not sites.sites:
         return Statistics(moments, importances)
     n_images = min(METRIC_IMAGES, images.n_images)
@@ -96,8 +91,22 @@ def collect_statistics(
     return Statistics(moments, importances, _unpack_metrics(packed))
 
 
-def _find_moments(findings: Findings, unit: Unit) -> Mapping[str, np.ndarray] | None:
-    return findings.find(f"{MOMENTS}/{unit.key}", {})
+def _collect(graph: Graph, images: Images, options: Mapping[str, Any], units: Sequence[Unit], count: Count) -> Moments:
+    return collect_moments(graph, units, images, progress=count, **options)
+
+
+def _recall_moments(
+    findings: Findings, units: Sequence[Unit], method: Method, collect: Callable[[Sequence[Unit]], Moments]
+) -> Moments:
+    """The moments of the units, of which those that are missing are collected together."""
+
+    def find(unit: Unit) -> Mapping[str, np.ndarray] | None:
+        return findings.find(f"{MOMENTS}/{unit.key}", method.sampling)
+
+    if missing := [unit for unit in units if find(unit) is None]:
+        for key, of_unit in collect(missing).entries:
+            findings.keep(f"{MOMENTS}/{key}", method.sampling, pack_moments(of_unit))
+    return Moments(tuple((str(unit.key), unpack_moments(find(unit) or {})) for unit in units))
 
 
 def _pack_metrics(metrics: Mapping[int, TokenMetric]) -> dict[str, np.ndarray]:

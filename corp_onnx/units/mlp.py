@@ -255,7 +255,7 @@ class MlpUnit(Unit):
         assert isinstance(moments, ChannelMoments)
         weight, bias = self.site.down.read_dense(evidence.graph)
         if method.rank == "obs":
-            key = {"ridge": method.ridge}
+            key = {"ridge": method.ridge, **method.sampling}
             make = partial(_pack_order, moments, weight, method.ridge)
             order = ChannelOrder(**evidence.findings.recall(f"orders/{self.key}", key, make))
         elif method.rank == "taylor":
