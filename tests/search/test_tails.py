@@ -33,7 +33,7 @@ SOME = (
     "timm_vit_ts17_external", "timm_vit_ts17_unfolded", "timm_vit_ts17_fp16", "timm_vit_ts17_bf16",
     "hf_bert_ts17_eager_ortbert", "hf_v4_vit_ts17_eager_ortmmdit", "handmade_attention_3d",
 )  # fmt: skip
-"""An exporter, spelling or precision each; all graphs were compared once (`visit` over `prunable_names`)."""
+"""An exporter, spelling or precision each."""
 
 
 def pose(graph: Graph, blocks: Blocks) -> SimpleNamespace:

@@ -16,6 +16,7 @@ from corp_onnx.graph import load_model
 from corp_onnx.images import open_images, split_holdout
 from corp_onnx.images.recipe import find_recipe
 from corp_onnx.refit import refit_changes
+from corp_onnx.refit.walk import fit_weights
 from corp_onnx.refit.stream import place_given
 from corp_onnx.rewrite import plan_rewrite
 from corp_onnx.run.probe import probe_graph
@@ -179,8 +180,9 @@ class TestRefit:
         one_shot = search.one_shot("macs", 0.35)
         at = search._stretch(one_shot.merges)
         for stop in at.walk.stops:
+            n_tokens = at.graph.dims(stop.residual.stream)[1]
             weights = search._token_weights(at)[stop.key]
-            assert len(weights) == at.graph.dims(stop.residual.stream)[1]
+            assert len(fit_weights(weights, n_tokens)) == n_tokens
 
     def test_weights_are_found_once_whatever_merges(self, search, monkeypatch: pytest.MonkeyPatch) -> None:
         """Those of the first refit, with ones where a stream has more tokens; trials of a promise merge differently."""
@@ -189,7 +191,8 @@ class TestRefit:
         monkeypatch.setattr("corp_onnx.search.search.weigh_stops", None)
         found = search._token_weights(search._stretch(()))
         for stop in search.walk.stops:
-            weights, n_tokens = found[stop.key], search.problem.graph.dims(stop.residual.stream)[1]
+            n_tokens = search.problem.graph.dims(stop.residual.stream)[1]
+            weights = fit_weights(found[stop.key], n_tokens)
             assert len(weights) == n_tokens
             n = len(before[stop.key])
             assert (weights[: min(n, n_tokens)] == before[stop.key][:n_tokens]).all()
