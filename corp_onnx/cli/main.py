@@ -38,6 +38,9 @@ INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143
 """128 + the number of the signal, as shells count."""
 
 
+KEEPING = {"calibrate", "sweep"}
+"""Verbs that keep what they have done when they are stopped."""
+
 NO_MEMORY = "out of memory; free some, or give a smaller --batch where the verb has one."
 
 DEAF_SECONDS = 5.0
@@ -116,8 +119,8 @@ def _guard(arguments: Sequence[str] | None, signals: _Signals) -> int:
     sys.stderr = sys.stderr or _open_nowhere()
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without ±, or a file name that is no text
+    typed = sys.argv[1:] if arguments is None else arguments
     try:
-        typed = sys.argv[1:] if arguments is None else arguments
         result = cli.main(args=arguments, prog_name="corp-onnx", standalone_mode=False, obj=tuple(typed))
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
@@ -125,14 +128,14 @@ def _guard(arguments: Sequence[str] | None, signals: _Signals) -> int:
         return _drop_output()
     except CorpOnnxError as error:
         if signals.last:  # a library that was loading made an error of its own of it
-            return _say_stopped(signals.last)
+            return _say_stopped(signals.last, typed)
         return _say(str(error), error.exit_code)
     except click.ClickException as error:
         return _complain(error.show, error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        return _say_stopped(signal.SIGINT)
+        return _say_stopped(signal.SIGINT, typed)
     except _Terminated:
-        return _say_stopped(signal.SIGTERM)
+        return _say_stopped(signal.SIGTERM, typed)
     except MemoryError:
         return _say(NO_MEMORY, 1)
     except OSError as error:
@@ -143,9 +146,11 @@ def _guard(arguments: Sequence[str] | None, signals: _Signals) -> int:
         return _say(f"{error.filename or _name_stream()}: {error.strerror or error}.", 2)
 
 
-def _say_stopped(number: int) -> int:
+def _say_stopped(number: int, typed: Sequence[str]) -> int:
     word, code = ("interrupted", INTERRUPTED) if number == signal.SIGINT else ("terminated", TERMINATED)
-    return _say(f"{word}; nothing was written.", code)
+    goes_on = bool({*typed[:1]} & KEEPING)
+    left = "the same command goes on from what is kept" if goes_on else "nothing was written"
+    return _say(f"{word}; {left}.", code)
 
 
 def _open_nowhere() -> TextIO:

@@ -222,6 +222,9 @@ def test_interrupt_inside_onnx_runtime(
     assert main(ARGUMENTS) == 130
     assert without_warnings(capfd.readouterr().err) == "corp-onnx: interrupted; nothing was written.\n"
     assert top(folder) == DONE
+    assert main(["calibrate", *ARGUMENTS[1:4], "-o", "c.safetensors"]) == 130
+    said = without_warnings(capfd.readouterr().err)
+    assert said == "corp-onnx: interrupted; the same command goes on from what is kept.\n"
 
 
 @pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
