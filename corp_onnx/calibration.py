@@ -196,7 +196,7 @@ def merge_calibrations(paths: Sequence[Path | str], output: Path | str, *, force
     check_destinations({"-o": output}, force=force)
     read = [read_findings(path) for path in files]
     subjects = [findings.subject for findings in read if findings.subject is not None]
-    contents = join_contents([Contents.from_json(findings.about[IMAGES]) for findings in read])
+    contents = join_contents([Contents.from_json(findings.about.get(IMAGES, "")) for findings in read])
     merged = Findings(join_subjects(subjects), {IMAGES: contents.to_json()})
     for stage in read[0].list_parts(MOMENTS):
         found = [arrays for findings in read if (arrays := findings.find(stage, {})) is not None]

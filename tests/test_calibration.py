@@ -32,6 +32,7 @@ from corp_onnx.progress import Moment, Run
 from corp_onnx.prune import prune_model
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.settings import Preprocessing
+from corp_onnx.tensor_file import read_tensors, write_tensors
 from corp_onnx.units import list_units
 
 MODEL = fixture_path(OPERATOR)
@@ -94,6 +95,22 @@ class TestFile:
         third = tmp_path / "third.onnx"  # a file of the cache is a calibration file
         prune_model(MODEL, output=third, macs=0.8, calibration=kept)
         assert third.read_bytes() == plain.read_bytes()
+
+    def test_a_damaged_file_is_a_sentence(self, calibration: Path, tmp_path: Path) -> None:
+        whole = read_tensors(calibration)
+        broken = tmp_path / "c.safetensors"
+
+        def refuse(arrays: dict[str, np.ndarray], metadata: dict[str, str], sentence: str) -> None:
+            write_tensors(broken, arrays, metadata)
+            with pytest.raises(InputError, match=sentence):
+                prune_model(MODEL, output=tmp_path / "o.onnx", calibration=broken, macs=0.8)
+
+        arrays, metadata = dict(whole.arrays), dict(whole.metadata)
+        refuse(arrays, {k: v for k, v in metadata.items() if k != "about.images"}, "does not say which images")
+        refuse(arrays, metadata | {"about.images": '{"sources": [{"path": 3}]}'}, "does not say which images")
+        fewer = {k: v for k, v in arrays.items() if not k.endswith("ChannelMoments.total")}
+        refuse(fewer, metadata, "the stored moments are damaged")
+        assert [file.name for file in tmp_path.iterdir()] == ["c.safetensors"]
 
     def test_another_model_is_refused(self, calibration: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="was made of another model"):

@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
-from scipy.ndimage import gaussian_filter
 
 from corp_onnx.errors import OptionError
 from corp_onnx.images import Images
@@ -31,6 +30,8 @@ Pixels = Float[np.ndarray, "n c h w"]
 
 def blur(x: Pixels, _rng: np.random.Generator) -> Pixels:
     """Out of focus."""
+    from scipy.ndimage import gaussian_filter  # 0.3 s that no other verb shall wait for
+
     return gaussian_filter(x, BLUR, axes=(2, 3))
 
 

@@ -34,6 +34,8 @@ from corp_onnx.settings import Preprocessing, PruneSettings
 
 AGAIN = "Name the place where they are now with --calib, or calibrate anew."
 
+ANEW = "it is damaged, or of another version: calibrate anew."
+
 IMAGES = "images"
 """Under which a calibration file says where its images lie."""
 
@@ -78,10 +80,17 @@ class Contents:
 
     @classmethod
     def from_json(cls, text: str) -> Contents:
-        """What `to_json` wrote."""
-        stored = json.loads(text)
-        sources = tuple(Source(**{name: _freeze(value) for name, value in of.items()}) for of in stored.pop("sources"))
-        return cls(sources, **stored)
+        """What `to_json` wrote.
+
+        Raises:
+            InputError: it is something else.
+        """
+        try:
+            stored = json.loads(text)
+            sources = tuple(Source(**{k: _freeze(value) for k, value in of.items()}) for of in stored.pop("sources"))
+            return cls(sources, **stored)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"a calibration file does not say which images it is of ({error}); {ANEW}") from error
 
 
 def describe_subject(model: Model, data: Calibration) -> Subject:
@@ -116,7 +125,7 @@ def reopen_calibration(
         ImageError: the images are not where they were, or are others.
         OptionError: a promise, and no images were set apart that could choose.
     """
-    contents = Contents.from_json(findings.about[IMAGES])
+    contents = Contents.from_json(findings.about.get(IMAGES, ""))
     places = sources or [source.path for source in contents.sources]
     subject = _require_fitting(findings, contents, path, model, len(places), settings)
     opened = [

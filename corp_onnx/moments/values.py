@@ -160,10 +160,17 @@ def pack_moments(unit: AnyMoments) -> dict[str, np.ndarray]:
 
 
 def unpack_moments(arrays: Mapping[str, np.ndarray]) -> AnyMoments:
-    """What `pack_moments` was given; arrays that are mapped stay so."""
+    """What `pack_moments` was given; arrays that are mapped stay so.
+
+    Raises:
+        InputError: arrays are missing, or of shapes that do not go together.
+    """
     kinds = {kind.__name__: kind for kind in (ChannelMoments, CrossMoments, LogitMoments)}
-    kind = kinds[next(iter(arrays)).split(".")[0]]
-    return kind(**{f.name: _plain(arrays[f"{kind.__name__}.{f.name}"]) for f in dataclasses.fields(kind)})
+    try:
+        kind = kinds[next(iter(arrays), "").split(".")[0]]
+        return kind(**{f.name: _plain(arrays[f"{kind.__name__}.{f.name}"]) for f in dataclasses.fields(kind)})
+    except (KeyError, ValueError) as error:
+        raise InputError(f"the stored moments are damaged ({error}); calibrate anew.") from error
 
 
 def save_moments(moments: Moments, path: str | os.PathLike[str]) -> None:
