@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -71,7 +71,7 @@ class Search:
     merging: MergeCandidates | None = None
     probes: Evaluator | None = None
     _judge: Evaluator | None = field(default=None)
-    _weights: dict[SiteKey, np.ndarray] = field(default_factory=dict)
+    _weights: Mapping[str, np.ndarray] | None = None
 
     @property
     def method(self) -> Method:
@@ -190,7 +190,7 @@ class Search:
             at = self._stretch(solution.merges)
             proto = self.make(solution)
             changes = refit_changes(
-                at.graph, at.walk, solution.changes, proto, p.calibration, self._token_weights(at), given=at.given,
+                at.graph, at.walk, solution.changes, proto, p.calibration, self.weigh_tokens(), given=at.given,
                 batch_size=p.batch_size, provider=p.provider, shelf=p.shelf, progress=count,
             )  # fmt: skip
             return replace(solution, changes=changes, expected_loss=self.judge.evaluate(proto).loss)
@@ -228,18 +228,24 @@ class Search:
             )  # fmt: skip
         return self._judge
 
-    def _token_weights(self, at: Stretches) -> dict[SiteKey, np.ndarray]:
-        """Computed by the first refit, the same for all, whatever merges; none where tokens are to count alike."""
+    def weigh_tokens(self) -> dict[SiteKey, np.ndarray]:
+        """Of the dense model as it is, so that they are the same for all refits, whatever merges; none where tokens
+        are to count alike."""
         p = self.problem
         if not self.method.weigh_tokens:
             return {}
-        if not self._weights:
-            with p.run.enter("weigh tokens", len(at.walk.stops), "units") as count:
-                self._weights |= weigh_stops(
-                    at.graph, at.walk, p.calibration, self.judge.tasks, given=at.given, batch_size=p.batch_size,
-                    provider=p.provider, progress=count,
+
+        def weigh() -> dict[str, np.ndarray]:
+            with p.run.enter("weigh tokens", len(self.walk.stops), "units") as count:
+                weights = weigh_stops(
+                    p.graph, self.walk, p.calibration, self.judge.tasks, batch_size=p.batch_size, provider=p.provider,
+                    progress=count,
                 )  # fmt: skip
-        return self._weights
+            return {str(key): array for key, array in weights.items()}
+
+        if self._weights is None:
+            self._weights = p.findings.recall("token_weights", {"tasks": repr(self.judge.tasks)}, weigh)
+        return {stop.key: self._weights[str(stop.key)] for stop in self.walk.stops if str(stop.key) in self._weights}
 
     def expect(self, solution: Solution) -> Solution:
         """A solution with what it loses on the images that judge."""

@@ -38,9 +38,10 @@ def prepare_method(problem: Problem) -> None:
     if not problem.method.has_budget:
         problem.trace()
         return
-    prepare_search(problem)
-    for fold in cut_folds(problem) if problem.is_crossed else ():
-        prepare_search(fold)
+    folds = cut_folds(problem) if problem.is_crossed else ()
+    for search in map(prepare_search, (problem, *folds)):
+        if search.refits:
+            search.weigh_tokens()
 
 
 def kept_width(width: int, removed: float) -> int:

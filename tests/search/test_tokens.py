@@ -176,27 +176,18 @@ class TestRefit:
             assert stretch[step.tensor("order")] == stretch[step.tensor("partner")] == home
             assert stretch[step.tensor("sizes")] == home + 1
 
-    def test_weights_of_tokens_follow_their_number(self, search) -> None:
-        one_shot = search.one_shot("macs", 0.35)
-        at = search._stretch(one_shot.merges)
+    def test_weights_of_tokens_are_found_once_whatever_merges(self, search, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of the dense model; streams with fewer tokens take the leading ones."""
+        before = search.weigh_tokens()
+        monkeypatch.setattr("corp_onnx.search.search.weigh_stops", None)
+        other = prepare_search(search.problem)  # finds them among the findings
+        assert all((weights == before[key]).all() for key, weights in other.weigh_tokens().items())
+        at = search._stretch(search.one_shot("macs", 0.35).merges)
+        assert {len(before[stop.key]) for stop in search.walk.stops} == {65}
         for stop in at.walk.stops:
             n_tokens = at.graph.dims(stop.residual.stream)[1]
-            weights = search._token_weights(at)[stop.key]
-            assert len(fit_weights(weights, n_tokens)) == n_tokens
-
-    def test_weights_are_found_once_whatever_merges(self, search, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Those of the first refit, with ones where a stream has more tokens; trials of a promise merge differently."""
-        merged = search._stretch(search.one_shot("macs", 0.35).merges)
-        before = search._token_weights(merged)
-        monkeypatch.setattr("corp_onnx.search.search.weigh_stops", None)
-        found = search._token_weights(search._stretch(()))
-        for stop in search.walk.stops:
-            n_tokens = search.problem.graph.dims(stop.residual.stream)[1]
-            weights = fit_weights(found[stop.key], n_tokens)
-            assert len(weights) == n_tokens
-            n = len(before[stop.key])
-            assert (weights[: min(n, n_tokens)] == before[stop.key][:n_tokens]).all()
-            assert (weights[n:] == 1).all()
+            assert (fit_weights(before[stop.key], n_tokens) == before[stop.key][:n_tokens]).all()
+        assert (fit_weights(before[stop.key], 70)[65:] == 1).all()
 
 
 def test_metrics_of_all_blocks_have_directions(problem) -> None:
