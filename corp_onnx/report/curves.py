@@ -36,6 +36,9 @@ HEIGHT = 230
 DASHES = {"compensated": [1, 0], "plain": [4, 3]}
 HELD_BACK = "held back"
 
+STROKES = {"symbolType": "stroke", "symbolStrokeWidth": 2, "symbolStrokeColor": INK, "symbolOpacity": 1}
+"""Of a legend of lines that differ in their dashes."""
+
 
 def list_sweep_figures(result: Sweep) -> dict[str, Draw]:
     """By the name of the file: what is kept over what it costs or what was removed, for each set of images."""
@@ -137,11 +140,10 @@ def draw_fractions(result: Sweep, name: str, given: bool, width: int) -> Any:
             x=alt.X("removed:Q", title="removed, %", axis=alt.Axis(grid=False)),
             y=alt.Y("value:Q", title=_title(name, given) if i == 0 else None, scale=scale),
             color=alt.Color("rank:N", title=None, scale=hues),
-            strokeDash=alt.StrokeDash(
-                "variant:N", title=None, scale=dashes, legend=alt.Legend(symbolType="stroke", symbolStrokeWidth=2)
-            ),
         )
-        lines = base.mark_line(strokeWidth=2) + base.mark_point(filled=True, size=35, opacity=1)
+        dashed = alt.StrokeDash("variant:N", title=None, scale=dashes, legend=alt.Legend(**STROKES))
+        lines = base.mark_line(strokeWidth=2).encode(strokeDash=dashed)
+        lines += base.mark_point(filled=True, size=35, opacity=1).encode(detail="variant:N")
         columns.append(alt.layer(lines, *_dense_line(alt, result, name, given)))
     return alt.hconcat(*columns)
 
