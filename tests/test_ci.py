@@ -32,6 +32,7 @@ def test_the_workflow_runs_every_target_of_the_script() -> None:
                 "test-tensorrt",
                 "test-openvino",
                 "test-cpp",
+                "test-ray",
                 "test-web",
             ),
         }
