@@ -257,12 +257,12 @@ class TestRefit:
         assert loss(search, search.refitted("macs", 0.4)) < loss(search, search.one_shot("macs", 0.4))
 
     def test_tokens_count_alike_where_the_switch_says_so(self, search) -> None:
-        alike = replace(search, problem=with_method(search.problem, weigh_tokens=False), _weights={})
+        alike = replace(search, problem=with_method(search.problem, weigh_tokens=False), _weights=None)
         one_shot = search.one_shot("macs", 0.6)
         weighted, plain = search.refit(one_shot), alike.refit(one_shot)
-        assert alike._weights == {}
+        assert alike.weigh_tokens() == {}
         key = search.walk.stops[0].key
-        assert search._weights[key].max() > 1
+        assert search.weigh_tokens()[key].max() > 1
         assert not np.allclose(weighted.changes[key].out_weight, plain.changes[key].out_weight)
 
     def test_switched_off(self, problem) -> None:

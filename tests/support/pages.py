@@ -61,11 +61,19 @@ def find_outputs(block: Block) -> list[tuple[list[str], list[str]]]:
     return [(shlex.split(lines[i][2:], comments=True), lines[i + 1 : end]) for i, end in zip(starts, ends, strict=True)]
 
 
+WHOLE = "; -: left whole"
+"""In the legend of a table where a unit stays whole: with fewer images it may be another, or none."""
+
+
 def missing_lines(shown: list[str], printed: str) -> list[str]:
     """Lines of words without digits, which differ by machine, that a page shows and the command did not print."""
-    lines = {" ".join(line.split()) for line in printed.splitlines()}
+    lines = {_plain(line) for line in printed.splitlines()}
     shown = [line for line in shown if re.search(r"[a-z]", line) and not re.search(r"\d", line)]
-    return [line for line in shown if " ".join(line.split()) not in lines]
+    return [line for line in shown if _plain(line) not in lines]
+
+
+def _plain(line: str) -> str:
+    return " ".join(line.replace(WHOLE, "").split())
 
 
 def find_commands(text: str) -> Iterator[list[str]]:
