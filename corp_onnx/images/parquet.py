@@ -23,7 +23,7 @@ from jaxtyping import Int
 from corp_onnx.errors import ImageError, MissingExtraError
 from corp_onnx.images.labels import ClassNames, Truth
 from corp_onnx.images.places import name_places, open_place, read_reason
-from corp_onnx.images.source import ShardNames, ShardSource
+from corp_onnx.images.source import FileShards, ShardNames
 
 READ_ROWS = 16
 """Rows that are in memory at a time."""
@@ -66,25 +66,13 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ParquetShards(ShardSource):
-    """Parquet files one behind the other.
-
-    Attributes:
-        ends: rows of all shards up to the end of each.
-    """
-
-    shards: tuple[Shard, ...]
-    ends: Int[np.ndarray, " s"]
-
-    @property
-    def n_rows(self) -> int:
-        """As `ShardSource`."""
-        return int(self.ends[-1])
+class ParquetShards(FileShards[Shard]):
+    """Parquet files one behind the other."""
 
     def name(self, row: int) -> str:
         """`train-00000.parquet[12]`."""
-        shard, inside = self._locate(row)
-        return f"{self.shards[shard].title}[{inside}]"
+        shard, inside = self.locate(row)
+        return f"{shard.title}[{inside}]"
 
     def read_rows(self, rows: Int[np.ndarray, " n"]) -> Iterator[bytes]:
         """As `ShardSource`."""
@@ -103,21 +91,13 @@ class ParquetShards(ShardSource):
         classes = ClassNames(tuple((name,) for name in first.classes), source, "") if first.classes else None
         return Truth(tuple(map(str, values)), tuple(names), source, classes)
 
-    def require_readable(self) -> None:
-        """As `Source`."""
-        open_place(self.shards[0].place).close()
-
-    def _locate(self, row: int) -> tuple[int, int]:
-        shard = int(np.searchsorted(self.ends, row, side="right"))
-        return shard, row - (int(self.ends[shard - 1]) if shard else 0)
-
     def _by_shard(self, rows: Int[np.ndarray, " n"]) -> Iterator[tuple[Shard, Int[np.ndarray, " k"]]]:
         """Rows that follow each other in one shard, and where they lie in it."""
         places = np.searchsorted(self.ends, rows, side="right")
         for cut in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(places)) + 1):
             if len(cut):
-                shard = int(places[cut[0]])
-                yield self.shards[shard], rows[cut] - (int(self.ends[shard - 1]) if shard else 0)
+                at = int(places[cut[0]])
+                yield self.shards[at], rows[cut] - self.start(at)
 
 
 def open_parquet(places: Sequence[str]) -> tuple[ParquetShards, dict[str, str]]:

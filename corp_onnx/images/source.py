@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TypeAlias, overload
+from typing import Generic, Protocol, TypeAlias, TypeVar, overload
 
 import numpy as np
 from jaxtyping import Int
 
 from corp_onnx.errors import ImageError
 from corp_onnx.images.labels import Truth
+from corp_onnx.images.places import open_place
 
 Encoded: TypeAlias = Path | bytes
 """An image as a file holds it."""
@@ -109,6 +110,48 @@ class ShardSource(Source):
         images = self.read_rows(names.rows[wanted])
         for name, reads in zip(names, wanted, strict=True):
             yield name, next(images) if reads else None
+
+
+class Shard(Protocol):
+    """A file of images."""
+
+    @property
+    def place(self) -> str:
+        """Where it lies, as `open_place` takes it."""
+        ...
+
+
+S = TypeVar("S", bound=Shard)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FileShards(ShardSource, Generic[S]):
+    """Files one behind the other.
+
+    Attributes:
+        ends: images of all shards up to the end of each.
+    """
+
+    shards: tuple[S, ...]
+    ends: Int[np.ndarray, " s"]
+
+    @property
+    def n_rows(self) -> int:
+        """As `ShardSource`."""
+        return int(self.ends[-1])
+
+    def require_readable(self) -> None:
+        """As `Source`."""
+        open_place(self.shards[0].place).close()
+
+    def locate(self, row: int) -> tuple[S, int]:
+        """The shard of an image, and its place in it."""
+        at = int(np.searchsorted(self.ends, row, side="right"))
+        return self.shards[at], row - self.start(at)
+
+    def start(self, at: int) -> int:
+        """Images before a shard."""
+        return int(self.ends[at - 1]) if at else 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,7 +20,7 @@ from corp_onnx.errors import ImageError, MissingExtraError
 from corp_onnx.images.decode import image_suffixes
 from corp_onnx.images.labels import Truth
 from corp_onnx.images.places import is_remote, name_places, open_place, read_reason
-from corp_onnx.images.source import ShardNames, ShardSource
+from corp_onnx.images.source import FileShards, ShardNames
 
 LABEL = "cls"
 MAX_LABEL_BYTES = 64
@@ -47,24 +47,12 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TarShards(ShardSource):
-    """Tar files one behind the other.
-
-    Attributes:
-        ends: images of all shards up to the end of each.
-    """
-
-    shards: tuple[Shard, ...]
-    ends: Int[np.ndarray, " s"]
-
-    @property
-    def n_rows(self) -> int:
-        """As `ShardSource`."""
-        return int(self.ends[-1])
+class TarShards(FileShards[Shard]):
+    """Tar files one behind the other."""
 
     def name(self, row: int) -> str:
         """`shard-000.tar/0001.jpg`."""
-        shard, inside = self._locate(row)
+        shard, inside = self.locate(row)
         return f"{shard.title}/{shard.members[inside]}"
 
     def read_rows(self, rows: Int[np.ndarray, " n"]) -> Iterator[bytes]:
@@ -75,7 +63,7 @@ class TarShards(ShardSource):
         """The class indices beside the images, where all of them have one."""
         if not isinstance(names, ShardNames):
             return None
-        places = [self._locate(int(row)) for row in names.rows]
+        places = [self.locate(int(row)) for row in names.rows]
         if not places or any(shard.labels[inside, 1] < 1 for shard, inside in places):
             return None
         values = [
@@ -88,25 +76,17 @@ class TarShards(ShardSource):
         rows, places = np.unique(names.rows, return_inverse=True)
         kept: list[Shard] = []
         for at, shard in enumerate(self.shards):
-            inside = rows[np.searchsorted(self.ends, rows, side="right") == at] - (self.ends[at - 1] if at else 0)
+            inside = rows[np.searchsorted(self.ends, rows, side="right") == at] - self.start(at)
             if len(inside):
                 members = tuple(shard.members[i] for i in inside.tolist())
                 kept.append(replace(shard, members=members, images=shard.images[inside], labels=shard.labels[inside]))
         return ShardNames(_join_shards(kept), places.astype(np.int64))
 
-    def require_readable(self) -> None:
-        """As `Source`."""
-        open_place(self.shards[0].place).close()
-
-    def _locate(self, row: int) -> tuple[Shard, int]:
-        shard = int(np.searchsorted(self.ends, row, side="right"))
-        return self.shards[shard], row - (int(self.ends[shard - 1]) if shard else 0)
-
     def _read(self, rows: Int[np.ndarray, " n"], what: str) -> Iterator[bytes]:
         """The contents at these rows; a shard stays open while they lie in it."""
         stream, place = None, ""
         try:
-            for shard, inside in map(self._locate, rows.tolist()):
+            for shard, inside in map(self.locate, rows.tolist()):
                 if stream is None or shard.place != place:
                     if stream is not None:
                         stream.close()
