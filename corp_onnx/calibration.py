@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 
 from corp_onnx.calibrate.cluster import collect_on_cluster
 from corp_onnx.calibrate.data import warn_of_moments
-from corp_onnx.calibrate.file import IMAGES, Contents, describe_contents, describe_subject, join_contents, join_subjects
-from corp_onnx.case import Case, open_case, pose_problem
+from corp_onnx.calibrate.file import IMAGES, Contents, describe_subject, join_contents, join_subjects
+from corp_onnx.case import Case, open_case, pose_problem, write_findings
 from corp_onnx.checks.preflight import protect_source
 from corp_onnx.errors import OptionError
 from corp_onnx.findings import Findings, read_findings
@@ -153,8 +153,7 @@ def calibrate_model(
         problem = pose_problem(case, Shelf(case.diet.shelf, path.parent), run, clock, collect=collect)
         with clock.stage("probe"):
             prepare_method(problem)
-        findings.about[IMAGES] = describe_contents(case.source, case.data).to_json()
-        size = findings.write(path, output)
+        size = write_findings(case, path, output)
     if case.checkpoint is not None:
         case.checkpoint.remove()
     if ray is not None:
@@ -182,8 +181,9 @@ def _ask_cluster(case: Case, address: str, cores: int, aside: Path) -> Collect:
 def merge_calibrations(paths: Sequence[Path | str], output: Path | str, *, force: bool = False) -> CalibrationResult:
     """One calibration file of several, of one model on sets of images that have none in common.
 
-    Moments add up, so they are those of one calibration over all images, up to float64 rounding. What does not add up
-    (orders of channels, probes, how tokens are compared) is found again by the first `prune` or kept by its `--cache`.
+    Moments add up, so they are those of one calibration over all images, up to how float32 rounds inside a tile of
+    tokens (moments/tiles.py). What does not add up (orders of channels, probes, how tokens are compared) is found again
+    by the first `prune` or kept by its `--cache`.
 
     Raises:
         InputError: a file can not be read, or they are of different models, recipes or units, or have images in common.

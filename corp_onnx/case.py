@@ -232,13 +232,18 @@ def pose_problem(
     )  # fmt: skip
 
 
+def write_findings(case: Case, path: Path, destination: Path) -> int:
+    """Write what was found, with where the images lie, to a staged file that will be `destination`; its bytes."""
+    case.findings.about[IMAGES] = describe_contents(case.source, case.data).to_json()
+    return case.findings.write(path, destination)
+
+
 def keep_findings(case: Case) -> None:
     """Write what was found where it is to be kept, whole or not at all; nothing where all of it was known."""
     if case.kept_in is None or not case.findings.is_new:
         return
-    case.findings.about[IMAGES] = describe_contents(case.source, case.data).to_json()
     with staged_files({"--cache": case.kept_in}, force=True) as (path,):
-        case.findings.write(path, case.kept_in)
+        write_findings(case, path, case.kept_in)
     if case.checkpoint is not None:
         case.checkpoint.remove()
 

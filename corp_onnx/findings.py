@@ -48,7 +48,7 @@ class Subject:
     @property
     def name(self) -> str:
         """A file name for it."""
-        return f"{self.model[:16]}-{_digest([self.images, self.recipe])}"
+        return f"{self.model[:16]}-{digest_key([self.images, self.recipe])}"
 
 
 @dataclass(slots=True, eq=False)
@@ -101,7 +101,7 @@ class Findings:
         self._arrays.update({start + name: np.asarray(array) for name, array in found.items()})
 
     def _name(self, stage: str, key: Mapping[str, Any]) -> str:
-        return f"{stage}/{_digest([self._part, key])}/"
+        return f"{stage}/{digest_key([self._part, key])}/"
 
     def list_stages(self) -> tuple[str, ...]:
         """The first words of what is remembered, each once."""
@@ -150,5 +150,6 @@ def read_findings(path: Path) -> Findings:
     return Findings(subject, about, dict(file.arrays), len(file.arrays))
 
 
-def _digest(key: Any) -> str:
+def digest_key(key: Any) -> str:
+    """A short name for whatever JSON can say."""
     return hashlib.sha256(json.dumps(key, sort_keys=True, default=list).encode()).hexdigest()[:16]

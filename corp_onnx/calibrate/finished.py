@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from corp_onnx.errors import InputError
-from corp_onnx.moments import AnyMoments, pack_moments, unpack_moments
+from corp_onnx.moments import AnyMoments, flatten_moments, gather_moments
 from corp_onnx.tensor_file import read_tensors, write_tensors
 
 ABOUT = "about"
@@ -29,8 +29,7 @@ def write_finished(entries: Entries, path: Path, about: Mapping[str, str], desti
     Raises:
         OutputError: it can not be written.
     """
-    arrays = {f"{key}/{name}": array for key, unit in entries for name, array in pack_moments(unit).items()}
-    write_tensors(path, arrays, {ABOUT: json.dumps(dict(about))}, destination)
+    write_tensors(path, flatten_moments(entries), {ABOUT: json.dumps(dict(about))}, destination)
 
 
 def map_finished(path: Path, about: Mapping[str, str]) -> Entries:
@@ -42,8 +41,4 @@ def map_finished(path: Path, about: Mapping[str, str]) -> Entries:
     file = read_tensors(path)
     if file.metadata.get(ABOUT) != json.dumps(dict(about)):
         raise InputError(f"{path}: holds moments of another calibration; remove it to start anew.")
-    keys = dict.fromkeys(name.rpartition("/")[0] for name in file.arrays)
-    own = {
-        key: {n.rpartition("/")[2]: a for n, a in file.arrays.items() if n.rpartition("/")[0] == key} for key in keys
-    }
-    return tuple((key, unpack_moments(arrays)) for key, arrays in own.items())
+    return tuple(gather_moments(file.arrays).items())

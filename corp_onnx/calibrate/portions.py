@@ -28,7 +28,7 @@ from corp_onnx.graph import Graph, load_model
 from corp_onnx.graph.external import list_locations
 from corp_onnx.graph.model import Model, hash_file
 from corp_onnx.images import Images, ImageSet, Skipped
-from corp_onnx.moments import Moments, merge_moments, pack_moments, unpack_moments
+from corp_onnx.moments import Moments, flatten_moments, gather_moments, merge_moments
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.staging import staged_files
 from corp_onnx.tensor_file import read_tensors, write_tensors
@@ -136,8 +136,6 @@ def keep_portion(collected: Collected, identity: str, path: Path) -> None:
         OutputError: the place can not be written, or the disk is full.
     """
     entries = () if collected.moments is None else collected.moments.entries
-    arrays = {f"{key}/{name}": array
-              for key, unit in entries for name, array in pack_moments(unit).items()}  # fmt: skip
     about = {
         "schema": SCHEMA,
         "identity": identity,
@@ -146,7 +144,7 @@ def keep_portion(collected: Collected, identity: str, path: Path) -> None:
         "skipped": json.dumps([(skip.name, skip.reason) for skip in collected.skipped]),
     }
     with staged_files({"--ray": path}, force=True) as (staged,):
-        write_tensors(staged, arrays, about, path)
+        write_tensors(staged, flatten_moments(entries), about, path)
 
 
 def find_portion(path: Path, identity: str) -> Collected | None:
@@ -155,12 +153,9 @@ def find_portion(path: Path, identity: str) -> Collected | None:
         file = read_tensors(path)
         if file.metadata["schema"] != SCHEMA or file.metadata["identity"] != identity:
             return None
-        by_unit: dict[str, dict[str, np.ndarray]] = {}
-        for name, array in file.arrays.items():
-            key, _, own = name.rpartition("/")
-            by_unit.setdefault(key, {})[own] = array
         keys = json.loads(file.metadata["units"])
-        moments = Moments(tuple((key, unpack_moments(by_unit[key])) for key in keys)) if keys else None
+        found = gather_moments(file.arrays)
+        moments = Moments(tuple((key, found[key]) for key in keys)) if keys else None
         skipped = tuple(Skipped(name, reason) for name, reason in json.loads(file.metadata["skipped"]))
         return Collected(moments, file.metadata["images"], skipped)
     except (InputError, KeyError, ValueError):

@@ -10,7 +10,7 @@ import dataclasses
 import mmap
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -171,6 +171,24 @@ def unpack_moments(arrays: Mapping[str, np.ndarray]) -> AnyMoments:
         return kind(**{f.name: _plain(arrays[f"{kind.__name__}.{f.name}"]) for f in dataclasses.fields(kind)})
     except (KeyError, ValueError) as error:
         raise InputError(f"the stored moments are damaged ({error}); calibrate anew.") from error
+
+
+def flatten_moments(entries: Iterable[tuple[str, AnyMoments]]) -> dict[str, np.ndarray]:
+    """The moments of several units as arrays of one file, `unit/name`."""
+    return {f"{key}/{name}": array for key, unit in entries for name, array in pack_moments(unit).items()}
+
+
+def gather_moments(arrays: Mapping[str, np.ndarray]) -> dict[str, AnyMoments]:
+    """What `flatten_moments` was given, by unit; arrays that are mapped stay so.
+
+    Raises:
+        InputError: as `unpack_moments`.
+    """
+    by_unit: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
+        key, _, own = name.rpartition("/")
+        by_unit.setdefault(key, {})[own] = array
+    return {key: unpack_moments(own) for key, own in by_unit.items()}
 
 
 def save_moments(moments: Moments, path: str | os.PathLike[str]) -> None:

@@ -11,7 +11,7 @@ import onnx
 from corp_onnx.blocks import SiteKey, find_blocks
 from corp_onnx.errors import OptionError
 from corp_onnx.graph import Graph
-from corp_onnx.metrics.judgement import Judgement, Kept
+from corp_onnx.metrics.judgement import Judgement
 from corp_onnx.refit import refit_changes
 from corp_onnx.refit.stream import StreamWalk, find_walk
 from corp_onnx.refit.token_weights import weigh_stops
@@ -127,16 +127,19 @@ class Search:
 
     def sketch(self, kind: CostKind, value: float) -> Solution:
         """As `one_shot`, before a refit where one follows, of the split that promises most: none is measured."""
-        if self.merging is None or kind == "params":
-            return self._solve(self.widths(kind, value, before_refit=True), None, value)
-        split = self._list_splits(kind, value, before_refit=True)[0]
+        split = self._best_split(kind, value)
         return self._solve(split.widths, split.merge, value)
 
     def promise_loss(self, kind: CostKind, value: float) -> float:
         """What curves and probes promise of a budget's best split, before any refit."""
+        return self._best_split(kind, value).loss
+
+    def _best_split(self, kind: CostKind, value: float) -> Split:
+        """That which curves and probes promise most of, before any refit."""
         if self.merging is None or kind == "params":
-            return self.predict_loss(self.widths(kind, value, before_refit=True))
-        return self._list_splits(kind, value, before_refit=True)[0].loss
+            widths = self.widths(kind, value, before_refit=True)
+            return Split(widths, None, self.predict_loss(widths))
+        return self._list_splits(kind, value, before_refit=True)[0]
 
     def _list_splits(self, kind: CostKind, value: float, *, before_refit: bool) -> list[Split]:
         """The few most promising schedules with the widths that they leave, by what curves and probes promise.
@@ -254,10 +257,6 @@ class Search:
     def judge_solution(self, solution: Solution) -> Judgement:
         """How far the answers of a solution are off on the images that judge."""
         return self.judge.evaluate(self.make(solution))
-
-    def kept(self, solution: Solution) -> Kept:
-        """What a solution keeps of the dense model's answers on the images that judge."""
-        return self.judge_solution(solution).kept
 
 
 def prepare_search(problem: Problem) -> Search:

@@ -10,9 +10,7 @@ its budget makes. sweep.json is written anew, whole, behind every point; a run t
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +23,7 @@ from corp_onnx.calibrate.data import MIN_IMAGES, name_source, open_for_model, sp
 from corp_onnx.case import Case, open_case
 from corp_onnx.errors import CheckFailedError, InputError, OptionError, OutputError
 from corp_onnx.evaluate import Score, evaluate_models
+from corp_onnx.findings import digest_key
 from corp_onnx.graph import Model, load_model
 from corp_onnx.graph.model import require_file
 from corp_onnx.images import Images, ImageSource, open_images
@@ -156,15 +155,11 @@ def _identify(at: _Sweeping) -> str:
     settings = asdict(replace(at.settings, method=PAPER, cache=None, memory=None))
     given = "" if at.images is None else at.images.data_hash()
     measured = [given, str(at.labels), at.sweep.bench, at.sweep.batch, at.sweep.keep]
-    return _digest([at.model.sha256, at.source.data_hash(), settings, measured]) + "-"
+    return digest_key([at.model.sha256, at.source.data_hash(), settings, measured]) + "-"
 
 
 def _key(group: str, point: PlannedPoint, precision: str) -> str:
-    return f"{group}{_digest(asdict(point.settings.method))}-{precision}"
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return f"{group}{digest_key(asdict(point.settings.method))}-{precision}"
 
 
 def _read_known(path: Path, sha256: str, force: bool) -> tuple[SweepPoint, ...]:

@@ -166,7 +166,7 @@ class Hopeless(PromiseSearch):
 class TestPromise:
     def test_ten_images_prove_nothing_and_all_of_them_have_to_agree(self, search) -> None:
         outcome = find(search, 0.8)
-        assert search.kept(outcome).mean == 1
+        assert search.judge_solution(outcome).kept.mean == 1
         assert outcome.kept_fraction is not None
         assert outcome.kept_fraction < 1
         assert "of the answers on the 10 images that chose the size." in outcome.notes[0]
@@ -178,7 +178,7 @@ class TestPromise:
     def test_where_images_can_prove_it_the_lower_end_keeps_it(self, search) -> None:
         """Of 10 images 0.6 is proven by 9 or more: the share alone would be content with 6."""
         outcome = find(search, 0.6)
-        kept = search.kept(outcome)
+        kept = search.judge_solution(outcome).kept
         interval = kept.interval(0.95)
         assert interval is not None
         assert interval[0] >= 0.6
@@ -214,8 +214,8 @@ class TestPromise:
         search = prepare_search(replace(with_method(problem, refit=False), tasks=(task,)))
         loose, tight = find(search, 0.8, "similarity"), find(search, 0.99, "similarity")
         assert (loose.kept_fraction or 0) < (tight.kept_fraction or 0)
-        assert search.kept(tight).name == "cosine"
-        interval = search.kept(tight).interval()
+        assert search.judge_solution(tight).kept.name == "cosine"
+        interval = search.judge_solution(tight).kept.interval()
         assert interval is not None
         assert interval[0] >= 0.99
         assert "keep a cosine of 0.99" in tight.notes[0]
