@@ -219,12 +219,14 @@ def start_session(
     stored: Sequence[TensorProto] = (),
     *,
     exact: bool = True,
+    once: bool = False,
 ) -> Session:
     """A session of a graph in memory that was made from `model`; its external weights are found beside that.
 
     Args:
         stored: initializers that the graph has besides its own, which need not be copied into it.
         exact: as in `open_session`.
+        once: it is run once: opened as it stands, which takes less time than what that run then takes longer.
 
     Raises:
         ModelError: ONNX Runtime can not load it, or it is bfloat16 and too large for memory as float32.
@@ -237,7 +239,7 @@ def start_session(
                 f"{model.path}: bfloat16 models run as float32 here, and this one then has {proto.ByteSize() >> 20} "
                 f"MiB, more than the {MAX_PROTO_BYTES >> 20} that fit. Convert it to float16 or float32 first."
             )
-    options = make_options(threads, config)
+    options = make_options(threads, config, as_it_stands=once)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
     skipped = [LAYOUT_PASS] if uses_operator(proto, "Resize") else []
     light, weights = detach_weights(proto, stored)
