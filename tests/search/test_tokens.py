@@ -180,7 +180,7 @@ class TestRefit:
     def test_weights_of_tokens_are_found_once_whatever_merges(self, search, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of the dense model; streams with fewer tokens take the leading ones."""
         before = search.weigh_tokens()
-        monkeypatch.setattr("corp_onnx.search.search.weigh_stops", None)
+        monkeypatch.setattr("corp_onnx.search.stretches.weigh_stops", None)
         other = prepare_search(search.problem)  # finds them among the findings
         assert all((weights == before[key]).all() for key, weights in other.weigh_tokens().items())
         at = stretch_dense(search.problem, search.walk, search.one_shot("macs", 0.35).merges)
