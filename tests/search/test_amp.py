@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ class FakeEvaluator:
     rates: dict[SiteKey, float]
     n_images: int = 4
     feeds: tuple[Any, ...] = ()
-    pace: Any = field(default_factory=lambda: SimpleNamespace(n_calls=2))
+    pace: ClassVar[Any] = SimpleNamespace(n_calls=2)
 
     def evaluate(self, proto: Any) -> Any:
         ((key, gone),) = proto
