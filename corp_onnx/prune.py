@@ -18,6 +18,7 @@ from typing import Any
 from corp_onnx._version import __version__
 from corp_onnx.calibrate.data import describe_data, warn_of_moments
 from corp_onnx.case import Case, keep_findings, open_case, pose_problem, reopen_case
+from corp_onnx.checks.answers import answer_first
 from corp_onnx.checks.disagreement import Disagreements
 from corp_onnx.checks.measure import UnitErrors, check_expected, measure_model
 from corp_onnx.checks.preflight import protect_model, wanted_kinds
@@ -46,7 +47,6 @@ from corp_onnx.results import (
 )
 from corp_onnx.run.outputs import TASKS_KEY, Outputs
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.run.sessions import open_session
 from corp_onnx.search.problem import Problem, Solution
 from corp_onnx.search.reach import require_reachable
 from corp_onnx.search.strategy import follow_method
@@ -206,10 +206,9 @@ def _make(
     with clock.stage("verify"), run.enter("verify"):
         checks = check_file(graph.model, pruned, path)
         require_sound(checks, "pruned", output)
-        session = open_session(graph.model, provider=settings.provider)
-        feeds, _ = next(session.stream(data.reporting, min(settings.batch_size, CHECKED_IMAGES)))
-        del session  # it holds all weights
-        checks += check_rewrite(graph, rewrite, models, feeds, settings.provider)
+        n_checked = min(settings.batch_size, CHECKED_IMAGES)
+        feeds, answers = answer_first(graph.model, data.reporting, n_checked, settings.provider)
+        checks += check_rewrite(graph, rewrite, models, feeds, settings.provider, answers)
         require_sound(checks, "pruned", output)
     with clock.stage("measure"), run.enter("measure", data.reporting.n_images) as count:
         errors, apart = UnitErrors(graph, solution.plans), Disagreements(case.outputs)
@@ -219,7 +218,7 @@ def _make(
             graph, case.blocks, pruned, data.reporting, case.outputs, errors, trim=left_out,
             n_special=case.sites.n_special, batch_size=settings.batch_size, provider=settings.provider,
             apart=apart, promised=budget if isinstance(budget, Budget) else None, confidence=settings.confidence,
-            progress=count,
+            shelf=None if case.diet.shelf is None else problem.shelf, progress=count,
         )  # fmt: skip
         surprise = check_expected(measured, solution.expected_loss)
         checks += [surprise] if surprise else []

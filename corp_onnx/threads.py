@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 from threading import Barrier
 from typing import TypeVar
@@ -108,10 +108,20 @@ class Crew:
         return list(self._pool.map(function, items))
 
     def stream(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """As `map`, of no more items at a time than there are threads."""
-        todo = iter(items)
-        while some := list(islice(todo, self.size)):
-            yield from self.map(function, some)
+        """As `map`, an item at a time: one more is taken than there are threads, so that none of them waits."""
+        if self._pool is None:
+            yield from map(function, items)
+            return
+        pending = deque[Future[R]]()
+        try:
+            for item in items:
+                pending.append(self._pool.submit(function, item))
+                if len(pending) > self.size:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            wait(future for future in pending if not future.cancel())
 
     def __enter__(self) -> Crew:
         return self

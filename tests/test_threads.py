@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,41 @@ class TestCrew:
 
         with Crew(2) as crew:
             assert crew.map(wait, range(4)) == [0, 1, 2, 3]
+
+    def test_a_slow_call_holds_up_no_other_and_few_items_are_taken_ahead(self) -> None:
+        """The first is over only when the third has begun: it would wait for ever if calls went two by two."""
+        taken: list[int] = []
+        third = threading.Event()
+
+        def items() -> Iterator[int]:
+            for item in range(6):
+                taken.append(item)
+                yield item
+
+        def work(item: int) -> int:
+            if item == 2:
+                third.set()
+            elif item == 0:
+                assert third.wait(timeout=20)
+            return item
+
+        with Crew(2) as crew:
+            found = crew.stream(work, items())
+            assert next(found) == 0
+            assert taken == [0, 1, 2]
+            assert list(found) == [1, 2, 3, 4, 5]
+
+    def test_the_first_error_of_a_stream_is_raised(self) -> None:
+        def fail(item: int) -> int:
+            if item == 1:
+                raise ValueError(str(item))
+            return item
+
+        with Crew(2) as crew:
+            found = crew.stream(fail, range(9))
+            assert next(found) == 0
+            with pytest.raises(ValueError, match="1"):
+                next(found)
 
     def test_the_first_error_is_raised(self) -> None:
         def fail(item: int) -> None:

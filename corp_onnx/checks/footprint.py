@@ -7,7 +7,7 @@ lie in a file too. With R what the process holds already, W the bytes of the wei
 the tensors that calibration exposes for one image, what each phase needs besides the shelf is about
 
     calibrate   R + 2 W + 1.5 sums + tiles + 3 T batch   a session, what it exposes, and sums in both precisions
-    probe       R + sums + curves + 4 W + T batch        and a rewritten model with its session
+    probe       R + sums + curves + 4 W + T batch        and a rewritten model with its session, several if small
     refit       R + sums + curves + 4 W + T batch + fold sums
     measure     R + sums + curves + 4 W + 4 T batch      both models, exposed
 
@@ -35,9 +35,11 @@ from corp_onnx.images.folder import MAX_KEPT_BYTES
 from corp_onnx.memory import available_bytes, resident_bytes, write_size
 from corp_onnx.refit.stream import find_walk
 from corp_onnx.refit.walk import N_FOLDS
+from corp_onnx.search.evaluator import count_beside
 from corp_onnx.search.probes import PROBE_IMAGES
 from corp_onnx.settings import Method
 from corp_onnx.shelf import free_bytes
+from corp_onnx.threads import choose_size
 from corp_onnx.units import Unit, gather_taps
 
 AT_START = 160 << 20
@@ -46,7 +48,7 @@ AT_START = 160 << 20
 OPENED, REWRITTEN = 2.0, 4.0
 """Times the weights: a session; a rewritten model and its session."""
 
-OPENED_OUTSIDE, REWRITTEN_OUTSIDE = 1.1, 4.3
+OPENED_OUTSIDE, REWRITTEN_OUTSIDE, CHECKED_OUTSIDE = 1.1, 2.5, 1.5
 """The same of weights that lie outside of the model's file, which ONNX Runtime maps; the second as a run of
 DeiT-III-Huge's shape took it (benchmarks/calibration.md)."""
 
@@ -62,8 +64,8 @@ LOOKED_AT = 2
 MARGIN = 1.2
 """Of a limit that a person gives: runs were seen to take up to 1.12 times what is expected."""
 
-CALIBRATE = "calibrate"
-"""The phase that fills sums; all others hold what they became."""
+CALIBRATE, MEASURE = "calibrate", "measure"
+"""The phase that fills sums, all others hold what they became; and the last, the checks among it."""
 
 ARENA = 64 << 20
 """Bytes that a session takes whatever the model."""
@@ -78,12 +80,23 @@ class Footprint:
         shelved: at the most of images and streams, in memory or in a file.
         units: whose sums are in the phases.
         aside: of the moments, that lie in a file.
+        spared: by which `MEASURE` is smaller with one model open at a time.
+        streams: of the dense model, that lie on the shelf then.
     """
 
     phases: tuple[tuple[str, float, float], ...]
     shelved: float
     units: tuple[Unit, ...] = ()
     aside: float = 0.0
+    spared: float = 0.0
+    streams: float = 0.0
+
+    def in_turn(self) -> Footprint:
+        """With the dense and the pruned model measured one after the other."""
+        phases = tuple(
+            (name, fixed - (self.spared if name == MEASURE else 0), each) for name, fixed, each in self.phases
+        )
+        return replace(self, phases=phases, shelved=max(self.shelved, self.streams), spared=0.0)
 
     def in_passes(self) -> Footprint:
         """With one unit in a pass, and the moments in a file."""
@@ -155,7 +168,8 @@ def predict_footprint(
     traced = base + sums + curves + rewritten * weights
     shelved = 0.0
     if method.searches_widths:
-        phases.append(("probe", traced, exposed))
+        beside = (count_beside(graph, choose_size()) - 1) * rewritten * weights
+        phases.append(("probe", traced + beside, exposed))
         shelved += pixels * (min(PROBE_IMAGES, n_fitting) + (n_judging if method.promises or method.refits else 0))
     stops = find_walk(blocks).stops if method.refits else ()
     if stops:
@@ -164,8 +178,11 @@ def predict_footprint(
         streams = max(math.prod(graph.dims(stop.residual.stream)) for stop in stops) / graph.n_images
         regressor = max(math.prod(graph.dims(stop.regressor)) for stop in stops) / graph.n_images
         shelved += n_fitting * (pixels + FLOAT * (4 * streams + regressor))
-    phases.append(("measure", traced, MEASURED * exposed))
-    return Footprint(tuple(phases), shelved, tuple(units))
+    phases.append((MEASURE, traced, MEASURED * exposed))
+    behind = [block.stream for block in blocks.blocks if block.stream is not None]
+    streams = FLOAT * sum(math.prod(graph.dims(name)) for name in behind) / graph.n_images * data.reporting.n_images
+    spared = 0.0 if inside else (REWRITTEN_OUTSIDE - CHECKED_OUTSIDE) * weights
+    return Footprint(tuple(phases), shelved, tuple(units), spared=spared, streams=streams)
 
 
 def choose_diet(footprint: Footprint, batch_size: int, limit: int | None, folder: Path) -> Diet:
@@ -188,7 +205,8 @@ def choose_diet(footprint: Footprint, batch_size: int, limit: int | None, folder
     sizes = [batch_size]
     while sizes[-1] > 1:
         sizes.append(sizes[-1] // 2)
-    tries = [(made, size) for made in (footprint, footprint.in_passes()) for size in sizes]
+    lean = footprint.in_turn()
+    tries = [(made, size) for made in (lean, lean.in_passes()) for size in sizes]
     fitting = [(made, size) for made, size in tries if made.without_shelf(size) <= room]
     if not fitting and limit is not None:
         name, fixed, each = max(tries[-1][0].phases, key=lambda phase: phase[1] + phase[2])

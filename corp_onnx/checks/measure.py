@@ -6,9 +6,13 @@ in from before. Enters the dense graph, the units' plans and the written file; l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias, TypeVar
 
 import numpy as np
+from jaxtyping import Float64
 
 from corp_onnx.blocks import Blocks
 from corp_onnx.calibrate.collect import tap_units
@@ -16,20 +20,28 @@ from corp_onnx.checks.disagreement import Disagreements
 from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
+from corp_onnx.memory import release_memory
 from corp_onnx.metrics import Judgement
 from corp_onnx.metrics.intervals import images_needed
 from corp_onnx.metrics.judgement import Kept
 from corp_onnx.progress import Count
 from corp_onnx.results import CheckResult, HeldOut, Promise
 from corp_onnx.run.outputs import Outputs
-from corp_onnx.run.pace import choose_pace
-from corp_onnx.run.tapped import Batches, open_tapped, stream_together
+from corp_onnx.run.pace import Pace, choose_pace
+from corp_onnx.run.tapped import Tapped, open_tapped
 from corp_onnx.settings import CONFIDENCE, Budget
+from corp_onnx.shelf import Feeds as OnShelf
+from corp_onnx.shelf import Row, Shelf
 from corp_onnx.threads import Crew
 from corp_onnx.tokens.liveness import TokenTrim
 from corp_onnx.units import UnitKey, UnitPlan
 from corp_onnx.units.energy import Energy
 from corp_onnx.units.taps import read_tokens
+
+T = TypeVar("T")
+
+Feeds: TypeAlias = Mapping[str, np.ndarray]
+"""A batch under the names of a model's inputs."""
 
 MAX_SURPRISE = 3.0
 """Times the loss that the search saw; a refit whose rows do not correspond gives ten to a hundred times."""
@@ -40,7 +52,7 @@ images are asked."""
 
 
 class UnitErrors:
-    """What planned units lose, batch by batch; every one of them by itself, so that several are measured at once."""
+    """What planned units lose, batch by batch."""
 
     def __init__(self, graph: Graph, plans: Sequence[UnitPlan]) -> None:
         self.units = [plan.unit for plan in plans]
@@ -48,26 +60,42 @@ class UnitErrors:
         self._measures = [plan.unit.measure(graph, plan) for plan in plans]
         self._energies = [Energy() for _ in plans]
 
-    def add(self, batches: Batches, crew: Crew) -> None:
-        """Count batches, each with what `tap_units` gives first."""
+    def measure(self, arrays: Mapping[str, np.ndarray], n_real: int, crew: Crew) -> list[Energy]:
+        """Of every unit in one batch of what `tap_units` gives; nothing is counted yet, so any thread may ask."""
 
-        def measure(at: int) -> None:
-            for (arrays, *_), n_real in batches:
-                values = self.units[at].read(arrays, self._graph, n_real)
-                self._energies[at] += self._measures[at](*values)
+        def measure(at: int) -> Energy:
+            return self._measures[at](*self.units[at].read(arrays, self._graph, n_real))
 
-        crew.map(measure, range(len(self.units)))
+        return crew.map(measure, range(len(self.units)))
+
+    def add(self, energies: Sequence[Energy]) -> None:
+        """Count a batch."""
+        self._energies = [one + other for one, other in zip(self._energies, energies, strict=True)]
 
     def result(self) -> dict[UnitKey, tuple[float, float]]:
         """(relative error, the same without compensation) of every unit (see `results.UnitResult`)."""
         return {unit.key: e.relative() for unit, e in zip(self.units, self._energies, strict=True)}
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Side:
+    """What one of both models gives for a batch: its answers, and its residual stream behind every block.
+
+    Attributes:
+        energies: of the units, on the dense model.
+    """
+
+    answers: Mapping[str, Float64[np.ndarray, "n ..."]]
+    streams: Mapping[str, np.ndarray]
+    n_real: int
+    energies: Sequence[Energy] = ()
+
+
 def measure_model(
     graph: Graph, blocks: Blocks, pruned: Model, images: Images, outputs: Outputs, errors: UnitErrors, *,
     apart: Disagreements | None = None, promised: Budget | None = None, confidence: float = CONFIDENCE,
     trim: TokenTrim | None = None, n_special: int = 0, batch_size: int = 8, provider: str = "cpu",
-    progress: Count | None = None,
+    shelf: Shelf | None = None, progress: Count | None = None,
 ) -> HeldOut:  # fmt: skip
     """How far every output of the pruned file moved, and how the error of the residual stream grows with depth.
 
@@ -77,6 +105,8 @@ def measure_model(
         promised: what was asked to be kept.
         trim: the tokens that the pruned file does not compute, from `find_left_out`; the others are compared.
         n_special: leading tokens that never merge; where others have, these are compared, or the mean of all.
+        shelf: where the streams of the dense model lie where there is no memory for both models at once; all images
+            go through it first then.
 
     Raises:
         NonFiniteError: an output of either model holds NaN or Inf.
@@ -84,18 +114,22 @@ def measure_model(
     streams = [b.stream for b in blocks.blocks if b.stream is not None]
     names = [task.output for task in outputs.tasks]
     judgement, off = Judgement(outputs.tasks, outputs.judged), np.zeros((len(streams), 2))
-    for dense, cut, n_real in _run_both(graph, pruned, errors, streams, images, batch_size, provider):
-        expected = _read_answers(graph.model, names, dense, n_real)
-        found = _read_answers(pruned, names, cut, n_real)
-        judgement.add(found, expected)
+
+    def compare(expected: _Side, found: _Side) -> None:
+        judgement.add(found.answers, expected.answers)
         if apart is not None:
-            apart.add(found, expected)
+            apart.add(found.answers, expected.answers)
+        errors.add(expected.energies)
         for row, name in zip(off, streams, strict=True):
-            whole = dense[name] if trim is None else trim.select(name, dense[name])
-            pair = _match_tokens(whole, cut[name], n_special)
-            row += _compare_streams(*(read_tokens(array, graph, n_real) for array in pair))
+            dense = expected.streams[name]
+            pair = _match_tokens(dense if trim is None else trim.select(name, dense), found.streams[name], n_special)
+            row += _compare_streams(*(read_tokens(array, graph, found.n_real) for array in pair))
         if progress:
-            progress(n_real)
+            progress(found.n_real)
+
+    asked = _Asked(graph, pruned, errors, names, streams, images, batch_size, provider)
+    for pair in asked.together() if shelf is None else asked.in_turn(shelf):
+        compare(*pair)
     return HeldOut(
         n_images=judgement.n_samples,
         outputs=judgement.scores(confidence),
@@ -105,18 +139,66 @@ def measure_model(
     )
 
 
-def _run_both(
-    graph: Graph, pruned: Model, errors: UnitErrors, streams: Sequence[str], images: Images, batch_size: int,
-    provider: str,
-) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]]:  # fmt: skip
-    """(tensors of the dense model, of the pruned one, number of images), when units have been measured on them."""
-    pace = choose_pace(batch_size, graph.n_images if graph.fixed_batch else None, provider)
-    dense = tap_units(graph, errors.units, streams, provider=provider, threads=pace.threads)
-    cut = open_tapped(pruned, streams, provider=provider, threads=pace.threads, types=graph.types)
-    with Crew() as crew:
-        for batches in stream_together([dense, cut], images, pace, crew):
-            errors.add(batches, crew)
-            yield from ((one, other, n_real) for (one, other), n_real in batches)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """Both models on the same batches of images."""
+
+    graph: Graph
+    pruned: Model
+    errors: UnitErrors
+    names: Sequence[str]
+    streams: Sequence[str]
+    images: Images
+    batch_size: int
+    provider: str
+
+    @property
+    def pace(self) -> Pace:
+        """Of the images through a session."""
+        return choose_pace(self.batch_size, self.graph.n_images if self.graph.fixed_batch else None, self.provider)
+
+    def together(self) -> Iterator[tuple[_Side, _Side]]:
+        """Both of every batch, with both sessions open."""
+        dense, cut = self._open_dense(), self._open_cut()
+        yield from self._stream(dense, lambda *batch: (self._ask_dense(dense, *batch), self._ask_cut(cut, *batch[:2])))
+
+    def in_turn(self, shelf: Shelf) -> Iterator[tuple[_Side, _Side]]:
+        """The same with one session open at a time; the streams of the dense model lie on a shelf meanwhile."""
+        aside = deque(self._put_aside(shelf.row()))
+        release_memory()
+        cut = self._open_cut()
+        for other in self._stream(cut, lambda feeds, n_real, _: self._ask_cut(cut, feeds, n_real)):
+            yield aside.popleft(), other
+
+    def _put_aside(self, row: Row) -> Iterator[_Side]:
+        dense = self._open_dense()
+        for one in self._stream(dense, lambda *batch: self._ask_dense(dense, *batch)):
+            yield replace(one, streams=OnShelf({name: row.put(array) for name, array in one.streams.items()}))
+
+    def _stream(self, first: Tapped, ask: Callable[[Feeds, int, Crew], T]) -> Iterator[T]:
+        """Of every batch what it is asked for; several at a time, or the units of one side by side."""
+        pace = self.pace
+        with Crew(pace.n_calls) as calls, Crew(None if pace.n_calls == 1 else 1) as units:
+            feeds = first.session.stream(self.images, pace.batch_size)
+            yield from calls.stream(lambda batch: ask(*batch, units), feeds)
+
+    def _open_dense(self) -> Tapped:
+        return tap_units(self.graph, self.errors.units, self.streams, provider=self.provider, threads=self.pace.threads)
+
+    def _open_cut(self) -> Tapped:
+        types, threads = self.graph.types, self.pace.threads
+        return open_tapped(self.pruned, self.streams, provider=self.provider, threads=threads, types=types)
+
+    def _ask_dense(self, tapped: Tapped, feeds: Feeds, n_real: int, crew: Crew) -> _Side:
+        arrays = tapped.run(feeds)
+        answers = _read_answers(self.graph.model, self.names, arrays, n_real)
+        energies = self.errors.measure(arrays, n_real, crew)
+        return _Side(answers, {name: arrays[name] for name in self.streams}, n_real, energies)
+
+    def _ask_cut(self, tapped: Tapped, feeds: Feeds, n_real: int) -> _Side:
+        arrays = tapped.run(feeds)
+        answers = _read_answers(self.pruned, self.names, arrays, n_real)
+        return _Side(answers, {name: arrays[name] for name in self.streams}, n_real)
 
 
 def _compare_streams(reference: np.ndarray, found: np.ndarray) -> tuple[float, float]:

@@ -22,22 +22,27 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import ParamSpec
 
 import numpy as np
 import onnx
+from jaxtyping import Float64
 
+from corp_onnx.checks.answers import Once, PrunedAnswers, answer_pruned
 from corp_onnx.errors import CheckFailedError, ModelError
 from corp_onnx.graph import Graph, Model, batch_kind
+from corp_onnx.graph.external import list_locations
+from corp_onnx.graph.model import outgrows_protobuf
 from corp_onnx.graph.proto import skeleton
+from corp_onnx.memory import release_memory
 from corp_onnx.results import CheckResult
 from corp_onnx.rewrite import Rewrite
-from corp_onnx.run.comparison import compare_answers, compare_arrays, run_outputs, run_whole
+from corp_onnx.run.comparison import compare_arrays, join_outputs, run_whole
 from corp_onnx.run.runtime import first_sentence
 from corp_onnx.run.sessions import open_session
-from corp_onnx.run.tapped import open_tapped
 from corp_onnx.threads import Crew
 
 P = ParamSpec("P")
@@ -55,28 +60,40 @@ def check_file(dense: Model, pruned: Model, path: Path) -> list[CheckResult]:
 
 
 def check_rewrite(
-    graph: Graph, rewrite: Rewrite, models: Sequence[Model], feeds: Mapping[str, np.ndarray], provider: str = "cpu"
-) -> list[CheckResult]:
+    graph: Graph, rewrite: Rewrite, models: Sequence[Model], feeds: Mapping[str, np.ndarray], provider: str = "cpu",
+    expected: Float64[np.ndarray, " n"] | None = None,
+) -> list[CheckResult]:  # fmt: skip
     """What a rewritten model must compute.
 
     Args:
         graph: of the dense model.
         models: behind every pass, from `Rewrite.write`; files beside the last one may be written and go again.
         feeds: a real batch.
+        expected: the dense model's answers to it, where they are known.
     """
-    run_whole(graph.model, feeds, provider)  # a batch that the dense model fails on is no fault of the rewrite
+    if expected is None:  # a batch that the dense model fails on is no fault of the rewrite
+        expected = run_whole(graph.model, feeds, provider)
     pruned = models[-1]
+    is_small = sum(math.prod(tensor.dims) for tensor in graph.initializers.values()) < SMALL_MODEL
+    # of a large one nothing stays open from one check to the next
+    answers = Once(partial(answer_pruned, pruned, feeds, rewrite.choices, provider)) if is_small else None
     checks: list[Callable[[], CheckResult]] = [
-        partial(check_identity, graph, rewrite, pruned, feeds, provider),
-        partial(check_padding, graph, rewrite, pruned, feeds, provider),
+        partial(check_identity, graph, rewrite, pruned, feeds, provider, expected),
+        partial(check_padding, graph, rewrite, pruned, feeds, provider, answers),
     ]
     for one, before in zip(rewrite.passes, [graph.model, *models[:-1]], strict=True):
         checks.append(partial(_as_check(one.name)(one.check), graph, before, pruned, feeds, provider))
     if batch_kind(pruned) is None:
-        checks.append(partial(check_batches, pruned, feeds, graph.float_type, provider, rewrite.choices))
-    is_small = sum(math.prod(tensor.dims) for tensor in graph.initializers.values()) < SMALL_MODEL
+        checks.append(partial(check_batches, pruned, feeds, graph.float_type, provider, rewrite.choices, answers))
     with Crew(None if is_small else 1) as crew:
-        return crew.map(lambda check: check(), checks)
+        return crew.map(lambda check: _run_check(check, is_small=is_small), checks)
+
+
+def _run_check(check: Callable[[], CheckResult], *, is_small: bool) -> CheckResult:
+    found = check()
+    if not is_small:
+        release_memory()  # before the next one opens a model
+    return found
 
 
 def check_structure(path: Path, dense: Model | None = None) -> CheckResult:
@@ -137,58 +154,66 @@ def _as_check(name: str) -> Callable[[Callable[P, CheckResult]], Callable[P, Che
 
 @_as_check("batches")
 def check_batches(
-    pruned: Model,
-    feeds: Mapping[str, np.ndarray],
-    precision: str = "float32",
-    provider: str = "cpu",
-    choices: Sequence[str] = (),
-) -> CheckResult:
+    pruned: Model, feeds: Mapping[str, np.ndarray], precision: str = "float32", provider: str = "cpu",
+    choices: Sequence[str] = (), answers: Callable[[], PrunedAnswers] | None = None,
+) -> CheckResult:  # fmt: skip
     """A dynamic batch at 1 and at N, at least 2: the first row must not depend on its neighbours.
 
     Args:
         choices: integer tensors that rounding may turn: alone, the row takes those that it has among others.
+        answers: the model's, where they are asked for elsewhere as well.
     """
-    single = {k: v[:1] for k, v in feeds.items()}
-    whole = feeds if len(next(iter(feeds.values()))) > 1 else {k: _double(v) for k, v in feeds.items()}
-    n_rows, first = len(next(iter(whole.values()))), pruned.proto.graph.output[0].name
-    taps = open_tapped(pruned, choices, provider=provider).run(whole)
-    given = {name: taps[name][:1].astype(np.int64) for name in choices}
-    expected = taps[first][:1].astype(np.float64)
-    found = run_outputs(pruned, single, provider, given)[first].astype(np.float64)
+    given = answer_pruned(pruned, feeds, choices, provider) if answers is None else answers()
+    n_rows, first = len(next(iter(given.feeds.values()))), pruned.proto.graph.output[0].name
+    found, expected = given.ask_alone()[first].astype(np.float64), given.outputs[first][:1].astype(np.float64)
     return compare_arrays("batches", found, expected, precision, f"batch of 1 against batch of {n_rows}")
-
-
-def _double(array: np.ndarray) -> np.ndarray:
-    """Two rows of one, the second shifted, so that it is another image with the same numbers."""
-    return np.concatenate([array, np.roll(array, 1, axis=-1)])
 
 
 @_as_check("identity")
 def check_identity(
-    graph: Graph, rewrite: Rewrite, pruned: Model, feeds: Mapping[str, np.ndarray], provider: str = "cpu"
-) -> CheckResult:
-    """The passes with nothing removed, against the dense model on a real batch."""
+    graph: Graph, rewrite: Rewrite, pruned: Model, feeds: Mapping[str, np.ndarray], provider: str = "cpu",
+    expected: Float64[np.ndarray, " n"] | None = None,
+) -> CheckResult:  # fmt: skip
+    """The passes with nothing removed, against the dense model on a real batch.
+
+    Args:
+        expected: the dense model's answers, where they are known.
+    """
     detail = "the same surgery with nothing removed, against the dense model"
-    with _written(graph, rewrite.whole(graph), pruned) as whole:
-        return compare_answers("identity", whole, graph.model, feeds, graph.float_type, detail, provider)
+    with _made(graph, rewrite.whole(graph), pruned) as whole:
+        found = run_whole(whole, feeds, provider)
+    if expected is None:
+        expected = run_whole(graph.model, feeds, provider)
+    return compare_arrays("identity", found, expected, graph.float_type, detail)
 
 
 @_as_check("padding")
 def check_padding(
-    graph: Graph, rewrite: Rewrite, pruned: Model, feeds: Mapping[str, np.ndarray], provider: str = "cpu"
-) -> CheckResult:
+    graph: Graph, rewrite: Rewrite, pruned: Model, feeds: Mapping[str, np.ndarray], provider: str = "cpu",
+    answers: Callable[[], PrunedAnswers] | None = None,
+) -> CheckResult:  # fmt: skip
     """The pruned file on a real batch against the same solution at full width, zeros where something was removed.
 
     Nothing may depend on a width but the widths: this is what sees a scale that follows the head size.
+
+    Args:
+        answers: the file's, where they are asked for elsewhere as well.
     """
     detail = "answers of the pruned file against the same solution padded with zeros to full width"
-    with _written(graph, rewrite.padded(), pruned) as padded:
-        return compare_answers("padding", pruned, padded, feeds, graph.float_type, detail, provider, rewrite.choices)
+    given = answer_pruned(pruned, feeds, rewrite.choices, provider) if answers is None else answers()
+    found, seen, choices = join_outputs(given.outputs), given.feeds, given.choices
+    del given  # it may hold a session
+    with _made(graph, rewrite.padded(), pruned) as padded:
+        expected = run_whole(padded, seen, provider, choices)
+    return compare_arrays("padding", found, expected, graph.float_type, detail)
 
 
 @contextmanager
-def _written(graph: Graph, rewrite: Rewrite, pruned: Model) -> Iterator[Model]:
-    """A rewritten graph in a file below the pruned one's folder, since it may outgrow protobuf."""
+def _made(graph: Graph, rewrite: Rewrite, pruned: Model) -> Iterator[Model]:
+    """A rewritten graph: in memory, or in a file below the pruned one's folder where it may outgrow protobuf."""
+    if not list_locations(graph.model.proto) and not outgrows_protobuf(graph.model.proto):
+        yield replace(graph.model, proto=rewrite.make(graph))
+        return
     with tempfile.TemporaryDirectory(dir=pruned.folder) as folder:
         yield rewrite.write(graph, Path(folder) / "model.onnx")[-1]
 

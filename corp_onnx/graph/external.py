@@ -82,10 +82,19 @@ def load_tensors(proto: onnx.ModelProto, folder: Path) -> None:
         ModelError: see `read_bytes`.
     """
     for tensor in iterate_tensors(proto):
-        if external_data_helper.uses_external_data(tensor):
-            tensor.raw_data = read_bytes(tensor, folder)
-            tensor.data_location = onnx.TensorProto.DEFAULT
-            del tensor.external_data[:]
+        load_tensor(tensor, folder)
+
+
+def load_tensor(tensor: onnx.TensorProto, folder: Path) -> None:
+    """The same of one, wherever its numbers are.
+
+    Raises:
+        ModelError: see `read_bytes`.
+    """
+    if external_data_helper.uses_external_data(tensor):
+        tensor.raw_data = read_bytes(tensor, folder)
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
 
 
 def read_bytes(tensor: onnx.TensorProto, folder: Path) -> bytes:

@@ -45,15 +45,18 @@ def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a model whose large weights carry shapes but no bytes: for checks that only read the structure."""
     light = onnx.ModelProto()
     light.CopyFrom(without_weights(proto))
-    for tensor in proto.graph.initializer:
-        kept = light.graph.initializer.add()
-        if math.prod(tensor.dims) <= SMALL_ELEMENTS and not external_data_helper.uses_external_data(tensor):
-            kept.CopyFrom(tensor)
-        else:
-            kept.name, kept.data_type, kept.data_location = tensor.name, tensor.data_type, TensorProto.EXTERNAL
-            kept.dims.extend(tensor.dims)
-            kept.external_data.add(key="location", value="weights")
+    light.graph.initializer.extend(map(outline, proto.graph.initializer))
     return light
+
+
+def outline(tensor: TensorProto) -> TensorProto:
+    """A stored tensor whose bytes are left out where they are many; a small one as it is."""
+    if math.prod(tensor.dims) <= SMALL_ELEMENTS and not external_data_helper.uses_external_data(tensor):
+        return tensor
+    kept = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    kept.data_location = TensorProto.EXTERNAL
+    kept.external_data.add(key="location", value="weights")
+    return kept
 
 
 def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:

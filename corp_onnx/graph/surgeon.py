@@ -19,7 +19,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.inner_shapes import refresh_value_info
-from corp_onnx.graph.proto import names_in_use, node_graphs, skeleton, without_weights
+from corp_onnx.graph.proto import names_in_use, node_graphs, outline, skeleton, without_weights
 from corp_onnx.graph.slots import Parting, Slot, WidthSpelling
 
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -64,7 +64,7 @@ class Surgeon:
         """A new stored tensor, of whatever element type the array has (bfloat16 included)."""
         name = self.fresh_name(hint)
         self._stored[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
-        return gs.Constant(name, LazyValues(self._stored[name]))
+        return gs.Constant(name, LazyValues(outline(self._stored[name])))  # its export copies what it holds
 
     def variable(self, hint: str) -> gs.Variable:
         """A new computed tensor."""
@@ -186,7 +186,7 @@ class Surgeon:
         return tensor
 
     def finish(self, metadata: dict[str, str]) -> onnx.ModelProto:
-        """The rewritten model; nodes and weights that nothing needs any more are gone.
+        """The rewritten model; nodes and weights that nothing needs any more are gone. The last thing to ask for.
 
         Args:
             metadata: properties to add to those of the file.
@@ -217,8 +217,10 @@ class Surgeon:
         read = {name for node in result.graph.node for name in node.input}
         read |= {name for node in result.graph.node for name in _subgraph_reads(node)}
         read |= {o.name for o in result.graph.output}
-        stored = {**self.graph.initializers, **self._stored}
-        result.graph.initializer.extend(tensor for name, tensor in stored.items() if name in read)
+        for name in dict.fromkeys([*self.graph.initializers, *self._stored]):
+            tensor = self._stored.pop(name, None) or self.graph.initializers[name]  # a copy is enough of each
+            if name in read:
+                result.graph.initializer.append(tensor)
 
 
 def _subgraph_reads(node: onnx.NodeProto) -> set[str]:

@@ -9,7 +9,7 @@ import onnx
 from onnx import external_data_helper
 
 from corp_onnx.errors import ModelError, OutputError
-from corp_onnx.graph.external import iterate_tensors, list_locations, load_tensors
+from corp_onnx.graph.external import iterate_tensors, list_locations, load_tensor, locate_bytes, read_bytes
 from corp_onnx.graph.model import outgrows_protobuf, parse_file
 from corp_onnx.graph.proto import serialize
 from corp_onnx.staging import visible_folder
@@ -43,26 +43,44 @@ def write_model(proto: onnx.ModelProto, path: Path, source_folder: Path) -> None
         ModelError: those can not be read.
         OutputError: the disk is full or the folder not writable.
     """
-    external = any(external_data_helper.uses_external_data(t) for t in iterate_tensors(proto))
-    if external:
-        load_tensors(proto, source_folder)
+    beside = any(map(external_data_helper.uses_external_data, iterate_tensors(proto)))
     try:
-        if external or outgrows_protobuf(proto):
-            _move_beside(proto, data_path(path))
+        if beside or outgrows_protobuf(proto):
+            _move_beside(proto, data_path(path), source_folder)
         path.write_bytes(serialize(proto))
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"{path.name}: could not be written to {visible_folder(path)} ({reason}).") from error
 
 
-def _move_beside(proto: onnx.ModelProto, data: Path) -> None:
-    """Write the large weights one behind the other; onnx itself would look for the file in the working directory."""
-    large = [t for t in proto.graph.initializer if len(t.raw_data) >= SMALLEST_BYTES]
+def _move_beside(proto: onnx.ModelProto, data: Path, source_folder: Path) -> None:
+    """Write the large weights one behind the other; onnx itself would look for the file in the working directory.
+
+    What lies outside goes from file to file, since a message keeps the room of all that it ever held.
+    """
+    n_initializers = len(proto.graph.initializer)
+    large: list[onnx.TensorProto] = []
+    for i, tensor in enumerate(iterate_tensors(proto)):  # initializers come first
+        if i < n_initializers and _count_bytes(tensor, source_folder) >= SMALLEST_BYTES:
+            large.append(tensor)
+        else:
+            load_tensor(tensor, source_folder)
     if not large:
         data.unlink(missing_ok=True)
         return
     with data.open("wb") as stream:
         for tensor in large:
-            offset = stream.tell()
-            external_data_helper.set_external_data(tensor, data.name, offset, stream.write(tensor.raw_data))
+            outside = external_data_helper.uses_external_data(tensor)
+            offset, found = stream.tell(), read_bytes(tensor, source_folder) if outside else tensor.raw_data
             tensor.ClearField("raw_data")
+            del tensor.external_data[:]
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", data.name), ("offset", offset), ("length", stream.write(found))):
+                tensor.external_data.add(key=key, value=str(value))
+
+
+def _count_bytes(tensor: onnx.TensorProto, folder: Path) -> int:
+    """Of a stored tensor, inside or outside."""
+    if external_data_helper.uses_external_data(tensor):
+        return locate_bytes(tensor, folder)[2]
+    return len(tensor.raw_data)

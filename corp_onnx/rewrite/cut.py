@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 
-from corp_onnx.blocks import Linear
+from corp_onnx.blocks import Linear, SiteKey
 from corp_onnx.graph import Graph, Model, Node, read_graph
 from corp_onnx.graph.passes import Pass
 from corp_onnx.results import CheckResult
 from corp_onnx.run.comparison import TOLERANCE, relative_difference
 from corp_onnx.run.tapped import open_tapped
-from corp_onnx.units import Changes, apply_changes
+from corp_onnx.units import Change, Changes, apply_changes
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +39,11 @@ class CutWidths(Pass):
 
     def whole(self, graph: Graph) -> CutWidths:
         """Every width as it was, through the same surgery."""
-        return CutWidths({key: change.whole(graph) for key, change in self.changes.items()})
+        return CutWidths(_Derived(self.changes, lambda change: change.whole(graph)))
 
     def padded(self) -> CutWidths:
         """The same solutions, zeros where something was removed."""
-        return CutWidths({key: change.padded() for key, change in self.changes.items()})
+        return CutWidths(_Derived(self.changes, lambda change: change.padded()))
 
     def check(
         self,
@@ -72,6 +72,23 @@ class CutWidths(Pass):
         tolerance = TOLERANCE[graph.float_type]
         detail = f"{len(expected)} products of the pruned graph against NumPy, worst {where}"
         return CheckResult(self.name, bool(worst <= tolerance), worst, tolerance, detail)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Derived(Mapping[SiteKey, Change]):
+    """Changes made of others when they are asked for, and not kept: together they hold every weight in float64."""
+
+    changes: Changes
+    make: Callable[[Change], Change]
+
+    def __getitem__(self, key: SiteKey) -> Change:
+        return self.make(self.changes[key])
+
+    def __iter__(self) -> Iterator[SiteKey]:
+        return iter(self.changes)
+
+    def __len__(self) -> int:
+        return len(self.changes)
 
 
 def _find_inputs(after: Model, linears: Sequence[Linear]) -> list[str]:

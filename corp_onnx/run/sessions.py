@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, external_data_helper, helper
 
 from corp_onnx.errors import ImageError, MissingExtraError, ModelError, OptionError
 from corp_onnx.graph.links import LinkedModel, load_model, require_readable_name
@@ -37,6 +37,12 @@ LAYOUT_PASS = "TransposeOptimizer_CPUExecutionProvider"
 """ONNX Runtime's pass that moves a Transpose through a Resize on the CPU. Its kernel then meets channels last, which it
 has not for a cubic Resize that shrinks: in a file as it is the Resize of a position embedding is a constant long
 before, and in a graph with inner tensors exposed it no longer is (seen with 1.32)."""
+
+
+AS_STORED = {"session.disable_prepacking": "1"}
+"""For weights that lie outside of the file: ONNX Runtime reads them where they are mapped, pages that the system
+may take back, and makes no copy of all of them in an order of its own. Opening such a model takes next to no time then,
+and with the hundreds of rows that an image is, products take as long as before (benchmarks/calibration.md)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -219,12 +225,14 @@ def start_session(
     stored: Sequence[TensorProto] = (),
     *,
     exact: bool = True,
+    once: bool = False,
 ) -> Session:
     """A session of a graph in memory that was made from `model`; its external weights are found beside that.
 
     Args:
         stored: initializers that the graph has besides its own, which need not be copied into it.
         exact: as in `open_session`.
+        once: it is run once: opened as it stands, which takes less time than what that run then takes longer.
 
     Raises:
         ModelError: ONNX Runtime can not load it, or it is bfloat16 and too large for memory as float32.
@@ -237,10 +245,11 @@ def start_session(
                 f"{model.path}: bfloat16 models run as float32 here, and this one then has {proto.ByteSize() >> 20} "
                 f"MiB, more than the {MAX_PROTO_BYTES >> 20} that fit. Convert it to float16 or float32 first."
             )
-    options = make_options(threads, config)
+    light, weights = detach_weights(proto, stored)
+    outside = any(map(external_data_helper.uses_external_data, (*proto.graph.initializer, *stored)))
+    options = make_options(threads, {**(AS_STORED if outside else {}), **(config or {})}, as_it_stands=once)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
     skipped = [LAYOUT_PASS] if uses_operator(proto, "Resize") else []
-    light, weights = detach_weights(proto, stored)
     shared = [import_runtime().OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     options.add_external_initializers(list(weights), shared)
     session = _start(serialize(light), options, provider, str(model.path), skipped, exact=exact)

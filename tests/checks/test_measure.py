@@ -24,11 +24,12 @@ from corp_onnx.images.recipe import Recipe
 from corp_onnx.metrics.intervals import wilson_interval
 from corp_onnx.metrics.judgement import Kept
 from corp_onnx.prune import prune_model
-from corp_onnx.results import PruneResult
+from corp_onnx.results import HeldOut, PruneResult
 from corp_onnx.run.outputs import Outputs, find_outputs
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session
 from corp_onnx.settings import Budget
+from corp_onnx.shelf import Shelf
 from corp_onnx.units import AttentionChange, MlpChange, UnitKey, UnitPlan, list_units
 
 RECIPE = Recipe(size=(8, 8))
@@ -199,6 +200,25 @@ class TestModel:
         assert (measured.n_images, measured.agreement, measured.kl, measured.relative_error) == (5, 1.0, 0.0, 0.0)
         assert (measured.loss, measured.stream_error) == (0.0, (0.0, 0.0))
         assert measured.promise.low == pytest.approx(wilson_interval(5, 5)[0])
+
+    @pytest.mark.parametrize("limit", [0, None])
+    def test_one_model_after_the_other_gives_the_same(
+        self, limit: int | None, pruned: PruneResult, held_out: ImageSet, tmp_path: Path
+    ) -> None:
+        """The streams of the dense model lie in a file, or in memory, until the pruned one has its turn."""
+        graph = probe_graph(load_model(DENSE))
+        blocks, small, outputs = find_blocks(graph), load_model(pruned.pruned.path), outputs_of(DENSE, held_out)
+        unit = list_units(blocks, ("mlp",))[0]
+        change = MlpChange(unit.site, np.arange(5), np.ones((D, 5)), np.zeros(D))
+        found: list[tuple[HeldOut, dict[UnitKey, tuple[float, float]]]] = []
+        shelf = Shelf(limit, tmp_path)
+        for place in (None, shelf):
+            errors = UnitErrors(graph, [UnitPlan(unit, 5, 1.0, change, change)])
+            held = measure_model(graph, blocks, small, held_out, outputs, errors, batch_size=2, shelf=place)
+            found.append((held, errors.result()))
+        assert found[0] == found[1]
+        assert (shelf.n_written > 0) == (limit == 0)
+        assert shelf.n_bytes == 0  # given back
 
     def test_rows_that_fill_up_a_fixed_batch_do_not_count(
         self, pruned: PruneResult, held_out: ImageSet, tmp_path: Path
