@@ -11,7 +11,7 @@ from corp_onnx.calibrate.data import describe_skipped
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.cli.options import split_names
 from corp_onnx.evaluate import evaluate_models
-from corp_onnx.report.terminal import print_evaluation
+from corp_onnx.report.evaluation import print_evaluation
 from corp_onnx.settings import CONFIDENCE, Preprocessing, TaskChoice
 
 
