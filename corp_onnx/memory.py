@@ -26,6 +26,15 @@ CGROUPS = ((Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.curre
 UNITS = {"": 1, "B": 1, "K": 2**10, "KB": 10**3, "KIB": 2**10, "M": 2**20, "MB": 10**6, "MIB": 2**20, "G": 2**30,
          "GB": 10**9, "GIB": 2**30, "T": 2**40, "TB": 10**12, "TIB": 2**40}  # fmt: skip
 
+AT_START = 160 << 20
+"""Bytes of Python with its libraries and a small model, where the system does not tell."""
+
+ARENA = 64 << 20
+"""Bytes that a session takes whatever the model."""
+
+MARGIN = 1.2
+"""Of a limit that a person gives: runs were seen to take up to 1.12 times what is expected."""
+
 
 def require_memory(n_bytes: int) -> None:
     """Ask for memory and give it back untouched, so that it costs a system call.

@@ -32,7 +32,7 @@ from corp_onnx.errors import OptionError, OutputError
 from corp_onnx.graph import Graph, input_dims
 from corp_onnx.images import ImageSet
 from corp_onnx.images.folder import MAX_KEPT_BYTES
-from corp_onnx.memory import available_bytes, resident_bytes, write_size
+from corp_onnx.memory import ARENA, AT_START, MARGIN, available_bytes, resident_bytes, write_size
 from corp_onnx.refit.stream import find_walk
 from corp_onnx.refit.walk import N_FOLDS
 from corp_onnx.search.evaluator import count_beside
@@ -41,9 +41,6 @@ from corp_onnx.settings import Method
 from corp_onnx.shelf import free_bytes
 from corp_onnx.threads import choose_size
 from corp_onnx.units import Unit, gather_taps
-
-AT_START = 160 << 20
-"""Bytes of Python with its libraries and a small model, where the system does not tell."""
 
 OPENED, REWRITTEN = 2.0, 4.0
 """Times the weights: a session; a rewritten model and its session."""
@@ -61,14 +58,8 @@ SUMMED = 1.5
 LOOKED_AT = 2
 """Of the largest moments, that are in memory at a time where they lie in a file."""
 
-MARGIN = 1.2
-"""Of a limit that a person gives: runs were seen to take up to 1.12 times what is expected."""
-
 CALIBRATE, MEASURE = "calibrate", "measure"
 """The phase that fills sums, all others hold what they became; and the last, the checks among it."""
-
-ARENA = 64 << 20
-"""Bytes that a session takes whatever the model."""
 
 
 @dataclass(frozen=True, slots=True)

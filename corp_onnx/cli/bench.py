@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 from corp_onnx.bench.bench import DEFAULT_BATCHES, bench_models
+from corp_onnx.checks.room import require_room
 from corp_onnx.cli.console import show_progress
+from corp_onnx.cli.options import memory_option
 from corp_onnx.cli.pages import check_page, html_option, read_command, write_result_page
 from corp_onnx.latency.turns import choose_schedule
 from corp_onnx.report.bench import print_bench
@@ -43,6 +45,7 @@ def _parse_names(_context: click.Context, _parameter: click.Parameter, value: st
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: every core]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
               help="Of the order of turns.")  # fmt: skip
+@memory_option
 @html_option
 @click.option("--force", is_flag=True, help="Replace the page where it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -55,6 +58,7 @@ def bench(
     warmup: int,
     threads: int | None,
     seed: int,
+    memory: int | None,
     html: Path | None,
     force: bool,
     as_json: bool,
@@ -72,6 +76,7 @@ def bench(
     """
     schedule = choose_schedule(repeats=repeats, seconds=seconds, warmup=warmup, seed=seed)
     check_page(html, force=force)
+    require_room("bench", models, memory, max(batches))
     with show_progress() as run:
         result = bench_models(
             models, batches=batches, providers=providers, threads=threads, schedule=schedule, progress=run

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
+from corp_onnx.checks.room import fit_batch
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
+from corp_onnx.cli.options import memory_option
 from corp_onnx.cli.pages import check_page, html_option, read_command, write_result_page
 from corp_onnx.precision.conversion import ACTIVATIONS, CALIBRATION_IMAGES, CALIBRATORS, choose_conversion
 from corp_onnx.precision.convert import convert_model
@@ -56,6 +58,7 @@ from corp_onnx.settings import Preprocessing
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of that draw.")
 @click.option("--batch", "batch_size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N",
               help="Images at a time.")  # fmt: skip
+@memory_option
 @preprocessing_options
 @html_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -74,6 +77,7 @@ def convert(  # one parameter an option
     limit: int,
     seed: int,
     batch_size: int,
+    memory: int | None,
     preprocessing: Preprocessing,
     html: Path | None,
     as_json: bool,
@@ -87,6 +91,7 @@ def convert(  # one parameter an option
       corp-onnx convert deit.pruned.onnx --int8 static --fp16 --calib photos/
       corp-onnx convert deit.pruned.onnx --fp16
     """
+    batch_size = fit_batch("convert", [model], batch_size, memory)
     settings = choose_conversion(
         fp16=fp16, int8=int8, activations=activations, calibrator=calibrator, io=io,
         keep_float=keep_float, limit=limit, batch_size=batch_size, seed=seed,

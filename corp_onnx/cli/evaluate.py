@@ -8,8 +8,9 @@ from typing import get_args
 import click
 
 from corp_onnx.calibrate.data import describe_skipped
+from corp_onnx.checks.room import fit_batch
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
-from corp_onnx.cli.options import split_names
+from corp_onnx.cli.options import memory_option, split_names
 from corp_onnx.evaluate import evaluate_models
 from corp_onnx.report.evaluation import print_evaluation
 from corp_onnx.settings import CONFIDENCE, Preprocessing, TaskChoice
@@ -42,6 +43,7 @@ from corp_onnx.settings import CONFIDENCE, Preprocessing, TaskChoice
               help="Images at a time.")  # fmt: skip
 @click.option("--provider", default="cpu", show_default=True, metavar="NAME",
               help="ONNX Runtime's; openvino or openvino:bf16 is OpenVINO's own API.")  # fmt: skip
+@memory_option
 @preprocessing_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
@@ -56,6 +58,7 @@ def evaluate(
     seed: int,
     batch_size: int,
     provider: str,
+    memory: int | None,
     preprocessing: Preprocessing,
     as_json: bool,
 ) -> None:
@@ -65,6 +68,7 @@ def evaluate(
     Example:
       corp-onnx evaluate deit.onnx deit.pruned.onnx --images val/ --reference deit.onnx
     """
+    batch_size = fit_batch("evaluate", [*([reference] if reference else []), *models], batch_size, memory)
     with show_progress() as run:
         result = evaluate_models(
             models, data, reference=reference, labels=labels, preprocessing=preprocessing, task=task,

@@ -15,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import click
 
 from corp_onnx.errors import OptionError
+from corp_onnx.memory import read_size
 
 
 class GroupedOption(click.Option):
@@ -43,6 +44,15 @@ class GroupedCommand(click.Command):
 def grouped(group: str, *names: str, **kwargs: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`click.option` under a heading."""
     return click.option(*names, cls=GroupedOption, group=group, **kwargs)
+
+
+def _read_memory(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
+    return None if value is None else read_size(value, "--memory")
+
+
+memory_option = click.option("--memory", metavar="SIZE", callback=_read_memory,
+                             help="Refuse before the work what would take more than this, as in 2GiB.")  # fmt: skip
+"""Of verbs that run models as they are."""
 
 
 def settings_options(

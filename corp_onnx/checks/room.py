@@ -1,0 +1,88 @@
+"""Whether there is room for a verb that runs models as they are: how many images at a time keep to a limit.
+
+Enters paths of ONNX files and a limit; leaves a batch, or a refusal that says what it takes. With R what the process
+holds, W the bytes of a model's weights and A the most that is alive between its operators for one image,
+
+    R + ARENA + sum of f W over the models that are open at once + 3 A batch
+
+where f is of the verb, as it was measured (benchmarks/calibration.md). `prune` and what goes its way plan by phases
+(footprint.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from corp_onnx.errors import ModelError, OptionError
+from corp_onnx.graph import Graph, load_model
+from corp_onnx.graph.external import list_locations
+from corp_onnx.memory import ARENA, AT_START, MARGIN, release_memory, resident_bytes, write_size
+from corp_onnx.run.probe import PROBE_IMAGES, probe_graph
+
+TIMES = {"inspect": (4.0, 1.2), "evaluate": (3.0, 1.2), "bench": (3.0, 1.2), "convert": (6.0, 4.0)}
+"""Of a verb, what it takes of a model's weights: where they lie in the file, and outside of it."""
+
+ALIVE = 3.0
+"""Times what is alive between operators: ONNX Runtime's buffers grow by doubling."""
+
+FLOAT = 4
+
+SUFFIX = ".onnx"
+
+
+def fit_batch(verb: str, models: Sequence[Path], batch_size: int, limit: int | None, *, fewer: bool = True) -> int:
+    """As many images at a time, or fewer, as keep to a limit.
+
+    Args:
+        models: that are open at once; files that are no ONNX models are not counted.
+        batch_size: wanted.
+        limit: bytes that a person allows; None is no limit.
+        fewer: whether fewer images will do.
+
+    Raises:
+        OptionError: nothing does.
+    """
+    if limit is None:
+        return batch_size
+    weights = widest = 0.0
+    for path in dict.fromkeys(path for path in models if path.suffix.lower() == SUFFIX):
+        own, alive = _measure(path, *TIMES[verb])
+        weights, widest = weights + own, max(widest, ALIVE * alive)
+    release_memory()
+    fixed = (resident_bytes() or AT_START) + ARENA + weights
+    sizes = [batch_size]
+    while fewer and sizes[-1] > 1:
+        sizes.append(sizes[-1] // 2)
+    for size in sizes:
+        if MARGIN * (fixed + size * widest) <= limit:
+            return size
+    many = "one image" if sizes[-1] == 1 else f"{sizes[-1]} images"
+    raise OptionError(
+        f"--memory {write_size(limit)} is too little: to {verb} this takes about "
+        f"{write_size(MARGIN * (fixed + sizes[-1] * widest))}, {many} at a time. Give at least that."
+    )
+
+
+def require_room(verb: str, models: Sequence[Path], limit: int | None, batch_size: int = 1) -> None:
+    """As `fit_batch`, of a verb that takes no fewer images than it is told."""
+    fit_batch(verb, models, batch_size, limit, fewer=False)
+
+
+def _measure(path: Path, inside: float, outside: float) -> tuple[float, float]:
+    """(bytes that its weights take, bytes that are alive for one image); of a quantised model only its file counts."""
+    try:
+        graph = probe_graph(load_model(path))
+    except ModelError:  # or one that can not be read at all, which the verb says better
+        return inside * (path.stat().st_size if path.is_file() else 0), 0.0
+    stored = FLOAT * sum(math.prod(tensor.dims) for tensor in graph.initializers.values())
+    return (outside if list_locations(graph.model.proto) else inside) * stored, _count_alive(graph)
+
+
+def _count_alive(graph: Graph) -> float:
+    """Bytes for one image that the operator with the most of them reads and makes."""
+    computed = {name for node in graph.nodes for name in node.outputs}
+    sizes = {name: FLOAT * math.prod(shape) for name, shape in graph.shapes.items() if name in computed}
+    alive = (sum(sizes.get(name, 0) for name in {*node.inputs, *node.outputs}) for node in graph.nodes)
+    return max(alive, default=0) / (graph.n_images or PROBE_IMAGES)
