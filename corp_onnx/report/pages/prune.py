@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 from corp_onnx.errors import clean_text
-from corp_onnx.memory import write_size
 from corp_onnx.metrics.names import name_metric, write_value
 from corp_onnx.report.figures import draw_tried
 from corp_onnx.report.outputs import describe_promise
@@ -207,6 +206,6 @@ def _list_data(facts: Facts) -> Table:
         ("preprocessing", facts.text("calibration.recipe_origin")),
         ("opset", facts.datum("pruned.opset", str)),
         ("precision", facts.text("pruned.precision")),
-        ("most memory", facts.datum("peak_memory_bytes", write_size)),
+        ("most memory", facts.datum("peak_memory_bytes", megabytes)),
     ]
     return Table(("data and run", ""), tuple(rows), left=2)
