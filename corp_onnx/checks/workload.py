@@ -75,13 +75,12 @@ def plan_phases(
     compare = [Phase("compare tokens", COMPARED * min(METRIC_IMAGES, n_images))] if sites.sites else []
     refits = _plan_refits(blocks, method, n_images, cubes)
     n_judged = n_images if n_folds else n_held
+    curves = TRACED * cubes if method.rank == "obs" or method.searches_widths else 0.0  # an order alone takes no time
     return (
         *rank,
         Phase("calibrate", TAPPED * n_images),
         *compare,
-        *_repeat(
-            [Phase("trace", WRITTEN / 2 + TRACED * cubes), *_plan_probes(units, sites, method, n_images)], n_folds
-        ),
+        *_repeat([Phase("trace", WRITTEN / 2 + curves), *_plan_probes(units, sites, method, n_images)], n_folds),
         *_plan_search(sites, method, min(PROBE_IMAGES, n_images), n_judged, n_folds or 1, refits=bool(refits)),
         *_repeat(refits, min(n_folds, 1)),
         Phase("verify", VERIFIED),

@@ -14,7 +14,8 @@ from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.cli.options import split_names
 from corp_onnx.cli.pages import check_page, html_option, write_result_page
 from corp_onnx.report.analyze import print_analysis
-from corp_onnx.report.curves import list_analysis_figures, write_figures
+from corp_onnx.report.curves import write_figures
+from corp_onnx.report.spectra import list_analysis_figures
 from corp_onnx.report.theme import require_report
 from corp_onnx.settings import METHODS, Preprocessing, TaskChoice
 

@@ -113,23 +113,29 @@ def draw_losses(columns: Sequence[Column], unit: str, width: int) -> Any:
 
     def draw(column: Column, colour: str, first: bool, room: int) -> Any:
         base = _rows(alt, column, first, room - GAP // 2)
-        axis = alt.Axis(title=unit, tickCount=2, format="~g")
+        axis = alt.Axis(title=unit, tickCount=2, format=".3~g")
         return base.mark_bar(color=colour, height=STEP - 5).encode(x=alt.X("loss:Q", scale=scale, axis=axis))
 
     return _side_by_side(alt, columns, width, draw)
 
 
-def draw_depth(errors: Sequence[float], width: int) -> Any:
-    """The error of the residual stream behind every block, in percent."""
+def draw_depth(errors: Sequence[float], width: int, merged: int | None = None) -> Any:
+    """The error of the residual stream behind every block, in percent.
+
+    Args:
+        merged: first block behind which other tokens are compared; the line begins anew there.
+    """
     alt = import_altair()
-    rows = [{"block": block, "error": 100 * error} for block, error in enumerate(errors)]
+    rows = [{"block": block, "error": 100 * error, "part": int(merged is not None and block >= merged)}
+            for block, error in enumerate(errors)]  # fmt: skip
     base = alt.Chart(alt.Data(values=rows), width=width - 60, height=170).encode(
         x=alt.X("block:Q", title="behind block", scale=alt.Scale(domain=[0, max(len(rows) - 1, 1)]),
                 axis=alt.Axis(format="d", values=_ticks(len(rows), width), grid=False)),
         y=alt.Y("error:Q", title="error of the residual stream, %", scale=alt.Scale(zero=True),
                 axis=alt.Axis(tickCount=5)),
     )  # fmt: skip
-    return base.mark_line(color=BLUE, strokeWidth=2) + base.mark_point(filled=True, color=BLUE, size=36, opacity=1)
+    line = base.mark_line(color=BLUE, strokeWidth=2).encode(detail="part:N")
+    return line + base.mark_point(filled=True, color=BLUE, size=36, opacity=1)
 
 
 def draw_tried(

@@ -59,6 +59,11 @@ def test_what_a_method_leaves_out(options: dict[str, Any], gone: set[str], more:
     assert set(planned(MERGING, **options)) == set(planned(MERGING)) - gone | more
 
 
+def test_an_order_of_channels_without_curves_costs_next_to_nothing() -> None:
+    """The paper's fractions ask for no error at other widths."""
+    assert planned(MERGING, preset="paper")["trace"][1] < planned(MERGING, macs=0.6)["trace"][1]
+
+
 def test_more_images_cost_more() -> None:
     few, many = planned(MERGING, 64), planned(MERGING, 640)
     assert many["calibrate"][1] == 10 * few["calibrate"][1]

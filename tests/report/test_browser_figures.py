@@ -156,3 +156,19 @@ def test_curve_of_a_sweep(browser: Any, swept: dict[str, Any], size: str, tmp_pa
     assert [(mark["low"], mark["high"]) for mark in ends] == [
         (pytest.approx(100 * metric["low"]), pytest.approx(100 * metric["high"])) for metric in metrics
     ]
+
+
+@pytest.mark.parametrize("name", ["pruned", "swept"])
+def test_no_table_scrolls_sideways_on_a_phone(
+    browser: Any, name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(render_page([Facts(request.getfixturevalue(name))]), encoding="utf-8")
+    context = browser.new_context(viewport={"width": SIZES["narrow"], "height": 900})
+    page = context.new_page()
+    page.goto(path.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    over = page.evaluate("""[...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth + 1)
+        .map(s => s.querySelector('tr').innerText)""")
+    context.close()
+    assert over == []

@@ -71,7 +71,7 @@ def test_widths_are_in_the_specification_row_by_row() -> None:
 def test_errors_are_in_percent_and_depth_counts_blocks() -> None:
     rows = values(write_spec(draw_unit_errors((ERRORS,), WIDE)))
     assert {"block": 0, "error": 12.5, "error_without": 50.0} in rows
-    assert {"block": 2, "error": 5.0} in values(write_spec(draw_depth((0.01, 0.02, 0.05), WIDE)))
+    assert {"block": 2, "error": 5.0, "part": 0} in values(write_spec(draw_depth((0.01, 0.02, 0.05), WIDE)))
 
 
 def test_tried_sizes_with_what_was_asked_and_what_was_written() -> None:

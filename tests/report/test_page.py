@@ -90,8 +90,8 @@ def test_a_page_says_all_of_it(pruned: tuple[str, Reader, dict[str, Any]]) -> No
         *("Before and after", "The network", "Sizes that were tried", "Where the error is", "Sensitivity"),
         *("Where dense and pruned disagree most", "tench, fish", "class 7", "answer changed", "a/n01.jpg"),
         "QK at /blocks.7/Softmax: its keys are read elsewhere",
-        *("left whole by the search: MLP in block 1", "image notes.txt: not an image"),
-        *("only 80 images say how good the model still is.", "--min-agreement 0.9 is not proven."),
+        *("Left whole by the search: MLP in block 1", "Image notes.txt: not an image"),
+        *("Only 80 images say how good the model still is.", "--min-agreement 0.9 is not proven."),
         *("114 s in all.", report["command"], report["dense"]["sha256"], report["pruned"]["sha256"]),
         *("Linux x86_64 x2", "numpy 2.0", "method.ridge"),
     ):
@@ -249,10 +249,24 @@ def test_analysis_page() -> None:
     )
     study = Study("depth", (), (DepthRow(0, ("blocks.0.mlp",), (0.1,), (0.3,), 0.05),), 12, "")
     stages = (StageTime("load", 1.0),)
-    made = Analysis(DENSE, units, (), (study,), {"seed": 0}, "c" * 64, 64, 32, 12, ("a note",), (), stages, MACHINE)
+    made = Analysis(
+        DENSE,
+        units,
+        (),
+        (study,),
+        {"preset": "paper", "fraction": 0.5},
+        "c" * 64,
+        64,
+        32,
+        12,
+        ("a note",),
+        (),
+        stages,
+        MACHINE,
+    )
     report = to_report(made)
     reader = Reader(render_page([Facts(report)]))
     require_equal(reader, [report])
     text = " ".join(reader.text.split())
-    assert "of their dimensions: MLP 30.0% (effective rank, 64 images)." in text
-    assert "Study: depth" in text
+    assert "On average 30.0% of the MLP dimensions of deit.onnx are in use (effective rank on 64 images)." in text
+    assert "Study: how errors add up Each model: preset paper, 50% of every MLP and query/key head removed" in text

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from statistics import fmean
+from typing import Any
 
 from corp_onnx.analyze.values import Analysis
 from corp_onnx.errors import clean_text
-from corp_onnx.report.curves import list_analysis_figures
 from corp_onnx.report.pages.common import (
     bullets,
     describe_machine,
@@ -23,6 +23,7 @@ from corp_onnx.report.parts import (
     Figure,
     Inline,
     Page,
+    Part,
     Section,
     Table,
     Text,
@@ -30,7 +31,16 @@ from corp_onnx.report.parts import (
     digits,
     percent,
 )
+from corp_onnx.report.spectra import list_analysis_figures
 from corp_onnx.report.terminal import KIND_NAMES
+
+STUDIES: dict[str, tuple[str, str]] = {
+    "depth": ("Study: how errors add up", "Error of each unit and of the residual stream by depth"),
+    "images": ("Study: how many images", "Loss by the number of calibration images"),
+    "seeds": ("Study: which images", "Loss by the draw of half of the images"),
+    "shift": ("Study: other images", "Loss of models calibrated and judged on images that were changed"),
+}
+"""Of a study: the title of its section, and of its figure."""
 
 TITLES = {
     "redundancy": ("Redundancy by depth", "Directions that a unit really uses, of those that it has."),
@@ -49,9 +59,10 @@ def make_page(facts: Facts) -> Page:
 def write_sentence(facts: Facts, result: Analysis) -> Inline:
     """How much of their dimensions the kinds of units use, on the mean."""
     means = [(KIND_NAMES.get(kind, kind), fmean(u.rank_ratio for u in result.of_kind(kind))) for kind in result.kinds]
-    said = ", ".join(f"{name} {percent(mean)}" for name, mean in means)
-    start = f"The units of {name_file(facts, 'model.path')} use, on the mean, of their dimensions: {said}"
-    return (start, " (effective rank, ", facts.datum("n_images", count), " images).")
+    (first, share), *others = means
+    start = f"On average {percent(share)} of the {first} dimensions of {name_file(facts, 'model.path')} are in use"
+    said = "".join(f", {percent(mean)} of {name}" for name, mean in others)
+    return (f"{start}{said} (effective rank on ", facts.datum("n_images", count), " images).")
 
 
 def _list_sections(facts: Facts, result: Analysis) -> Iterator[Section]:
@@ -59,9 +70,8 @@ def _list_sections(facts: Facts, result: Analysis) -> Iterator[Section]:
     figures = list_analysis_figures(result)
     named = tuple(Figure(TITLES[name][0], draw, TITLES[name][1]) for name, draw in figures.items() if name in TITLES)
     yield Section("Units", (*named, _list_units(facts, result)))
-    for study in result.studies:
-        figure = Figure(f"Study: {study.name}", figures[f"study-{study.name}"])
-        yield Section(f"Study: {study.name}", (figure,), f"On {study.n_judged} images that no model of it has seen.")
+    for i, study in enumerate(result.studies):
+        yield _show_study(facts, result, i, figures[f"study-{study.name}"])
     skipped = [f"{KIND_NAMES.get(s.kind, s.kind)} at {s.node}: {s.reason}" for s in result.skipped]
     yield from bullets("Left out, and why", skipped)
     yield from bullets("Notes", facts.get("notes"))
@@ -70,12 +80,38 @@ def _list_sections(facts: Facts, result: Analysis) -> Iterator[Section]:
     yield Section("What it belongs to", origin, f"The sha256 of {facts.text('model.path')}, machine and settings.")
 
 
+def _show_study(facts: Facts, result: Analysis, i: int, draw: Callable[[int], Any]) -> Section:
+    study, settings = result.studies[i], result.settings
+    title, axis = STUDIES[study.name]
+    lead = (
+        f"Each model: preset {settings['preset']}, {settings['fraction']:.0%} of every MLP and query/key head removed, "
+        "no refit; judged on ", facts.datum(f"studies.{i}.n_judged", count),
+        " images that none of them was calibrated on.",
+    )  # fmt: skip
+    parts: list[Part] = [Figure(axis, draw)]
+    if study.rows:
+        rows: list[tuple[Inline, ...]] = [
+            (clean_text(row.fitted), clean_text(row.judged), facts.datum(f"studies.{i}.rows.{j}.n_images", count),
+             facts.datum(f"studies.{i}.rows.{j}.loss", digits), facts.datum(f"studies.{i}.rows.{j}.kept", percent))
+            for j, row in enumerate(study.rows)
+        ]  # fmt: skip
+        heads = ("calibrated on", "judged on", "images", "loss", study.kept_name)
+        parts.append(Table(heads, tuple(rows), left=2, caption="The same in numbers", is_folded=True))
+    return Section(title, tuple(parts), lead)
+
+
 def _list_units(facts: Facts, result: Analysis) -> Table:
     rows: list[tuple[Inline, ...]] = [
-        (clean_text(unit.key), *(facts.datum(f"units.{i}.{key}", form) for key, form in (
-            ("width", count), ("effective_rank", digits), ("rank_ratio", percent), ("k95", digits),
-            ("k95_ratio", percent), ("activation_sparsity", percent), ("probe_loss", digits))))
+        (clean_text(unit.key), facts.datum(f"units.{i}.width", count),
+         _beside(facts, i, "effective_rank", "rank_ratio"), _beside(facts, i, "k95", "k95_ratio"),
+         facts.datum(f"units.{i}.activation_sparsity", percent),
+         facts.datum(f"units.{i}.probe_loss", digits))
         for i, unit in enumerate(result.units)
     ]  # fmt: skip
-    heads = ("unit", "dimension", "effective rank", "of it", "k95", "of it", "sparsity", "loss")
+    heads = ("unit", "dimension", "effective rank (of it)", "k95 (of it)", "sparsity", "loss")
     return Table(heads, tuple(rows), caption="The same in numbers", is_folded=True)
+
+
+def _beside(facts: Facts, i: int, name: str, share: str) -> Inline:
+    """A number of a unit, and what it is of the unit's dimension."""
+    return (facts.datum(f"units.{i}.{name}", digits), " (", facts.datum(f"units.{i}.{share}", percent), ")")

@@ -33,7 +33,7 @@ Value = TypeVar("Value")
 
 def show_warnings(facts: Facts) -> list[Section]:
     """What a reader must not miss."""
-    lines = tuple(clean_text(line) for line in facts.get("warnings"))
+    lines = tuple(open_sentence(clean_text(line)) for line in facts.get("warnings"))
     return [Section("Warnings", (Text(lines, is_warning=True),))] if lines else []
 
 
@@ -149,7 +149,7 @@ def _write_setting(value: object) -> str:
 
 def bullets(title: str, lines: Sequence[str | Inline], lead: str = "") -> list[Section]:
     """A section of short texts; none where there are none."""
-    texts = tuple(clean_text(line) if isinstance(line, str) else line for line in lines)
+    texts = tuple(open_sentence(clean_text(line)) if isinstance(line, str) else line for line in lines)
     return [Section(title, (Bullets(texts),), lead)] if texts else []
 
 

@@ -206,6 +206,6 @@ def _list_data(facts: Facts) -> Table:
         ("preprocessing", facts.text("calibration.recipe_origin")),
         ("opset", facts.datum("pruned.opset", str)),
         ("precision", facts.text("pruned.precision")),
-        ("most memory, bytes", facts.datum("peak_memory_bytes", count)),
+        ("most memory", facts.datum("peak_memory_bytes", megabytes)),
     ]
     return Table(("data and run", ""), tuple(rows), left=2)

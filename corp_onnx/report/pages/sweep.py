@@ -36,7 +36,7 @@ from corp_onnx.report.parts import (
 )
 from corp_onnx.sweep.values import Sweep
 
-HEADS = ("model", "", "MACs", "parameters", "file", "kept, with interval", "KL", "speed-up")
+HEADS = ("model", "MACs", "params", "file", "kept, with interval", "KL")
 
 
 def make_page(facts: Facts) -> Page:
@@ -86,6 +86,7 @@ def _title(name: str) -> str:
 
 
 def _show_points(facts: Facts, result: Sweep) -> Section:
+    is_timed = any(point.speedup for point in result.points)
     rows: list[tuple[Inline, ...]] = []
     for i, point in enumerate(result.points):
         at = f"points.{i}"
@@ -95,10 +96,13 @@ def _show_points(facts: Facts, result: Sweep) -> Section:
             kept = (facts.datum(f"{at}.kept.value", form), *spread(facts, f"{at}.kept.low", f"{at}.kept.high", form))
         kl = next((m for m, metric in enumerate(point.held_out) if metric.name == "kl"), None)
         shares = (facts.datum(f"{at}.{key}", percent) for key in ("kept_macs", "kept_parameters", "kept_bytes"))
-        mark = "best" if point is result.recommended else "unbeaten" if point.name in result.pareto else ""
-        rows.append((clean_text(point.name), mark, *shares, kept,
+        mark = " (recommended)" if point is result.recommended else " (unbeaten)" if point.name in result.pareto else ""
+        speed: Inline = facts.datum(f"{at}.speedup.value", times) if point.speedup else "-"
+        rows.append((f"{clean_text(point.name)}{mark}", *shares, kept,
                      "-" if kl is None else facts.datum(f"{at}.held_out.{kl}.value", digits),
-                     facts.datum(f"{at}.speedup.value", times) if point.speedup else "-"))  # fmt: skip
-    caption = "unbeaten: no other of no higher cost keeps as much; best: the recommended one of them"
+                     *([speed] if is_timed else [])))  # fmt: skip
+    caption = "shares of the dense model's; unbeaten: no other of no higher cost keeps as much"
     lead = ("On ", facts.datum("n_held_out", count), " held-back images, beside the dense model.")
-    return Section("Every size", (Table(HEADS, tuple(rows), left=2, caption=caption),), lead)
+    return Section(
+        "Every size", (Table((*HEADS, *(["speed-up"] if is_timed else [])), tuple(rows), caption=caption),), lead
+    )

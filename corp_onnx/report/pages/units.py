@@ -76,8 +76,13 @@ def show_errors(facts: Facts) -> Iterator[Section]:
     """The error of the residual stream by depth, and that of every unit that was pruned."""
     parts: list[Part] = []
     if stream := facts.get("held_out.stream_error"):
-        caption = "What a block hands on to the next, against the dense model, over all tokens that still correspond."
-        parts.append(Figure("Error of the residual stream by depth", partial(draw_depth, stream), caption))
+        merged = min((merge["block"] for merge in facts.get("merges")), default=None)
+        caption = "What a block hands on to the next, against the dense model, over all tokens" + (
+            "." if merged is None else f"; from block {merged} on, where tokens merge, over those that never do, or of "
+            "the mean of all where every token may.")  # fmt: skip
+        parts.append(
+            Figure("Error of the residual stream by depth", partial(draw_depth, stream, merged=merged), caption)
+        )
     units = [u for u in facts.get("units") if u["error"] is not None and u["error_without"] is not None]
     if columns := _group(units, lambda rows: f"{len(rows)} unit{'s' * (len(rows) > 1)}"):
         caption = (
