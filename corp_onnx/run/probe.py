@@ -47,7 +47,8 @@ def probe_graph(model: Model) -> Graph:
     value_nodes = [helper.make_node("Identity", [n], [VALUE_PREFIX + n]) for n in integers]
     outputs = [SHAPE_PREFIX + n for n in names] + [VALUE_PREFIX + n for n in integers]
     n_images = batch_kind(model) or PROBE_IMAGES
-    session = open_extended(model, shape_nodes + value_nodes, [onnx.ValueInfoProto(name=o) for o in outputs])
+    wanted = [onnx.ValueInfoProto(name=name) for name in outputs]
+    session = open_extended(model, shape_nodes + value_nodes, wanted, shapes_first=True)
     feeds, found = run_possible(model, n_images, lambda feeds: _run(session, outputs, feeds))
     arrays = dict(zip(outputs, found, strict=True))
     shapes = {n: tuple(int(d) for d in arrays[SHAPE_PREFIX + n]) for n in names} | {

@@ -157,9 +157,11 @@ def open_extended(
     *,
     provider: str = "cpu",
     threads: int | None = None,
+    shapes_first: bool = False,
 ) -> Session:
-    """A session of a copy of the model with nodes and outputs added at its end."""
+    """A session of a copy of the model with nodes and outputs added at its end; `shapes_first`: see `start_session`."""
     light = without_weights(model.proto)
     light.graph.node.extend(nodes)
     light.graph.output.extend(outputs)
-    return start_session(light, model, provider, threads, stored=model.proto.graph.initializer)
+    stored = model.proto.graph.initializer
+    return start_session(light, model, provider, threads, stored=stored, shapes_first=shapes_first)
