@@ -28,7 +28,8 @@ from corp_onnx._version import __version__
 
 if TYPE_CHECKING:
     from corp_onnx.analyze import Analysis, analyze_model
-    from corp_onnx.bench.bench import BenchResult, bench_models
+    from corp_onnx.bench.bench import bench_models
+    from corp_onnx.bench.values import BenchResult
     from corp_onnx.errors import CorpOnnxError
     from corp_onnx.evaluate import Evaluation, evaluate_models
     from corp_onnx.fit import FitResult, fit_model
@@ -58,7 +59,7 @@ _HOMES = {
     "PAPER": "settings",
     "BEST": "settings",
     "Analysis": "analyze",
-    "BenchResult": "bench.bench",
+    "BenchResult": "bench.values",
     "Budget": "settings",
     "ConvertResult": "precision.conversion",
     "ConvertSettings": "precision.conversion",

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from onnx import ModelProto
+
 from corp_onnx.case import keep_findings, open_case, pose_problem
 from corp_onnx.checks.workload import WRITTEN, plan_phases
 from corp_onnx.errors import OptionError
@@ -21,6 +23,7 @@ from corp_onnx.options import choose_settings
 from corp_onnx.progress import Progress, follow
 from corp_onnx.prune import describe_merges
 from corp_onnx.results import MergeResult, Result, Rows, StageClock
+from corp_onnx.search.evaluator import Evaluator
 from corp_onnx.search.promise import smallest_fraction, whole_fraction
 from corp_onnx.search.search import prepare_search
 from corp_onnx.settings import Budget, PruneSettings
@@ -29,6 +32,10 @@ from corp_onnx.threads import few_blas_threads
 
 BEHIND = ("search", "refit", "weigh tokens", "verify", "measure")
 """Phases of which nothing is kept."""
+
+
+OPENED = ("load", "open images")
+"""Stages before the phases that are planned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,8 @@ class Forecast(Result):
         smallest, whole: shares of the MACs between which budgets are feasible; above `whole` nothing is cut.
         asked: the budget, and `kind` of what.
         loss: against the dense model on `n_probed` calibration images, before the refit, which lowers it.
-        seconds: that the run will take from nothing, by the costs of its phases and what an image takes here.
+        seconds: that the run will take from nothing: what of it was done here, and of the rest by the costs of its
+            phases at the pace of the probes.
         seconds_left: of these from a calibration file, which keeps the rest.
     """
 
@@ -112,18 +120,16 @@ def forecast_model(
     keep_findings(case)  # where a cache is named
     with run.enter("search"):
         solution = search.one_shot(budget.cost_kind, budget.value, before_refit=True)
-        assert search.probes is not None
-        seconds, loss = list[float](), 0.0
-        for _ in range(2):  # the first opens a session, and a busy machine makes single times long
-            start = time.perf_counter()
-            loss = search.probes.evaluate(search.make(solution)).loss
-            seconds.append(time.perf_counter() - start)
-    per_image = min(seconds) / (search.probes.n_images + WRITTEN)
     judging = case.data.choosing or case.data.reporting
     phases = plan_phases(
         case.graph, case.blocks, case.units, case.sites, case.settings.method, case.data.fitting.n_images,
         judging.n_images,
     )  # fmt: skip
+    proto = search.make(solution)
+    assert search.probes is not None
+    loss, per_cost = _time_answers(search.probes, proto)
+    opened = sum(stage.seconds for stage in clock.stages if stage.name in OPENED)
+    took = {phase.name: run.expect(phase, per_cost) for phase in phases}
     planned = {plan.key: plan.width for plan in solution.plans}
     units = tuple(
         UnitForecast(str(c.key), c.unit.kind, c.key.site.block, c.width, planned.get(c.key, c.width))
@@ -139,7 +145,17 @@ def forecast_model(
         merges=describe_merges(solution.merges, case.graph),
         loss=loss,
         n_probed=search.probes.n_images,
-        seconds=per_image * sum(phase.cost * phase.times for phase in phases),
-        seconds_left=per_image * sum(phase.cost * phase.times for phase in phases if phase.name in BEHIND),
+        seconds=opened + sum(took.values()),
+        seconds_left=opened + sum(took[name] for name in BEHIND if name in took),
         warnings=case.warnings,
     )
+
+
+def _time_answers(probes: Evaluator, proto: ModelProto) -> tuple[float, float]:
+    """(loss of a model, seconds of a unit of cost): it is opened and answers the images of the probes."""
+    seconds, loss = list[float](), 0.0
+    for _ in range(2):  # a busy machine makes single times long
+        start = time.perf_counter()
+        loss = probes.evaluate(proto).loss
+        seconds.append(time.perf_counter() - start)
+    return loss, min(seconds) / (probes.n_images + WRITTEN)

@@ -162,12 +162,27 @@ class Run:
     _plan: list[Phase] = field(default_factory=list)
     _times: dict[str, tuple[int, int]] = field(default_factory=dict)
     _paces: dict[str, _Pace] = field(default_factory=dict)
+    _spent: dict[str, float] = field(default_factory=dict)
     _open: list[Step] = field(default_factory=list)
 
     def plan(self, phases: Sequence[Phase]) -> None:
         """What is to come, in order, in place of what was planned before."""
         self._plan = [replace(phase, times=1) for phase in phases for _ in range(phase.times)]
         self._times = {phase.name: (0, phase.times) for phase in phases}
+
+    def expect(self, phase: Phase, per_cost: float) -> float:
+        """Seconds that a phase takes, all its times together, as far as this run tells.
+
+        Those that it took, where it came once and is over; else by the pace of its kind, or of `ANSWERS`.
+
+        Args:
+            per_cost: seconds of a unit of cost, where neither has been met.
+        """
+        if phase.times == 1 and phase.name in self._spent:
+            return self._spent[phase.name]
+        known = next((self._paces[kind] for kind in (phase.work, ANSWERS) if kind in self._paces), _Pace())
+        pace = known.seconds / known.cost if known.cost else per_cost
+        return phase.times * phase.cost * pace
 
     def warn(self, sentences: Iterable[str]) -> None:
         """What a person should know before the work is done: minutes can be saved. Each is said once."""
@@ -254,6 +269,7 @@ class Run:
         if self._open:
             self._open[-1].since = now
         step.seconds += now - step.since
+        self._spent[step.phase.name] = self._spent.get(step.phase.name, 0.0) + step.seconds
         if step.planned:
             pace = self._paces.get(step.phase.work, _Pace())
             self._paces[step.phase.work] = pace.after(step.seconds, step.phase.cost)

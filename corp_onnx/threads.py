@@ -108,20 +108,20 @@ class Crew:
         return list(self._pool.map(function, items))
 
     def stream(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """As `map`, of no more items at a time than there are threads; the next is taken while they are busy."""
+        """As `map`, an item at a time: one more is taken than there are threads, so that none of them waits."""
         if self._pool is None:
             yield from map(function, items)
             return
-        begun: deque[Future[R]] = deque()
+        pending = deque[Future[R]]()
         try:
             for item in items:
-                over = [begun.popleft().result()] if len(begun) == self.size else []
-                begun.append(self._pool.submit(function, item))
-                yield from over
-            while begun:
-                yield begun.popleft().result()
+                pending.append(self._pool.submit(function, item))
+                if len(pending) > self.size:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            wait(one for one in begun if not one.cancel())
+            wait(future for future in pending if not future.cancel())
 
     def __enter__(self) -> Crew:
         return self

@@ -1,9 +1,13 @@
 """Shapes in signatures are checked while the tests run: jaxtyping's hook rewrites the rooms of the mathematics.
 
-One thread for NumPy's and SciPy's products: matrices are small here, and every worker of pytest has threads enough.
+One thread for NumPy's and SciPy's products, and for a session of ONNX Runtime that is not told how many: matrices are
+small here, and threads of several workers of pytest that wait for each other keep every core busy.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import scipy.linalg  # loads the BLAS of both, or the limit would not reach them
 from jaxtyping import install_import_hook
@@ -11,5 +15,16 @@ from threadpoolctl import threadpool_limits
 
 install_import_hook([f"corp_onnx.{room}" for room in ("solve", "moments")], "beartype.beartype")
 
+from corp_onnx.run import sessions  # noqa: E402  behind the hook
+
 assert scipy.linalg
 threadpool_limits(1, user_api="blas")
+make_options = sessions.make_options
+
+
+def make_small_options(threads: int | None, config: Mapping[str, str] | None = None, **more: Any) -> Any:
+    """As `make_options`, with one thread where none are named."""
+    return make_options(1 if threads is None else threads, config, **more)
+
+
+sessions.make_options = make_small_options

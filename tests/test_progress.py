@@ -188,3 +188,22 @@ class TestLeft:
             clock.now += 2
             count()
             assert left(run) == pytest.approx(10 + 6)
+
+
+class TestExpectation:
+    """What a part of a run tells of the seconds that its phases take."""
+
+    def test_a_phase_that_is_over_takes_what_it_took(self, run: Run, clock: Clock) -> None:
+        run.plan([Phase("calibrate", 200.0)])
+        work(run, clock, "calibrate", 7.0)
+        assert run.expect(Phase("calibrate", 200.0), 99.0) == pytest.approx(7.0)
+
+    def test_others_go_by_their_kind_or_by_answers(self, run: Run, clock: Clock) -> None:
+        run.plan([Phase("probe", 100.0, ANSWERS), Phase("search", 10.0, times=2)])
+        work(run, clock, "probe", 5.0)
+        work(run, clock, "search", 2.0)
+        assert run.expect(Phase("search", 10.0, times=2), 99.0) == pytest.approx(4.0)
+        assert run.expect(Phase("refit", 40.0), 99.0) == pytest.approx(2.0)
+
+    def test_where_nothing_was_met_a_unit_of_cost_is_told(self, run: Run) -> None:
+        assert run.expect(Phase("refit", 40.0, times=3), 0.5) == pytest.approx(60.0)

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from corp_onnx.bench.bench import BenchResult, BenchRow, bench_models
+from corp_onnx.bench.bench import bench_models
+from corp_onnx.bench.values import BenchResult, BenchRow
 from corp_onnx.evaluate.contest import open_contest
 from corp_onnx.evaluate.scores import Score
 from corp_onnx.graph import input_dims, load_model

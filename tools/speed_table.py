@@ -13,7 +13,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from corp_onnx.bench.bench import BenchResult, bench_models
+from corp_onnx.bench.bench import bench_models
+from corp_onnx.bench.values import BenchResult
 from corp_onnx.latency.turns import Schedule
 from corp_onnx.prune import prune_model
 from corp_onnx.results import PruneResult

@@ -7,7 +7,7 @@ lie in a file too. With R what the process holds already, W the bytes of the wei
 the tensors that calibration exposes for one image, what each phase needs besides the shelf is about
 
     calibrate   R + 2 W + 1.5 sums + tiles + 3 T batch   a session, what it exposes, and sums in both precisions
-    probe       R + sums + curves + 4 W + T batch        and a rewritten model with its session
+    probe       R + sums + curves + 4 W + T batch        and a rewritten model with its session, several if small
     refit       R + sums + curves + 4 W + T batch + fold sums
     measure     R + sums + curves + 4 W + 4 T batch      both models, exposed
 
@@ -36,9 +36,11 @@ from corp_onnx.images.folder import MAX_KEPT_BYTES
 from corp_onnx.memory import ARENA, AT_START, MARGIN, available_bytes, resident_bytes, write_size
 from corp_onnx.refit.stream import find_walk
 from corp_onnx.refit.walk import N_FOLDS
+from corp_onnx.search.evaluator import count_beside
 from corp_onnx.search.probes import PROBE_IMAGES
 from corp_onnx.settings import Method
 from corp_onnx.shelf import free_bytes
+from corp_onnx.threads import choose_size
 from corp_onnx.units import Unit, gather_taps
 
 OPENED, REWRITTEN = 2.0, 4.0
@@ -161,7 +163,8 @@ def predict_footprint(
     traced = base + sums + curves + rewritten * weights
     shelved = 0.0
     if method.searches_widths:
-        phases.append(("probe", traced, exposed))
+        beside = (count_beside(graph, choose_size()) - 1) * rewritten * weights
+        phases.append(("probe", traced + beside, exposed))
         shelved += pixels * (min(PROBE_IMAGES, n_fitting) + (n_judging if method.promises or method.refits else 0))
     stops = find_walk(blocks).stops if method.refits else ()
     if stops:

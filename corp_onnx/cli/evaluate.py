@@ -12,7 +12,7 @@ from corp_onnx.checks.room import fit_batch
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.cli.options import memory_option, split_names
 from corp_onnx.evaluate import evaluate_models
-from corp_onnx.report.terminal import print_evaluation
+from corp_onnx.report.evaluation import print_evaluation
 from corp_onnx.settings import CONFIDENCE, Preprocessing, TaskChoice
 
 

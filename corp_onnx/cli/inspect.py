@@ -9,7 +9,7 @@ import click
 from corp_onnx.checks.room import require_room
 from corp_onnx.cli.options import memory_option
 from corp_onnx.inspect import inspect_model
-from corp_onnx.report.terminal import print_inspection
+from corp_onnx.report.inspection import print_inspection
 
 
 @click.command(short_help="Show what an ONNX file holds and what can be pruned.")

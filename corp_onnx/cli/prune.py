@@ -20,7 +20,7 @@ from corp_onnx.report.card import write_card
 from corp_onnx.report.forecast import print_forecast
 from corp_onnx.report.nodes import check_nodes, write_nodes
 from corp_onnx.report.parts import Facts
-from corp_onnx.report.terminal import print_pruning
+from corp_onnx.report.pruning import print_pruning
 from corp_onnx.results import to_report
 from corp_onnx.settings import (
     DEFAULT_AGREEMENT,

@@ -1,7 +1,7 @@
 """SciPy's BLAS and LAPACK, called so that other threads of Python run meanwhile: its own wrappers keep the lock.
 
-Enters rows of float32 and an accumulator; leaves the upper triangle of C + X' X in it. `load_routine` is how others
-(solve/lapack.py) come by the rest.
+Enter rows of float32 and an accumulator; leaves C + Y' X in it, or the upper triangle of C + X' X. `load_routine` is
+how others (solve/lapack.py) come by the rest.
 """
 
 from __future__ import annotations
@@ -27,6 +27,21 @@ def add_square(x: Float[np.ndarray, "tokens n"], c: Float[np.ndarray, "n n"]) ->
     pointers = (x.ctypes.data_as(ctypes.c_void_p), c.ctypes.data_as(ctypes.c_void_p))
     load_routine("blas", "ssyrk", 2, 8)(b"U", b"N", order, ctypes.byref(n_rows), ctypes.byref(one), pointers[0], order,
                                         ctypes.byref(one), pointers[1], order)  # fmt: skip
+
+
+def add_product(
+    y: Float[np.ndarray, "tokens m"], x: Float[np.ndarray, "tokens n"], c: Float[np.ndarray, "m n"]
+) -> None:
+    """C += Y' X, in place; all float32, x and y in C order and c in Fortran order."""
+    assert y.dtype == x.dtype == c.dtype == np.float32
+    assert y.flags.c_contiguous
+    assert x.flags.c_contiguous
+    assert c.flags.f_contiguous
+    n_rows, m, n = (ctypes.c_int(size) for size in (len(y), *c.shape))
+    one, of_m = ctypes.byref(ctypes.c_float(1.0)), ctypes.byref(m)
+    pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in (y, x, c)]
+    load_routine("blas", "sgemm", 2, 11)(b"N", b"T", of_m, ctypes.byref(n), ctypes.byref(n_rows), one, pointers[0],
+                                         of_m, pointers[1], ctypes.byref(n), one, pointers[2], of_m)  # fmt: skip
 
 
 @cache

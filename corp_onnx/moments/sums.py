@@ -261,10 +261,13 @@ def _find_pivot(x: Float[np.ndarray, "tokens n"]) -> Float[np.ndarray, " n"]:
 
 
 def _centre(x: np.ndarray, pivot: np.ndarray, roots: np.ndarray) -> None:
-    """Takes the pivot away and multiplies by the roots, in place; ones cost nothing."""
+    """Takes the pivot away and multiplies by the roots, in place; ones cost nothing, and most are."""
     x -= pivot
-    if (roots != 1).any():
+    rows = np.flatnonzero(roots[:, 0] != 1)
+    if 2 * len(rows) > len(x):
         x *= roots
+    elif len(rows):
+        x[rows] *= roots[rows]
 
 
 def _heads_first(x: np.ndarray) -> np.ndarray:

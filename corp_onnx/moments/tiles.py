@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import get_blas_funcs
 
-from corp_onnx.moments.blas import add_square
+from corp_onnx.moments.blas import add_product, add_square
 
 State = Mapping[str, np.ndarray]
 """Arrays by name, each contiguous and of one axis or more."""
@@ -80,8 +79,7 @@ class Product:
 
     def add(self, y: Float[np.ndarray, "tokens m"], x: Float[np.ndarray, "tokens n"]) -> None:
         """Adds y' x."""
-        (gemm,) = get_blas_funcs(("gemm",), dtype=np.float32)
-        self._recent = gemm(1.0, y.T, x.T, beta=1.0, c=self._recent, trans_b=1, overwrite_c=1)
+        add_product(y, x, self._recent)
         self._count(len(x))
 
     def result(self) -> Float[np.ndarray, "m n"]:

@@ -151,8 +151,11 @@ def _as_typed(arrays: Mapping[str, np.ndarray], graph: Graph, names: Sequence[st
 
 def run_prefix(graph: Graph, data: StreamData, tensor: str, provider: str) -> Arrays:
     """The first stream of the walk: what the embedding gives."""
-    prefix = open_segment(graph.model, graph.types, [], [tensor], given=data.given, provider=provider)
-    return data.shelf.row(prefix.run({}, feeds)[tensor] for feeds, _ in data.feeds)
+    prefix = open_segment(
+        graph.model, graph.types, [], [tensor], given=data.given, provider=provider, threads=data.pace.threads
+    )
+    with Crew(data.pace.n_calls) as crew:
+        return data.shelf.row(crew.stream(lambda batch: prefix.run({}, batch[0])[tensor], data.feeds))
 
 
 def advance_model(

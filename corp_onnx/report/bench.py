@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
-from corp_onnx.bench.bench import BenchResult, BenchRow, Speed
+from corp_onnx.bench.values import BenchResult, BenchRow, Speed
 from corp_onnx.latency.turns import Ratio
 from corp_onnx.report.terminal import fit_names, make_table, open_console, print_table
 from corp_onnx.run.runtime import OPENVINO

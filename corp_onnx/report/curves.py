@@ -15,6 +15,7 @@ from corp_onnx.metrics.names import SHARES, name_metric
 from corp_onnx.report.terminal import KIND_NAMES
 from corp_onnx.report.theme import (
     BLUE,
+    DEPTHS,
     INK,
     MUTED,
     ORANGE,
@@ -197,31 +198,40 @@ def _by_block(rows: Mapping[str, Sequence[dict[str, Any]]], hue: str, field: str
 
 
 def draw_spectra(result: Analysis, width: int) -> Any:
-    """Energy held by the first directions: a column a kind, a line a head (of MLPs a block), darker with depth."""
+    """Energy held by the first directions: a column a kind, a line a head (of MLPs a block), a colour by depth."""
     alt = import_altair()
     kinds = result.kinds
     room = (width - 70 - 18 * (len(kinds) - 1)) // len(kinds)
-    last = max(u.block for u in result.units) or 1
+    depths = _name_depths(max(u.block for u in result.units) + 1)
+    names = list(dict.fromkeys(depths))
+    hues = alt.Scale(domain=names, range=[DEPTHS[-1 - i] for i in reversed(range(len(names)))])
     columns: list[Any] = []
     for i, kind in enumerate(kinds):
         rows = [
-            {"line": f"{u.block}.{h}", "block": u.block, "directions": 100 * (j + 1) / u.width,
+            {"line": f"{u.block}.{h}", "blocks": depths[u.block], "directions": 100 * (j + 1) / u.width,
              "held": 100 * min(held, 1.0)}
             for u in result.of_kind(kind) for h, row in enumerate(u.spectrum) for j, held in enumerate(accumulate(row))
             if j % max(1, u.width // 64) == 0
         ]  # fmt: skip
-        hues = alt.Scale(domain=[0, last], range=["#bcd9ec", "#003c5e"])
         columns.append(
             alt.Chart(alt.Data(values=rows), width=room, height=HEIGHT, title=KIND_NAMES[kind])
             .mark_line(strokeWidth=1, opacity=0.8)
             .encode(
                 x=alt.X("directions:Q", title="of the directions, %", axis=alt.Axis(grid=False)),
                 y=alt.Y("held:Q", title="energy held, %" if i == 0 else None, scale=alt.Scale(domain=[0, 100])),
-                color=alt.Color("block:Q", title="block", scale=hues, legend=alt.Legend(tickMinStep=1)),
+                color=alt.Color("blocks:N", title=None, scale=hues, sort=None,
+                                legend=alt.Legend(symbolOpacity=1, symbolStrokeWidth=3)),
                 detail="line:N",
             )
-        )
+        )  # fmt: skip
     return alt.hconcat(*columns)
+
+
+def _name_depths(n_blocks: int) -> list[str]:
+    """Of every block, the part of the network that it lies in: as many parts as there are colours, or blocks."""
+    parts = [block * min(len(DEPTHS), n_blocks) // n_blocks for block in range(n_blocks)]
+    ends = {part: (parts.index(part), n_blocks - 1 - parts[::-1].index(part)) for part in parts}
+    return [f"block {low}" if low == high else f"blocks {low} to {high}" for low, high in map(ends.__getitem__, parts)]
 
 
 def draw_study(study: Study, width: int) -> Any:

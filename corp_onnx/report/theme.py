@@ -19,6 +19,9 @@ from corp_onnx.errors import MissingExtraError
 INK, MUTED, GRID, FAINT, PAPER = "#1b1f24", "#59636e", "#e4e7eb", "#d3d9e0", "#fefefe"
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 
+DEPTHS = ("#86bbdf", "#3f8fc7", "#0d659f", "#00304d")
+"""Of quarters of a network, from the first block to the last: further from the paper with depth."""
+
 COLOURS: dict[str, tuple[str, str]] = {
     INK: ("ink", "#e6e9ed"),
     MUTED: ("muted", "#9aa4b0"),
@@ -29,6 +32,13 @@ COLOURS: dict[str, tuple[str, str]] = {
     ORANGE: ("orange", "#f08a3c"),
     GREEN: ("green", "#2fbf93"),
     PURPLE: ("purple", "#e29ac3"),
+    **dict(
+        zip(
+            DEPTHS,
+            (("depth-1", "#33658c"), ("depth-2", "#4f96c9"), ("depth-3", "#8fc7ee"), ("depth-4", "#dcf0fd")),
+            strict=True,
+        )
+    ),
 }
 """Of the light page -> (name of the variable, the same on the dark page)."""
 

@@ -85,16 +85,19 @@ def compare_on_images(
     )
 
 
-def compare_on_noise(source: Model, converted: Model) -> Comparison:
+def compare_on_noise(source: Model, converted: Model, *, once: bool = False) -> Comparison:
     """Every output of both models on noise (token ids are ones); a float16 input is fed the rounded noise.
+
+    Args:
+        once: both graphs as they stand, without the passes of ONNX Runtime (`start_session`).
 
     Raises:
         NonFiniteError: the source's own answers are not finite.
     """
     n_images = batch_kind(source) or NOISE_IMAGES
-    feeds, expected = run_possible(source, n_images, open_tapped(source, []).run)
+    feeds, expected = run_possible(source, n_images, open_tapped(source, [], once=once).run)
     expected = {name: array.copy() for name, array in expected.items()}  # what ONNX Runtime gives keeps its session
-    after = open_tapped(converted, [])
+    after = open_tapped(converted, [], once=once)
     halves = {i.name for i in after.session.inputs if i.dtype == np.float16}
     found = after.run({k: v.astype(np.float16) if k in halves else v for k, v in feeds.items()})
     bad = next((name for name, array in expected.items() if not np.isfinite(array.astype(np.float64)).all()), None)

@@ -7,6 +7,8 @@ one-element tensors are read as they are. Inputs: a `Model`. Output: its `Graph`
 
 from __future__ import annotations
 
+import math
+from collections.abc import Set
 from dataclasses import replace
 
 import numpy as np
@@ -42,13 +44,14 @@ def probe_graph(model: Model) -> Graph:
     graph = read_graph(model)
     types = _complete_types(graph, _infer_types(graph))
     names = [out for node in graph.nodes for out in node.outputs if out]
-    shape_nodes = [helper.make_node("Shape", [n], [SHAPE_PREFIX + n]) for n in names]
     integers = [n for n in names if types.get(n) in INTEGER_TYPES]
-    value_nodes = [helper.make_node("Identity", [n], [VALUE_PREFIX + n]) for n in integers]
-    outputs = [SHAPE_PREFIX + n for n in names] + [VALUE_PREFIX + n for n in integers]
+    factors = _list_factors(graph, set(names) - set(integers))
+    nodes = [helper.make_node("Shape", [n], [SHAPE_PREFIX + n]) for n in names]
+    nodes += [helper.make_node("Identity", [n], [VALUE_PREFIX + n]) for n in integers]
+    nodes += [node for name in factors for node in _sum_nodes(name)]
+    outputs = [SHAPE_PREFIX + n for n in names] + [VALUE_PREFIX + n for n in (*integers, *factors)]
     n_images = batch_kind(model) or PROBE_IMAGES
-    wanted = [onnx.ValueInfoProto(name=name) for name in outputs]
-    session = open_extended(model, shape_nodes + value_nodes, wanted, shapes_first=True)
+    session = open_extended(model, nodes, [onnx.ValueInfoProto(name=o) for o in outputs], once=True)
     feeds, found = run_possible(model, n_images, lambda feeds: _run(session, outputs, feeds))
     arrays = dict(zip(outputs, found, strict=True))
     shapes = {n: tuple(int(d) for d in arrays[SHAPE_PREFIX + n]) for n in names} | {
@@ -56,8 +59,7 @@ def probe_graph(model: Model) -> Graph:
     }
     # copies: what ONNX Runtime gives keeps all the memory of its session alive
     values = {n: arrays[VALUE_PREFIX + n].copy() for n in integers if arrays[VALUE_PREFIX + n].size <= SMALL_VALUE}
-    del session, arrays, found  # the next one holds all weights again
-    values |= _computed_scalars(graph, shapes, values, model, feeds)
+    values |= {n: arrays[VALUE_PREFIX + n].reshape(shapes[n]).copy() for n in factors if math.prod(shapes[n]) == 1}
     return replace(graph, shapes=shapes, values=values, types=types, n_images=n_images)
 
 
@@ -108,25 +110,16 @@ def _complete_types(graph: Graph, known_types: dict[str, int]) -> dict[str, int]
     return types
 
 
-def _computed_scalars(
-    graph: Graph,
-    shapes: dict[str, tuple[int, ...]],
-    values: dict[str, np.ndarray],
-    model: Model,
-    feeds: dict[str, np.ndarray],
-) -> dict[str, np.ndarray]:
-    """One-element float tensors that other nodes multiply or divide by: the scale of the logits, mostly."""
-    wanted = [
-        name
-        for node in graph.nodes
-        if node.op in ("Mul", "Div")
-        for name in node.inputs
-        if name in shapes and name not in values and int(np.prod(shapes[name])) == 1 and not graph.is_constant(name)
+def _list_factors(graph: Graph, computed: Set[str]) -> list[str]:
+    """Computed tensors that other nodes multiply or divide by: the scale of the logits is one, of one element."""
+    used = [name for node in graph.nodes if node.op in ("Mul", "Div") for name in node.inputs]
+    return [name for name in dict.fromkeys(used) if name in computed and not graph.is_constant(name)]
+
+
+def _sum_nodes(name: str) -> list[onnx.NodeProto]:
+    """Of all its elements, which is the element where there is one: whether there is, only the run tells."""
+    cast = f"{VALUE_PREFIX}{name}.float"
+    return [
+        helper.make_node("Cast", [name], [cast], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", [cast], [VALUE_PREFIX + name]),
     ]
-    wanted = [n for n in dict.fromkeys(wanted) if n not in feeds]
-    if not wanted:
-        return {}
-    nodes = [helper.make_node("Cast", [n], [VALUE_PREFIX + n], to=TensorProto.FLOAT) for n in wanted]
-    outputs = [VALUE_PREFIX + n for n in wanted]
-    session = open_extended(model, nodes, [onnx.ValueInfoProto(name=o) for o in outputs])
-    return {name: found.copy() for name, found in zip(wanted, _run(session, outputs, feeds), strict=True)}

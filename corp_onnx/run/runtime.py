@@ -165,9 +165,15 @@ def silent_runtime() -> Iterator[None]:
         runtime.set_default_logger_severity(DEFAULT_SEVERITY)
 
 
-def make_options(threads: int | None, config: Mapping[str, str] | None = None) -> Any:
-    """Options of a session: threads inside an operator, and configuration entries; it says nothing by itself."""
+def make_options(threads: int | None, config: Mapping[str, str] | None = None, *, as_it_stands: bool = False) -> Any:
+    """Options of a session: threads inside an operator, and configuration entries; it says nothing by itself.
+
+    Args:
+        as_it_stands: no pass of ONNX Runtime's rewrites the graph.
+    """
     options = import_runtime().SessionOptions()
+    if as_it_stands:
+        options.graph_optimization_level = import_runtime().GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = QUIET
     if threads is not None:
         options.intra_op_num_threads = threads

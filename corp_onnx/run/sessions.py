@@ -225,15 +225,14 @@ def start_session(
     stored: Sequence[TensorProto] = (),
     *,
     exact: bool = True,
-    shapes_first: bool = False,
+    once: bool = False,
 ) -> Session:
     """A session of a graph in memory that was made from `model`; its external weights are found beside that.
 
     Args:
         stored: initializers that the graph has besides its own, which need not be copied into it.
         exact: as in `open_session`.
-        shapes_first: whether a Shape is asked as soon as its tensor is there, and not when the model has run, until
-            which all tensors would have to stay.
+        once: it is run once: opened as it stands, which takes less time than what that run then takes longer.
 
     Raises:
         ModelError: ONNX Runtime can not load it, or it is bfloat16 and too large for memory as float32.
@@ -248,9 +247,9 @@ def start_session(
             )
     light, weights = detach_weights(proto, stored)
     outside = any(map(external_data_helper.uses_external_data, (*proto.graph.initializer, *stored)))
-    options = make_options(threads, {**(AS_STORED if outside else {}), **(config or {})})
+    options = make_options(threads, {**(AS_STORED if outside else {}), **(config or {})}, as_it_stands=once)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
-    if shapes_first:
+    if once:  # a Shape is asked as soon as its tensor is there: else all tensors would stay until the end
         options.execution_order = import_runtime().ExecutionOrder.PRIORITY_BASED
     skipped = [LAYOUT_PASS] if uses_operator(proto, "Resize") else []
     shared = [import_runtime().OrtValue.ortvalue_from_numpy(array) for array in weights.values()]

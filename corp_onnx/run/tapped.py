@@ -92,6 +92,7 @@ def open_tapped(
     threads: int | None = None,
     types: Mapping[str, int] | None = None,
     whole: bool = True,
+    once: bool = False,
 ) -> Tapped:
     """A session of a copy of the model in which the named inner tensors are outputs as well (cast to float32).
 
@@ -100,6 +101,7 @@ def open_tapped(
     Args:
         types: element types, as `Graph.types`: a tensor that is known to be float32 is not copied by a cast.
         whole: whether the model's outputs are given as well; else nothing is computed that no tap needs.
+        once: as in `start_session`, of a whole model.
     """
     wanted = tuple(dict.fromkeys([*taps, *(p.name for p in products)]))
     outputs = tuple(o.name for o in model.proto.graph.output)
@@ -110,7 +112,7 @@ def open_tapped(
     extra += [helper.make_node("Cast", [t], [name], to=TensorProto.FLOAT) for t, name in renamed.items()]
     added = [onnx.ValueInfoProto(name=renamed.get(t, t)) for t in wanted]
     if whole:
-        session = open_extended(model, extra, added, provider=provider, threads=threads)
+        session = open_extended(model, extra, added, provider=provider, threads=threads, once=once)
         return Tapped(session, wanted, outputs, renamed)
     return Tapped(open_cut(model, extra, added, provider=provider, threads=threads), wanted, (), renamed)
 
@@ -157,11 +159,14 @@ def open_extended(
     *,
     provider: str = "cpu",
     threads: int | None = None,
-    shapes_first: bool = False,
+    once: bool = False,
 ) -> Session:
-    """A session of a copy of the model with nodes and outputs added at its end; `shapes_first`: see `start_session`."""
+    """A session of a copy of the model with nodes and outputs added at its end.
+
+    Args:
+        once: as in `start_session`.
+    """
     light = without_weights(model.proto)
     light.graph.node.extend(nodes)
     light.graph.output.extend(outputs)
-    stored = model.proto.graph.initializer
-    return start_session(light, model, provider, threads, stored=stored, shapes_first=shapes_first)
+    return start_session(light, model, provider, threads, stored=model.proto.graph.initializer, once=once)

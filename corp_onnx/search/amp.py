@@ -20,7 +20,7 @@ from corp_onnx.errors import OptionError
 from corp_onnx.search.evaluator import Evaluator
 from corp_onnx.search.probes import probe_loss
 from corp_onnx.search.problem import Problem
-from corp_onnx.search.tails import Tail, visit_tails
+from corp_onnx.search.tails import Tail, ask_tails
 from corp_onnx.settings import Threshold
 from corp_onnx.units import Choice, UnitKey
 
@@ -53,23 +53,23 @@ def search_widths(
         OptionError: no unit can lose a channel; names the smallest loss that was met.
     """
     widths: dict[UnitKey, int] = {}
-    least = np.inf
+    met: list[float] = []
+
+    def ask(place: int, tail: Tail) -> int:
+        def loss(width: int) -> float:
+            met.append(probe_loss(problem, tail, choices[place], width))
+            return met[-1]
+
+        return bisect_width(choices[place].widths(), loss, threshold.kl)
+
     with problem.run.enter("probe units", len(choices), "units") as count:
-        for i, tail in visit_tails(problem, evaluator, [choice.key.site for choice in choices]):
-            choice = choices[i]
-
-            def loss(width: int, choice: Choice = choice, tail: Tail = tail) -> float:
-                nonlocal least
-                found = probe_loss(problem, tail, choice, width)
-                least = min(least, found)
-                return found
-
-            widths[choice.key] = bisect_width(choice.widths(), loss, threshold.kl)
+        for place, width in ask_tails(problem, evaluator, [choice.key.site for choice in choices], ask):
+            widths[choices[place].key] = width
             count()
     if all(widths[c.key] == c.width for c in choices):
         raise OptionError(
             f"--amp-threshold {threshold.kl:g}: no {_name(choices)} can lose a channel; the smallest loss met is "
-            f"{least:.2g}. Give a larger one, or lower --align."
+            f"{min(met, default=np.inf):.2g}. Give a larger one, or lower --align."
         )
     return widths
 

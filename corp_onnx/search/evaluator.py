@@ -7,14 +7,15 @@ that are judged with the dense ones. The images are preprocessed once and kept: 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 from jaxtyping import Float64, Int64
 
+from corp_onnx.calibrate.groups import FLOAT
 from corp_onnx.findings import Findings
-from corp_onnx.graph import Model, batch_kind
+from corp_onnx.graph import Graph, Model, batch_kind
 from corp_onnx.images import Images
 from corp_onnx.images.open import find_sound
 from corp_onnx.metrics import Judgement, OutputTask
@@ -23,6 +24,10 @@ from corp_onnx.run.pace import Pace, choose_pace
 from corp_onnx.run.sessions import open_session, start_session
 from corp_onnx.shelf import Feeds, Shelf
 from corp_onnx.threads import Crew
+
+BESIDE_BYTES = 256 << 20
+"""Of weights, up to which rewritten models are asked side by side: making and opening one keeps a single core busy,
+which is hardly felt in larger ones."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +45,10 @@ class Evaluator:
     def n_images(self) -> int:
         """Images that answers are compared on."""
         return sum(n_real for _, n_real in self.feeds)
+
+    def alone(self) -> Evaluator:
+        """The same with one call at a time: other models run beside it."""
+        return replace(self, pace=replace(self.pace, n_calls=1))
 
     def evaluate(self, proto: onnx.ModelProto, labels: Int64[np.ndarray, " n"] | None = None) -> Judgement:
         """How far the answers of a rewritten graph of the same model are off on these images; top-1 with labels.
@@ -64,6 +73,11 @@ class Evaluator:
             judgement.add(batch, expected, None if labels is None else labels[part])
             start = part.stop
         return judgement
+
+
+def count_beside(graph: Graph, n_calls: int) -> int:
+    """Rewritten models that are asked side by side, of as many calls as there are cores for."""
+    return n_calls if FLOAT * graph.n_parameters <= BESIDE_BYTES else 1
 
 
 def prepare_evaluator(

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 
 from corp_onnx.search.evaluator import Evaluator, draw_evaluator
 from corp_onnx.search.problem import Problem
-from corp_onnx.search.tails import Tail, visit_tails
+from corp_onnx.search.tails import Tail, ask_tails
 from corp_onnx.units import Choice, UnitKey, gather_changes
 
 PROBE_FRACTION = 0.5
 """Width of a probe: deep enough that its KL stands above rounding, near the widths that budgets choose."""
 
-PROBE_IMAGES = 32
+PROBE_IMAGES = 24
 """Calibration images for the probes: their KL ranks units, which needs fewer images than measuring accuracy. What that
 costs: benchmarks/search.md."""
 
@@ -44,14 +44,17 @@ def probe_loss(problem: Problem, tail: Tail, choice: Choice, width: int) -> floa
 
 def probe_choices(problem: Problem, choices: Sequence[Choice], evaluator: Evaluator) -> dict[UnitKey, float]:
     """The sensitivity of every unit."""
-    sensitivities = dict.fromkeys((choice.key for choice in choices), 0.0)
+
+    def ask(place: int, tail: Tail) -> float:
+        choice = choices[place]
+        width = reference_width(choice)
+        error = float(choice.error_curve[width])
+        return probe_loss(problem, tail, choice, width) / error if error > 0 else 0.0
+
+    sensitivities: dict[UnitKey, float] = {}
     with problem.run.enter("probe units", len(choices), "units") as count:
-        for i, tail in visit_tails(problem, evaluator, [choice.key.site for choice in choices]):
-            choice = choices[i]
-            width = reference_width(choice)
-            error = float(choice.error_curve[width])
-            if error > 0:
-                sensitivities[choice.key] = probe_loss(problem, tail, choice, width) / error
+        for place, found in ask_tails(problem, evaluator, [choice.key.site for choice in choices], ask):
+            sensitivities[choices[place].key] = found
             count()
     return sensitivities
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
 
-from corp_onnx.blocks import SiteKey, find_blocks
+from corp_onnx.blocks import SiteKey
 from corp_onnx.errors import OptionError
-from corp_onnx.graph import Graph
+from corp_onnx.images import Images
+from corp_onnx.images.open import spread_images
 from corp_onnx.metrics.judgement import Judgement
 from corp_onnx.refit import refit_changes
 from corp_onnx.refit.stream import StreamWalk, find_walk
-from corp_onnx.refit.token_weights import weigh_stops
-from corp_onnx.run.probe import probe_graph
-from corp_onnx.search.evaluator import Evaluator, prepare_evaluator
+from corp_onnx.search.evaluator import Evaluator, count_beside, prepare_evaluator
 from corp_onnx.search.probes import draw_probes, probe_choices
 from corp_onnx.search.problem import Problem, Solution, solve_widths
+from corp_onnx.search.stretches import find_token_weights, stretch_dense
 from corp_onnx.search.tokens import MergeCandidates, prepare_merging
 from corp_onnx.search.widths import (
     allocate_choices,
@@ -31,8 +31,8 @@ from corp_onnx.search.widths import (
 )
 from corp_onnx.settings import Budget, CostKind, Method
 from corp_onnx.solve.schedule import Schedule
-from corp_onnx.tokens.merge import merge_tokens
-from corp_onnx.tokens.sites import MergePlan, MergeStep, list_carried
+from corp_onnx.threads import Crew
+from corp_onnx.tokens.sites import MergePlan
 from corp_onnx.units import Choice, UnitKey, gather_changes
 
 MAX_SCHEDULES = 16
@@ -40,6 +40,9 @@ MAX_SCHEDULES = 16
 
 MAX_SPLITS = 3
 """Of the most promising of these, how many are made and measured on the probe images: losses add up only nearly."""
+
+FORESEEN_IMAGES = 48
+"""On which a one-shot solution is measured that nothing depends on but a check with a factor of three to spare."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,15 +52,6 @@ class Split:
     widths: dict[UnitKey, int]
     merge: MergePlan | None
     loss: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Stretches:
-    """The dense model with tokens merged, as the refit walks it: its graph, its stops, and what merges in it."""
-
-    graph: Graph
-    walk: StreamWalk
-    given: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -71,7 +65,8 @@ class Search:
     merging: MergeCandidates | None = None
     probes: Evaluator | None = None
     _judge: Evaluator | None = field(default=None)
-    _weights: Mapping[str, np.ndarray] | None = None
+    _weights: dict[SiteKey, np.ndarray] | None = None
+    _made: tuple[Solution, onnx.ModelProto] | None = None
 
     @property
     def method(self) -> Method:
@@ -121,9 +116,24 @@ class Search:
         solutions = [self._solve(split.widths, split.merge, value) for split in splits]
         if len(solutions) == 1:
             return solutions[0]
+        return self._choose(solutions)
+
+    def _choose(self, solutions: Sequence[Solution]) -> Solution:
+        """That which loses least on the images of the probes; where models are small, its model is kept."""
         assert self.probes is not None
-        measured = [self.probes.evaluate(self.make(solution)).loss for solution in solutions]
-        return solutions[int(np.argmin(measured))]
+        n_beside = count_beside(self.problem.graph, self.probes.pace.n_calls)
+        probes, made = self.probes.alone() if n_beside > 1 else self.probes, list[tuple[Solution, onnx.ModelProto]]()
+
+        def measure(solution: Solution) -> float:
+            proto = self.make(solution)
+            if n_beside > 1:
+                made.append((solution, proto))
+            return probes.evaluate(proto).loss
+
+        with Crew(n_beside) as crew:
+            chosen = solutions[int(np.argmin(crew.map(measure, solutions)))]
+        self._made = next((pair for pair in made if pair[0] is chosen), None)
+        return chosen
 
     def sketch(self, kind: CostKind, value: float) -> Solution:
         """As `one_shot`, before a refit where one follows, of the split that promises most: none is measured."""
@@ -190,24 +200,28 @@ class Search:
         if not self.refits or not solution.plans:
             return solution
         with p.run.enter("refit", len(self.walk.stops), "units") as count:
-            at = self._stretch(solution.merges)
-            proto = self.make(solution)
+            at = stretch_dense(p, self.walk, solution.merges)
+            proto = self._made[1] if self._made and self._made[0] is solution else self.make(solution)
+            self._made = None
             changes = refit_changes(
                 at.graph, at.walk, solution.changes, proto, p.calibration, self.weigh_tokens(), given=at.given,
                 batch_size=p.batch_size, provider=p.provider, shelf=p.shelf, progress=count,
             )  # fmt: skip
-            return replace(solution, changes=changes, expected_loss=self.judge.evaluate(proto).loss)
+            return replace(solution, changes=changes, expected_loss=self._foresee(proto))
 
-    def _stretch(self, merges: Sequence[MergeStep]) -> Stretches:
-        """The dense model that a refit brings the pruned one back to: with the same tokens merged."""
+    def _foresee(self, proto: onnx.ModelProto) -> float:
+        """What a model loses on images that judge, a few of them where nothing else is asked of these."""
+        if self._judge is not None:
+            return self._judge.evaluate(proto).loss
+        few = spread_images(self.problem.judging, FORESEEN_IMAGES)
+        return self._prepare(few).evaluate(proto).loss
+
+    def _prepare(self, images: Images) -> Evaluator:
         p = self.problem
-        if not merges:
-            return Stretches(p.graph, self.walk)
-        graph = probe_graph(replace(p.graph.model, proto=merge_tokens(p.graph, merges)))
-        own = {site.key: site for site in p.blocks.sites}  # changes are made in the graph without merges
-        walk = find_walk(find_blocks(graph))
-        stops = tuple(replace(stop, site=own[stop.key]) for stop in walk.stops)
-        return Stretches(graph, replace(walk, stops=stops), list_carried(merges))
+        return prepare_evaluator(
+            p.graph.model, images, p.tasks, batch_size=p.batch_size, provider=p.provider, shelf=p.shelf,
+            findings=p.findings,
+        )  # fmt: skip
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -223,32 +237,18 @@ class Search:
     @property
     def judge(self) -> Evaluator:
         """The images that judge with the dense model's answers; computed when first asked."""
-        p = self.problem
         if self._judge is None:
-            self._judge = prepare_evaluator(
-                p.graph.model, p.judging, p.tasks, batch_size=p.batch_size, provider=p.provider, shelf=p.shelf,
-                findings=p.findings,
-            )  # fmt: skip
+            self._judge = self._prepare(self.problem.judging)
         return self._judge
 
     def weigh_tokens(self) -> dict[SiteKey, np.ndarray]:
         """Of the dense model as it is, so that they are the same for all refits, whatever merges; none where tokens
         are to count alike."""
-        p = self.problem
         if not self.method.weigh_tokens:
             return {}
-
-        def weigh() -> dict[str, np.ndarray]:
-            with p.run.enter("weigh tokens", len(self.walk.stops), "units") as count:
-                weights = weigh_stops(
-                    p.graph, self.walk, p.calibration, self.judge.tasks, batch_size=p.batch_size, provider=p.provider,
-                    progress=count,
-                )  # fmt: skip
-            return {str(key): array for key, array in weights.items()}
-
         if self._weights is None:
-            self._weights = p.findings.recall("token_weights", {"tasks": repr(self.judge.tasks)}, weigh)
-        return {stop.key: self._weights[str(stop.key)] for stop in self.walk.stops if str(stop.key) in self._weights}
+            self._weights = find_token_weights(self.problem, self.walk, self.problem.tasks or self.judge.tasks)
+        return self._weights
 
     def expect(self, solution: Solution) -> Solution:
         """A solution with what it loses on the images that judge."""

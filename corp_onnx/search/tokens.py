@@ -16,7 +16,7 @@ from jaxtyping import Float
 from corp_onnx.blocks import SiteKey
 from corp_onnx.search.evaluator import Evaluator
 from corp_onnx.search.problem import Problem
-from corp_onnx.search.tails import visit_tails
+from corp_onnx.search.tails import Tail, ask_tails
 from corp_onnx.solve.schedule import (
     Schedule,
     StageCurve,
@@ -111,12 +111,14 @@ def _probe_sites(
 ) -> Float[np.ndarray, "sites numbers"]:
     """The loss of the model with so many tokens merged at one site alone."""
     sites = problem.sites.sites
-    losses = np.zeros((len(wanted), len(numbers)))
-    with problem.run.enter("probe tokens", losses.size, "merges") as count:
-        for i, tail in visit_tails(problem, evaluator, [SiteKey(sites[place].block, "attn") for place in wanted]):
-            site = sites[wanted[i]]
-            for j, n_merged in enumerate(numbers):
-                step = MergeStep(site, n_merged, problem.metrics[site.block])
-                losses[i, j] = tail.evaluate(merge_tokens(problem.graph, (step,))).loss
-                count()
-    return losses
+    asked = [MergeStep(sites[i], n, problem.metrics[sites[i].block]) for i in wanted for n in numbers]
+    losses = np.zeros(len(asked))
+    with problem.run.enter("probe tokens", len(asked), "merges") as count:
+
+        def ask(place: int, tail: Tail) -> float:
+            return tail.evaluate(merge_tokens(problem.graph, (asked[place],))).loss
+
+        for place, loss in ask_tails(problem, evaluator, [SiteKey(step.site.block, "attn") for step in asked], ask):
+            losses[place] = loss
+            count()
+    return losses.reshape(len(wanted), len(numbers))

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -27,10 +28,12 @@ from corp_onnx.blocks import Block, Blocks, QkPair
 from corp_onnx.graph import Graph
 from corp_onnx.images import Images
 from corp_onnx.progress import Count
-from corp_onnx.run.tapped import open_tapped
+from corp_onnx.run.pace import choose_pace
+from corp_onnx.run.tapped import open_tapped, stream_together
 from corp_onnx.settings import TokenMetricKind
 from corp_onnx.solve.ridge import solve_ridge
-from corp_onnx.tokens.sites import MergeSites, TokenMetric
+from corp_onnx.threads import Crew
+from corp_onnx.tokens.sites import MergeSite, MergeSites, TokenMetric
 from corp_onnx.units.taps import Taps, read_operand
 
 METRIC_IMAGES = 64
@@ -72,20 +75,42 @@ def learn_metrics(
         taps.add_operand(pair.q)
         taps.add_operand(pair.k)
     few = images.select(np.arange(min(METRIC_IMAGES, images.n_images)))
-    tapped = open_tapped(graph.model, taps.tensors, products=list(taps.products.values()), provider=provider)
+    pace = choose_pace(batch_size, graph.n_images if graph.fixed_batch else None, provider)
+    tapped = open_tapped(
+        graph.model, taps.tensors, products=list(taps.products.values()), provider=provider, threads=pace.threads,
+        types=graph.types, whole=False,
+    )  # fmt: skip
     sums = {site.block: _Sums() for site in found.sites}
-    for arrays, n_real in tapped.stream(few, batch_size):
-        read = {
-            idx: _read_attention(graph, pair, scale, arrays, n_real, found.n_special)
-            for idx, (pair, scale) in readers.items()
-        }
-        for site in found.sites:
-            later = [log for idx, log in read.items() if idx > site.block] or list(read.values())[-1:]
-            x = arrays[site.source][:n_real, found.n_special :]
-            sums[site.block].add(x, np.mean(later, axis=0) if later else np.zeros(x.shape[:2]))
-        if progress:
-            progress(n_real)
-    return {block: running.solve(with_importance=bool(readers)) for block, running in sums.items()}
+    with Crew() as crew:
+        for batches in stream_together([tapped], few, pace, crew):
+            for (arrays,), n_real in batches:
+                read = dict(crew.map(partial(_read_block, graph, arrays, n_real, found.n_special), readers.items()))
+                crew.map(partial(_add_site, sums, read, arrays, n_real, found.n_special), found.sites)
+                if progress:
+                    progress(n_real)
+        solved = crew.map(lambda running: running.solve(with_importance=bool(readers)), sums.values())
+    return dict(zip(sums, solved, strict=True))
+
+
+def _read_block(
+    graph: Graph,
+    arrays: Mapping[str, np.ndarray],
+    n_real: int,
+    n_special: int,
+    reader: tuple[int, tuple[QkPair, float]],
+) -> tuple[int, Float[np.ndarray, "images tokens"]]:
+    idx, (pair, scale) = reader
+    return idx, _read_attention(graph, pair, scale, arrays, n_real, n_special)
+
+
+def _add_site(
+    sums: Mapping[int, _Sums], read: Mapping[int, np.ndarray], arrays: Mapping[str, np.ndarray], n_real: int,
+    n_special: int, site: MergeSite,
+) -> None:  # fmt: skip
+    """A batch, to the sums of one site: its tokens, and how much later blocks read them."""
+    later = [log for idx, log in read.items() if idx > site.block] or list(read.values())[-1:]
+    x = arrays[site.source][:n_real, n_special:]
+    sums[site.block].add(x, np.mean(later, axis=0) if later else np.zeros(x.shape[:2]))
 
 
 def _plain_pair(block: Block) -> tuple[QkPair, float] | None:

@@ -74,7 +74,8 @@ def plan_trim(graph: Graph, blocks: Blocks) -> tuple[TrimPlan | None, str]:
 def _try_plan(graph: Graph, plan: TrimPlan) -> tuple[TrimPlan | None, str]:
     trim = plan.trim
     try:
-        compared = compare_on_noise(graph.model, replace(graph.model, proto=trim_tokens(plan.graph, trim)))
+        trimmed = replace(graph.model, proto=trim_tokens(plan.graph, trim))
+        compared = compare_on_noise(graph.model, trimmed, once=True)
     except NonFiniteError:
         return None, (
             "the tokens of the last block that nobody reads are still computed: on noise the answers of this model are "

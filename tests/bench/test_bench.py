@@ -13,10 +13,11 @@ from devices import FakeNative, FakeValue
 from samples import DEMO, FIXED, OPERATOR, TEXT, fixture_path
 
 from corp_onnx.bench import bench
-from corp_onnx.bench.bench import BenchResult, bench_models
+from corp_onnx.bench.bench import bench_models
 from corp_onnx.bench.candidates import BenchModel, Candidate
 from corp_onnx.bench.session import OnnxOpened, OnnxSubject
 from corp_onnx.bench.subjects import read_subject
+from corp_onnx.bench.values import BenchResult
 from corp_onnx.errors import ModelError, OptionError
 from corp_onnx.inspect import inspect_model
 from corp_onnx.latency.turns import Schedule

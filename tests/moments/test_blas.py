@@ -1,14 +1,16 @@
-"""A symmetric product that gives the interpreter's lock away."""
+"""Products that give the interpreter's lock away."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
+import pytest
 
-from corp_onnx.moments.blas import add_square
+from corp_onnx.moments.blas import add_product, add_square
 
 
 def test_the_upper_triangle_is_added_to() -> None:
@@ -20,7 +22,18 @@ def test_the_upper_triangle_is_added_to() -> None:
     np.testing.assert_allclose(c, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_other_threads_run_meanwhile() -> None:
+@pytest.mark.parametrize(("n_rows", "m", "n"), [(50, 7, 5), (1, 3, 4), (20, 1, 1)])
+def test_a_product_is_added(n_rows: int, m: int, n: int) -> None:
+    rng = np.random.default_rng(0)
+    y, x = (rng.normal(size=(n_rows, size)).astype(np.float32) for size in (m, n))
+    c = np.asfortranarray(rng.normal(size=(m, n)).astype(np.float32))
+    expected = c + y.T @ x
+    add_product(y, x, c)
+    np.testing.assert_allclose(c, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("add", [add_square, lambda x, c: add_product(x, x, c)])
+def test_other_threads_run_meanwhile(add: Callable[[np.ndarray, np.ndarray], None]) -> None:
     """With the lock kept, the other thread is told of the product's begin only at its end."""
     x, c = np.ones((2000, 1500), np.float32), np.zeros((1500, 1500), np.float32, order="F")
     ticks: list[float] = []
@@ -38,7 +51,7 @@ def test_other_threads_run_meanwhile() -> None:
         other.start()
         time.sleep(0.01)
         start = time.perf_counter()
-        add_square(x, c)
+        add(x, c)
         end = time.perf_counter()
         done.set()
         other.join()

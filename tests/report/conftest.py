@@ -1,11 +1,18 @@
-"""What a report prints, line by line, on paper as wide as asked for."""
+"""What a report prints, line by line, on paper as wide as asked for; and a browser to look at pages in."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 
 Printed = Callable[[], list[str]]
 
@@ -32,3 +39,22 @@ def narrow(monkeypatch: pytest.MonkeyPatch, printed: Printed) -> Callable[[str],
             monkeypatch.setenv(name, value)
 
     return become
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    found = {
+        "Chromium (apt-get install chromium)": CHROMIUM,
+        "playwright (pip install playwright)": importlib.util.find_spec("playwright"),
+    }
+    missing = [name for name, there in found.items() if not there]
+    if missing and os.environ.get("CORP_ONNX_BROWSER"):
+        pytest.fail(f"the browser test was asked for and needs {', '.join(missing)}")
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}; make test-web")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield started
+        started.close()

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from corp_onnx.bench.bench import BenchResult, BenchRow, SessionFacts, Speed
 from corp_onnx.bench.candidates import BenchModel
+from corp_onnx.bench.values import BenchResult, BenchRow, SessionFacts, Speed
 from corp_onnx.latency.turns import Latency, Ratio, Schedule
 from corp_onnx.report.bench import LEGEND, print_bench
 from corp_onnx.results import Environment

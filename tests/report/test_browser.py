@@ -5,10 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +17,9 @@ from corp_onnx.results import to_report
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 REPORTS = [to_report(make_prune_result()), to_report(make_bench_result())]
 Written = tuple[Path, list[dict[str, Any]]]
 PAGES = {"prune": REPORTS[:1], "bench": REPORTS[1:], "both": REPORTS}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    found = {
-        "Chromium (apt-get install chromium)": CHROMIUM,
-        "playwright (pip install playwright)": importlib.util.find_spec("playwright"),
-    }
-    missing = [name for name, there in found.items() if not there]
-    if missing and os.environ.get("CORP_ONNX_BROWSER"):
-        pytest.fail(f"the browser test was asked for and needs {', '.join(missing)}")
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)}; make test-web")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module", params=PAGES)

@@ -11,18 +11,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from corp_onnx.evaluate import Evaluation, Score
-from corp_onnx.report.terminal import (
-    INSPECTION_LEGEND,
-    PRUNING_LEGEND,
-    TOKENS_LEGEND,
-    WHOLE_LEGEND,
-    make_table,
-    open_console,
-    print_evaluation,
-    print_inspection,
-    print_pruning,
-    print_table,
-)
+from corp_onnx.report.evaluation import print_evaluation
+from corp_onnx.report.inspection import INSPECTION_LEGEND, print_inspection
+from corp_onnx.report.pruning import PRUNING_LEGEND, TOKENS_LEGEND, WHOLE_LEGEND, print_pruning
+from corp_onnx.report.terminal import make_table, open_console, print_table
 from corp_onnx.results import (
     CalibrationData,
     CheckResult,

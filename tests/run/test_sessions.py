@@ -92,7 +92,8 @@ class TestSession:
         """ONNX Runtime would copy all of them into an order of its own; those inside go as they always went."""
         asked: list[dict[str, str]] = []
         make = sessions.make_options
-        monkeypatch.setattr(sessions, "make_options", lambda n, config: asked.append(dict(config)) or make(n, config))
+        listen = lambda n, config, **more: asked.append(dict(config)) or make(n, config, **more)  # noqa: E731
+        monkeypatch.setattr(sessions, "make_options", listen)
         inside = load_model(fixture_path(NAME))
         onnx.save(onnx.load(inside.path), tmp_path / "m.onnx", save_as_external_data=True, size_threshold=300)
         pair = [

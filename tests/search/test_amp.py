@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -57,18 +57,21 @@ class FakeEvaluator:
     rates: dict[SiteKey, float]
     n_images: int = 4
     feeds: tuple[Any, ...] = ()
-    pace: Any = None
+    pace: ClassVar[Any] = SimpleNamespace(n_calls=2)
 
     def evaluate(self, proto: Any) -> Any:
         ((key, gone),) = proto
         return SimpleNamespace(loss=self.rates[key] * gone)
+
+    def alone(self) -> FakeEvaluator:
+        return self
 
 
 class FakeProblem:
     """Rewrites to the changes themselves, and remembers the progress; there is no stream to begin a probe in."""
 
     def __init__(self) -> None:
-        self.graph = None
+        self.graph = SimpleNamespace(n_parameters=0)
         self.blocks = SimpleNamespace(blocks=())
         self.shelf = None
         self.done: list[tuple[str, int, int]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from threading import get_ident
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,9 +17,10 @@ from corp_onnx.graph import Graph
 from corp_onnx.refit.stream import find_walk
 from corp_onnx.run.outputs import read_outputs
 from corp_onnx.run.sessions import start_session
+from corp_onnx.search import evaluator as evaluator_module
 from corp_onnx.search import tails
 from corp_onnx.search.evaluator import Evaluator, prepare_evaluator
-from corp_onnx.search.tails import visit_tails
+from corp_onnx.search.tails import Tail, ask_tails
 from corp_onnx.shelf import Shelf
 from corp_onnx.tokens.merge import merge_tokens
 from corp_onnx.tokens.sites import MergeStep, find_merge_sites
@@ -55,14 +57,16 @@ def expecting(evaluator: Evaluator, proto) -> Evaluator:
 
 def compare(graph: Graph, blocks: Blocks, protos: dict[SiteKey, onnx.ModelProto]) -> tuple[float, int]:
     """(the largest relative difference between tails and whole models, how many tails are shorter than the model)."""
-    evaluator, worst, n_short = ask(graph), 0.0, 0
-    for i, tail in visit_tails(pose(graph, blocks), evaluator, list(protos)):  # type: ignore[arg-type]
+    evaluator = ask(graph)
+
+    def differ(i: int, tail: Tail) -> tuple[float, bool]:
         proto = list(protos.values())[i]
-        judged = replace(tail, evaluator=expecting(evaluator, proto)).evaluate(proto)  # type: ignore[arg-type]
+        judged = replace(tail, evaluator=expecting(evaluator, proto)).evaluate(proto)
         assert judged.n_samples == 3
-        worst = max(worst, *(tally.relative_error or 0.0 for tally in judged.tallies))
-        n_short += bool(tail.start)
-    return worst, n_short
+        return max(tally.relative_error or 0.0 for tally in judged.tallies), bool(tail.start)
+
+    found = [own for _, own in ask_tails(pose(graph, blocks), evaluator, list(protos), differ)]  # type: ignore[arg-type]
+    return max((worst for worst, _ in found), default=0.0), sum(is_short for _, is_short in found)
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -91,7 +95,8 @@ def test_a_start_that_depends_on_the_site_is_none(monkeypatch: pytest.MonkeyPatc
     walk = find_walk(blocks)
     mixed = replace(walk, stops=(walk.stops[2], walk.stops[0]))
     monkeypatch.setattr(tails, "find_walk", lambda _blocks: mixed)
-    found = {i: tail.start for i, tail in visit_tails(pose(graph, blocks), ask(graph), [s.key for s in mixed.stops])}  # type: ignore[arg-type]
+    keys = [stop.key for stop in mixed.stops]
+    found = dict(ask_tails(pose(graph, blocks), ask(graph), keys, lambda _, tail: tail.start))  # type: ignore[arg-type]
     assert found == {0: walk.starts[2], 1: ""}
 
 
@@ -106,9 +111,29 @@ def test_the_stream_is_walked_no_further_than_the_last_site(monkeypatch: pytest.
 
     monkeypatch.setattr(tails, "advance_model", counted)
     keys = [stop.key for stop in find_walk(blocks).stops]
-    assert len(list(visit_tails(pose(graph, blocks), ask(graph), [keys[1], keys[0], keys[1]]))) == 3  # type: ignore[arg-type]
+    asked = ask_tails(pose(graph, blocks), ask(graph), [keys[1], keys[0], keys[1]], lambda i, _: i)  # type: ignore[arg-type]
+    assert list(asked) == [(1, 1), (0, 0), (2, 2)]
     assert len(steps) == 1
-    assert [i for i, _ in visit_tails(pose(graph, blocks), ask(graph), [keys[1], keys[0], keys[1]])] == [1, 0, 2]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30])
+def test_losses_do_not_depend_on_what_runs_beside(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads meet in their probes where weights are few; one after the other where there are many."""
+    monkeypatch.setattr(evaluator_module, "BESIDE_BYTES", limit)
+    graph, blocks = probed("timm_vit_ts17_fused")
+    changes = random_changes(graph, blocks, 0)
+    threads: set[int] = set()
+
+    def lose(i: int, tail: Tail) -> float:
+        threads.add(get_ident())
+        return tail.evaluate(apply_changes(graph, {keys[i]: changes[keys[i]]})).loss
+
+    keys = list(changes)
+    evaluator = ask(graph)
+    found = dict(ask_tails(pose(graph, blocks), evaluator, keys, lose))  # type: ignore[arg-type]
+    assert (get_ident() in threads) == (limit == 0 or evaluator.pace.n_calls == 1)
+    expected = {i: evaluator.evaluate(apply_changes(graph, {key: changes[key]})).loss for i, key in enumerate(keys)}
+    assert found == pytest.approx(expected, rel=1e-3)
 
 
 if __name__ == "__main__":

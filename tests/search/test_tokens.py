@@ -23,6 +23,7 @@ from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.segments import open_segment
 from corp_onnx.search.problem import Problem
 from corp_onnx.search.search import Search, prepare_search
+from corp_onnx.search.stretches import stretch_dense
 from corp_onnx.search.tokens import prepare_merging
 from corp_onnx.settings import BEST
 from corp_onnx.tokens.metric import learn_metrics
@@ -133,7 +134,7 @@ class TestRefit:
         numbers = zip(problem.sites.sites[1:], (20, 12, 6, 3), strict=False)
         steps = tuple(MergeStep(site, r, problem.metrics[site.block]) for site, r in numbers)
         one_shot = replace(widths, merges=steps)
-        at = search._stretch(steps)
+        at = stretch_dense(search.problem, search.walk, steps)
         assert at.given == list_carried(steps)
         changes = refit_changes(at.graph, at.walk, one_shot.changes, search.make(one_shot), problem.calibration, {})
         solutions = replace(one_shot, changes=changes), search.refit(one_shot)
@@ -143,7 +144,7 @@ class TestRefit:
     def test_sizes_that_are_given_are_those_that_would_be_found(self, search, problem) -> None:
         """A stretch without them computes the model from its images; with them it reads nothing but what is given."""
         one_shot = search.one_shot("macs", 0.12)
-        at, pruned = search._stretch(one_shot.merges), search.make(one_shot)
+        at, pruned = stretch_dense(search.problem, search.walk, one_shot.merges), search.make(one_shot)
         changes, expected = (
             refit_changes(at.graph, at.walk, one_shot.changes, pruned, problem.calibration, {}, given=given)
             for given in (at.given, list_assignments(one_shot.merges))
@@ -166,7 +167,7 @@ class TestRefit:
 
     def test_what_merges_is_known_before_it_is_needed(self, search) -> None:
         """Each tensor at the stretch that finds it out: its stream, and what it follows from."""
-        at = search._stretch(search.one_shot("macs", 0.12).merges)
+        at = stretch_dense(search.problem, search.walk, search.one_shot("macs", 0.12).merges)
         placed = place_given(at.graph, at.walk, at.given)
         assert sorted(name for names in placed for name in names) == sorted(at.given)
         stretch = {name: i for i, names in enumerate(placed) for name in names}
@@ -179,10 +180,10 @@ class TestRefit:
     def test_weights_of_tokens_are_found_once_whatever_merges(self, search, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of the dense model; streams with fewer tokens take the leading ones."""
         before = search.weigh_tokens()
-        monkeypatch.setattr("corp_onnx.search.search.weigh_stops", None)
+        monkeypatch.setattr("corp_onnx.search.stretches.weigh_stops", None)
         other = prepare_search(search.problem)  # finds them among the findings
         assert all((weights == before[key]).all() for key, weights in other.weigh_tokens().items())
-        at = search._stretch(search.one_shot("macs", 0.35).merges)
+        at = stretch_dense(search.problem, search.walk, search.one_shot("macs", 0.35).merges)
         assert {len(before[stop.key]) for stop in search.walk.stops} == {65}
         for stop in at.walk.stops:
             n_tokens = at.graph.dims(stop.residual.stream)[1]

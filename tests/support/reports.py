@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from corp_onnx.bench.bench import BenchResult, BenchRow, SessionFacts, Speed
 from corp_onnx.bench.candidates import BenchModel
+from corp_onnx.bench.values import BenchResult, BenchRow, SessionFacts, Speed
 from corp_onnx.latency.turns import Latency, Ratio, Schedule
 from corp_onnx.results import (
     Answer,

@@ -12,6 +12,7 @@ import pkgutil
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
@@ -54,6 +55,12 @@ def _untitled(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _untitled(v) for k, v in value.items() if not (k == "title" and isinstance(v, str))}
     return value
+
+
+def require_valid(report: dict[str, Any], verb: str) -> None:
+    """Fail unless a report says that it is of this verb, and validates against the schema that is published for it."""
+    assert report["verb"] == verb
+    jsonschema.validate(report, json.loads((FOLDER / f"{verb}.json").read_text(encoding="utf-8")))
 
 
 def schema_texts() -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 import fake_tensorrt
 import pytest
 from samples import FIXED, OPERATOR, TEXT, fixture_path, listing
+from schemas import require_valid
 
 from corp_onnx.bench.bench import bench_models
 from corp_onnx.cli import main
@@ -274,6 +275,7 @@ class TestCommand:
         assert main(["engine", "vit.onnx", *options.split()]) == 0
         out, err = capfd.readouterr()
         found = json.loads(out)
+        require_valid(found, "engine")
         assert found == json.loads((folder / "out" / "e.plan.json").read_text())
         assert [found["inputs"][0][k][0] for k in ("minimum", "optimum", "maximum")] == [2, 4, 6]
         assert (found["precision"], found["workspace"], found["timing_cache"]) == (

@@ -19,6 +19,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from reports import MACHINE
+from schemas import require_valid
 
 from corp_onnx.cli import main
 from corp_onnx.errors import CheckFailedError, InputError, MissingExtraError, OptionError, OutputError
@@ -159,7 +161,7 @@ def installed(monkeypatch):
         monkeypatch.setitem(sys.modules, "torch", torch or make_torch())
         monkeypatch.setitem(sys.modules, "timm", timm or make_timm())
         monkeypatch.setitem(sys.modules, "onnxscript", SimpleNamespace(__spec__=None))
-        monkeypatch.setattr("corp_onnx.zoo.export._environment", lambda: None)
+        monkeypatch.setattr("corp_onnx.zoo.export._environment", lambda: MACHINE)
 
     return install
 
@@ -340,7 +342,7 @@ def test_the_command_prints_the_result_alone_on_stdout(installed, tmp_path, caps
     assert "allowed 1e-04" in out
     assert err == ""  # it is over before the first line of progress
     assert main([*arguments, "--force", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["schema"] == 1
+    require_valid(json.loads(capsys.readouterr().out), "export")
 
 
 # the zoo

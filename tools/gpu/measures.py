@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from corp_onnx.bench.bench import BenchRow, bench_models
+from corp_onnx.bench.bench import bench_models
+from corp_onnx.bench.values import BenchRow
 from corp_onnx.blocks import find_blocks
 from corp_onnx.calibrate.collect import collect_moments
 from corp_onnx.errors import OptionError

@@ -1,0 +1,60 @@
+"""What a refit walks: the dense model with tokens merged as in the pruned one, and how much each token counts in it.
+
+Enters a problem and the walk of its dense model; leaves `Stretches`, and a weight for every token position by stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from corp_onnx.blocks import SiteKey, find_blocks
+from corp_onnx.graph import Graph
+from corp_onnx.metrics import OutputTask
+from corp_onnx.refit.stream import StreamWalk, find_walk
+from corp_onnx.refit.token_weights import weigh_stops
+from corp_onnx.run.probe import probe_graph
+from corp_onnx.search.problem import Problem
+from corp_onnx.tokens.merge import merge_tokens
+from corp_onnx.tokens.sites import MergeStep, list_carried
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stretches:
+    """The dense model with tokens merged, as the refit walks it: its graph, its stops, and what merges in it."""
+
+    graph: Graph
+    walk: StreamWalk
+    given: tuple[str, ...] = ()
+
+
+def stretch_dense(problem: Problem, walk: StreamWalk, merges: Sequence[MergeStep]) -> Stretches:
+    """The dense model that a refit brings the pruned one back to: with the same tokens merged."""
+    if not merges:
+        return Stretches(problem.graph, walk)
+    graph = probe_graph(replace(problem.graph.model, proto=merge_tokens(problem.graph, merges)))
+    own = {site.key: site for site in problem.blocks.sites}  # changes are made in the graph without merges
+    merged = find_walk(find_blocks(graph))
+    stops = tuple(replace(stop, site=own[stop.key]) for stop in merged.stops)
+    return Stretches(graph, replace(merged, stops=stops), list_carried(merges))
+
+
+def find_token_weights(problem: Problem, walk: StreamWalk, tasks: Sequence[OutputTask]) -> dict[SiteKey, np.ndarray]:
+    """Of every stop of the dense model as it is, from the findings or by noise on its stream.
+
+    Args:
+        tasks: of the outputs that are judged.
+    """
+    p = problem
+
+    def weigh() -> dict[str, np.ndarray]:
+        with p.run.enter("weigh tokens", len(walk.stops), "units") as count:
+            weights = weigh_stops(
+                p.graph, walk, p.calibration, tasks, batch_size=p.batch_size, provider=p.provider, progress=count
+            )
+        return {str(key): array for key, array in weights.items()}
+
+    found = p.findings.recall("token_weights", {"tasks": repr(tuple(tasks))}, weigh)
+    return {stop.key: found[str(stop.key)] for stop in walk.stops if str(stop.key) in found}
