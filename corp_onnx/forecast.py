@@ -128,7 +128,7 @@ def forecast_model(
     proto = search.make(solution)
     assert search.probes is not None
     loss, per_cost = _time_answers(search.probes, proto)
-    opened = sum(stage.seconds for stage in clock.stages if stage.name in OPENED)
+    opened = sum(stage.seconds for stage in clock.stages if stage.stage in OPENED)
     took = {phase.name: run.expect(phase, per_cost) for phase in phases}
     planned = {plan.key: plan.width for plan in solution.plans}
     units = tuple(

@@ -50,6 +50,9 @@ CLASS_SLACK, SLACK = 0.05, 0.01
 """Added to that, of classes in nats, else in 1 - cosine or squared relative error: below it the two differ by which
 images are asked."""
 
+UNIT_IMAGES = 48
+"""Held-back images that errors of units are measured on: means over all their tokens, which more images hardly move."""
+
 
 class UnitErrors:
     """What planned units lose, batch by batch."""
@@ -69,7 +72,9 @@ class UnitErrors:
         return crew.map(measure, range(len(self.units)))
 
     def add(self, energies: Sequence[Energy]) -> None:
-        """Count a batch."""
+        """Count a batch; one on which units were not measured has none."""
+        if not energies:
+            return
         self._energies = [one + other for one, other in zip(self._energies, energies, strict=True)]
 
     def result(self) -> dict[UnitKey, tuple[float, float]]:
@@ -160,14 +165,14 @@ class _Asked:
     def together(self) -> Iterator[tuple[_Side, _Side]]:
         """Both of every batch, with both sessions open."""
         dense, cut = self._open_dense(), self._open_cut()
-        yield from self._stream(dense, lambda *batch: (self._ask_dense(dense, *batch), self._ask_cut(cut, *batch[:2])))
+        yield from self._stream(dense, lambda *batch: (self._ask_dense(dense, *batch), self._ask_cut(cut, *batch[1:3])))
 
     def in_turn(self, shelf: Shelf) -> Iterator[tuple[_Side, _Side]]:
         """The same with one session open at a time; the streams of the dense model lie on a shelf meanwhile."""
         aside = deque(self._put_aside(shelf.row()))
         release_memory()
         cut = self._open_cut()
-        for other in self._stream(cut, lambda feeds, n_real, _: self._ask_cut(cut, feeds, n_real)):
+        for other in self._stream(cut, lambda _, feeds, n_real, __: self._ask_cut(cut, feeds, n_real)):
             yield aside.popleft(), other
 
     def _put_aside(self, row: Row) -> Iterator[_Side]:
@@ -175,12 +180,12 @@ class _Asked:
         for one in self._stream(dense, lambda *batch: self._ask_dense(dense, *batch)):
             yield replace(one, streams=OnShelf({name: row.put(array) for name, array in one.streams.items()}))
 
-    def _stream(self, first: Tapped, ask: Callable[[Feeds, int, Crew], T]) -> Iterator[T]:
-        """Of every batch what it is asked for; several at a time, or the units of one side by side."""
+    def _stream(self, first: Tapped, ask: Callable[[int, Feeds, int, Crew], T]) -> Iterator[T]:
+        """Of every batch what it is asked for, by its place; several at a time, or the units of one side by side."""
         pace = self.pace
         with Crew(pace.n_calls) as calls, Crew(None if pace.n_calls == 1 else 1) as units:
             feeds = first.session.stream(self.images, pace.batch_size)
-            yield from calls.stream(lambda batch: ask(*batch, units), feeds)
+            yield from calls.stream(lambda batch: ask(batch[0], *batch[1], units), enumerate(feeds))
 
     def _open_dense(self) -> Tapped:
         return tap_units(self.graph, self.errors.units, self.streams, provider=self.provider, threads=self.pace.threads)
@@ -189,10 +194,11 @@ class _Asked:
         types, threads = self.graph.types, self.pace.threads
         return open_tapped(self.pruned, self.streams, provider=self.provider, threads=threads, types=types)
 
-    def _ask_dense(self, tapped: Tapped, feeds: Feeds, n_real: int, crew: Crew) -> _Side:
+    def _ask_dense(self, tapped: Tapped, place: int, feeds: Feeds, n_real: int, crew: Crew) -> _Side:
         arrays = tapped.run(feeds)
         answers = _read_answers(self.graph.model, self.names, arrays, n_real)
-        energies = self.errors.measure(arrays, n_real, crew)
+        has_enough = place * self.pace.batch_size >= UNIT_IMAGES
+        energies = () if has_enough else self.errors.measure(arrays, n_real, crew)
         return _Side(answers, {name: arrays[name] for name in self.streams}, n_real, energies)
 
     def _ask_cut(self, tapped: Tapped, feeds: Feeds, n_real: int) -> _Side:
