@@ -17,6 +17,7 @@ from corp_onnx.graph.model import load_model
 from corp_onnx.graph.proto import to_float32
 from corp_onnx.images import Images, open_images
 from corp_onnx.run import sessions
+from corp_onnx.run.noise import random_feeds
 from corp_onnx.run.segments import open_segment
 from corp_onnx.run.sessions import Session, open_session, start_session
 from corp_onnx.run.tapped import Product, open_tapped
@@ -85,6 +86,23 @@ class TestOpen:
 
 
 class TestSession:
+    def test_weights_outside_are_read_where_they_are_mapped(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """ONNX Runtime would copy all of them into an order of its own; those inside go as they always went."""
+        asked: list[dict[str, str]] = []
+        make = sessions.make_options
+        listen = lambda n, config, **more: asked.append(dict(config)) or make(n, config, **more)  # noqa: E731
+        monkeypatch.setattr(sessions, "make_options", listen)
+        inside = load_model(fixture_path(NAME))
+        onnx.save(onnx.load(inside.path), tmp_path / "m.onnx", save_as_external_data=True, size_threshold=300)
+        pair = [
+            open_tapped(model, []).run(random_feeds(model, 2)) for model in (inside, load_model(tmp_path / "m.onnx"))
+        ]
+        assert asked == [{}, sessions.AS_STORED]
+        for name, array in pair[0].items():
+            np.testing.assert_allclose(array, pair[1][name], rtol=1e-4, atol=1e-5)
+
     def test_what_it_declares(self) -> None:
         session = open_session(DEMO)
         assert [(i.name, i.shape, i.dtype) for i in session.inputs] == [("input", (None, 3, 32, 32), np.float32)]
