@@ -20,7 +20,7 @@ from corp_onnx.errors import OptionError, OutputError
 from corp_onnx.options import choose_settings
 from corp_onnx.progress import Run
 from corp_onnx.results import StageClock
-from corp_onnx.search.probes import probe_loss
+from corp_onnx.search.probes import draw_probes, probe_loss
 from corp_onnx.units import Evidence
 
 MODEL = fixture_path(OPERATOR)
@@ -73,7 +73,7 @@ class TestUnits:
 
     def test_a_probe_is_the_loss_of_that_unit_alone(self, result: Analysis, subject: Subject) -> None:
         problem = subject.whole
-        evaluator = subject.judge_on(subject.data.fitting)  # 32 images: all of them are asked
+        evaluator = draw_probes(problem)
         for unit, choice in zip(result.units, problem.trace(), strict=True):
             loss = probe_loss(problem, evaluator, choice, unit.probe_width)
             assert unit.probe_loss == pytest.approx(loss, rel=1e-3, abs=1e-7)
