@@ -5,8 +5,8 @@ holds, W the bytes of a model's weights and A the most that is alive between its
 
     R + ARENA + sum of f W over the models that are open at once + 3 A batch
 
-where f is of the verb: for `inspect` as it was measured (benchmarks/calibration.md), for the others a guess on the upper
-side. `prune` and what goes its way plan by phases (footprint.py).
+where f is of the verb: as it was measured for `inspect` (benchmarks/calibration.md), a guess on the upper side for the
+others. `prune` and what goes its way plan by phases (footprint.py).
 """
 
 from __future__ import annotations
