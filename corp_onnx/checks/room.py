@@ -5,8 +5,8 @@ holds, W the bytes of a model's weights and A the most that is alive between its
 
     R + ARENA + sum of f W over the models that are open at once + 3 A batch
 
-where f is of the verb, as it was measured (benchmarks/calibration.md). `prune` and what goes its way plan by phases
-(footprint.py).
+where f is of the verb: as it was measured for `inspect` (benchmarks/calibration.md), a guess on the upper side for the
+others. `prune` and what goes its way plan by phases (footprint.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from corp_onnx.graph.external import list_locations
 from corp_onnx.memory import ARENA, AT_START, MARGIN, release_memory, resident_bytes, write_size
 from corp_onnx.run.probe import PROBE_IMAGES, probe_graph
 
-TIMES = {"inspect": (4.0, 1.2), "evaluate": (3.0, 1.2), "bench": (3.0, 1.2), "convert": (6.0, 4.0)}
+TIMES = {"inspect": (4.0, 1.6), "evaluate": (3.0, 1.2), "bench": (3.0, 1.2), "convert": (6.0, 4.0)}
 """Of a verb, what it takes of a model's weights: where they lie in the file, and outside of it."""
 
 ALIVE = 3.0
