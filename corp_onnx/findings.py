@@ -17,13 +17,15 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from corp_onnx._version import __version__
 from corp_onnx.errors import InputError
 from corp_onnx.tensor_file import read_tensors, write_tensors
+
+T = TypeVar("T")
 
 SCHEMA = 1
 
@@ -65,6 +67,7 @@ class Findings:
     _arrays: dict[str, np.ndarray] = field(default_factory=dict)
     _n_stored: int = 0
     _part: str = ""
+    _values: dict[str, Any] | None = None
 
     @property
     def is_new(self) -> bool:
@@ -74,6 +77,19 @@ class Findings:
     def part(self, name: str) -> Findings:
         """Those on a part of the images, which lie in the same file."""
         return replace(self, _part=f"{self._part}{name}:")
+
+    def share(self) -> None:
+        """From now on, what `hold` is asked for stays in memory: another run on the same images follows."""
+        self._values = {}
+
+    def hold(self, stage: str, key: Mapping[str, Any], make: Callable[[], T]) -> T:
+        """As `recall`, of a value that is made of findings and lies in no file; made anew unless runs share it."""
+        if self._values is None:
+            return make()
+        name = self._name(stage, key)
+        if name not in self._values:
+            self._values[name] = make()
+        return self._values[name]
 
     def recall(self, stage: str, key: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
         """What a stage finds: as it was found before, or by `make`.

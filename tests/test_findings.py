@@ -60,3 +60,20 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     write_tensors(tmp_path / "a", {}, {"schema": "99", "subject.model": "m"})
     with pytest.raises(InputError, match="of schema 1, found schema 99"):
         read_findings(tmp_path / "a")
+
+
+def test_values_are_held_where_runs_share_them() -> None:
+    """By the key and by the part of the images, like everything that is found; made each time for a single run."""
+    findings, made = Findings(), []
+
+    def make() -> object:
+        made.append(object())
+        return made[-1]
+
+    assert findings.hold("choices", {"seed": 0}, make) is not findings.hold("choices", {"seed": 0}, make)
+    findings.share()
+    first = findings.hold("choices", {"seed": 0}, make)
+    assert findings.hold("choices", {"seed": 0}, make) is first
+    assert findings.hold("choices", {"seed": 1}, make) is not first
+    assert findings.part("fold 1").hold("choices", {"seed": 0}, make) is not first
+    assert not findings.is_new

@@ -187,6 +187,9 @@ class Problem:
 
     def trace(self) -> tuple[Choice, ...]:
         """Every width of every unit, side by side; the OBS order costs 2 n^3 flops for an MLP, the rest is small."""
+        return self.findings.hold("choices", self.probe_key, self._trace)
+
+    def _trace(self) -> tuple[Choice, ...]:
         evidence = Evidence(self.graph, self.moments, self.importances, self.findings)
         widest = max((unit.width for unit in self.units if unit.n_heads is None), default=1)
         n_calls = max(1, min(choose_size(), TRACE_BYTES // (TRACED * widest**2)))

@@ -265,9 +265,10 @@ def prepare_search(problem: Problem) -> Search:
     require_narrower(choices)
     search = Search(problem, choices, {}, find_walk(problem.blocks))
     if not search.is_uniform:
-        search.probes = draw_probes(problem)
-        search.sensitivities = _recall_sensitivities(problem, choices, search.probes)
-        search.merging = prepare_merging(problem, search.probes)
+        key, hold = problem.probe_key, problem.findings.hold
+        search.probes = probes = hold("evaluator", key, lambda: draw_probes(problem))
+        search.sensitivities = _recall_sensitivities(problem, choices, probes)
+        search.merging = hold("merging", key, lambda: prepare_merging(problem, probes))
     return search
 
 

@@ -210,6 +210,7 @@ def _open(at: _Sweeping, series: str, settings: PruneSettings, run: Run) -> Case
         at.opened.clear()
         (at.folder / POINTS).mkdir(parents=True, exist_ok=True)
         at.opened[series] = open_case(at.model.path, at.source, settings, at.folder / POINTS, run, StageClock())
+        at.opened[series].findings.share()
     return at.opened[series]
 
 
