@@ -39,6 +39,7 @@ from corp_onnx.precision.conversion import (
 from corp_onnx.precision.fp16 import HalfModel, convert_to_fp16
 from corp_onnx.precision.int8 import DynamicQuantiser
 from corp_onnx.precision.limits import warn_of_runtimes
+from corp_onnx.precision.processor import describe_weights
 from corp_onnx.precision.products import Product, list_products
 from corp_onnx.precision.qdq import choose_scale
 from corp_onnx.precision.ranges import collect_reaches
@@ -393,4 +394,6 @@ def _warn(made: _Converted, data: _Data, settings: ConvertSettings) -> tuple[str
     if made.half and made.half.n_subnormal > FEW_BITS * made.half.n_stored:
         share = made.half.n_subnormal / made.half.n_stored
         found.append(f"{share:.1%} of the weights are below 6.1e-5 and keep fewer than 11 bits in float16.")
+    if settings.target != "fp16":
+        found += describe_weights()
     return (*found, *warn_of_runtimes(settings.target), *warn_of_recipe(data.calibration or data.judging))

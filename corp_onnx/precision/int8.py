@@ -26,6 +26,7 @@ from corp_onnx.graph.inner_shapes import refresh_value_info
 from corp_onnx.graph.model import outgrows_protobuf
 from corp_onnx.graph.write import write_model
 from corp_onnx.precision.editable import copy_editable, drop_unread, store_constants
+from corp_onnx.precision.processor import has_whole_sums
 from corp_onnx.precision.products import Product
 from corp_onnx.run.runtime import first_sentence, import_runtime, silent_runtime
 from corp_onnx.staging import temporary_files_in, visible_folder
@@ -105,7 +106,7 @@ class DynamicQuantiser:
         quantize_dynamic(
             self._source, path, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8,
             nodes_to_quantize=[*names, *(name + GEMM_SUFFIX for name in names)], use_external_data_format=self._large,
-            extra_options={"DefaultTensorType": TensorProto.FLOAT},
+            reduce_range=not has_whole_sums(), extra_options={"DefaultTensorType": TensorProto.FLOAT},
         )  # fmt: skip
 
 

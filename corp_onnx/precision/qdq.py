@@ -26,11 +26,9 @@ from onnx import helper, numpy_helper
 from corp_onnx.graph.order import sort_nodes
 from corp_onnx.graph.proto import names_in_use
 from corp_onnx.precision.editable import drop_unread, fresh_name, replace_nodes
+from corp_onnx.precision.processor import LARGEST, largest_weight
 
 IntegerType = Literal["int8", "uint8"]
-
-LARGEST = 127
-"""Of a symmetric int8; -128 is left out, so that a number and its negative are equally long."""
 
 LARGEST_SUM = 2.0**30
 """Of a bias in int32."""
@@ -61,15 +59,15 @@ def choose_scale(low: float, high: float, kind: IntegerType) -> Scale:
 
 def choose_steps(weight: Float[np.ndarray, "d_in d_out"]) -> Float[np.ndarray, " d_out"]:
     """A step for every column of a weight."""
-    return np.maximum(np.abs(weight).max(axis=0).astype(np.float32) / LARGEST, SMALLEST_SCALE)
+    return np.maximum(np.abs(weight).max(axis=0).astype(np.float32) / largest_weight(), SMALLEST_SCALE)
 
 
 def quantise_weight(
     weight: Float[np.ndarray, "d_in d_out"],
 ) -> tuple[Int8[np.ndarray, "d_in d_out"], Float[np.ndarray, " d_out"]]:
-    """(integers, a step for every column): symmetric, the largest of a column is ±127."""
-    steps = choose_steps(weight)
-    return np.rint(weight / steps).clip(-LARGEST, LARGEST).astype(np.int8), steps
+    """(integers, a step for every column): symmetric, the largest of a column is that of `largest_weight`."""
+    steps, largest = choose_steps(weight), largest_weight()
+    return np.rint(weight / steps).clip(-largest, largest).astype(np.int8), steps
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -91,9 +91,9 @@ def test_a_pass_ends_behind_the_last_tensor_that_it_needs(monkeypatch: pytest.Mo
     first = [u for u in list_units(blocks, ("mlp",)) if u.site.key.block == 0]
     sizes: list[tuple[int, int]] = []
 
-    def start(proto: Any, *args: Any, stored: Any) -> Any:
+    def start(proto: Any, *args: Any, stored: Any, **more: Any) -> Any:
         sizes.append((len(proto.graph.node), len(stored)))
-        return start_session(proto, *args, stored=stored)
+        return start_session(proto, *args, stored=stored, **more)
 
     monkeypatch.setattr("corp_onnx.run.tapped.start_session", start)
     whole, cut = tap_units(graph, first), tap_units(graph, first, whole=False)

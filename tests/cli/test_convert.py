@@ -26,7 +26,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_static_in_words(folder: Path, capfd: Run) -> None:
+def test_static_in_words(folder: Path, capfd: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corp_onnx.precision.processor.has_whole_sums", lambda: True)
     assert main(["convert", "vit.onnx", "--int8", "static", "--calib", "photos", "--keep-float", "1"]) == 0
     out, err = capfd.readouterr()
     assert err == f"warning: {GUESS}\n"

@@ -189,7 +189,8 @@ class TestWarnings:
         assert found.n_subnormal >= 400
         assert any("keep fewer than 11 bits in float16" in w for w in found.warnings)
 
-    def test_files_that_are_no_images(self, photos: Path, tmp_path: Path) -> None:
+    def test_files_that_are_no_images(self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("corp_onnx.precision.processor.has_whole_sums", lambda: True)
         shutil.copytree(photos, tmp_path / "photos")
         (tmp_path / "photos" / "note.txt").write_text("no image")
         found = convert_model(VIT, tmp_path / "m.onnx", settings=STATIC, calib=tmp_path / "photos")

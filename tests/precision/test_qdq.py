@@ -38,7 +38,8 @@ class TestScales:
         assert choose_scale(0.0, 0.0, "int8").step > 0
         assert choose_scale(0.0, 0.0, "uint8").step > 0
 
-    def test_weights_by_column(self) -> None:
+    def test_weights_by_column(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("corp_onnx.precision.processor.has_whole_sums", lambda: True)
         weight = RNG.standard_normal((6, 4)).astype(np.float32) * np.array([1, 10, 0.1, 0], np.float32)
         integers, steps = quantise_weight(weight)
         assert np.abs(integers).max(axis=0).tolist() == [127, 127, 127, 0]
