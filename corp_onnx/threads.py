@@ -14,13 +14,13 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from threading import Barrier
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from corp_onnx.cpuinfo import list_cores, list_flags
 from corp_onnx.memory import require_memory
 
 T = TypeVar("T")
@@ -37,8 +37,6 @@ THREAD_BYTES = 2**26
 
 KERNELS = "OPENBLAS_CORETYPE"
 """What OpenBLAS takes for the processor, read when it is loaded."""
-
-CPUINFO = Path("/proc/cpuinfo")
 
 WIDE = frozenset({"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"})
 """What OpenBLAS's kernels for AVX-512 need."""
@@ -79,11 +77,8 @@ def choose_kernels() -> None:
     """
     if KERNELS in os.environ or "numpy" in sys.modules:
         return
-    with suppress(OSError):
-        about = CPUINFO.read_text()
-        flags = next((line for line in about.splitlines() if line.startswith("flags")), "")
-        if "AuthenticAMD" in about and set(flags.split()) >= WIDE:
-            os.environ[KERNELS] = "SkylakeX"
+    if any(core.get("vendor_id") == "AuthenticAMD" for core in list_cores()) and list_flags() >= WIDE:
+        os.environ[KERNELS] = "SkylakeX"
 
 
 def choose_size() -> int:

@@ -38,9 +38,9 @@ EXTRAS = (
 )
 
 ORDER = (
-    *("_version", "errors", "memory", "threads", "progress", "targets", "settings", "options", "results", "metrics"),
-    *("staging", "shelf", "tensor_file", "findings", "graph", "images", "run", "blocks", "moments", "solve", "units"),
-    *("calibrate", "gradients", "tokens", "rewrite", "refit", "latency", "search", "checks"),
+    *("_version", "errors", "memory", "cpuinfo", "threads", "progress", "targets", "settings", "options", "results"),
+    *("metrics", "staging", "shelf", "tensor_file", "findings", "graph", "images", "run", "blocks", "moments", "solve"),
+    *("units", "calibrate", "gradients", "tokens", "rewrite", "refit", "latency", "search", "checks"),
     *(
         "inspect",
         "evaluate",

@@ -128,7 +128,7 @@ class TestKernels:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
         (tmp_path / "cpuinfo").write_text(f"vendor_id : {vendor}\nflags : fpu {flags} sse\n")
-        monkeypatch.setattr("corp_onnx.threads.CPUINFO", tmp_path / "cpuinfo")
+        monkeypatch.setattr("corp_onnx.cpuinfo.CPUINFO", tmp_path / "cpuinfo")
         monkeypatch.setattr("os.environ", {} if given is None else {KERNELS: given})
         monkeypatch.delitem(sys.modules, "numpy")
         choose_kernels()

@@ -8,10 +8,8 @@ on an EPYC with AVX2 alone, answers of a file with 8-bit weights are off by up t
 from __future__ import annotations
 
 import platform
-from contextlib import suppress
-from pathlib import Path
 
-CPUINFO = Path("/proc/cpuinfo")
+from corp_onnx.cpuinfo import list_flags
 
 VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 
@@ -21,12 +19,8 @@ LARGEST, LARGEST_REDUCED = 127, 63
 
 def has_whole_sums() -> bool:
     """Whether sums of 8-bit products are as long as they have to be; true where the system does not tell."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return True
-    with suppress(OSError):
-        flags = next((line for line in CPUINFO.read_text().splitlines() if line.startswith("flags")), "")
-        return not flags or bool(set(flags.split()) & VNNI)
-    return True
+    flags = list_flags() if platform.machine() in ("x86_64", "AMD64") else frozenset[str]()
+    return not flags or bool(flags & VNNI)
 
 
 def largest_weight() -> int:

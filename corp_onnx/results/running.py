@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 
 from corp_onnx._version import __version__
+from corp_onnx.cpuinfo import list_cores
 from corp_onnx.memory import release_memory
 
 
@@ -65,9 +65,5 @@ def describe_environment(provider: str, threads: int | None = None) -> Environme
 
 
 def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return platform.processor()
-    lines = [line for line in text.splitlines() if line.startswith("model name")]
-    return f"{lines[0].split(':', 1)[1].strip()} x{len(lines)}" if lines else platform.processor()
+    names = [core["model name"] for core in list_cores() if "model name" in core]
+    return f"{names[0]} x{len(names)}" if names else platform.processor()

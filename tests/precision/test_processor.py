@@ -28,7 +28,7 @@ def test_what_the_processor_says(
     about = tmp_path / "cpuinfo"
     about.write_text(f"vendor_id\t: x\n{flags}\n")
     monkeypatch.setattr(platform, "machine", lambda: machine)
-    monkeypatch.setattr(processor, "CPUINFO", about)
+    monkeypatch.setattr("corp_onnx.cpuinfo.CPUINFO", about)
     assert processor.has_whole_sums() == whole
     assert bool(processor.describe_weights()) != whole
     weight, steps = quantise_weight(np.array([[2.0, -1.0], [1.0, 0.5]]))
@@ -38,7 +38,7 @@ def test_what_the_processor_says(
 
 
 def test_a_system_that_tells_nothing_is_taken_to_be_able(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "none")
+    monkeypatch.setattr("corp_onnx.cpuinfo.CPUINFO", tmp_path / "none")
     assert processor.has_whole_sums()
 
 
