@@ -103,8 +103,7 @@ def compare_on_noise(source: Model, converted: Model, *, once: bool = False) -> 
     bad = next((name for name, array in expected.items() if not np.isfinite(array.astype(np.float64)).all()), None)
     if bad is not None:
         raise NonFiniteError(f"{source.path}: output '{bad}' holds NaN or Inf on noise, which nothing compares with.")
-    z = np.concatenate([expected[name].astype(np.float64).ravel() for name in expected])
-    z_new = np.concatenate([found[name].astype(np.float64).ravel() for name in after.outputs])
+    z, z_new = join_outputs(expected), join_outputs(found)
     if z.shape != z_new.shape or not np.isfinite(z_new).all():
         return Comparison("noise", n_images, float("inf"), None)
     error = float(np.linalg.norm(z_new - z) / (np.linalg.norm(z) or 1.0))

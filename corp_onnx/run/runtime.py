@@ -165,15 +165,18 @@ def silent_runtime() -> Iterator[None]:
         runtime.set_default_logger_severity(DEFAULT_SEVERITY)
 
 
-def make_options(threads: int | None, config: Mapping[str, str] | None = None, *, as_it_stands: bool = False) -> Any:
+def make_options(threads: int | None, config: Mapping[str, str] | None = None, *, once: bool = False) -> Any:
     """Options of a session: threads inside an operator, and configuration entries; it says nothing by itself.
 
     Args:
-        as_it_stands: no pass of ONNX Runtime's rewrites the graph.
+        once: it is run once: no pass of ONNX Runtime's rewrites the graph, and what reads a tensor is run as soon as
+            that is there, so that no Shape keeps it until the end.
     """
-    options = import_runtime().SessionOptions()
-    if as_it_stands:
-        options.graph_optimization_level = import_runtime().GraphOptimizationLevel.ORT_DISABLE_ALL
+    runtime = import_runtime()
+    options = runtime.SessionOptions()
+    if once:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
     options.log_severity_level = QUIET
     if threads is not None:
         options.intra_op_num_threads = threads

@@ -247,10 +247,8 @@ def start_session(
             )
     light, weights = detach_weights(proto, stored)
     outside = any(map(external_data_helper.uses_external_data, (*proto.graph.initializer, *stored)))
-    options = make_options(threads, {**(AS_STORED if outside else {}), **(config or {})}, as_it_stands=once)
+    options = make_options(threads, {**(AS_STORED if outside else {}), **(config or {})}, once=once)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
-    if once:  # a Shape is asked as soon as its tensor is there: else all tensors would stay until the end
-        options.execution_order = import_runtime().ExecutionOrder.PRIORITY_BASED
     skipped = [LAYOUT_PASS] if uses_operator(proto, "Resize") else []
     shared = [import_runtime().OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     options.add_external_initializers(list(weights), shared)

@@ -36,7 +36,7 @@ def probe_loss(problem: Problem, tail: Tail, choice: Choice, width: int) -> floa
     """The loss of the model with one unit alone at a width.
 
     Args:
-        tail: of the unit's site (`visit_tails`).
+        tail: of the unit's site (`ask_tails`).
     """
     changes = gather_changes((choice.solve(width),))
     return tail.evaluate(problem.rewrite(changes).make(problem.graph)).loss

@@ -201,8 +201,7 @@ class Search:
             return solution
         with p.run.enter("refit", len(self.walk.stops), "units") as count:
             at = stretch_dense(p, self.walk, solution.merges)
-            proto = self._made[1] if self._made and self._made[0] is solution else self.make(solution)
-            self._made = None
+            proto, self._made = self.make(solution), None
             changes = refit_changes(
                 at.graph, at.walk, solution.changes, proto, p.calibration, self.weigh_tokens(), given=at.given,
                 batch_size=p.batch_size, provider=p.provider, shelf=p.shelf, progress=count,
@@ -231,7 +230,9 @@ class Search:
         return (f"no refit on the pruned stream: {self.walk.reason or 'no residual addition was found'}.",)
 
     def make(self, solution: Solution) -> onnx.ModelProto:
-        """The graph of a solution."""
+        """The graph of a solution; the one that `one_shot` chose is there already, until its refit."""
+        if self._made is not None and self._made[0] is solution:
+            return self._made[1]
         return self.problem.rewrite(solution.changes, solution.merges).make(self.problem.graph)
 
     @property

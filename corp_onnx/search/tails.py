@@ -78,10 +78,10 @@ def ask_tails(
     n_beside = count_beside(problem.graph, evaluator.pace.n_calls)
     own = evaluator.alone() if n_beside > 1 else evaluator
     with Crew(n_beside) as crew:
-        yield from crew.stream(lambda pair: (pair[0], ask(*pair)), visit_tails(problem, own, evaluator.pace, sites))
+        yield from crew.stream(lambda pair: (pair[0], ask(*pair)), _visit_tails(problem, own, evaluator.pace, sites))
 
 
-def visit_tails(
+def _visit_tails(
     problem: Problem, evaluator: Evaluator, pace: Pace, sites: Sequence[SiteKey]
 ) -> Iterator[tuple[int, Tail]]:
     """(place among the sites, the tail that begins in front of it), in the order of the stream.
