@@ -36,6 +36,11 @@ MARGIN = 1.2
 """Of a limit that a person gives: runs were seen to take up to 1.12 times what is expected."""
 
 
+def list_batches(batch_size: int) -> list[int]:
+    """Images at a time that are tried one after the other until there is room: each half of the one before."""
+    return [batch_size >> n for n in range(batch_size.bit_length())] or [batch_size]
+
+
 def require_memory(n_bytes: int) -> None:
     """Ask for memory and give it back untouched, so that it costs a system call.
 

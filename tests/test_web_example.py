@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import functools
 import http.server
-import importlib.util
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -23,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from browsers import CHROMIUM, QUIET, require_browser
 from PIL import Image
 from samples import DEMO, ROOT, paper
 
@@ -35,25 +33,13 @@ from corp_onnx.settings import BEST, Budget, PruneSettings
 pytestmark = pytest.mark.browser
 
 WEB = ROOT / "examples" / "web"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 RUNTIME = WEB / "node_modules" / "onnxruntime-web" / "dist"
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
 WAIT = 60_000  # milliseconds that a step may take
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _parts() -> None:
-    found = {
-        "Chromium (apt-get install chromium)": CHROMIUM,
-        "onnxruntime-web (npm install in examples/web)": RUNTIME.exists(),
-        "playwright (pip install playwright)": importlib.util.find_spec("playwright"),
-    }
-    missing = [name for name, there in found.items() if not there]
-    if missing and os.environ.get("CORP_ONNX_BROWSER"):
-        pytest.fail(f"the browser test was asked for and needs {', '.join(missing)}")
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)}; make test-web")
+    require_browser({"onnxruntime-web (npm install in examples/web)": RUNTIME.exists()})
 
 
 METHODS = {

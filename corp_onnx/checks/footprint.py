@@ -24,16 +24,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from onnx import external_data_helper
-
 from corp_onnx.blocks import Blocks
 from corp_onnx.calibrate.data import KEPT_SHARE, Calibration
 from corp_onnx.calibrate.groups import DOUBLE, FLOAT, cut_groups, finished_bytes, largest_bytes, pass_bytes
 from corp_onnx.errors import OptionError, OutputError
 from corp_onnx.graph import Graph, input_dims
+from corp_onnx.graph.external import list_locations
 from corp_onnx.images import ImageSet
 from corp_onnx.images.folder import MAX_KEPT_BYTES
-from corp_onnx.memory import ARENA, AT_START, MARGIN, available_bytes, resident_bytes, write_size
+from corp_onnx.memory import ARENA, AT_START, MARGIN, available_bytes, list_batches, resident_bytes, write_size
 from corp_onnx.refit.stream import find_walk
 from corp_onnx.refit.walk import N_FOLDS
 from corp_onnx.search.evaluator import count_beside
@@ -151,9 +150,9 @@ def predict_footprint(
         limit: bytes that a person allows.
     """
     n_fitting, n_judging = data.fitting.n_images, (data.choosing or data.reporting).n_images
-    weights = sum(math.prod(tensor.dims) for tensor in graph.initializers.values()) * FLOAT
+    weights = graph.n_stored * FLOAT
     sums, curves, largest = finished_bytes(units), _curve_bytes(units), largest_bytes(units)
-    inside = _holds_weights(graph)
+    inside = not list_locations(graph.model.proto)
     opened, rewritten = (OPENED, REWRITTEN) if inside else (OPENED_OUTSIDE, REWRITTEN_OUTSIDE)
     exposed = _tapped_bytes(graph, units)
     pixels = FLOAT * sum(math.prod(graph.dims(name)) for name in input_dims(graph.model)) / graph.n_images
@@ -198,9 +197,7 @@ def choose_diet(footprint: Footprint, batch_size: int, limit: int | None, folder
     whole = footprint.peak(batch_size, footprint.shelved)
     if room is None or whole <= room:
         return Diet(batch_size, None, int(whole), 0)
-    sizes = [batch_size]
-    while sizes[-1] > 1:
-        sizes.append(sizes[-1] // 2)
+    sizes = list_batches(batch_size)
     lean = footprint.in_turn()
     tries = [(made, size) for made in (lean, lean.in_passes()) for size in sizes]
     fitting = [(made, size) for made, size in tries if made.without_shelf(size) <= room]
@@ -232,11 +229,6 @@ def _fill_room(footprint: Footprint, batch_size: int, room: int) -> Diet:
     sums = least + max(int(room - fixed - batch_size * each), 0)
     n_passes = len(cut_groups(footprint.units, sums))
     return Diet(batch_size, shelf, max(peak, room) if n_passes > 1 else peak, in_files, sums, n_passes)
-
-
-def _holds_weights(graph: Graph) -> bool:
-    """Whether the weights lie in the model's file, not beside it."""
-    return not any(map(external_data_helper.uses_external_data, graph.initializers.values()))
 
 
 def _curve_bytes(units: Sequence[Unit]) -> int:

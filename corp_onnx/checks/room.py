@@ -15,10 +15,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from corp_onnx.calibrate.groups import FLOAT
 from corp_onnx.errors import ModelError, OptionError
 from corp_onnx.graph import Graph, load_model
 from corp_onnx.graph.external import list_locations
-from corp_onnx.memory import ARENA, AT_START, MARGIN, release_memory, resident_bytes, write_size
+from corp_onnx.memory import ARENA, AT_START, MARGIN, list_batches, release_memory, resident_bytes, write_size
 from corp_onnx.run.probe import PROBE_IMAGES, probe_graph
 
 TIMES = {"inspect": (4.0, 1.6), "evaluate": (3.0, 1.2), "bench": (3.0, 1.2), "convert": (6.0, 4.0)}
@@ -26,8 +27,6 @@ TIMES = {"inspect": (4.0, 1.6), "evaluate": (3.0, 1.2), "bench": (3.0, 1.2), "co
 
 ALIVE = 3.0
 """Times what is alive between operators: ONNX Runtime's buffers grow by doubling."""
-
-FLOAT = 4
 
 SUFFIX = ".onnx"
 
@@ -52,9 +51,7 @@ def fit_batch(verb: str, models: Sequence[Path], batch_size: int, limit: int | N
         weights, widest = weights + own, max(widest, ALIVE * alive)
     release_memory()
     fixed = (resident_bytes() or AT_START) + ARENA + weights
-    sizes = [batch_size]
-    while fewer and sizes[-1] > 1:
-        sizes.append(sizes[-1] // 2)
+    sizes = list_batches(batch_size) if fewer else [batch_size]
     for size in sizes:
         if MARGIN * (fixed + size * widest) <= limit:
             return size
@@ -76,7 +73,7 @@ def _measure(path: Path, inside: float, outside: float) -> tuple[float, float]:
         graph = probe_graph(load_model(path))
     except ModelError:  # or one that can not be read at all, which the verb says better
         return inside * (path.stat().st_size if path.is_file() else 0), 0.0
-    stored = FLOAT * sum(math.prod(tensor.dims) for tensor in graph.initializers.values())
+    stored = FLOAT * graph.n_stored
     return (outside if list_locations(graph.model.proto) else inside) * stored, _count_alive(graph)
 
 

@@ -18,7 +18,6 @@ A check is a value; `require_passed` turns a failed one into an error.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -74,7 +73,7 @@ def check_rewrite(
     if expected is None:  # a batch that the dense model fails on is no fault of the rewrite
         expected = run_whole(graph.model, feeds, provider)
     pruned = models[-1]
-    is_small = sum(math.prod(tensor.dims) for tensor in graph.initializers.values()) < SMALL_MODEL
+    is_small = graph.n_stored < SMALL_MODEL
     # of a large one nothing stays open from one check to the next
     answers = Once(partial(answer_pruned, pruned, feeds, rewrite.choices, provider)) if is_small else None
     checks: list[Callable[[], CheckResult]] = [

@@ -208,6 +208,11 @@ class Graph:
         return sum_macs(self)
 
     @cached_property
+    def n_stored(self) -> int:
+        """Elements of all stored tensors, whatever they are of."""
+        return sum(math.prod(tensor.dims) for tensor in self.initializers.values())
+
+    @cached_property
     def n_parameters(self) -> int:
         """Elements of the stored floating-point tensors of more than one; a single number is a setting, as a scale."""
         return sum(math.prod(t.dims) for t in stored_floats(self) if math.prod(t.dims) > 1)

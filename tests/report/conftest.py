@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+from browsers import CHROMIUM, QUIET, require_browser
 
 Printed = Callable[[], list[str]]
 
@@ -43,15 +38,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch, printed: Printed) -> Callable[[str],
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    found = {
-        "Chromium (apt-get install chromium)": CHROMIUM,
-        "playwright (pip install playwright)": importlib.util.find_spec("playwright"),
-    }
-    missing = [name for name, there in found.items() if not there]
-    if missing and os.environ.get("CORP_ONNX_BROWSER"):
-        pytest.fail(f"the browser test was asked for and needs {', '.join(missing)}")
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)}; make test-web")
+    require_browser()
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
