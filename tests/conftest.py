@@ -6,10 +6,12 @@ small here, and threads of several workers of pytest that wait for each other ke
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pytest
 import scipy.linalg  # loads the BLAS of both, or the limit would not reach them
+from browsers import CHROMIUM, QUIET, require_browser
 from jaxtyping import install_import_hook
 from threadpoolctl import threadpool_limits
 
@@ -28,3 +30,15 @@ def make_small_options(threads: int | None, config: Mapping[str, str] | None = N
 
 
 sessions.make_options = make_small_options
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium for all tests that look at pages: Playwright drives one at a time in a process."""
+    require_browser()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield started
+        started.close()

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from browsers import CHROMIUM, QUIET, require_browser
+from browsers import require_browser
 from PIL import Image
 from samples import DEMO, ROOT, paper
 
@@ -75,25 +75,21 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def page(site: str) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        page = browser.new_page()
-        page.set_default_timeout(WAIT)
-        complaints: list[str] = []
-        page.on("console", lambda message: message.type in ("error", "warning") and complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "request",
-            lambda request: request.url.startswith((site, "blob:", "data:")) or complaints.append(request.url),
-        )
-        page.goto(site)
-        page.get_by_text("Pick a picture, or one of the samples.").wait_for()
-        yield page
-        assert complaints == []
-        browser.close()
+def page(site: str, browser: Any) -> Iterator[Any]:
+    page = browser.new_page()
+    page.set_default_timeout(WAIT)
+    complaints: list[str] = []
+    page.on("console", lambda message: message.type in ("error", "warning") and complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "request",
+        lambda request: request.url.startswith((site, "blob:", "data:")) or complaints.append(request.url),
+    )
+    page.goto(site)
+    page.get_by_text("Pick a picture, or one of the samples.").wait_for()
+    yield page
+    assert complaints == []
+    page.close()
 
 
 def build(*arguments: object) -> subprocess.CompletedProcess[str]:

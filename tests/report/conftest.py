@@ -1,13 +1,11 @@
-"""What a report prints, line by line, on paper as wide as asked for; and a browser to look at pages in."""
+"""What a report prints, line by line, on paper as wide as asked for."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-from browsers import CHROMIUM, QUIET, require_browser
 
 Printed = Callable[[], list[str]]
 
@@ -34,14 +32,3 @@ def narrow(monkeypatch: pytest.MonkeyPatch, printed: Printed) -> Callable[[str],
             monkeypatch.setenv(name, value)
 
     return become
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    require_browser()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield started
-        started.close()
