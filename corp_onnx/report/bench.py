@@ -8,7 +8,7 @@ from rich.console import Console
 
 from corp_onnx.bench.values import BenchResult, BenchRow, Speed
 from corp_onnx.latency.turns import Ratio
-from corp_onnx.report.terminal import fit_names, make_table, open_console, print_table
+from corp_onnx.report.terminal import count_things, fit_names, make_table, open_console, print_table
 from corp_onnx.run.runtime import OPENVINO
 
 ACROSS = ("model", "runtime", "p50", "speed-up")
@@ -32,7 +32,7 @@ def print_bench(result: BenchResult) -> None:
         console.print(line, soft_wrap=True)
     for provider, batch in dict.fromkeys((row.provider, row.batch) for row in result.rows):
         rows = [row for row in result.rows if (row.provider, row.batch) == (provider, batch)]
-        console.print(f"{provider}, batch {batch}, {_count(rows[0].rounds, 'round')}", soft_wrap=True)
+        console.print(f"{provider}, batch {batch}, {count_things(rows[0].rounds, 'round')}", soft_wrap=True)
         resident = [speed for row in rows if (speed := row.resident) is not None]
         ways = [("with transfers" if resident else "", [row.speed for row in rows])]
         ways += [("on the device", resident)] if resident else []
@@ -54,12 +54,12 @@ def print_bench(result: BenchResult) -> None:
     for note in result.notes:
         console.print(note, soft_wrap=True)
     session, environment = result.session, result.environment
-    threads = "every core" if session.threads is None else _count(session.threads, "thread")
+    threads = "every core" if session.threads is None else count_things(session.threads, "thread")
     runtime = ", ".join(f"{k} {v}" for k, v in environment.versions.items() if k.startswith("onnxruntime"))
     own = ", ".join(f"{name} {value}" for name, value in session.openvino.items())
     own = f"; {OPENVINO} {environment.versions[OPENVINO]}, compiled for the batch, {own}" if own else ""
     console.print(
-        f"models in turns, {_count(result.schedule.warmup, 'round')} of warm-up; {runtime}, "
+        f"models in turns, {count_things(result.schedule.warmup, 'round')} of warm-up; {runtime}, "
         f"{threads}, graph optimisation {session.optimisation}, {session.execution}{own}; {environment.machine}",
         soft_wrap=True,
     )
@@ -76,10 +76,6 @@ def _print_across(console: Console, rows: Sequence[BenchRow], names: Mapping[str
             ratio = "-" if row.across is None else _ratio(row.across.speedup)
             table.add_row(names[row.model], row.provider, f"{1e3 * row.speed.latency.p50:.2f}", ratio)
         print_table(console, table)
-
-
-def _count(n: int, thing: str) -> str:
-    return f"{n} {thing}{'s' * (n > 1)}"
 
 
 def _cells(row: BenchRow, speed: Speed) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from corp_onnx.report.terminal import make_table, open_console, print_table
+from corp_onnx.report.terminal import count_things, make_table, open_console, print_table
 from corp_onnx.tensorrt.explain import APART, Explanation, PartLayers
 
 COLUMNS = ("", "attention", "width", "kernels", "products", "padding", "precision")
@@ -25,7 +25,8 @@ def print_layers(found: Explanation) -> None:
         print_table(console, table, LEGEND)
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
     console.print(
-        f"{_count(found.kernels, 'kernel')} ({kinds}), {_count(found.paddings, 'padding copy')}", soft_wrap=True
+        f"{count_things(found.kernels, 'kernel')} ({kinds}), {count_things(found.paddings, 'padding copy')}",
+        soft_wrap=True,
     )
     attentions = f" of {found.attentions}" if found.parts else ""
     console.print(f"fused attention: {found.fused}{attentions}", soft_wrap=True)
@@ -63,8 +64,3 @@ def _cells(part: PartLayers) -> list[str]:
     width = "-" if part.widths is None else "/".join(map(str, dict.fromkeys(part.widths)))
     precision = ", ".join(part.precision)
     return [part.part, part.attention, width, str(part.kernels), str(part.products), str(part.paddings), precision]
-
-
-def _count(n: int, thing: str) -> str:
-    plural = thing.removesuffix("y") + "ies" if thing.endswith("y") else thing + "s"
-    return f"{n} {thing if n == 1 else plural}"

@@ -229,7 +229,7 @@ def gigas(number: float) -> str:
 
 def megabytes(number: float) -> str:
     """Bytes of a file."""
-    return f"{number / 1e6:.1f} MB"
+    return f"{number / 1e6:.1f} MB" if number >= 1e5 else f"{number / 1e3:.1f} kB"
 
 
 def seconds(number: float) -> str:

@@ -72,6 +72,12 @@ def make_table(*columns: str, left: int = 1) -> Table:
     return table
 
 
+def count_things(n: int, thing: str) -> str:
+    """How many of what: `1 round`, `3 copies`."""
+    plural = thing.removesuffix("y") + "ies" if thing.endswith("y") else thing + "s"
+    return f"{n} {thing if n == 1 else plural}"
+
+
 def fit_names(paths: Sequence[str], room: int) -> tuple[dict[str, str], list[str]]:
     """(what stands for a path in a table, lines to print above it).
 

@@ -24,7 +24,7 @@ from corp_onnx.report.parts import (
     percent,
     times,
 )
-from corp_onnx.report.terminal import fit_names
+from corp_onnx.report.terminal import count_things, fit_names
 
 NAME_ROOM = 24
 """Letters for the name of a model in a figure."""
@@ -72,9 +72,10 @@ def _list_sections(facts: Facts) -> Iterator[Section]:
         yield _show_lane(facts, own, names, f"{clean_text(provider)}, batch {batch}")
     yield from bullets("Notes", facts.get("notes"))
     schedule, session = facts.get("schedule"), facts.get("session")
-    threads = "every core" if session["threads"] is None else f"{session['threads']} threads"
+    threads = "every core" if session["threads"] is None else count_things(session["threads"], "thread")
+    warmup = count_things(schedule["warmup"], "round")
     how = (
-        f"Models took turns, {schedule['warmup']} rounds of warm-up; graph optimisation {session['optimisation']}, "
+        f"Models took turns, {warmup} of warm-up; graph optimisation {session['optimisation']}, "
         f"{session['execution']}, {threads}."
     )
     files = [(names.get(model["path"], "model"), f"models.{i}") for i, model in enumerate(facts.get("models"))]

@@ -26,6 +26,7 @@ from corp_onnx.report.parts import (
     megabytes,
     seconds,
 )
+from corp_onnx.report.terminal import count_things
 from corp_onnx.results.reading import read_result
 
 Value = TypeVar("Value")
@@ -94,8 +95,9 @@ def show_origin(facts: Facts, files: Sequence[tuple[str, str]], parts: Sequence[
     rows: list[tuple[Inline, ...]] = []
     for title, at in files:
         size = (facts.datum(f"{at}.n_bytes", megabytes), f", sha256 {facts.text(f'{at}.sha256')}")
-        rows += [(title, facts.text(f"{at}.path")), ("", size)]
-    how.append(Table(("file", ""), tuple(rows), left=2))
+        path = facts.text(f"{at}.path")
+        rows += [(path if title == path else f"{title}: {path}", size)]
+    how.append(Table(("file", "size"), tuple(rows), left=2))
     how.append(Text((describe_machine(facts),)))
     how.extend(parts)
     return Section("How to repeat it", tuple(how))
@@ -104,7 +106,7 @@ def show_origin(facts: Facts, files: Sequence[tuple[str, str]], parts: Sequence[
 def describe_machine(facts: Facts) -> str:
     """The machine and the versions that figures belong to."""
     found = facts.get("environment")
-    threads = "every core" if found["threads"] is None else f"{found['threads']} threads"
+    threads = "every core" if found["threads"] is None else count_things(found["threads"], "thread")
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     software = f"corp-onnx {found['corp_onnx']}, Python {found['python']}, {versions}"
     return clean_text(f"Environment: {found['machine']}, {found['provider']}, {threads}; {software}.")
