@@ -202,7 +202,7 @@ def find_rest(graph: Graph, found: list[Found], core: Node) -> tuple[Operand, ..
         tensor, array, steps = todo.pop()
         if tensor in boundaries:
             continue
-        columns = np.unique(array % shape[-1])
+        columns = np.flatnonzero(np.bincount(array.reshape(-1) % shape[-1], minlength=shape[-1]))
         is_part = not np.isin(columns, known).any()
         if is_part and (part := _read_part(graph, found[0].operand, steps, columns)):
             parts.append(part)

@@ -10,8 +10,8 @@ W and b are solved so that the pruned unit, fed with h', brings the stream back 
 
 with W_0 the one-shot solution, lambda chosen for every product by cross-validation over the images, w a weight of the
 token's position: the share of its position in the sensitivity of the answers (`weigh_tokens`). DESIGN section 4. Cost:
-two passes over the images in stretches of one unit; both streams of all images and one regressor are kept on a shelf
-(shelf.py), 4 bytes a number.
+two passes over as many images as are enough (parts.py) in stretches of one unit; both streams of all of them and one
+regressor are kept on a shelf (shelf.py), 4 bytes a number.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import pairwise, repeat
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 import onnx
-from jaxtyping import Float, Int
 
 from corp_onnx.blocks import SiteKey
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
+from corp_onnx.images.open import spread_images
 from corp_onnx.moments.sums import CrossSum
 from corp_onnx.moments.values import CrossMoments, merge_moments
 from corp_onnx.progress import Count
+from corp_onnx.refit.parts import N_FOLDS, Batch, Part, count_images, count_tokens, cut_folds, fold_group
 from corp_onnx.refit.rows import RowFinder
 from corp_onnx.refit.stream import (
     Arrays,
@@ -50,12 +51,6 @@ from corp_onnx.shelf import Shelf
 from corp_onnx.solve.refit import choose_ridge, refit_linear
 from corp_onnx.threads import Crew
 from corp_onnx.units import Change, Changes, unchanged
-
-N_FOLDS = 4
-"""Of the images, to choose the ridge by."""
-
-POOLED = 8
-"""Images in a row that go into one fold, whatever the batch."""
 
 
 def refit_changes(
@@ -77,7 +72,9 @@ def refit_changes(
         ridge: lambda relative to the mean diagonal of the regressor's covariance; None chooses it by cross-validation.
         shelf: where the streams lie; None keeps all in memory.
     """
-    data = read_data(graph, images, batch_size, provider, shelf=shelf)
+    widest = max((graph.dims(stop.regressor)[-1] for stop in walk.stops), default=0)
+    few = spread_images(images, count_images(images.n_images, widest))
+    data = read_data(graph, few, batch_size, provider, shelf=shelf)
     cut = Model(pruned, graph.model.path, graph.model.sha256)
     refitted = dict(changes)
     dense_stream = run_prefix(graph, data, walk.starts[0], provider)
@@ -196,32 +193,13 @@ class _Step:
 
     def _parts(
         self, ran: _Ran, dense_stream: Arrays, weights: np.ndarray | None, group: int, n_folds: int = 1, fold: int = 0
-    ) -> Iterator[_Part]:
-        """The real rows of a fold, at most a batch at a time and never across a border of `group` images."""
-        first = 0
-        for i, (_, n_real) in enumerate(self.data.feeds):
-            end = first + n_real
-            borders = [first, *range((first // group + 1) * group, end, group), end]
-            wanted = [pair for pair in pairwise(borders) if pair[0] // group % n_folds == fold]
-            if wanted:
-                yield from self._cut_batch(ran.z[i], ran.skip[i], dense_stream[i], weights, first, n_real, wanted)
-            first = end
-
-    def _cut_batch(
-        self, z: np.ndarray, skip: np.ndarray, dense: np.ndarray, weights: np.ndarray | None, first: int, n_real: int,
-        wanted: Sequence[tuple[int, int]],
-    ) -> Iterator[_Part]:  # fmt: skip
-        """The rows of the wanted images, first and behind the last, of a batch that begins with image `first`."""
-        n_batch = self.data.n_batch or n_real
-        of_rows = None if weights is None else np.tile(fit_weights(weights, skip.shape[1]), len(z) // skip.shape[1])
-        for start, stop in wanted:
-            rows: Any = slice(None)
-            if stop - start < n_batch:
-                image_idx = find_images(skip.shape[:-1], n_batch)
-                rows = np.flatnonzero((image_idx >= start - first) & (image_idx < stop - first))
-            target = dense.reshape(len(z), -1)[rows] - skip.reshape(len(z), -1)[rows]
-            target /= self.scale
-            yield _Part(z[rows], target, None if of_rows is None else of_rows[rows])
+    ) -> Iterator[Part]:
+        """The rows of a fold that are summed, at most a batch at a time."""
+        counts = [n_real for _, n_real in self.data.feeds]
+        for i, first, wanted in cut_folds(counts, group, n_folds, fold):
+            n_tokens = count_tokens(sum(counts), self.prior.shape[1])
+            batch = Batch(ran.z[i], ran.skip[i], dense_stream[i], first, self.data.n_batch or counts[i], n_tokens)
+            yield from (batch.cut(*images, weights, self.scale) for images in wanted)
 
     def _mean_target(self, ran: _Ran, dense_stream: Arrays, weights: np.ndarray | None) -> np.ndarray:
         total, count = np.zeros(len(self.prior)), 0.0
@@ -244,38 +222,3 @@ class _Step:
 
         with Crew() as crew:
             return self.data.shelf.row(crew.stream(step, zip(ran.z, ran.skip, strict=True)))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Part:
-    """Rows of some images: regressor, target, weights."""
-
-    z: np.ndarray
-    target: np.ndarray
-    weights: np.ndarray | None
-
-
-def fold_group(n_images: int) -> int:
-    """Images in a row that go into one fold: at least one group for every fold, where there are enough."""
-    return max(1, min(POOLED, n_images // N_FOLDS))
-
-
-def find_images(leading: tuple[int, ...], n_images: int) -> Int[np.ndarray, " rows"]:
-    """The image that each row of a stream belongs to, counted in its batch.
-
-    Args:
-        leading: shape of the stream without its channels.
-        n_images: in the batch, filled up or not. Where neither of the first axes can be theirs, all rows are the
-            first's.
-    """
-    n_rows = math.prod(leading)
-    if leading[0] % n_images == 0:  # windows and heads are folded behind their image
-        return np.repeat(np.arange(n_images), n_rows // n_images)
-    if len(leading) == 2 and leading[1] == n_images:
-        return np.tile(np.arange(n_images), leading[0])
-    return np.zeros(n_rows, dtype=np.int64)
-
-
-def fit_weights(weights: Float[np.ndarray, " n"], n_tokens: int) -> Float[np.ndarray, " n_tokens"]:
-    """Weights for another number of tokens: the leading positions, which differ, keep theirs."""
-    return np.concatenate([weights[:n_tokens], np.ones(max(0, n_tokens - len(weights)), weights.dtype)])

@@ -16,8 +16,8 @@ from corp_onnx.graph import load_model
 from corp_onnx.images import open_images, split_holdout
 from corp_onnx.images.recipe import find_recipe
 from corp_onnx.refit import refit_changes
+from corp_onnx.refit.parts import fit_weights
 from corp_onnx.refit.stream import place_given
-from corp_onnx.refit.walk import fit_weights
 from corp_onnx.rewrite import plan_rewrite
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.segments import open_segment
