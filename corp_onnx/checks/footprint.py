@@ -33,7 +33,7 @@ from corp_onnx.graph.external import list_locations
 from corp_onnx.images import ImageSet
 from corp_onnx.images.folder import MAX_KEPT_BYTES
 from corp_onnx.memory import ARENA, AT_START, MARGIN, available_bytes, list_batches, resident_bytes, write_size
-from corp_onnx.refit.parts import N_FOLDS, count_images
+from corp_onnx.refit.parts import N_FOLDS
 from corp_onnx.refit.stream import find_walk
 from corp_onnx.search.evaluator import count_beside
 from corp_onnx.search.probes import PROBE_IMAGES
@@ -171,8 +171,7 @@ def predict_footprint(
         phases.append(("refit", traced + folds, exposed))
         streams = max(math.prod(graph.dims(stop.residual.stream)) for stop in stops) / graph.n_images
         regressor = max(math.prod(graph.dims(stop.regressor)) for stop in stops) / graph.n_images
-        widest = max(graph.dims(stop.regressor)[-1] for stop in stops)
-        shelved += count_images(n_fitting, widest) * (pixels + FLOAT * (4 * streams + regressor))
+        shelved += n_fitting * (pixels + FLOAT * (4 * streams + regressor))
     checked = traced - (0.0 if inside else (REWRITTEN_OUTSIDE - BOTH_OUTSIDE) * weights)
     phases.append((MEASURE, checked, MEASURED * exposed))
     behind = [block.stream for block in blocks.blocks if block.stream is not None]

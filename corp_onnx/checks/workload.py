@@ -14,7 +14,6 @@ from dataclasses import replace
 from corp_onnx.blocks import Blocks
 from corp_onnx.graph import Graph
 from corp_onnx.progress import ANSWERS, Phase
-from corp_onnx.refit.parts import count_images
 from corp_onnx.refit.stream import find_walk
 from corp_onnx.search.amp import THRESHOLD_IMAGES
 from corp_onnx.search.probes import PROBE_IMAGES
@@ -74,7 +73,7 @@ def plan_phases(
     cubes = sum(unit.width**3 for unit in units if unit.n_heads is None) / max(graph.cost.total, 1)
     rank = [Phase("rank", GRADIENTS * n_images)] if method.rank == "taylor" else []
     compare = [Phase("compare tokens", COMPARED * min(METRIC_IMAGES, n_images))] if sites.sites else []
-    refits = _plan_refits(graph, blocks, method, n_images, cubes)
+    refits = _plan_refits(blocks, method, n_images, cubes)
     n_judged = n_images if n_folds else n_held
     curves = TRACED * cubes if method.rank == "obs" or method.searches_widths else 0.0  # an order alone takes no time
     return (
@@ -119,12 +118,11 @@ def _plan_search(
     return [Phase("search", n_searches * (SHARED + n_asked) + judged, "search", times)]
 
 
-def _plan_refits(graph: Graph, blocks: Blocks, method: Method, n_images: int, cubes: float) -> list[Phase]:
+def _plan_refits(blocks: Blocks, method: Method, n_images: int, cubes: float) -> list[Phase]:
     """The weights of tokens are found inside the first refit."""
     stops = find_walk(blocks).stops
     if not method.refits or not stops:
         return []
-    n_walked = count_images(n_images, max(graph.dims(stop.regressor)[-1] for stop in stops))
-    cost = WALKED * n_walked + REFITTED * cubes + WRITTEN * len(stops)
+    cost = WALKED * n_images + REFITTED * cubes + WRITTEN * len(stops)
     refit = Phase("refit", cost, "refit", N_REFITS if method.promises else 1)
     return [refit, *([Phase("weigh tokens", WEIGHED * len(stops))] if method.weigh_tokens else [])]

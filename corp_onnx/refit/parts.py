@@ -24,12 +24,9 @@ N_FOLDS = 4
 POOLED = 8
 """Images in a row that go into one fold, whatever the batch."""
 
-ENOUGH_IMAGES, CHANNELS_AN_IMAGE = 256, 3
-"""More images than both of these ask for, of the widest regressor, tell a refit nothing that can be measured: the class
-token, which counts most, gives one row of each."""
-
 ENOUGH_TOKENS, ROWS_A_CHANNEL = 48, 16
-"""And more rows than this many tokens of an image, and than so many for every channel of the regressor."""
+"""More rows than this many tokens of an image, and than so many for every channel of the regressor, tell a refit next
+to nothing. More images do: the class token, which counts most, gives one row of each."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,11 +105,6 @@ def cut_folds(
         if wanted:
             yield batch, first, wanted
         first = end
-
-
-def count_images(n_images: int, n_channels: int) -> int:
-    """Of so many images as a refit takes, with so many channels in the widest regressor."""
-    return min(n_images, max(ENOUGH_IMAGES, math.ceil(n_channels / CHANNELS_AN_IMAGE)))
 
 
 def count_tokens(n_images: int, n_channels: int) -> float:

@@ -10,8 +10,8 @@ W and b are solved so that the pruned unit, fed with h', brings the stream back 
 
 with W_0 the one-shot solution, lambda chosen for every product by cross-validation over the images, w a weight of the
 token's position: the share of its position in the sensitivity of the answers (`weigh_tokens`). DESIGN section 4. Cost:
-two passes over as many images as are enough (parts.py) in stretches of one unit; both streams of all of them and one
-regressor are kept on a shelf (shelf.py), 4 bytes a number.
+two passes over the images in stretches of one unit, and sums of as many tokens as are enough (parts.py); both streams
+of all images and one regressor are kept on a shelf (shelf.py), 4 bytes a number.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ import onnx
 from corp_onnx.blocks import SiteKey
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
-from corp_onnx.images.open import spread_images
 from corp_onnx.moments.sums import CrossSum
 from corp_onnx.moments.values import CrossMoments, merge_moments
 from corp_onnx.progress import Count
-from corp_onnx.refit.parts import N_FOLDS, Batch, Part, count_images, count_tokens, cut_folds, fold_group
+from corp_onnx.refit.parts import N_FOLDS, Batch, Part, count_tokens, cut_folds, fold_group
 from corp_onnx.refit.rows import RowFinder
 from corp_onnx.refit.stream import (
     Arrays,
@@ -72,9 +71,7 @@ def refit_changes(
         ridge: lambda relative to the mean diagonal of the regressor's covariance; None chooses it by cross-validation.
         shelf: where the streams lie; None keeps all in memory.
     """
-    widest = max((graph.dims(stop.regressor)[-1] for stop in walk.stops), default=0)
-    few = spread_images(images, count_images(images.n_images, widest))
-    data = read_data(graph, few, batch_size, provider, shelf=shelf)
+    data = read_data(graph, images, batch_size, provider, shelf=shelf)
     cut = Model(pruned, graph.model.path, graph.model.sha256)
     refitted = dict(changes)
     dense_stream = run_prefix(graph, data, walk.starts[0], provider)

@@ -13,7 +13,6 @@ from samples import FIXED, OPERATOR, write_photos
 from corp_onnx import threads
 from corp_onnx.blocks import SiteKey
 from corp_onnx.images import open_images
-from corp_onnx.images.open import spread_images
 from corp_onnx.images.recipe import find_recipe
 from corp_onnx.metrics import OutputTask
 from corp_onnx.refit import parts, refit_changes, token_weights
@@ -127,21 +126,6 @@ class TestRefit:
             for key, expected in found[0][1].items():
                 for one, other in zip(refitted[key].last_product(graph), expected.last_product(graph), strict=True):
                     assert difference([one], [other]) < 1e-3
-
-    def test_more_images_than_are_enough_are_left_out(self, photos, monkeypatch) -> None:
-        monkeypatch.setattr(parts, "ENOUGH_IMAGES", 5)
-        graph, blocks = probed(OPERATOR)
-        images, walk = photos(graph), find_walk(blocks)
-        changes = cut_mlps(graph, blocks, np.random.default_rng(0))
-        proto = apply_changes(graph, changes)
-        widest = max(unit.d_hidden for unit in blocks.mlps)
-        monkeypatch.setattr(parts, "CHANNELS_AN_IMAGE", widest)
-        found, expected = (
-            refit_changes(graph, walk, changes, proto, given, {}) for given in (images, spread_images(images, 5))
-        )
-        for key, change in expected.items():
-            for one, other in zip(found[key].last_product(graph), change.last_product(graph), strict=True):
-                np.testing.assert_array_equal(one, other)
 
     def test_threads_change_no_bit(self, photos, monkeypatch) -> None:
         """Folds are summed in the order of their images, whatever goes on beside them."""
