@@ -47,7 +47,7 @@ from corp_onnx.refit.stream import (
 )
 from corp_onnx.run.segments import Segment, open_segment
 from corp_onnx.shelf import Shelf
-from corp_onnx.solve.refit import choose_ridge, refit_linear
+from corp_onnx.solve.refit import REFIT_RIDGE, choose_ridge, refit_linear
 from corp_onnx.threads import Crew
 from corp_onnx.units import Change, Changes, unchanged
 
@@ -75,7 +75,7 @@ def refit_changes(
     cut = Model(pruned, graph.model.path, graph.model.sha256)
     refitted = dict(changes)
     dense_stream = run_prefix(graph, data, walk.starts[0], provider)
-    pruned_stream = dense_stream
+    pruned_stream, ridges = dense_stream, dict[str, float]()
     for stop, before, new in zip(walk.stops, walk.starts, place_given(graph, walk, given), strict=True):
         data, dense_stream = advance_dense(graph, data, dense_stream, before, stop.residual.stream, new, provider)
         change = changes.get(stop.key) or unchanged(stop.site, graph)
@@ -84,7 +84,9 @@ def refit_changes(
         if ran is None:
             pruned_stream = advance_model(cut, graph, data, pruned_stream, before, stop.residual.stream, provider)
         else:
-            weight, bias = step.solve(ran, dense_stream, weights.get(stop.key), ridge)
+            part = stop.key.part
+            start = ridges.get(part, REFIT_RIDGE)
+            weight, bias, ridges[part] = step.solve(ran, dense_stream, weights.get(stop.key), ridge, start)
             pruned_stream = step.advance(ran, weight, bias)
             refitted[stop.key] = change.with_product(weight, bias)
         if progress:
@@ -161,17 +163,18 @@ class _Step:
         return self.data.stream(self.segment, self.before, pruned_stream)
 
     def solve(
-        self, ran: _Ran, dense_stream: Arrays, weights: np.ndarray | None, ridge: float | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The refitted weight and bias."""
+        self, ran: _Ran, dense_stream: Arrays, weights: np.ndarray | None, ridge: float | None, start: float
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        """The refitted weight and bias, and the ridge: where it is not given, chosen from `start` on, that of the block
+        before; neighbours want about the same."""
         prior = self.prior
         if not prior.shape[1]:
-            return prior, self._mean_target(ran, dense_stream, weights)
+            return prior, self._mean_target(ran, dense_stream, weights), start
         folds = self._sum_folds(ran, dense_stream, weights)
         with Crew() as crew:
-            chosen = choose_ridge(folds, prior, crew.map) if ridge is None else ridge
+            chosen = choose_ridge(folds, prior, crew.map, start) if ridge is None else ridge
         solved = refit_linear(reduce(merge_moments, folds), prior, chosen)
-        return solved.weight, solved.bias
+        return solved.weight, solved.bias, chosen
 
     def _sum_folds(self, ran: _Ran, dense_stream: Arrays, weights: np.ndarray | None) -> list[CrossMoments]:
         """The moments of every fold, each from its own images in their order, whatever goes on beside it."""

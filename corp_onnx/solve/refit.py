@@ -68,18 +68,20 @@ def refit_linear(
 
 
 def choose_ridge(
-    folds: Sequence[CrossMoments], prior_weight: Float[np.ndarray, "m n"], side_by_side: Mapper = map
-) -> float:
+    folds: Sequence[CrossMoments], prior_weight: Float[np.ndarray, "m n"], side_by_side: Mapper = map,
+    start: float = REFIT_RIDGE,
+) -> float:  # fmt: skip
     """The ridge of `RIDGE_LADDER` with the least cross-validated error; `REFIT_RIDGE` where there is one fold.
 
     Each fold in turn is what the fit from the others is measured on. The error as a function of the ridge has one
-    minimum in practice, so the ladder is walked from `REFIT_RIDGE` downhill: three rungs at the least. A rung costs a
+    minimum in practice, so the ladder is walked downhill: three rungs at the least, fewer at its ends. A rung costs a
     fold n^3 / 3 + 4 n^2 m flops. One eigendecomposition of a fold would give every rung for 4 n^2 m, and takes more
     than 20 rungs' factors do (26 n^3 / 3 flops, half of them at the speed of memory).
 
     Args:
         folds: moments of disjoint parts of the images. Tokens of one image are alike and belong into one fold.
         side_by_side: maps a function over the folds; their errors are added up in their order, whoever is done first.
+        start: the rung to walk from.
     """
     if len(folds) < 2:
         return REFIT_RIDGE
@@ -91,7 +93,7 @@ def choose_ridge(
     def error(rung: int) -> float:
         return sum(side_by_side(lambda trial: trial.error(RIDGE_LADDER[rung]), trials))
 
-    best = RIDGE_LADDER.index(REFIT_RIDGE)
+    best = RIDGE_LADDER.index(start)
     for step in (1, -1):
         while 0 <= best + step < len(RIDGE_LADDER) and error(best + step) < error(best):
             best += step
