@@ -173,8 +173,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
     model = write_vit(SHAPES[args.shape], args.batch or "batch", args.seed, fused=args.fused)
+    n_bytes = sum(t.ByteSize() for t in model.graph.initializer)  # counted while they are in memory
     save_model(model, args.output)
-    print(f"{args.output}: {sum(t.ByteSize() for t in model.graph.initializer) / 2**20:.0f} MiB of weights")
+    print(f"{args.output}: {n_bytes / 2**20:.0f} MiB of weights")
 
 
 if __name__ == "__main__":

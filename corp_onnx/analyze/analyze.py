@@ -67,6 +67,7 @@ def analyze_model(
     n_seeds: int = N_SEEDS,
     shift_to: ImageSource | None = None,
     force: bool = False,
+    command: str = "",
     progress: Progress | None = None,
     **options: Any,
 ) -> Analysis:
@@ -82,6 +83,7 @@ def analyze_model(
         fraction: removed from every MLP and query/key pair in the studies.
         n_seeds: draws in a study of seeds.
         shift_to: other images, for a study of shift; None blurs, disturbs and pales the model's own.
+        command: what was typed, which the result repeats.
         options: `n_images`, `batch_size`, `seed`, `provider`, `task`, `outputs`, `calibration`, `cache`, and every
             field of `Preprocessing`, as of `prune_model`.
 
@@ -127,6 +129,7 @@ def analyze_model(
         warnings=(*case.warnings, *warn_of_moments(subject.units, subject.whole.moments, fitting)),
         stages=tuple(clock.stages),
         environment=describe_environment(settings.provider),
+        command=command,
     )
     if output is not None:
         with staged_files(destinations, force=force) as (path,):

@@ -113,6 +113,7 @@ class Analysis(Result):
         skipped: what looked like a unit and was not analysed.
         settings: of the run; `fraction` and `preset` are those of the studies.
         n_images: that the spectra and studies were calibrated on; others are held back to judge.
+        command: what was typed.
     """
 
     verb: ClassVar[str] = "analyze"
@@ -130,6 +131,7 @@ class Analysis(Result):
     warnings: tuple[str, ...]
     stages: tuple[StageTime, ...]
     environment: Environment
+    command: str = ""
 
     def of_kind(self, kind: str) -> tuple[UnitAnalysis, ...]:
         """The units of a kind, by block."""

@@ -12,7 +12,7 @@ from corp_onnx.analyze.analyze import FRACTION, N_SEEDS, analyze_model
 from corp_onnx.analyze.values import StudyName
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.cli.options import split_names
-from corp_onnx.cli.pages import check_page, html_option, write_result_page
+from corp_onnx.cli.pages import check_page, html_option, read_command, write_result_page
 from corp_onnx.report.analyze import print_analysis
 from corp_onnx.report.curves import write_figures
 from corp_onnx.report.spectra import list_analysis_figures
@@ -82,6 +82,7 @@ def analyze(
     with show_progress() as run:
         result = analyze_model(
             model, calib, output, studies=tuple(dict.fromkeys(studies)), shift_to=shift_to, progress=run,
+            command=read_command(),
             **options, **asdict(preprocessing),
         )  # fmt: skip
     warn(result.warnings, run)

@@ -11,6 +11,7 @@ import click
 
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.cli.options import GroupedCommand, grouped, settings_options, split_names
+from corp_onnx.cli.pages import read_command
 from corp_onnx.errors import MissingExtraError, OptionError
 from corp_onnx.report.curves import list_sweep_figures, write_figures
 from corp_onnx.report.page import write_page
@@ -105,7 +106,16 @@ def sweep(
     options = {**given, **({"merge": "none"} if no_merge else {}), **run, **prepared, "n_images": n_images}
     with show_progress() as watched:
         result = sweep_model(
-            model, calib, output, sweep=chosen, images=data, labels=labels, force=force, progress=watched, **options
+            model,
+            calib,
+            output,
+            sweep=chosen,
+            images=data,
+            labels=labels,
+            force=force,
+            command=read_command(),
+            progress=watched,
+            **options,
         )
     warn(result.warnings, watched)
     try:

@@ -35,7 +35,7 @@ from corp_onnx.results import Metric, PruneResult, StageClock, describe_environm
 from corp_onnx.settings import PAPER, PruneSettings
 from corp_onnx.staging import check_destination, staged_files, write_text
 from corp_onnx.sweep.plan import PlannedPoint, SweepSettings, plan_points
-from corp_onnx.sweep.values import COLUMNS, Sweep, SweepPoint, read_points
+from corp_onnx.sweep.values import COLUMNS, Sweep, SweepPoint, read_points, sort_points
 from corp_onnx.threads import few_blas_threads
 
 RECORD, TABLE, POINTS = "sweep.json", "sweep.csv", "points"
@@ -69,6 +69,7 @@ class _Sweeping:
     sweep: SweepSettings
     folder: Path
     run: Run
+    command: str = ""
     opened: dict[str, Case] = field(default_factory=dict)
 
 
@@ -82,6 +83,7 @@ def sweep_model(
     images: ImageSource | None = None,
     labels: LabelSource = None,
     force: bool = False,
+    command: str = "",
     progress: Progress | None = None,
     **options: Any,
 ) -> Sweep:
@@ -95,6 +97,7 @@ def sweep_model(
         images: others, to judge every point by; nothing is chosen by them.
         labels: of these, as for `evaluate_models`.
         force: begin anew where the folder holds a sweep of another model or other images.
+        command: what was typed, which sweep.json repeats.
         progress: told how far the run is.
         options: of `prune_model`, but a size, `preset`, `calibration` and `cache`.
 
@@ -116,7 +119,7 @@ def sweep_model(
             loaded, calib, settings.preprocessing, limit=settings.n_images, seed=settings.seed, minimum=MIN_IMAGES
         )
         judging = None if images is None else open_images(images, labels="folders" if labels is None else labels)
-    at = _Sweeping(loaded, settings, source, judging, labels, sweep, folder, run)
+    at = _Sweeping(loaded, settings, source, judging, labels, sweep, folder, run, command)
     group = _identify(at)
     done = {p.key: p for p in _read_known(folder / RECORD, loaded.sha256, force) if p.key.startswith(group)}
     wanted = {point: [_key(group, point, precision) for precision in sweep.precisions] for point in planned}
@@ -285,12 +288,12 @@ def _gather(
 ) -> Sweep:  # fmt: skip
     """All that is known so far: the dense model, the points that are wanted in their order, and earlier ones."""
     order = [key for key in done if key.endswith("-dense")] + [key for keys in wanted.values() for key in keys]
-    points = [done[key] for key in dict.fromkeys([*order, *done]) if key in done]
+    points = sort_points([done[key] for key in dict.fromkeys([*order, *done]) if key in done])
     settings = {k: v for k, v in asdict(at.settings).items() if k not in ("method", "cache", "calibration")}
     return Sweep(
         model=str(at.model.path),
         model_sha256=at.model.sha256,
-        points=tuple(points),
+        points=points,
         settings={**settings, **asdict(at.sweep), "calib": name_source(at.source)},
         images="" if at.images is None else name_source(at.images),
         n_images=at.source.n_images,
@@ -300,6 +303,7 @@ def _gather(
         seconds=time.perf_counter() - start,
         warnings=tuple(at.run.warned),
         environment=describe_environment(at.settings.provider),
+        command=at.command,
     )
 
 

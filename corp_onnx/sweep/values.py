@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -72,11 +72,12 @@ class Sweep(Result):
 
     Attributes:
         model: path of the dense file.
-        points: the dense model first, then curve by curve.
+        points: the dense model first, then curve by curve, each from the largest to the smallest.
         settings: of the run.
         images: path of the images that were given to judge; empty where none were.
         n_held_out: images that `kept` is of.
         seconds: of this run, which made `n_made` of the points.
+        command: what was typed.
     """
 
     verb: ClassVar[str] = "sweep"
@@ -93,6 +94,7 @@ class Sweep(Result):
     seconds: float
     warnings: tuple[str, ...]
     environment: Environment
+    command: str = ""
 
     @property
     def pareto(self) -> tuple[str, ...]:
@@ -158,6 +160,21 @@ def _beats(one: SweepPoint, other: SweepPoint) -> bool:
     comparable = one.precision == other.precision or (one.speedup is not None and other.speedup is not None)
     no_worse = one.cost <= other.cost and one.kept.value >= other.kept.value
     return comparable and no_worse and (one.cost < other.cost or one.kept.value > other.kept.value)
+
+
+def sort_points(points: Iterable[SweepPoint]) -> tuple[SweepPoint, ...]:
+    """The dense model, then curve by curve as they come, from the largest model to the smallest."""
+    points = tuple(points)
+    curves = list(dict.fromkeys(point.series for point in points))
+
+    def place(point: SweepPoint) -> tuple[bool, int, float]:
+        return (
+            point.kind != "dense",
+            curves.index(point.series),
+            point.asked if point.kind == "removed" else -point.asked,
+        )
+
+    return tuple(sorted(points, key=place))
 
 
 def read_points(stored: Mapping[str, Any]) -> tuple[SweepPoint, ...]:

@@ -102,3 +102,14 @@ def test_convert_and_bench_leave_pages(tmp_path: Path) -> None:
     assert main(["bench", dense, half, *timed, "--html", str(tmp_path / "b.html")]) == 0
     page = (tmp_path / "b.html").read_text(encoding="utf-8")
     assert "<span>corp-onnx</span> <span>bench</span>" in page  # every word may end a line, none is cut
+
+
+@pytest.mark.parametrize("verb", ["analyze", "sweep"])
+def test_a_page_has_the_command_that_repeats_it(verb: str, tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 12)
+    places = {"analyze": ["--html", tmp_path / "report.html"], "sweep": ["--budgets", "0.9", "-o", tmp_path]}
+    typed = [*map(str, [verb, fixture_path(OPERATOR), "--calib", photos, *places[verb]])]
+    assert main(typed) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    spelled = " ".join(f"<span>{word}</span>" for word in ["corp-onnx", *typed])
+    assert f"<pre>{spelled}</pre>" in page

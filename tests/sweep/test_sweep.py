@@ -16,7 +16,7 @@ from corp_onnx.prune import prune_model
 from corp_onnx.results import Metric, PruneResult
 from corp_onnx.sweep import Sweep, SweepPoint, SweepSettings, sweep_model
 from corp_onnx.sweep.plan import plan_points
-from corp_onnx.sweep.values import COLUMNS
+from corp_onnx.sweep.values import COLUMNS, sort_points
 
 MODEL = fixture_path(OPERATOR)
 
@@ -55,6 +55,13 @@ class TestPoints:
     def test_are_in_the_order_of_the_curves_behind_the_dense_model(self, result: Sweep) -> None:
         assert [p.name for p in result.points] == ["dense", "best-0.9", "best-0.6", "paper-0.9", "paper-0.6"]
         assert result.n_made == 4
+
+    def test_stand_from_the_largest_to_the_smallest_whenever_they_were_made(self) -> None:
+        sizes = [("best", "macs", 0.65), ("best", "macs", 0.9), ("dense", "dense", 1.0), ("both", "removed", 0.5),
+                 ("best", "macs", 0.7), ("both", "removed", 0.25)]  # fmt: skip
+        points = [SweepPoint(f"{s}-{v:g}", s, kind, v, "fp32") for s, kind, v in sizes]
+        found = [point.name for point in sort_points(points)]
+        assert found == ["dense-1", "best-0.9", "best-0.7", "best-0.65", "both-0.25", "both-0.5"]
 
     def test_of_the_paper_lose_the_same_fraction_everywhere(self, result: Sweep) -> None:
         report = json.loads(Path(named(result, "paper-0.9").file).with_suffix(".report.json").read_text())

@@ -10,15 +10,14 @@ from corp_onnx.analyze.values import Analysis
 from corp_onnx.errors import clean_text
 from corp_onnx.report.pages.common import (
     bullets,
-    describe_machine,
     list_settings,
     name_file,
     read_facts,
+    show_origin,
     show_stages,
     show_warnings,
 )
 from corp_onnx.report.parts import (
-    Code,
     Facts,
     Figure,
     Inline,
@@ -26,7 +25,6 @@ from corp_onnx.report.parts import (
     Part,
     Section,
     Table,
-    Text,
     count,
     digits,
     percent,
@@ -76,8 +74,7 @@ def _list_sections(facts: Facts, result: Analysis) -> Iterator[Section]:
     yield from bullets("Left out, and why", skipped)
     yield from bullets("Notes", facts.get("notes"))
     yield show_stages(facts)
-    origin = (Code(facts.text("model.sha256")), Text((describe_machine(facts),)), list_settings(facts))
-    yield Section("What it belongs to", origin, f"The sha256 of {facts.text('model.path')}, machine and settings.")
+    yield show_origin(facts, [("model", "model")], (list_settings(facts),))
 
 
 def _show_study(facts: Facts, result: Analysis, i: int, draw: Callable[[int], Any]) -> Section:

@@ -90,8 +90,7 @@ def show_origin(facts: Facts, files: Sequence[tuple[str, str]], parts: Sequence[
         files: (what a file is called, where its facts stand).
         parts: what else belongs here.
     """
-    command = facts.text("command")
-    how: list[Part] = [Code(command)] if command else [Text(("Made by a program; its settings are below.",))]
+    how = [show_command(facts)]
     rows: list[tuple[Inline, ...]] = []
     for title, at in files:
         size = (facts.datum(f"{at}.n_bytes", megabytes), f", sha256 {facts.text(f'{at}.sha256')}")
@@ -101,6 +100,12 @@ def show_origin(facts: Facts, files: Sequence[tuple[str, str]], parts: Sequence[
     how.append(Text((describe_machine(facts),)))
     how.extend(parts)
     return Section("How to repeat it", tuple(how))
+
+
+def show_command(facts: Facts) -> Part:
+    """What was typed, word by word."""
+    command = facts.text("command")
+    return Code(command) if command else Text(("Made by a program; its settings are below.",))
 
 
 def describe_machine(facts: Facts) -> str:

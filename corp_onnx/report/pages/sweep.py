@@ -14,11 +14,11 @@ from corp_onnx.report.pages.common import (
     name_file,
     open_sentence,
     read_facts,
+    show_command,
     show_warnings,
     spread,
 )
 from corp_onnx.report.parts import (
-    Code,
     Facts,
     Figure,
     Inline,
@@ -35,6 +35,8 @@ from corp_onnx.report.parts import (
     times,
 )
 from corp_onnx.sweep.values import Sweep
+
+CAPTION = "Full points are unbeaten: no other of no higher cost keeps as much. The lines through points are intervals."
 
 HEADS = ("model", "MACs", "params", "file", "kept, with interval", "KL")
 
@@ -65,15 +67,19 @@ def write_sentence(facts: Facts, result: Sweep) -> Inline:
 
 def _list_sections(facts: Facts, result: Sweep) -> Iterator[Section]:
     yield from show_warnings(facts)
-    figures = tuple(Figure(_title(name), draw) for name, draw in list_sweep_figures(result).items())
+    figures = tuple(
+        Figure(_title(name), draw, CAPTION if name.startswith("curve") else "")
+        for name, draw in list_sweep_figures(result).items()
+    )
     if figures:
         yield Section("What smaller models keep", figures)
     yield _show_points(facts, result)
     if problems := tuple(clean_text(f"{p.name}: {p.problem}") for p in result.points if p.problem):
         yield Section("Sizes that could not be made", (Text(problems),))
     made = ("Made ", facts.datum("n_made", count), " of them in ", facts.datum("seconds", seconds), ".")
-    origin: list[Part] = [Code(facts.text("model_sha256")), Text((made, describe_machine(facts))), list_settings(facts)]
-    yield Section("What it belongs to", tuple(origin), f"The sha256 of {facts.text('model')}, machine and settings.")
+    model = Table(("file", ""), ((facts.text("model"), f"sha256 {facts.text('model_sha256')}"),), left=2)
+    origin: list[Part] = [show_command(facts), model, Text((made, describe_machine(facts))), list_settings(facts)]
+    yield Section("How to repeat it", tuple(origin))
 
 
 def _title(name: str) -> str:
