@@ -9,12 +9,13 @@ the tensors that calibration exposes for one image, what each phase needs beside
     calibrate   R + 2 W + 1.5 sums + tiles + 3 T batch   a session, what it exposes, and sums in both precisions
     probe       R + sums + curves + 4 W + T batch        and a rewritten model with its session, several if small
     refit       R + sums + curves + 4 W + T batch + fold sums
-    measure     R + sums + curves + 4 W + 4 T batch      both models, exposed
+    measure     R + sums + solved + 4 W + 4 T batch      both models, exposed
 
 and 1.1 W in place of 2 W, 3 W of 4 W and in the last phase 2.4 W, where the weights lie outside of the model's file,
-which ONNX Runtime maps; 1.7 W where memory is short and both models are measured one after the other. In passes "sums"
-is what one pass fills, and later the two largest. The factors are what ONNX Runtime, protobuf and the C library were
-seen to take (docs/reliability.md), on the upper side.
+which ONNX Runtime maps; 1.7 W and 3 T where memory is short and both models are measured one after the other. In passes
+"sums" is what one pass fills, and later the two largest; "solved" is what is left of the curves once widths are chosen.
+The factors are what ONNX Runtime, protobuf and the C library were seen to take (docs/reliability.md), on the upper
+side.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from corp_onnx.refit.parts import N_FOLDS
 from corp_onnx.refit.stream import find_walk
 from corp_onnx.search.evaluator import count_beside
 from corp_onnx.search.probes import PROBE_IMAGES
-from corp_onnx.settings import Method
+from corp_onnx.settings import Fractions, Method
 from corp_onnx.shelf import free_bytes
 from corp_onnx.threads import choose_size
 from corp_onnx.units import Unit, gather_taps
@@ -88,7 +89,8 @@ class Footprint:
     def in_turn(self) -> Footprint:
         """With the dense and the pruned model measured one after the other."""
         phases = tuple(
-            (name, fixed - (self.spared if name == MEASURE else 0), each) for name, fixed, each in self.phases
+            (name, fixed - self.spared, each * EXPOSED / MEASURED) if name == MEASURE else (name, fixed, each)
+            for name, fixed, each in self.phases
         )
         return replace(self, phases=phases, shelved=max(self.shelved, self.streams), spared=0.0)
 
@@ -173,6 +175,7 @@ def predict_footprint(
         regressor = max(math.prod(graph.dims(stop.regressor)) for stop in stops) / graph.n_images
         shelved += n_fitting * (pixels + FLOAT * (4 * streams + regressor))
     checked = traced - (0.0 if inside else (REWRITTEN_OUTSIDE - BOTH_OUTSIDE) * weights)
+    checked -= _curve_bytes(units) - _solved_bytes(units, method)
     phases.append((MEASURE, checked, MEASURED * exposed))
     behind = [block.stream for block in blocks.blocks if block.stream is not None]
     streams = FLOAT * sum(math.prod(graph.dims(name)) for name in behind) / graph.n_images * data.reporting.n_images
@@ -234,6 +237,13 @@ def _fill_room(footprint: Footprint, batch_size: int, room: int) -> Diet:
 def _curve_bytes(units: Sequence[Unit]) -> int:
     """Of a unit's last weight in float64, and the order of its channels."""
     return DOUBLE * sum(unit.n_regressors * (unit.site.last.d_out if unit.site.last else 1) for unit in units)
+
+
+def _solved_bytes(units: Sequence[Unit], method: Method) -> float:
+    """What of that is left once widths are chosen: of fractions it is known, else at the most all of it."""
+    if not isinstance(method.widths, Fractions):
+        return _curve_bytes(units)
+    return sum((1 - getattr(method.widths, unit.part)) * _curve_bytes([unit]) for unit in units)
 
 
 def _tapped_bytes(graph: Graph, units: Sequence[Unit]) -> float:
