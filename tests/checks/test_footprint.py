@@ -62,6 +62,25 @@ class TestPrediction:
         by_phase = {name: each for name, _, each in predicted(photos, macs=0.5).phases}
         assert by_phase["calibrate"] == pytest.approx(room.EXPOSED * exposed)
 
+    def test_once_fractions_are_chosen_their_share_of_the_solutions_is_left(
+        self, photos: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(room, "resident_bytes", lambda: 0)
+        graph, blocks = probed(NAME)
+        units = choose_units(graph, blocks, choose_settings(preset="paper").method)
+        solved = 8 * sum(unit.n_regressors * (unit.site.last.d_out if unit.site.last else 1) for unit in units)
+        quarter, half = (
+            {name: fixed for name, fixed, _ in predicted(photos, preset="paper", mlp=cut, attn=cut).phases}
+            for cut in (0.75, 0.5)
+        )
+        assert half["measure"] - quarter["measure"] == pytest.approx(0.25 * solved)
+
+    def test_one_model_at_a_time_exposes_for_one(self, photos: Path) -> None:
+        both = predicted(photos, preset="paper")
+        each, alone = ({name: one for name, _, one in made.phases} for made in (both, both.in_turn()))
+        assert alone["measure"] == pytest.approx(each["measure"] * room.EXPOSED / room.MEASURED)
+        assert alone["calibrate"] == each["calibrate"]
+
     def test_more_images_lie_on_the_shelf(self, photos: Path) -> None:
         assert predicted(photos, macs=0.5).shelved > predicted(photos, macs=0.5, n_images=6).shelved > 0
 
