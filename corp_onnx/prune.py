@@ -201,7 +201,7 @@ def _make(
     with clock.stage("rewrite"):
         origin = _metadata(graph.model, data.fitting, case.outputs, settings)
         rewrite = problem.finish(solution.changes, solution.merges, origin)
-        models = rewrite.write(graph, path)
+        seen, models = zip(*rewrite.write_each(graph, path), strict=True)
         pruned = models[-1]
     with clock.stage("verify"), run.enter("verify"):
         checks = check_file(graph.model, pruned, path)
@@ -212,7 +212,7 @@ def _make(
         require_sound(checks, "pruned", output)
     with clock.stage("measure"), run.enter("measure", data.reporting.n_images) as count:
         errors, apart = UnitErrors(graph, solution.plans), Disagreements(case.outputs)
-        left_out = find_left_out(models[-2]) if case.trim else None
+        left_out = find_left_out(seen[-1]) if case.trim else None
         budget = settings.method.widths
         measured = measure_model(
             graph, case.blocks, pruned, data.reporting, case.outputs, errors, trim=left_out,

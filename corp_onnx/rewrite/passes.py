@@ -7,7 +7,7 @@ leave out tokens        what no output reads                  tokens/trim.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,15 +48,18 @@ class Rewrite:
             The model behind every pass; the last lies at `path`, the others in a folder beside it: where `path` is
             staged, that is not published (staging.py).
         """
-        models: list[Model] = []
+        return tuple(model for _, model in self.write_each(graph, path))
+
+    def write_each(self, graph: Graph, path: Path) -> Iterator[tuple[Graph, Model]]:
+        """The same, pass by pass: the graph that it was run on, and the model behind it."""
         for i, one in enumerate(self.passes):
             target = path if i == len(self.passes) - 1 else path.with_name(BETWEEN) / f"{i}.onnx"
             target.parent.mkdir(exist_ok=True)
             write_model(one.run(graph), target, graph.model.folder)
-            models.append(load_model(target))
+            model = load_model(target)
+            yield graph, model
             if target != path:
-                graph = probe_graph(models[-1])
-        return tuple(models)
+                graph = probe_graph(model)
 
     def whole(self, graph: Graph) -> Rewrite:
         """The same surgery with nothing removed."""

@@ -132,9 +132,9 @@ class LeaveOutTokens(Pass):
         return compare_answers(self.name, after, before, feeds, graph.float_type, detail, provider)
 
 
-def find_left_out(model: Model) -> TokenTrim:
-    """The tokens that the pass leaves out of a model: those that its own result no longer computes."""
-    return LeaveOutTokens().find(probe_graph(model))
+def find_left_out(graph: Graph) -> TokenTrim:
+    """The tokens that the pass leaves out of a graph: those that its own result no longer computes."""
+    return LeaveOutTokens().find(graph)
 
 
 def trim_tokens(graph: Graph, trim: TokenTrim) -> onnx.ModelProto:
