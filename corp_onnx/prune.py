@@ -55,7 +55,7 @@ from corp_onnx.shelf import Shelf
 from corp_onnx.staging import check_destinations, refuse_folder, staged_files, write_text
 from corp_onnx.threads import few_blas_threads
 from corp_onnx.tokens.sites import MergeStep
-from corp_onnx.tokens.trim import find_left_out
+from corp_onnx.tokens.trim import LeaveOutTokens
 from corp_onnx.units import Unit, UnitKey, UnitPlan, list_units
 
 PRUNE_KEY = "corp_onnx.prune"
@@ -212,7 +212,7 @@ def _make(
         require_sound(checks, "pruned", output)
     with clock.stage("measure"), run.enter("measure", data.reporting.n_images) as count:
         errors, apart = UnitErrors(graph, solution.plans), Disagreements(case.outputs)
-        left_out = find_left_out(seen[-1]) if case.trim else None
+        left_out = LeaveOutTokens().find(seen[-1]) if case.trim else None
         budget = settings.method.widths
         measured = measure_model(
             graph, case.blocks, pruned, data.reporting, case.outputs, errors, trim=left_out,

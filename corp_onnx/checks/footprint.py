@@ -174,8 +174,8 @@ def predict_footprint(
         streams = max(math.prod(graph.dims(stop.residual.stream)) for stop in stops) / graph.n_images
         regressor = max(math.prod(graph.dims(stop.regressor)) for stop in stops) / graph.n_images
         shelved += n_fitting * (pixels + FLOAT * (4 * streams + regressor))
-    checked = traced - (0.0 if inside else (REWRITTEN_OUTSIDE - BOTH_OUTSIDE) * weights)
-    checked -= _curve_bytes(units) - _solved_bytes(units, method)
+    solved = _solved_bytes(units, method)
+    checked = traced - curves + solved - (0.0 if inside else (REWRITTEN_OUTSIDE - BOTH_OUTSIDE) * weights)
     phases.append((MEASURE, checked, MEASURED * exposed))
     behind = [block.stream for block in blocks.blocks if block.stream is not None]
     streams = FLOAT * sum(math.prod(graph.dims(name)) for name in behind) / graph.n_images * data.reporting.n_images
@@ -241,9 +241,10 @@ def _curve_bytes(units: Sequence[Unit]) -> int:
 
 def _solved_bytes(units: Sequence[Unit], method: Method) -> float:
     """What of that is left once widths are chosen: of fractions it is known, else at the most all of it."""
-    if not isinstance(method.widths, Fractions):
+    rule = method.widths
+    if not isinstance(rule, Fractions):
         return _curve_bytes(units)
-    return sum((1 - getattr(method.widths, unit.part)) * _curve_bytes([unit]) for unit in units)
+    return sum((1 - unit.removed(rule)) * _curve_bytes([unit]) for unit in units)
 
 
 def _tapped_bytes(graph: Graph, units: Sequence[Unit]) -> float:

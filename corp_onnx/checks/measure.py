@@ -108,7 +108,7 @@ def measure_model(
         errors: of the units that were planned, filled on the way.
         apart: which images moved most, filled on the way.
         promised: what was asked to be kept.
-        trim: the tokens that the pruned file does not compute, from `find_left_out`; the others are compared.
+        trim: the tokens that the pruned file does not compute, from `LeaveOutTokens`; the others are compared.
         n_special: leading tokens that never merge; where others have, these are compared, or the mean of all.
         shelf: where the streams of the dense model lie where there is no memory for both models at once; all images
             go through it first then.

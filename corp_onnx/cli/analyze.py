@@ -82,8 +82,7 @@ def analyze(
     with show_progress() as run:
         result = analyze_model(
             model, calib, output, studies=tuple(dict.fromkeys(studies)), shift_to=shift_to, progress=run,
-            command=read_command(),
-            **options, **asdict(preprocessing),
+            command=read_command(), **options, **asdict(preprocessing),
         )  # fmt: skip
     warn(result.warnings, run)
     if plots is not None:

@@ -106,17 +106,9 @@ def sweep(
     options = {**given, **({"merge": "none"} if no_merge else {}), **run, **prepared, "n_images": n_images}
     with show_progress() as watched:
         result = sweep_model(
-            model,
-            calib,
-            output,
-            sweep=chosen,
-            images=data,
-            labels=labels,
-            force=force,
-            command=read_command(),
-            progress=watched,
-            **options,
-        )
+            model, calib, output, sweep=chosen, images=data, labels=labels, force=force, progress=watched,
+            command=read_command(), **options,
+        )  # fmt: skip
     warn(result.warnings, watched)
     try:
         write_figures(list_sweep_figures(result), output)

@@ -1,8 +1,8 @@
 """The rows that a refit sums: those of a fold's images, every leading token and an even part of the others.
 
 Enters a batch of regressors and streams; leaves `Part`s, at most a batch at a time. Patches of an image are much alike,
-and sums over all of them are a third of a refit. Which are taken depends on the image's place alone; every position is
-taken as often as any other (benchmarks/refit.md).
+and sums over all of them are a quarter of a refit. Which are taken depends on the image's place alone; every position
+is taken as often as any other (benchmarks/refit.md).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from corp_onnx.refit.stream import is_by_image
 from corp_onnx.refit.token_weights import N_LEADING
 
 N_FOLDS = 4
@@ -120,7 +121,7 @@ def choose_stride(leading: tuple[int, ...], n_images: int, n_tokens: float) -> i
         n_images: in the batch.
         n_tokens: that are enough.
     """
-    if len(leading) != 2 or leading[0] != n_images:
+    if not is_by_image(leading, n_images):
         return 1
     return max(1, int((leading[1] - N_LEADING) / n_tokens))
 

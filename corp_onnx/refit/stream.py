@@ -108,6 +108,16 @@ def _own(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: array if array.flags.owndata else array.copy() for name, array in arrays.items()}
 
 
+def is_by_image(leading: tuple[int, ...], n_images: int) -> bool:
+    """Whether a stream is [images, tokens, d_model].
+
+    Args:
+        leading: shape of a batch of it without its channels.
+        n_images: in the batch, filled up or not.
+    """
+    return len(leading) == 2 and leading[0] == n_images
+
+
 def find_walk(blocks: Blocks) -> StreamWalk:
     """The residual additions in order; no walk where one of them is not an addition of the graph."""
     sites = [site for block in blocks.blocks for site in block.sites]

@@ -16,7 +16,7 @@ from corp_onnx.graph import Graph
 from corp_onnx.images import Images
 from corp_onnx.metrics import Judgement, OutputTask
 from corp_onnx.progress import Count
-from corp_onnx.refit.stream import StreamWalk, advance_model, read_data, run_prefix
+from corp_onnx.refit.stream import StreamWalk, advance_model, is_by_image, read_data, run_prefix
 from corp_onnx.run.segments import Segment, open_segment
 from corp_onnx.threads import Crew
 
@@ -64,7 +64,7 @@ def weigh_stops(
     for i, (stop, before) in enumerate(zip(walk.stops, walk.starts, strict=True)):
         after, n_behind = stop.residual.stream, len(walk.stops) - 1 - i
         stream = advance_model(graph.model, graph, data, stream, before, after, provider)
-        if stream[0].ndim == 3 and len(stream[0]) == (data.n_batch or data.feeds[0][1]):
+        if is_by_image(stream[0].shape[:-1], data.n_batch or data.feeds[0][1]):
             lengths[i] = stream[0].shape[1]
             if n_behind < STRIDE or n_behind % STRIDE == 0:
                 tail = open_segment(

@@ -196,8 +196,8 @@ class _Step:
     ) -> Iterator[Part]:
         """The rows of a fold that are summed, at most a batch at a time."""
         counts = [n_real for _, n_real in self.data.feeds]
+        n_tokens = count_tokens(self.data.n_images, self.prior.shape[1])
         for i, first, wanted in cut_folds(counts, group, n_folds, fold):
-            n_tokens = count_tokens(sum(counts), self.prior.shape[1])
             batch = Batch(ran.z[i], ran.skip[i], dense_stream[i], first, self.data.n_batch or counts[i], n_tokens)
             yield from (batch.cut(*images, weights, self.scale) for images in wanted)
 

@@ -58,6 +58,7 @@ class _Sweeping:
         settings: of every point, but its method.
         source: the calibration images, opened once: what was decoded stays for the next point.
         images: those that were given to judge, opened once.
+        command: what was typed.
         opened: model and images of the curve that is made.
     """
 
@@ -287,8 +288,8 @@ def _gather(
     start: float,
 ) -> Sweep:  # fmt: skip
     """All that is known so far: the dense model, the points that are wanted in their order, and earlier ones."""
-    order = [key for key in done if key.endswith("-dense")] + [key for keys in wanted.values() for key in keys]
-    points = sort_points([done[key] for key in dict.fromkeys([*order, *done]) if key in done])
+    order = [key for keys in wanted.values() for key in keys]
+    points = sort_points(done[key] for key in dict.fromkeys([*order, *done]) if key in done)
     settings = {k: v for k, v in asdict(at.settings).items() if k not in ("method", "cache", "calibration")}
     return Sweep(
         model=str(at.model.path),

@@ -132,11 +132,6 @@ class LeaveOutTokens(Pass):
         return compare_answers(self.name, after, before, feeds, graph.float_type, detail, provider)
 
 
-def find_left_out(graph: Graph) -> TokenTrim:
-    """The tokens that the pass leaves out of a graph: those that its own result no longer computes."""
-    return LeaveOutTokens().find(graph)
-
-
 def trim_tokens(graph: Graph, trim: TokenTrim) -> onnx.ModelProto:
     """The model with the tokens of `trim` selected at its cuts, and all behind them computed for these alone."""
     surgeon = Surgeon(graph)

@@ -36,7 +36,9 @@ from corp_onnx.report.parts import (
 )
 from corp_onnx.sweep.values import Sweep
 
-CAPTION = "Full points are unbeaten: no other of no higher cost keeps as much. The lines through points are intervals."
+UNBEATEN = "unbeaten: no other of no higher cost keeps as much"
+
+CAPTION = f"Full points are {UNBEATEN}. The lines through points are intervals."
 
 HEADS = ("model", "MACs", "params", "file", "kept, with interval", "KL")
 
@@ -107,7 +109,7 @@ def _show_points(facts: Facts, result: Sweep) -> Section:
         rows.append((f"{clean_text(point.name)}{mark}", *shares, kept,
                      "-" if kl is None else facts.datum(f"{at}.held_out.{kl}.value", digits),
                      *([speed] if is_timed else [])))  # fmt: skip
-    caption = "shares of the dense model's; unbeaten: no other of no higher cost keeps as much"
+    caption = f"shares of the dense model's; {UNBEATEN}"
     lead = ("On ", facts.datum("n_held_out", count), " held-back images, beside the dense model.")
     return Section(
         "Every size", (Table((*HEADS, *(["speed-up"] if is_timed else [])), tuple(rows), caption=caption),), lead
