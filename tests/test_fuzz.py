@@ -94,6 +94,23 @@ class TestModels:
             assert oracle.main(str(fixture_path(fixture)), str(tmp_path / "m.onnx"), "1e-5") == oracle.SAME
 
 
+class TestWhole:
+    def test_a_prune_leaves_its_whole_copy_as_well(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from fuzz import oracle, whole
+        from fuzz.models import SMALL, copy_model, write_arrays
+
+        monkeypatch.setattr(whole.problem, "plan_rewrite", whole.problem.plan_rewrite)  # put back afterwards
+        model, pruned, kept = tmp_path / "m.onnx", tmp_path / "p.onnx", tmp_path / "whole.onnx"
+        copy_model(SMALL[0], model)
+        write_arrays(SMALL[0], tmp_path / "calib.npz")
+        whole.keep_whole(kept)
+        arguments = ["--preset", "paper", "--calib", str(tmp_path / "calib.npz"), "-o", str(pruned)]
+        with pytest.raises(SystemExit, match="^0$"):
+            sys.exit(whole.main(["prune", str(model), *arguments]))
+        assert oracle.main(str(model), str(kept), "1e-4") == oracle.SAME
+        assert oracle.main(str(model), str(pruned), "1e-4") == oracle.DIFFERENT
+
+
 class TestScenes:
     @pytest.mark.parametrize("name", scenes())
     def test_it_is_a_command_of_the_package(self, name: str, tmp_path: Path) -> None:
