@@ -55,6 +55,14 @@ class Shelf:
         )
 
 
+def own_memory(array: np.ndarray) -> np.ndarray:
+    """The array, as a copy unless its memory is NumPy's and all its own: what ONNX Runtime gives holds all of its
+    session's."""
+    whole = array if array.base is None else array.base
+    is_own = isinstance(whole, np.ndarray) and whole.flags.owndata and whole.nbytes == array.nbytes
+    return array if is_own else array.copy()
+
+
 def free_bytes(folder: Path) -> int:
     """Of the disk that a folder is on, or will be."""
     there = next(above for above in (folder.absolute(), *folder.absolute().parents) if above.is_dir())
@@ -150,13 +158,13 @@ class Row(Sequence[np.ndarray]):
         self._slots: list[Slot] = []
 
     def put(self, array: np.ndarray) -> Slot:
-        """Add an array; as a copy unless its memory is its own: what ONNX Runtime gives holds all of its session's.
+        """Add an array, whose memory is to be its own (`own_memory`).
 
         Raises:
             OutputError: it has to go to a file, and the disk is full.
         """
         if self._store.take(array.nbytes):
-            slot = Slot(self._store, array if array.flags.owndata else array.copy())
+            slot = Slot(self._store, own_memory(array))
         else:
             array = np.ascontiguousarray(array)
             slot = Slot(self._store, None, self._store.write(array), array.shape, array.dtype)

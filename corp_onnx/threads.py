@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from threading import Barrier
+from threading import Barrier, local
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -44,6 +44,9 @@ WIDE = frozenset({"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"})
 CORES = "CORP_ONNX_CORES"
 """How many of the machine's cores are ours, where that is not all: a worker of a cluster shares it with others."""
 
+_member = local()
+"""What a thread of a crew knows of it: its size."""
+
 ASKED = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 """What a person who wants another number has set; then nothing is changed."""
 
@@ -52,11 +55,6 @@ def count_cores() -> int:
     """The cores that may be used."""
     asked = os.environ.get(CORES, "")
     return int(asked) if asked.isascii() and asked.isdecimal() and int(asked) > 0 else os.cpu_count() or 1
-
-
-def cores_are_limited() -> bool:
-    """Whether they are not all of the machine's."""
-    return count_cores() < (os.cpu_count() or 1)
 
 
 @contextmanager
@@ -79,6 +77,13 @@ def choose_kernels() -> None:
         return
     if any(core.get("vendor_id") == "AuthenticAMD" for core in list_cores()) and list_flags() >= WIDE:
         os.environ[KERNELS] = "SkylakeX"
+
+
+def share_cores() -> int | None:
+    """The cores for a call that says nothing of them: a member's of a crew are those that the others leave; None where
+    nobody is beside it, which is all of the machine's."""
+    size, n_cores = getattr(_member, "size", 1), count_cores()
+    return max(1, n_cores // size) if size > 1 or n_cores < (os.cpu_count() or 1) else None
 
 
 def choose_size() -> int:
@@ -126,9 +131,13 @@ class Crew:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _join(size: int) -> None:
+    _member.size = size
+
+
 def _start_pool(size: int) -> ThreadPoolExecutor | None:
     """A pool all of whose threads run; None where the system has no room for them."""
-    pool = ThreadPoolExecutor(size, thread_name_prefix="corp-onnx-crew")
+    pool = ThreadPoolExecutor(size, "corp-onnx-crew", _join, (size,))
     met = Barrier(size)
     try:
         require_memory(size * THREAD_BYTES)

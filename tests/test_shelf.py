@@ -10,7 +10,7 @@ import pytest
 from samples import listing
 
 from corp_onnx.errors import OutputError
-from corp_onnx.shelf import Shelf, free_bytes
+from corp_onnx.shelf import Shelf, free_bytes, own_memory
 from corp_onnx.staging import MARK
 
 
@@ -57,6 +57,17 @@ def test_borrowed_memory_is_copied() -> None:
     owner[0] = 7
     assert row[0][0] == 0
     assert row[0].base is None
+
+
+def test_what_nobody_else_holds_is_not_copied() -> None:
+    """Nor in another shape; an array that something else than NumPy owns is."""
+    flat = np.arange(12.0)
+    assert own_memory(flat) is flat
+    assert np.shares_memory(own_memory(flat.reshape(3, 4)), flat)
+    assert np.shares_memory(own_memory(flat.reshape(3, 4)[None]), flat)
+    borrowed = np.frombuffer(bytearray(96))
+    assert not np.shares_memory(own_memory(borrowed), borrowed)
+    assert not np.shares_memory(own_memory(flat[1:]), flat)
 
 
 def test_feeds_read_like_a_dict(tmp_path: Path) -> None:

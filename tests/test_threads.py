@@ -12,7 +12,8 @@ import pytest
 import scipy.linalg  # its BLAS is another than NumPy's
 from threadpoolctl import threadpool_info
 
-from corp_onnx.threads import ASKED, KERNELS, WIDE, Crew, choose_kernels, few_blas_threads
+from corp_onnx.run.runtime import make_options
+from corp_onnx.threads import ASKED, CORES, KERNELS, WIDE, Crew, choose_kernels, few_blas_threads, share_cores
 
 
 def count() -> set[int]:
@@ -56,6 +57,24 @@ class TestCrew:
 
         with Crew(2) as crew:
             assert crew.map(wait, range(4)) == [0, 1, 2, 3]
+
+    def test_what_says_nothing_of_cores_takes_those_that_the_others_leave(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A session opened by a member of a crew, which another opens one beside."""
+
+        def ask(_: int) -> tuple[int | None, int]:
+            return share_cores(), make_options(None).intra_op_num_threads
+
+        monkeypatch.setattr("os.cpu_count", lambda: 6)
+        with Crew(4) as crew:
+            assert crew.map(ask, range(4)) == [(1, 1)] * 4
+        with Crew(2) as crew:
+            assert crew.map(ask, range(2)) == [(3, 3)] * 2
+        assert Crew(1).map(ask, range(1)) == [(None, 0)]  # 0: ONNX Runtime takes all
+        monkeypatch.setenv(CORES, "5")
+        assert ask(0) == (5, 5)
+        assert make_options(2).intra_op_num_threads == 2
 
     def test_a_slow_call_holds_up_no_other_and_few_items_are_taken_ahead(self) -> None:
         """The first is over only when the third has begun: it would wait for ever if calls went two by two."""

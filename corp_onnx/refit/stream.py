@@ -21,7 +21,7 @@ from corp_onnx.run.pace import Pace, choose_pace
 from corp_onnx.run.segments import Segment, open_segment
 from corp_onnx.run.sessions import open_session
 from corp_onnx.run.tapped import open_tapped
-from corp_onnx.shelf import Feeds, Shelf
+from corp_onnx.shelf import Feeds, Shelf, own_memory
 from corp_onnx.threads import Crew
 from corp_onnx.units import Site
 
@@ -104,8 +104,8 @@ class StreamData:
 
 
 def _own(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same, copied out of what ONNX Runtime gives, which holds all of its session's memory."""
-    return {name: array if array.flags.owndata else array.copy() for name, array in arrays.items()}
+    """The same with memory of its own; copied by the thread that ran the batch, so that the others go on."""
+    return {name: own_memory(array) for name, array in arrays.items()}
 
 
 def is_by_image(leading: tuple[int, ...], n_images: int) -> bool:

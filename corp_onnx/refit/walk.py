@@ -87,8 +87,9 @@ def refit_changes(
             part = stop.key.part
             start = ridges.get(part, REFIT_RIDGE)
             weight, bias, ridges[part] = step.solve(ran, dense_stream, weights.get(stop.key), ridge, start)
-            pruned_stream = step.advance(ran, weight, bias)
             refitted[stop.key] = change.with_product(weight, bias)
+            if stop is not walk.stops[-1]:  # behind it nobody asks
+                pruned_stream = step.advance(ran, weight, bias)
         if progress:
             progress(1)
     return refitted

@@ -62,7 +62,7 @@ class CutWidths(Pass):
         expected = [p for p in expected if p.linear.output is not None]
         inputs = _find_inputs(after, [p.linear for p in expected])
         taps = [*inputs, *(p.linear.output or "" for p in expected)]
-        arrays = open_tapped(after, taps, provider=provider).run(feeds)
+        arrays = open_tapped(after, taps, provider=provider, once=True).run(feeds)
         worst, where = 0.0, ""
         for product, name in zip(expected, inputs, strict=True):
             x, found = arrays[name], arrays[product.linear.output or ""]

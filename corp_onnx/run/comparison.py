@@ -119,25 +119,29 @@ def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def run_outputs(
-    model: Model, feeds: Mapping[str, np.ndarray], provider: str = "cpu", given: Mapping[str, np.ndarray] | None = None
-) -> dict[str, np.ndarray]:
+    model: Model, feeds: Mapping[str, np.ndarray], provider: str = "cpu",
+    given: Mapping[str, np.ndarray] | None = None, *, once: bool = False,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Every output of a model by its name, in the model's order.
 
     Args:
         given: integer tensors of the graph that are to be these instead of what it computes.
+        once: as in `start_session`.
     """
     if not given:
-        return open_tapped(model, [], provider=provider).run(feeds)
+        return open_tapped(model, [], provider=provider, once=once).run(feeds)
     types = dict.fromkeys(given, int(TensorProto.INT64))
     names = [o.name for o in model.proto.graph.output]
-    return open_segment(model, types, [], names, given=list(given), provider=provider).run({}, {**feeds, **given})
+    return open_segment(model, types, [], names, given=list(given), provider=provider, once=once).run(
+        {}, {**feeds, **given}
+    )
 
 
 def run_whole(
     model: Model, feeds: Mapping[str, np.ndarray], provider: str = "cpu", given: Mapping[str, np.ndarray] | None = None
 ) -> Float64[np.ndarray, " n"]:
-    """Every output of a model in one row; `given` as for `run_outputs`."""
-    return join_outputs(run_outputs(model, feeds, provider, given))
+    """Every output in one row of a model that is asked once; `given` as for `run_outputs`."""
+    return join_outputs(run_outputs(model, feeds, provider, given, once=True))
 
 
 def join_outputs(outputs: Mapping[str, np.ndarray]) -> Float64[np.ndarray, " n"]:
@@ -157,7 +161,7 @@ def read_choices(
     """What a model chooses for a batch: integer tensors of its graph (`Pass.choices`), for `run_whole`."""
     if not names:
         return {}
-    arrays = open_tapped(model, names, provider=provider).run(feeds)
+    arrays = open_tapped(model, names, provider=provider, once=True).run(feeds)
     return {name: arrays[name].astype(np.int64) for name in names}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from corp_onnx.run.runtime import resolve_provider
-from corp_onnx.threads import MAX_CALLS, cores_are_limited, count_cores
+from corp_onnx.threads import MAX_CALLS, count_cores, share_cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,6 @@ def choose_pace(batch_size: int, fixed: int | None = None, provider: str = "cpu"
     n_batches = max(1, batch_size // fixed) if fixed else None
     n_calls = min(MAX_CALLS, count_cores(), n_batches or batch_size)
     if n_calls < 2 or resolve_provider(provider) != "CPUExecutionProvider":
-        return Pace(1, fixed or batch_size, count_cores() if cores_are_limited() else None, 1)
+        return Pace(1, fixed or batch_size, share_cores(), 1)
     threads = count_cores() // n_calls
     return Pace(n_calls, fixed or -(-batch_size // n_calls), threads, n_batches or n_calls)

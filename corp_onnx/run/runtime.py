@@ -18,6 +18,7 @@ import scipy.linalg
 
 from corp_onnx.errors import MissingExtraError, ModelError, OptionError
 from corp_onnx.memory import require_memory
+from corp_onnx.threads import share_cores
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -169,6 +170,7 @@ def make_options(threads: int | None, config: Mapping[str, str] | None = None, *
     """Options of a session: threads inside an operator, and configuration entries; it says nothing by itself.
 
     Args:
+        threads: None takes what there is for whoever asks (`share_cores`).
         once: it is run once: no pass of ONNX Runtime's rewrites the graph, and what reads a tensor is run as soon as
             that is there, so that no Shape keeps it until the end.
     """
@@ -178,6 +180,7 @@ def make_options(threads: int | None, config: Mapping[str, str] | None = None, *
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
     options.log_severity_level = QUIET
+    threads = share_cores() if threads is None else threads
     if threads is not None:
         options.intra_op_num_threads = threads
     for key, value in (config or {}).items():

@@ -62,6 +62,7 @@ def open_segment(
     threads: int | None = None,
     config: Mapping[str, str] | None = None,
     exact: bool = True,
+    once: bool = False,
 ) -> Segment:
     """The stretch of a model from the tensors `fed` (none: from its inputs) to the tensors `read`.
 
@@ -69,6 +70,7 @@ def open_segment(
         types: ONNX element type of every tensor, `Graph.types`.
         given: inner tensors that are taken from the feeds, like the graph's own inputs, instead of being computed.
         threads: as in `open_session`; so are `config` and `exact`.
+        once: as in `start_session`.
     """
     graph = model.proto.graph
     needed, sources = reach_back(graph, set(fed), read, set(given))
@@ -87,6 +89,6 @@ def open_segment(
     )
     light.graph.output.extend(onnx.ValueInfoProto(name=TAP_PREFIX + name) for name in read)
     stored = [tensor for tensor in graph.initializer if tensor.name in used]
-    session = start_session(light, model, provider, threads, config, stored, exact=exact)
+    session = start_session(light, model, provider, threads, config, stored, exact=exact, once=once)
     dtypes = {name: feed_dtype(types[name]) for name in fed}
     return Segment(session, tuple(fed), tuple(i.name for i in inputs), tuple(read), dtypes)

@@ -113,25 +113,25 @@ class Search:
         if self.merging is None or kind == "params":
             return self._solve(self.widths(kind, value, before_refit=before_refit), None, value)
         splits = self._list_splits(kind, value, before_refit=before_refit)
-        solutions = [self._solve(split.widths, split.merge, value) for split in splits]
-        if len(solutions) == 1:
-            return solutions[0]
-        return self._choose(solutions)
-
-    def _choose(self, solutions: Sequence[Solution]) -> Solution:
-        """That which loses least on the images of the probes; where models are small, its model is kept."""
         assert self.probes is not None
-        n_beside = count_beside(self.problem.graph, self.probes.pace.n_calls)
-        probes, made = self.probes.alone() if n_beside > 1 else self.probes, list[tuple[Solution, onnx.ModelProto]]()
+        with Crew(count_beside(self.problem.graph, self.probes.pace.n_calls)) as crew:
+            solutions = crew.map(lambda split: self._solve(split.widths, split.merge, value), splits)
+            return solutions[0] if len(solutions) == 1 else self._choose(solutions, self.probes, crew)
 
-        def measure(solution: Solution) -> float:
+    def _choose(self, solutions: Sequence[Solution], probes: Evaluator, crew: Crew) -> Solution:
+        """That which loses least on the images of the probes; where models are small, its model is kept."""
+        alone, made = probes.alone() if crew.size > 1 else probes, list[tuple[Solution, onnx.ModelProto]]()
+
+        def measure(solution: Solution, probes: Evaluator) -> float:
             proto = self.make(solution)
-            if n_beside > 1:
+            if crew.size > 1:
                 made.append((solution, proto))
             return probes.evaluate(proto).loss
 
-        with Crew(n_beside) as crew:
-            chosen = solutions[int(np.argmin(crew.map(measure, solutions)))]
+        n = len(solutions) // crew.size * crew.size  # what is left over gets every core
+        losses = crew.map(lambda solution: measure(solution, alone), solutions[:n])
+        losses += [measure(solution, probes) for solution in solutions[n:]]
+        chosen = solutions[int(np.argmin(losses))]
         self._made = next((pair for pair in made if pair[0] is chosen), None)
         return chosen
 

@@ -161,42 +161,43 @@ def measure_schedule(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Steps:
-    """From every number of tokens to every other, the loss that a stage adds; infinite where it can not go there.
+    """From every number of tokens to every other, the loss that a merge adds; infinite where it can not go there.
 
     Attributes:
         states: the numbers of tokens that are told apart, ascending.
-        losses: of every stage [from, to].
+        losses: of every stage [to, from]; None where nothing merges.
     """
 
     states: Int[np.ndarray, " states"]
-    losses: tuple[Float[np.ndarray, "states states"], ...]
+    losses: tuple[Float[np.ndarray, "states states"] | None, ...]
 
 
 def _trace_steps(stages: Sequence[StageCurve], n_tokens: int, n_special: int) -> _Steps:
     states = _states(n_tokens, n_special)
-    gone = states[:, None] - states[None, :]
-    most = np.array([most_merged(int(n), n_special) for n in states])[:, None]
-    losses: list[np.ndarray] = []
-    for stage in stages:
-        step = np.full(gone.shape, np.inf)
-        if stage.loss is not None:
-            loss = stage.loss[states]
-            step = np.where((gone > 0) & (gone <= most), np.maximum(loss[None, :] - loss[:, None], 0.0), np.inf)
-        np.fill_diagonal(step, 0.0)
-        losses.append(step)
-    return _Steps(states, tuple(losses))
+    gone = states[None, :] - states[:, None]
+    most = np.array([most_merged(int(n), n_special) for n in states])[None, :]
+    can_go = (gone > 0) & (gone <= most)
+
+    def trace(loss: Float[np.ndarray, " m"]) -> Float[np.ndarray, "states states"]:
+        return np.where(can_go, np.maximum(loss[states][:, None] - loss[states][None, :], 0.0), np.inf)
+
+    return _Steps(states, tuple(None if stage.loss is None else trace(stage.loss) for stage in stages))
 
 
 def _cheapest(stages: Sequence[StageCurve], steps: _Steps, price: float, merge_cost: float) -> tuple[int, ...]:
     """The numbers merged of least loss + price * cost."""
     states = steps.states
     best = np.where(states == states[-1], 0.0, np.inf)  # by tokens that are left; all of them at first
-    charge = price * merge_cost * (1.0 - np.eye(len(states)))
+    stayed = np.arange(len(states))
     came: list[Int[np.ndarray, " states"]] = []
     for stage, losses in zip(stages, steps.losses, strict=True):
-        total = best[:, None] + (losses + charge)
-        came.append(total.argmin(axis=0))
-        best = total.min(axis=0) + price * stage.cost[states]
+        back = stayed
+        if losses is not None:
+            merged_from = (losses + best).argmin(axis=1)
+            loss = losses[stayed, merged_from] + best[merged_from] + price * merge_cost
+            back, best = np.where(loss < best, merged_from, stayed), np.minimum(loss, best)
+        came.append(back)
+        best = best + price * stage.cost[states]
     at = int(best.argmin())
     merged: list[int] = []
     for back in reversed(came):

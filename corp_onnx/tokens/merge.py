@@ -76,7 +76,7 @@ class MergeTokens(Pass):
         n_special = trace_tokens(graph, [step.site.stream for step in self.steps]).n_special
         whats = ("order", "partner", "tokens", "sizes")
         taps = [t for s in self.steps for t in (s.site.stream, s.site.source, *(s.tensor(what) for what in whats))]
-        arrays = open_tapped(after, taps, provider=provider).run(feeds)
+        arrays = open_tapped(after, taps, provider=provider, once=True).run(feeds)
         tolerance = TOLERANCE[graph.float_type]
         sizes: np.ndarray | None = None
         worst = 0.0
