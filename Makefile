@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Some images of containers forbid it: every command would compile the whole package anew, a second each.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: install demo docs test lint format test-slow test-taylor test-triton test-tensorrt test-openvino test-cpp test-ray test-web test-gpu fuzz fuzz-short clean
 
 install: .venv/.installed

@@ -140,7 +140,7 @@ def test_a_larger_threshold_gives_a_smaller_model(tmp_path: Path) -> None:
     results = []
     for threshold in (0.003, 0.3):
         method = Method(units=("mlp",), widths=Threshold(threshold), refit=False)
-        settings = PruneSettings(method, n_images=24)
+        settings = PruneSettings(method, n_images=12)
         results.append(prune_model(DEMO, calib, tmp_path / f"{threshold}.onnx", settings=settings))
     small, large = results
     assert large.pruned.macs < small.pruned.macs < small.dense.macs

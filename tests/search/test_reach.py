@@ -28,6 +28,12 @@ def demo() -> Any:
     return graph, blocks, plan_trim(graph, blocks)[0]
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of what the ways have in common."""
+    return tmp_path_factory.mktemp("cache")
+
+
 def refusal(found: Any, **options: Any) -> str:
     graph, blocks, trim = found
     method = choose_settings(**options).method
@@ -51,12 +57,12 @@ WAYS = [
 
 @pytest.mark.parametrize("options", WAYS)
 def test_what_is_foretold_is_what_the_search_reaches(
-    demo: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    demo: Any, cache: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     text = refusal(demo, **options)
     monkeypatch.setattr("corp_onnx.case.require_reachable", lambda *_: None)
     with pytest.raises(OptionError) as late:
-        prune_model(DEMO, DEMO.parent / "calib", tmp_path / "x.onnx", n_images=4, **options)
+        prune_model(DEMO, DEMO.parent / "calib", tmp_path / "x.onnx", n_images=4, cache=str(cache), **options)
     foretold, found = (float(re.findall(r"(0\.\d{3})\b(?! asks)", said)[-1]) for said in (text, str(late.value)))
     assert foretold == pytest.approx(found, abs=0.0021)
     assert listing(tmp_path) == []
