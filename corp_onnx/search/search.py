@@ -212,8 +212,10 @@ class Search:
         """What a model loses on images that judge, a few of them where nothing else is asked of these."""
         if self._judge is not None:
             return self._judge.evaluate(proto).loss
-        few = spread_images(self.problem.judging, FORESEEN_IMAGES)
-        return self._prepare(few).evaluate(proto).loss
+        p, few = self.problem, spread_images(self.problem.judging, FORESEEN_IMAGES)
+        key = {"images": few.data_hash(), "tasks": repr(p.tasks)}
+        judge = p.findings.hold("judge", key, lambda: self._prepare(few))
+        return judge.evaluate(proto).loss
 
     def _prepare(self, images: Images) -> Evaluator:
         p = self.problem

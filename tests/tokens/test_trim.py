@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,13 @@ CLASS_TOKEN = (
 TRIMMED = [n for n in NAMES if n.startswith(CLASS_TOKEN)]
 
 
+@cache
+def planned(name: str) -> TrimPlan:
+    plan, _ = plan_trim(*probed(name))
+    assert plan is not None
+    return plan
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_found(name: str) -> None:
     graph, _ = probed(name)
@@ -59,8 +67,7 @@ class TestEveryExporter:
     def test_answers_of_a_pruned_file_stay(self, name: str, tmp_path: Path) -> None:
         """With random maps in every operand, at another batch size than the probe's."""
         graph, blocks = probed(name)
-        plan, _ = plan_trim(graph, blocks)
-        assert plan is not None
+        plan = planned(name)
         changes, feeds = random_changes(graph, blocks, 0), feeds_of(graph)
         whole = save(apply_changes(graph, changes), tmp_path, "whole", graph)
         rewrite = plan_rewrite(changes, plan)
@@ -77,9 +84,8 @@ class TestEveryExporter:
         assert tokens.check(graph, apart, trimmed, feeds, "cpu").passed
 
     def test_cost_is_what_was_promised(self, name: str) -> None:
-        graph, blocks = probed(name)
-        plan, _ = plan_trim(graph, blocks)
-        assert plan is not None
+        graph, _ = probed(name)
+        plan = planned(name)
         trimmed = probe_graph(replace(graph.model, proto=trim_tokens(plan.graph, plan.trim))).cost
         assert trimmed.by_node == plan.cost.by_node
         dense = graph.cost
@@ -88,8 +94,7 @@ class TestEveryExporter:
     def test_queries_stand_apart_where_they_shared_a_product(self, name: str) -> None:
         """Then their product too is computed for the tokens that are read, and units keep their names."""
         graph, blocks = probed(name)
-        plan, _ = plan_trim(graph, blocks)
-        assert plan is not None
+        plan = planned(name)
         unit = blocks.attentions[-1]
         before, after = (
             {u.key: u.describe(p.graph, p.cost) for u in list_units(p.blocks, KINDS, skipped=True)}
