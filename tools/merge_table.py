@@ -21,18 +21,23 @@ from study import Row, Study, open_study, print_rows, study_parser
 
 from corp_onnx.search.probes import draw_probes
 from corp_onnx.search.problem import Problem, Solution
-from corp_onnx.search.search import Search, prepare_search
+from corp_onnx.search.search import prepare_search
 from corp_onnx.search.tokens import MergeCandidates, prepare_merging
 from corp_onnx.settings import BEST
+from corp_onnx.threads import few_blas_threads
 from corp_onnx.tokens.metric import learn_metrics
 
+ROWS = ("ToMe", "tokens alone", "best, no refit", "best", "widths alone")
 
+
+@few_blas_threads()
 def main() -> None:
     """Measure every row for every seed, print the table."""
     parser = study_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.7, 0.6, 0.5, 0.4])
     parser.add_argument("--beside", type=int, nargs="*", default=[0], help="seeds for which widths alone and ToMe run")
+    parser.add_argument("--rows", choices=ROWS, nargs="+", default=ROWS, help="that are made")
     parser.add_argument("--picture", type=Path, help="draw the tokens behind every block of the first seed's `best`")
     parser.add_argument("--keep", help="write the models of `best` there: PREFIX.<budget>.<seed>.onnx")
     args = parser.parse_args()
@@ -42,7 +47,8 @@ def main() -> None:
     drawn: dict[str, list[int]] = {}
     for seed in args.seeds:
         problem = study.draw(seed, method=BEST)
-        for name, budget, solution in _solutions(study, problem, args.budgets, seed in args.beside):
+        wanted = [name for name in args.rows if name not in ("ToMe", "widths alone") or seed in args.beside]
+        for name, budget, solution in _solutions(study, problem, args.budgets, wanted):
             row = f"{budget:.0%}, {name}"
             rows[row].append(study.measure(problem, solution))
             merged = " ".join(f"{step.site.block}:{step.n_merged}" for step in solution.merges)
@@ -95,21 +101,27 @@ def draw_schedules(schedules: Mapping[str, Sequence[int]]) -> str:
 
 
 def _solutions(
-    study: Study, problem: Problem, budgets: list[float], beside: bool
+    study: Study, problem: Problem, budgets: list[float], wanted: Sequence[str]
 ) -> Iterator[tuple[str, float, Solution]]:
-    """(row name, budget, solution)."""
+    """(row name, budget, solution) of the rows that are wanted."""
     search = prepare_search(problem)
+    candidates = {"ToMe": _prepare_tome(study, problem) if "ToMe" in wanted else None, "tokens alone": search.merging}
+    refits = {
+        "best, no refit": search.one_shot,
+        "best": search.refitted,
+        "widths alone": replace(search, merging=None).refitted,
+    }
+    for budget, name in itertools.product(budgets, wanted):
+        if name in refits:
+            yield name, budget, refits[name]("macs", budget)
+        elif (found := candidates[name]) and (alone := _merge_alone(found, budget * problem.graph.cost.total)):
+            yield name, budget, alone
+
+
+def _prepare_tome(study: Study, problem: Problem) -> MergeCandidates | None:
     keys = learn_metrics(study.graph, problem.blocks, problem.sites, problem.calibration, "keys")
     constant = replace(problem, metrics=keys, method=replace(BEST, merge="constant", merge_metric="keys"))
-    tome = prepare_merging(constant, draw_probes(problem)) if beside else None
-    for budget in budgets:
-        for name, candidates in (("ToMe", tome), ("tokens alone", search.merging)):
-            if candidates and (alone := _merge_alone(candidates, budget * problem.graph.cost.total)):
-                yield name, budget, alone
-        yield "best, no refit", budget, search.one_shot("macs", budget)
-        yield "best", budget, search.refitted("macs", budget)
-        if beside:
-            yield "widths alone", budget, _without_merging(search).refitted("macs", budget)
+    return prepare_merging(constant, draw_probes(problem))
 
 
 def _merge_alone(candidates: MergeCandidates, limit: float) -> Solution | None:
@@ -119,10 +131,6 @@ def _merge_alone(candidates: MergeCandidates, limit: float) -> Solution | None:
         if plan is not None and plan.cost.total <= limit:
             return Solution({}, (), merges=plan.steps)
     return None
-
-
-def _without_merging(search: Search) -> Search:
-    return replace(search, merging=None)
 
 
 if __name__ == "__main__":
