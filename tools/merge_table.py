@@ -27,7 +27,8 @@ from corp_onnx.settings import BEST
 from corp_onnx.threads import few_blas_threads
 from corp_onnx.tokens.metric import learn_metrics
 
-ROWS = ("ToMe", "tokens alone", "best, no refit", "best", "widths alone")
+BESIDE = ("ToMe", "widths alone")
+ROWS = ("tokens alone", "best, no refit", "best", *BESIDE)
 
 
 @few_blas_threads()
@@ -47,7 +48,7 @@ def main() -> None:
     drawn: dict[str, list[int]] = {}
     for seed in args.seeds:
         problem = study.draw(seed, method=BEST)
-        wanted = [name for name in args.rows if name not in ("ToMe", "widths alone") or seed in args.beside]
+        wanted = [name for name in args.rows if name not in BESIDE or seed in args.beside]
         for name, budget, solution in _solutions(study, problem, args.budgets, wanted):
             row = f"{budget:.0%}, {name}"
             rows[row].append(study.measure(problem, solution))
@@ -106,14 +107,14 @@ def _solutions(
     """(row name, budget, solution) of the rows that are wanted."""
     search = prepare_search(problem)
     candidates = {"ToMe": _prepare_tome(study, problem) if "ToMe" in wanted else None, "tokens alone": search.merging}
-    refits = {
+    searches = {
         "best, no refit": search.one_shot,
         "best": search.refitted,
         "widths alone": replace(search, merging=None).refitted,
     }
     for budget, name in itertools.product(budgets, wanted):
-        if name in refits:
-            yield name, budget, refits[name]("macs", budget)
+        if name in searches:
+            yield name, budget, searches[name]("macs", budget)
         elif (found := candidates[name]) and (alone := _merge_alone(found, budget * problem.graph.cost.total)):
             yield name, budget, alone
 
