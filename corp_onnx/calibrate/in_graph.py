@@ -1,8 +1,8 @@
 """The sums of units made inside the graph of the model, where it runs on a device with a memory of its own.
 
 Enters images; leaves running sums as `moments/sums.py` makes them, up to float32 rounding. Activations never leave the
-device: a run adds a batch to accumulators that stay there, and every few thousand tokens they come to the host and go
-on in float64 (moments/gathered.py).
+device, and neither do sums before the end: a run adds a batch to accumulators that stay there, in float64
+(run/reduced.py). To bring them to the host every few thousand tokens would cost more than to make them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from corp_onnx.graph import Graph
 from corp_onnx.images import Images
 from corp_onnx.moments import AnyMoments
 from corp_onnx.moments.gathered import GatheredSum
-from corp_onnx.moments.tiles import FLUSH_ROWS, State, inside, under
+from corp_onnx.moments.tiles import State, inside, under
 from corp_onnx.run.reduced import SumPen, open_reduced
 from corp_onnx.units import Unit
+
+LOOK_EVERY = 64
+"""Images between two looks at the small sums of every unit: what is no number is found long before the end."""
 
 
 class GraphSums:
@@ -36,7 +39,7 @@ class GraphSums:
         self._sums = {str(unit.key): unit.write_sum(pen) for unit in units}
         self._shaped = {key: [name for name in pen.shaped if _is_of(key, name)] for key in self._sums}
         self._reduced = open_reduced(pen, provider=provider)
-        self._n_recent = 0
+        self._n_unseen = 0
         self.running = [_OneSum(self, key, found) for key, found in self._sums.items()]
 
     def fill(self, images: Images, batch_size: int) -> Iterator[int]:
@@ -46,7 +49,7 @@ class GraphSums:
             how many, after every batch.
 
         Raises:
-            NonFiniteError: a tensor holds NaN or Inf; when it comes to the host.
+            NonFiniteError: a tensor holds NaN or Inf; when that is looked for.
         """
         for feeds, n_real in self._reduced.stream(images, batch_size):
             if any(found.n_pivot and found.pivot is None for found in self._sums.values()):
@@ -54,40 +57,25 @@ class GraphSums:
             self._add(feeds, n_real)
             yield n_real
 
-    def flush(self) -> None:
-        """All that is on the device goes into float64 on the host."""
-        if self._n_recent:
-            for key, found in self._sums.items():
-                found.take(self.recent(key))
-            self._reduced.clear()
-            self._n_recent = 0
-
-    def recent(self, key: str) -> dict[str, np.ndarray]:
-        """The accumulators of a unit, on the host."""
+    def read(self, key: str) -> dict[str, np.ndarray]:
+        """The sums of a unit, on the host."""
         return {name: self._reduced.read(f"{key}/{name}") for name in self._sums[key].shapes}
 
-    def resume(self, key: str, recent: Mapping[str, np.ndarray], n_recent: int) -> None:
-        """Set the accumulators of a unit, of so many tokens together with all others."""
-        self._n_recent = n_recent
-        for name, array in recent.items():
+    def resume(self, key: str, sums: Mapping[str, np.ndarray]) -> None:
+        """Set the sums of a unit, whose pivot is known."""
+        for name, array in sums.items():
             self._reduced.write(f"{key}/{name}", array)
-        pivot = self._sums[key].pivot
-        if pivot is not None:
-            self._reduced.write(f"{key}/pivot", pivot)
-
-    @property
-    def n_recent(self) -> int:
-        """Tokens that are in the accumulators."""
-        return self._n_recent
+        self._set_pivot(key)
 
     def _add(self, feeds: Mapping[str, np.ndarray], n_real: int) -> None:
         shapes = self._reduced.run(feeds, n_real)
-        self._n_recent += max(
+        for key, found in self._sums.items():
             found.count([shapes[name] for name in self._shaped[key]], self._real(feeds, n_real))
-            for key, found in self._sums.items()
-        )
-        if self._n_recent >= FLUSH_ROWS:
-            self.flush()
+        self._n_unseen += n_real
+        if self._n_unseen >= LOOK_EVERY:
+            self._n_unseen = 0
+            for key, found in self._sums.items():
+                found.require_finite(self._reduced.read(f"{key}/{found.watched}"))
 
     def _find_pivots(self, feeds: Mapping[str, np.ndarray], n_real: int) -> None:
         """The mean of the first batch, which goes through the model once more for it."""
@@ -96,9 +84,14 @@ class GraphSums:
             if found.n_pivot:
                 n_rows = int(shapes[key][0] * self._real(feeds, n_real))
                 with np.errstate(over="ignore", invalid="ignore"):
-                    found.pivot = (self._reduced.read(f"{key}/total").astype(np.float64) / n_rows).astype(np.float32)
-                self._reduced.write(f"{key}/pivot", found.pivot)
+                    found.pivot = (self._reduced.read(f"{key}/total") / n_rows).astype(np.float32)
+                self._set_pivot(key)
         self._reduced.clear()
+
+    def _set_pivot(self, key: str) -> None:
+        pivot = self._sums[key].pivot
+        if pivot is not None:
+            self._reduced.write_pivot(f"{key}/pivot", pivot)
 
     def _real(self, feeds: Mapping[str, np.ndarray], n_real: int) -> Fraction:
         """The part of a batch that is no filling."""
@@ -118,18 +111,16 @@ class _OneSum:
 
     def result(self) -> AnyMoments:
         """The moments of everything seen."""
-        self.together.flush()
-        return self.found.result()
+        return self.found.result(self.together.read(self.key))
 
     def state(self) -> State:
-        """What is on the host, and what is not yet."""
-        recent, n_recent = self.together.recent(self.key), np.array([self.together.n_recent])
-        return {**under("host", self.found.state()), **under("recent", recent), "n_recent": n_recent}
+        """What is known on the host, and the sums."""
+        return {**under("host", self.found.state()), **under("sums", self.together.read(self.key))}
 
     def restore(self, state: State) -> None:
         """Go on from a state."""
         self.found.restore(inside("host", state))
-        self.together.resume(self.key, inside("recent", state), int(state["n_recent"][0]))
+        self.together.resume(self.key, inside("sums", state))
 
 
 def _is_of(key: str, name: str) -> bool:

@@ -1,7 +1,8 @@
 """Sums that a model makes of its own inner tensors: nodes behind them, and accumulators that stay where it runs.
 
-Enters a model and what a `SumPen` wrote; leaves a `Reduced` session. A run adds a batch: the accumulators go in and
-come out again on the device, bound to its memory, and nothing else leaves it but a few shapes.
+Enters a model and what a `SumPen` wrote; leaves a `Reduced` session. A run adds a batch: what it sums in float32 is
+added to float64 in the device's memory, where an accumulator is input and output at once, and nothing leaves the device
+but a few shapes.
 """
 
 from __future__ import annotations
@@ -24,9 +25,6 @@ from corp_onnx.run.tapped import Product, open_cut, product_nodes
 
 PREFIX = "corp_onnx.sum/"
 """In front of every name that is added, so that it can not meet a name of the graph."""
-
-N_IMAGES = PREFIX + "n_images"
-"""The input that says how many images a batch has."""
 
 SUMS_IN_AXES = 13
 """The operator set in which the axes of a ReduceSum became an input."""
@@ -51,6 +49,7 @@ class SumPen:
     shaped: dict[str, str] = field(default_factory=dict)
     products: dict[str, Product] = field(default_factory=dict)
     _cast: dict[str, str] = field(default_factory=dict)
+    _n_images: str = ""
 
     def put(self, op: str, *inputs: str, **attributes: Any) -> str:
         """A node; the name of its output."""
@@ -69,6 +68,14 @@ class SumPen:
         if tensor not in self._cast:
             self._cast[tensor] = self.put("Cast", tensor, to=TensorProto.FLOAT)
         return self._cast[tensor]
+
+    def count_images(self) -> str:
+        """How many images a batch has, [1], out of the shape of an input: such numbers never go to a device."""
+        if not self._n_images and self.graph.fixed_batch:
+            self._n_images = self.constant([self.graph.n_images])
+        elif not self._n_images:
+            self._n_images = self.put("Gather", self.put("Shape", self.graph.inputs[0]), self.constant([0]), axis=0)
+        return self._n_images
 
     def reshape(self, x: str, *shape: int | str) -> str:
         """To whole numbers, and names of tensors [1] among them."""
@@ -97,9 +104,10 @@ class SumPen:
         return self.put("Sub", x, PREFIX + name)
 
     def add_up(self, name: str, x: str, shape: tuple[int, ...]) -> None:
-        """Add a tensor to an accumulator."""
+        """Add a tensor to an accumulator, in float64. Nothing else may read that: the sum is written over it."""
         self.carried[name] = shape
-        self.nodes.append(helper.make_node("Add", [PREFIX + name, x], [PREFIX + name + "/next"]))
+        double = self.put("Cast", x, to=TensorProto.DOUBLE)
+        self.nodes.append(helper.make_node("Add", [PREFIX + name, double], [PREFIX + name + "/next"]))
 
     def say_shape(self, name: str, x: str) -> None:
         """Give the shape of a tensor."""
@@ -113,11 +121,10 @@ class Reduced:
         self.session = session
         self._pen = pen
         self._device = DEVICES.get(session.provider, "cpu")
-        self._kept = {name: self._hold(np.zeros(shape, np.float32)) for name, shape in pen.carried.items()}
-        self._next = {name: self._hold(np.zeros(shape, np.float32)) for name, shape in pen.carried.items()}
-        self._fed = {PREFIX + name: self._hold(np.zeros(n, np.float32)) for name, n in pen.pivots.items()}
+        self._kept = {name: self._hold(np.zeros(shape)) for name, shape in pen.carried.items()}
+        self._fed = {name: self._hold(np.zeros(n, np.float32)) for name, n in pen.pivots.items()}
         self._masks: dict[tuple[str, int], Any] = {}
-        self._inputs = {value.name for value in session.native.get_inputs()}
+        self._binding = explain_call(session, self._bind)
 
     def stream(self, images: Images, batch_size: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
         """All images as the model takes them, as `Session.stream`."""
@@ -141,35 +148,38 @@ class Reduced:
         return np.array(self._kept[name].numpy())
 
     def write(self, name: str, array: np.ndarray) -> None:
-        """Set an accumulator, or a pivot."""
-        fed = PREFIX + name
-        place, key = (self._fed, fed) if fed in self._fed else (self._kept, name)
-        place[key] = self._hold(np.array(array, np.float32, order="C"))
+        """Set an accumulator."""
+        self._kept[name].update_inplace(np.ascontiguousarray(array, np.float64))
+
+    def write_pivot(self, name: str, array: np.ndarray) -> None:
+        """Set what is taken away from a tensor."""
+        self._fed[name].update_inplace(np.ascontiguousarray(array, np.float32))
 
     def clear(self) -> None:
         """Every accumulator to zero."""
         for name, shape in self._pen.carried.items():
-            self.write(name, np.zeros(shape, np.float32))
+            self.write(name, np.zeros(shape))
 
-    def _run(self, feeds: Mapping[str, np.ndarray], n_real: int) -> dict[str, tuple[int, ...]]:
+    def _bind(self) -> Any:
+        """All that stays the same from run to run; every accumulator is bound twice."""
         binding = self.session.native.io_binding()
-        n_images = len(next(iter(feeds.values())))
-        given = {**feeds, N_IMAGES: np.array([n_images], np.int64)}
-        for name, array in given.items():
-            if name in self._inputs:
-                binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        masks = {name: self._find_mask(name, n_real) for name in self._pen.masks}
-        for name, value in {**self._fed, **masks}.items():
-            binding.bind_ortvalue_input(name, value)
-        for name in self._kept:
-            binding.bind_ortvalue_input(PREFIX + name, self._kept[name])
-            binding.bind_ortvalue_output(PREFIX + name + "/next", self._next[name])
+        for name, value in self._fed.items():
+            binding.bind_ortvalue_input(PREFIX + name, value)
+        for name, value in self._kept.items():
+            binding.bind_ortvalue_input(PREFIX + name, value)
+            binding.bind_ortvalue_output(PREFIX + name + "/next", value)
         for output in self._pen.shaped.values():
             binding.bind_output(output, "cpu")
-        self.session.native.run_with_iobinding(binding)
-        binding.synchronize_outputs()
-        self._kept, self._next = self._next, self._kept
-        shapes = binding.get_outputs()[len(self._kept) :]  # in the order in which they were bound
+        return binding
+
+    def _run(self, feeds: Mapping[str, np.ndarray], n_real: int) -> dict[str, tuple[int, ...]]:
+        for name, array in feeds.items():
+            self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in self._pen.masks:
+            self._binding.bind_ortvalue_input(name, self._find_mask(name, n_real))
+        self.session.native.run_with_iobinding(self._binding)
+        self._binding.synchronize_outputs()
+        shapes = self._binding.get_outputs()[len(self._kept) :]  # in the order in which they were bound
         return {name: tuple(int(n) for n in s.numpy()) for name, s in zip(self._pen.shaped, shapes, strict=True)}
 
     def _find_mask(self, name: str, n_real: int) -> Any:
@@ -199,13 +209,12 @@ def open_reduced(pen: SumPen, *, provider: str = "cpu") -> Reduced:
         ModelError: ONNX Runtime can not load it.
     """
     extra = [node for product in pen.products.values() for node in product_nodes(product)]
-    float32, int64 = TensorProto.FLOAT, TensorProto.INT64
-    inputs = [helper.make_tensor_value_info(N_IMAGES, int64, [1])]
-    inputs += [helper.make_tensor_value_info(name, float32, [n, 1]) for name, (n, _) in pen.masks.items()]
+    float32, float64 = TensorProto.FLOAT, TensorProto.DOUBLE
+    inputs = [helper.make_tensor_value_info(name, float32, [n, 1]) for name, (n, _) in pen.masks.items()]
     inputs += [helper.make_tensor_value_info(PREFIX + name, float32, [n]) for name, n in pen.pivots.items()]
-    inputs += [helper.make_tensor_value_info(PREFIX + name, float32, s) for name, s in pen.carried.items()]
+    inputs += [helper.make_tensor_value_info(PREFIX + name, float64, s) for name, s in pen.carried.items()]
     outputs = [
-        helper.make_tensor_value_info(PREFIX + name + "/next", float32, shape) for name, shape in pen.carried.items()
+        helper.make_tensor_value_info(PREFIX + name + "/next", float64, shape) for name, shape in pen.carried.items()
     ]
     outputs += [onnx.ValueInfoProto(name=name) for name in pen.shaped.values()]
     model = pen.graph.model

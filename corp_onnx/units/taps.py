@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from corp_onnx.blocks import Operand
 from corp_onnx.graph import Graph
-from corp_onnx.run.reduced import N_IMAGES, SumPen
+from corp_onnx.run.reduced import SumPen
 from corp_onnx.run.tapped import Product
 
 
@@ -82,7 +82,7 @@ def write_operand(pen: SumPen, operand: Operand) -> str:
         n_columns = graph.dims(operand.projection)[-1]
     probed = graph.shapes.get(operand.projection, (graph.n_images, operand.n_tokens, n_columns))
     n_windows = int(np.prod(probed[:-1])) // (graph.n_images * operand.n_tokens)
-    n_images = pen.put("Mul", N_IMAGES, pen.constant([n_windows]))
+    n_images = pen.count_images() if n_windows == 1 else pen.put("Mul", pen.count_images(), pen.constant([n_windows]))
     rows = pen.read(operand.projection)
     if operand.token_major:
         images = pen.put("Transpose", pen.reshape(rows, -1, n_images, n_columns), perm=[1, 0, 2])

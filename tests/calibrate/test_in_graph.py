@@ -15,16 +15,16 @@ from random_vits import Spelling, write_model
 
 from corp_onnx.calibrate import collect
 from corp_onnx.calibrate.collect import choose_reducer, collect_moments
-from corp_onnx.calibrate.in_graph import GraphSums
+from corp_onnx.calibrate.in_graph import LOOK_EVERY
 from corp_onnx.errors import InputError, NonFiniteError
 from corp_onnx.moments import ChannelMoments, LogitMoments, Moments
-from corp_onnx.moments.tiles import FLUSH_ROWS
+from corp_onnx.run.reduced import SumPen, open_reduced
 from corp_onnx.units import list_units
 
 RUN = [n for n in ENTRIES if runs_here(n) and ENTRIES[n]["expect"]["n_blocks"]]
 
 FLOAT32 = 2e-5
-"""Of sqrt(G_ii G_jj): the bound is FLUSH_ROWS 2^-24 = 2.4e-4, and roundings mostly cancel."""
+"""Of sqrt(G_ii G_jj): the bound is 2^-24 for each token of a batch, and roundings mostly cancel."""
 
 FLOAT16 = 4e-3
 """Of models in half precision, of which ONNX Runtime fuses other nodes where other tensors are read."""
@@ -81,16 +81,22 @@ def test_what_fills_up_a_fixed_batch_does_not_count(spelling: Spelling, tmp_path
     require_near(*collect_both(graph, blocks, 3))
 
 
-def test_sums_come_to_the_host_before_digits_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After FLUSH_ROWS tokens; a large set is as near as a small one."""
+def test_no_digit_is_lost_over_many_images() -> None:
+    """A batch is added to sums so large that float32 would not notice it, and found in them to the bit of float64."""
     graph, blocks = probed("timm_vit_ts17_fused")
-    flushed: list[int] = []
-    flush = GraphSums.flush
-    monkeypatch.setattr(GraphSums, "flush", lambda s: (flushed.append(s.n_recent), flush(s))[1])
-    monkeypatch.setattr("corp_onnx.calibrate.in_graph.FLUSH_ROWS", 100)
-    require_near(*collect_both(graph, blocks, 20))
-    assert flushed[:3] == [102, 102, 102]  # 17 tokens, two images at a time
-    assert FLUSH_ROWS == 4096
+    (unit, *_) = list_units(blocks, KINDS)
+    pen = SumPen(graph)
+    shapes = unit.write_sum(pen).shapes
+    reduced = open_reduced(pen)
+    ((feeds, n_real),) = reduced.stream(images_of(graph, 2), 2)
+    reduced.run(feeds, n_real)
+    alone = {name: reduced.read(f"{unit.key}/{name}") for name in shapes}
+    for name in shapes:
+        reduced.write(f"{unit.key}/{name}", np.full(shapes[name], 2.0**40))
+    reduced.run(feeds, n_real)
+    for name, array in alone.items():
+        assert np.abs(array).max() < 2.0**16  # a unit in the last place of 2^40 in float32 is 2^17
+        assert np.array_equal(reduced.read(f"{unit.key}/{name}"), 2.0**40 + array)
 
 
 @pytest.mark.parametrize("name", ["timm_vit_ts17_fused", "timm_vit_ts17_fused_fixed"])
@@ -108,15 +114,21 @@ def test_what_was_interrupted_ends_with_the_same_bytes(name: str, stop: int, tmp
     require_same_bytes(found, collect_moments(graph, units, images, **given))
 
 
-def test_a_number_that_is_none_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_images", [2, 4 * LOOK_EVERY])
+def test_a_number_that_is_none_is_named(n_images: int, tmp_path: Path) -> None:
+    """At the end, and in a long run after the first look."""
     proto = write_model(Spelling())
     weight = next(t for t in proto.graph.initializer if list(t.dims) == [7, 12])
     broken = numpy_helper.to_array(weight).copy()
     broken[0, 0] = np.nan
     weight.CopyFrom(numpy_helper.from_array(broken, weight.name))
     graph, blocks = find_in(proto, tmp_path)
+    seen: list[int] = []
     with pytest.raises(NonFiniteError, match=r"tensor '.*' \(blocks\.0\.mlp\) holds NaN"):
-        collect_moments(graph, list_units(blocks, KINDS), images_of(graph, 2), reducer="graph")
+        collect_moments(
+            graph, list_units(blocks, KINDS), images_of(graph, n_images), reducer="graph", progress=seen.append
+        )
+    assert sum(seen) <= LOOK_EVERY
 
 
 def test_where_sums_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
