@@ -30,7 +30,15 @@ from pathlib import Path
 from typing import Any
 
 from gpu.files import DENSE, FUSED, Variant, find_files, list_variants, prepare
-from gpu.measures import Row, count_kernels, time_calibration, time_graphs, time_models, time_pruning
+from gpu.measures import (
+    Row,
+    compare_sums,
+    count_kernels,
+    time_calibration,
+    time_graphs,
+    time_models,
+    time_pruning,
+)
 from gpu.page import write_page
 from gpu.shapes import RECIPES
 
@@ -43,9 +51,6 @@ ROW = "ROW "
 
 LIBRARIES = ("nvidia-cuda-runtime", "nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "nvidia-cufft")
 """Packages whose versions the record names where they are there."""
-
-NO_TF32 = {"NVIDIA_TF32_OVERRIDE": "0"}
-"""For NVIDIA's libraries: products of float32 with every digit. ONNX Runtime lets them drop 13 of 23 by default."""
 
 MAX_LOG = 600
 """Characters of what a failed job said last that its row keeps."""
@@ -61,9 +66,8 @@ class Job:
     """One process of a run.
 
     Attributes:
-        kind: speed, graphs, kernels, calibration or pruning.
+        kind: speed, graphs, kernels, calibration, sums or pruning.
         options: of the function of that kind.
-        environment: variables that the process has besides.
     """
 
     kind: str
@@ -71,7 +75,6 @@ class Job:
     precision: str = "float32"
     names: tuple[str, ...] = (DENSE,)
     options: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def variants(self) -> list[Variant]:
@@ -99,17 +102,15 @@ def list_jobs(provider: str, seconds: float) -> list[Job]:
         *(Job("graphs", shape, "float16", both, {**small, "batches": [1, 8, 32]}) for shape in ("tiny", "base")),
         *(Job("calibration", "tiny", options={**where, **some}) for where in (here, host)),
         *(Job("calibration", "base", options={**where, **fewer}) for where in (here, host)),
-        Job("calibration", "base", options={**here, "n_images": 128, "batch_size": 32}),
-        Job("pruning", "tiny", options={**here, **some}),
-        Job("pruning", "tiny", options={**here, **some}, environment=NO_TF32),
-        Job("pruning", "tiny", options={**host, **some}),
+        *(Job("calibration", shape, options={**here, "n_images": 256, "batch_size": 32}) for shape in ("tiny", "base")),
+        Job("sums", "tiny", options={**here, **fewer}),
+        Job("calibration", "huge", options={**here, "n_images": 128, "batch_size": 16}),
+        *(Job("pruning", "tiny", options={**where, **some}) for where in (here, host)),
         Job("speed", "tiny", "float32", EVERY, {**small, "batches": [1, 8, 32]}),
-        Job("calibration", "huge", options={**here, "n_images": 64, "batch_size": 8}),
-        Job("pruning", "base", options={**here, **fewer}, environment=NO_TF32),
+        Job("pruning", "base", options={**here, **some}),
+        Job("pruning", "huge", options={**here, "n_images": 128, "batch_size": 16}),
         Job("speed", "huge", "float16", FEW, {**small, "batches": [1, 8, 32]}),
-        Job("calibration", "tiny", options={**here, **some}, environment=NO_TF32),
-        Job("pruning", "tiny", options={**here, **some, "macs": 0.617, "merge": "none"}, environment=NO_TF32),
-        Job("pruning", "huge", options={**here, "n_images": 64, "batch_size": 8}, environment=NO_TF32),
+        Job("pruning", "tiny", options={**here, **some, "macs": 0.617, "merge": "none"}),
     ]
 
 
@@ -170,7 +171,7 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _name(job: Job) -> Row:
-    return {"kind": job.kind, "shape": job.shape, "precision": job.precision, "environment": job.environment}
+    return {"kind": job.kind, "shape": job.shape, "precision": job.precision}
 
 
 def watch_job(job: Job, models: Path, end: float) -> Iterator[Row]:
@@ -182,8 +183,7 @@ def watch_job(job: Job, models: Path, end: float) -> Iterator[Row]:
     command = [sys.executable, __file__, "--models", str(models), "--job", json.dumps(asdict(job))]
     limit = max(end - time.monotonic(), 1.0)
     with tempfile.TemporaryFile("w+") as log:
-        variables = {**os.environ, **job.environment}
-        with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
             timer = threading.Timer(limit, process.kill)
             timer.start()
             assert process.stdout is not None
@@ -222,7 +222,7 @@ def measure(job: Job, files: dict[str, Path]) -> Iterator[Row]:
     elif job.kind == "kernels":
         yield from ({"model": name, **count_kernels(path, **job.options)} for name, path in files.items())
     else:
-        one = {"calibration": time_calibration, "pruning": time_pruning}[job.kind]
+        one = {"calibration": time_calibration, "sums": compare_sums, "pruning": time_pruning}[job.kind]
         yield from (one(path, **job.options) for path in files.values())
 
 

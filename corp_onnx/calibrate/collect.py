@@ -119,6 +119,10 @@ class _Pass:
             if self.checkpoint:
                 done = Done(done.n_images + n_real, self.images.skipped)
                 self.checkpoint.keep(sums, done, self.about)
+        if together:  # the sums are not on the host
+            with Crew() as crew:
+                found = crew.map(lambda running: running.result(), together.running)
+            return tuple(zip(map(str, (unit.key for unit in self.units)), found, strict=True))
         return tuple((str(unit.key), sums.pop(0).result()) for unit in self.units)  # no sum stays beside its moments
 
     def collect_aside(self) -> Entries:

@@ -109,8 +109,7 @@ class GatheredChannels(_Gathered):
         """The moments of everything seen."""
         self._check(sums)
         assert self.pivot is not None
-        gram = (sums["gram"] + sums["gram"].T) / 2  # rounding of a product need not be symmetric
-        return move_back(float(self._counts[0]), sums["total"], gram, self.pivot)
+        return move_back(float(self._counts[0]), sums["total"], sums["gram"], self.pivot)
 
 
 class GatheredLogits(_Gathered):

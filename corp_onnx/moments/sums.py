@@ -21,6 +21,9 @@ from corp_onnx.errors import InputError, NonFiniteError
 from corp_onnx.moments.tiles import Product, State, Tiles, inside, under
 from corp_onnx.moments.values import AnyMoments, ChannelMoments, CrossMoments, LogitMoments
 
+SQUARE = 256
+"""Rows and columns of a Gram that are finished at once; three such squares of float64 are 1.5 MiB."""
+
 
 class RunningSum(Protocol):
     """What all sums below have in common."""
@@ -85,10 +88,7 @@ class ChannelSum:
             self.add_tile(tile, roots)
         if self.pivot is None or self._count == 0:
             raise InputError(f"expected at least one token of {self.name}, found none; give at least one image")
-        upper = self._gram.result()
-        gram = np.triu(upper)
-        gram += np.triu(upper, 1).T
-        return move_back(self._count, self._total, gram, self.pivot)
+        return move_back(self._count, self._total, self._gram.result(), self.pivot)
 
     def state(self) -> State:
         """Pivot, sums, and the rows that wait."""
@@ -241,12 +241,22 @@ class LogitSum:
 
 
 def move_back(
-    count: float, total: Float[np.ndarray, " n"], gram: Float[np.ndarray, "n n"], pivot: Float[np.ndarray, " n"]
+    count: float, total: Float[np.ndarray, " n"], upper: Float[np.ndarray, "n n"], pivot: Float[np.ndarray, " n"]
 ) -> ChannelMoments:
-    """The moments of channels that were summed about a pivot; `gram` is changed."""
-    about = pivot.astype(np.float64)
-    shift = np.outer(total + 0.5 * count * about, about)
-    gram += shift + shift.T
+    """The moments of channels that were summed about a pivot; of `upper` only the upper triangle is read.
+
+    Square by square, so that what is computed stays near and nothing of the Gram's size lies beside it.
+    """
+    about, gram = pivot.astype(np.float64), np.empty(upper.shape)
+    shift = total + 0.5 * count * about
+    squares = [slice(start, start + SQUARE) for start in range(0, len(total), SQUARE)]
+    for at, rows in enumerate(squares):
+        for columns in squares[at:]:
+            moved = np.outer(shift[rows], about[columns])
+            moved += np.outer(about[rows], shift[columns])
+            moved += upper[rows, columns]
+            gram[columns, rows] = moved.T
+            gram[rows, columns] = moved if rows != columns else np.triu(moved) + np.triu(moved, 1).T
     return ChannelMoments(count, total + count * about, gram)
 
 

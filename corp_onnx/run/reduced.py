@@ -145,7 +145,8 @@ class Reduced:
 
     def read(self, name: str) -> np.ndarray:
         """An accumulator, on the host."""
-        return np.array(self._kept[name].numpy())
+        array: np.ndarray = self._kept[name].numpy()
+        return array.copy() if self._device == "cpu" else array  # there it is the accumulator itself
 
     def write(self, name: str, array: np.ndarray) -> None:
         """Set an accumulator."""

@@ -4,6 +4,7 @@
     time_graphs       the same where CUDA replays a whole run: no kernel waits for the host
     count_kernels     operators by the provider that ran them, fused attentions ONNX Runtime's profiler
     time_calibration  the paper's sums beside plain inference                   corp_onnx.calibrate
+    compare_sums      those sums beside the host's
     time_pruning      a whole `prune`, stage by stage                           corp_onnx.prune
 
 A provider that could not be started is an error: ONNX Runtime would take the CPU in silence.
@@ -224,10 +225,12 @@ def time_calibration(path: Path, provider: str, n_images: int, batch_size: int) 
     done: list[tuple[float, int]] = []
     plain = [time_inference(path, provider, images, batch_size)]
     with watched_memory() as memory:
+        start = time.perf_counter()
         collect_moments(
             graph, units, make_arrays(path, {name: images}), batch_size=batch_size, provider=provider,
             progress=lambda n: done.append((time.perf_counter(), n)),
         )  # fmt: skip
+        end = time.perf_counter()
     plain.append(time_inference(path, provider, images, batch_size))  # before and behind: neighbours come and go
     behind = done[min(WARMUP, len(done) // 2) - 1 :]
     each = (behind[-1][0] - behind[0][0]) / sum(n for _, n in behind[1:])
@@ -238,8 +241,32 @@ def time_calibration(path: Path, provider: str, n_images: int, batch_size: int) 
         "plain_ms_image": [1e3 * s for s in plain],
         "calibrate_ms_image": 1e3 * each,
         "calibrate_ratio": each / float(np.mean(plain)),
+        "calibrate_s": end - start,
+        "fixed_s": end - start - n_images * each,
         "gpu_mib": memory.most,
     }
+
+
+@few_blas_threads()
+def compare_sums(path: Path, provider: str, n_images: int, batch_size: int) -> Row:
+    """The largest difference of an entry of a Gram on a provider from the CPU's, over sqrt(G_ii G_jj)."""
+    name, images = make_images(path, n_images)
+    graph = probe_graph(load_model(path))
+    units = list_units(find_blocks(graph), PAPER.units)
+    given = make_arrays(path, {name: images})
+    found, expected = (
+        collect_moments(graph, units, given, batch_size=batch_size, provider=place) for place in (provider, "cpu")
+    )
+    largest = dict[str, float]()
+    for key, there in found.entries:
+        here = expected[key]
+        for part in ("gram", "q_gram", "k_gram", "k_centred_gram"):
+            if (one := getattr(there, part, None)) is not None:
+                two = getattr(here, part)
+                size = np.sqrt(np.diagonal(two, axis1=-2, axis2=-1))
+                error = np.abs(one - two) / np.maximum(size[..., :, None] * size[..., None, :], np.finfo(float).tiny)
+                largest[part] = max(largest.get(part, 0.0), float(error.max()))
+    return {"provider": provider, "images": n_images, "batch": batch_size, "largest": largest}
 
 
 def time_pruning(path: Path, provider: str, n_images: int, batch_size: int, **options: Any) -> Row:
@@ -275,7 +302,7 @@ def time_pruning(path: Path, provider: str, n_images: int, batch_size: int, **op
 def project_seconds(calibration: Row, pruning: Row | None, n_images: int) -> float:
     """What a run over more images would take: what is paid by the image grows, the rest stays."""
     stages: dict[str, float] = {} if pruning is None else pruning["stages_s"]
-    fixed = sum(seconds for name, seconds in stages.items() if name != "calibrate")
+    fixed = sum(seconds for name, seconds in stages.items() if name != "calibrate") + calibration.get("fixed_s", 0.0)
     return fixed + 1e-3 * calibration["calibrate_ms_image"] * n_images
 
 

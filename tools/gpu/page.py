@@ -43,8 +43,7 @@ def _describe(record: dict[str, Any]) -> str:
 
 
 def _title(row: Row) -> str:
-    extra = ", every digit of float32" if row["environment"] else ""
-    return TITLES.get(row["shape"], row["shape"]) + extra
+    return str(TITLES.get(row["shape"], row["shape"]))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
