@@ -14,7 +14,6 @@ import onnx
 import pytest
 from samples import DEMO, ROOT
 
-from corp_onnx.errors import OptionError
 from corp_onnx.graph import load_model
 from corp_onnx.run.probe import probe_graph
 
@@ -85,26 +84,19 @@ def test_a_profile_is_counted_node_by_node(tool: ModuleType) -> None:  # noqa: A
     assert found["on_cpu"] == ["Shape"]
 
 
-def test_a_provider_that_is_not_taken_is_an_error(tool: ModuleType) -> None:  # noqa: ARG001
-    from gpu.measures import require_provider
-
-    with pytest.raises(OptionError, match="CUDAExecutionProvider could not be started, and ONNX Runtime took CPUEx"):
-        require_provider("CPUExecutionProvider", "CUDAExecutionProvider")
-
-
 def test_a_projection_pays_for_every_image_and_once_for_the_rest(tool: ModuleType) -> None:  # noqa: ARG001
     from gpu.measures import project_seconds
 
     pruning = {"stages_s": {"load": 5.0, "calibrate": 99.0, "solve": 25.0}}
-    assert project_seconds({"calibrate_ms_image": 100.0}, None, 1024) == pytest.approx(102.4)
-    assert project_seconds({"calibrate_ms_image": 100.0}, pruning, 1024) == pytest.approx(132.4)
+    assert project_seconds({"calibrate_ms_image": 100.0, "fixed_s": 0.0}, None, 1024) == pytest.approx(102.4)
+    assert project_seconds({"calibrate_ms_image": 100.0, "fixed_s": 6.0}, pruning, 1024) == pytest.approx(138.4)
 
 
 def test_the_jobs_come_most_telling_first(tool: ModuleType) -> None:
     jobs = tool.list_jobs("cuda", 5.0)
     assert [(job.kind, job.shape) for job in jobs[:2]] == [("speed", "tiny"), ("speed", "tiny")]
     assert {job.shape for job in jobs[:-8]} == {"tiny", "base"}
-    assert {job.kind for job in jobs} == {"speed", "graphs", "kernels", "calibration", "pruning"}
+    assert {job.kind for job in jobs} == {"speed", "graphs", "kernels", "calibration", "sums", "pruning"}
     assert [job.kind for job in jobs if tool._matches(job, ["kernels", "tiny"])] == ["kernels"]
 
 
@@ -122,7 +114,8 @@ def test_a_run_on_the_cpu_writes_record_and_page(tool: ModuleType, tmp_path: Pat
         tool.Job("speed", "tiny", "float16", names, {**here, "batches": [1], "seconds": 0.1}),
         tool.Job("kernels", "tiny", "float16", names, {**here, "batch": 2}),
         tool.Job("calibration", "tiny", options={**here, "n_images": 8, "batch_size": 4}),
-        tool.Job("pruning", "tiny", options={**here, "n_images": 8, "batch_size": 4}, environment=tool.NO_TF32),
+        tool.Job("sums", "tiny", options={**here, "n_images": 8, "batch_size": 4}),
+        tool.Job("pruning", "tiny", options={**here, "n_images": 8, "batch_size": 4}),
         tool.Job("kernels", "tiny", options={"provider": "cuda", "batch": 2}),
     ]
     output = tmp_path / "gpu.json"
@@ -130,12 +123,15 @@ def test_a_run_on_the_cpu_writes_record_and_page(tool: ModuleType, tmp_path: Pat
     record = tool.run_jobs(jobs, args)
     assert json.loads(output.read_text(encoding="utf-8")) == record
     kinds = [row["kind"] for row in record["rows"]]
-    assert kinds == ["speed"] * 2 + ["kernels"] * 2 + ["calibration", "pruning", "kernels"]
+    assert kinds == ["speed"] * 2 + ["kernels"] * 2 + ["calibration", "sums", "pruning", "kernels"]
     assert "provider 'cuda' is not available here" in record["rows"][-1]["error"]
     assert record["rows"][1]["speedup"] > 0
     page = tool.write_page(record)
     assert "## DeiT-Tiny, float16\n\n| model | MACs | batch 1: images/s, p50, speed-up |" in page
     assert "| DeiT-Tiny, generic 50% |" in page
+    (sums,) = (row["largest"] for row in record["rows"] if row["kind"] == "sums")
+    assert sums == dict.fromkeys(["gram", "q_gram", "k_gram", "k_centred_gram"], 0.0)
+    assert "over sqrt(G_ii G_jj): gram 0.0e+00" in page
     assert "## A whole `prune`" in page
     assert "A note." in page
     assert "## Not measured\n\n- kernels DeiT-Tiny, float32: provider 'cuda'" in page
@@ -148,12 +144,12 @@ def test_a_job_that_is_out_of_time_says_so(tool: ModuleType, tmp_path: Path) -> 
 
 
 def test_the_page_names_the_papers_time_beside_a_projection(tool: ModuleType) -> None:
-    shared = {"shape": "huge", "precision": "float32", "environment": {}, "provider": "cuda", "images": 64, "batch": 8}
+    shared = {"shape": "huge", "precision": "float32", "provider": "cuda", "images": 64, "batch": 8}
     row = {**shared, "kind": "calibration", "plain_ms_image": [20.0, 21.0], "calibrate_ms_image": 60.0,
-           "calibrate_ratio": 2.93, "gpu_mib": 9000}  # fmt: skip
+           "calibrate_ratio": 2.93, "fixed_s": 3.04, "gpu_mib": 9000}  # fmt: skip
     environment = {"versions": {"onnxruntime": "1.31.1"}, "machine": "Linux"}
     record = {"gpu": "H100", "cores": 16, "libraries": {}, "environment": environment, "note": "", "rows": [row]}
     page = tool.write_page(record)
-    assert "| DeiT-III-Huge | cuda | 64 | 8 | 20.00 and 21.00 | 60.00 | 2.93 | 9,000 |" in page
-    assert "DeiT-III-Huge with 1,024 images, projected: 1.0 minutes (the sums alone" in page
+    assert "| DeiT-III-Huge | cuda | 64 | 8 | 20.00 and 21.00 | 60.00 | 2.93 | 3.0 | 9,000 |" in page
+    assert "DeiT-III-Huge with 1,024 images, projected: 1.1 minutes (the sums alone" in page
     assert "about 20 on an RTX 3090" in page

@@ -44,7 +44,7 @@ from gpu.shapes import RECIPES
 
 from corp_onnx.errors import CorpOnnxError
 from corp_onnx.results import describe_environment
-from corp_onnx.run.runtime import import_runtime
+from corp_onnx.run.runtime import import_runtime, load_cuda
 
 ROW = "ROW "
 """In front of a row on the stdout of a job."""
@@ -201,9 +201,8 @@ def watch_job(job: Job, models: Path, end: float) -> Iterator[Row]:
 
 def run_job(job: Job, models: Path) -> int:
     """One job here; its rows go to stdout."""
-    runtime = import_runtime()
-    if job.options.get("provider") != "cpu" and hasattr(runtime, "preload_dlls"):
-        runtime.preload_dlls()  # CUDA's libraries out of NVIDIA's packages, where they are not on the path
+    if job.options.get("provider") != "cpu":
+        load_cuda()
     files = find_files(models, job.variants)
     try:
         for row in measure(job, files):

@@ -13,7 +13,6 @@ import onnx
 import onnx.inliner
 
 from corp_onnx.bench.candidates import BenchModel, Candidate
-from corp_onnx.errors import OptionError
 from corp_onnx.graph.links import load_model
 from corp_onnx.graph.model import Model, batch_kind, describe_file, hash_file
 from corp_onnx.graph.operators import INT4, QUANTISED
@@ -21,7 +20,6 @@ from corp_onnx.latency.turns import SESSION_CONFIG
 from corp_onnx.run.device import DEVICES, bind_device
 from corp_onnx.run.noise import fitting_feeds
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.run.runtime import resolve_provider
 from corp_onnx.run.sessions import Session, open_session
 
 
@@ -71,20 +69,14 @@ class OnnxSubject:
         """It as a session.
 
         Raises:
-            OptionError: the provider is not there, or ONNX Runtime could not start it and took another.
+            OptionError: the provider is not there, or could not be started.
             ModelError: the runtime can not load the model there.
             MissingExtraError: OpenVINO is asked for and not installed.
         """
         session = open_session(self.model.path, provider=provider, threads=threads, config=SESSION_CONFIG, exact=False)
         if session.program is not None:
             return OnnxOpened(self, session, None)
-        wanted = resolve_provider(provider)
-        if session.provider != wanted:
-            raise OptionError(
-                f"provider '{provider}' could not be started, and ONNX Runtime took {session.provider} "
-                f"instead; are the libraries that {wanted} needs installed?"
-            )
-        return OnnxOpened(self, session, DEVICES.get(wanted))
+        return OnnxOpened(self, session, DEVICES.get(session.provider))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

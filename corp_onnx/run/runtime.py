@@ -10,7 +10,9 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from functools import cache
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,9 @@ PROVIDERS = {
 EXACT = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 """Options of providers with which products of float32 keep all their digits: CUDA's drops 13 of 23 by default, which a
 person may want of a finished model, and sums and checks do not."""
+
+OF_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+"""Providers that need CUDA's libraries."""
 
 OPENVINO, OPENVINO_PROVIDER = "openvino", "OpenVINOExecutionProvider"
 """OpenVINO's own API (openvino.py), which runs finished files only; and ONNX Runtime's provider of it, which goes by
@@ -114,6 +119,37 @@ def resolve_provider(provider: str) -> str:
         short = [k for k, v in PROVIDERS.items() if v in known] + [k for k in known if k == OPENVINO_PROVIDER]
         raise OptionError(f"provider '{provider}' is not available here; this onnxruntime has: {', '.join(short)}.")
     return name
+
+
+@cache
+def load_cuda() -> None:
+    """CUDA's libraries out of NVIDIA's packages, where ONNX Runtime does not look by itself; once in a process.
+
+    Where they are not, whatever is on the system's path is taken, and what it says of that is not printed.
+    """
+    load = getattr(import_runtime(), "preload_dlls", None)  # from 1.21 on
+    if load is not None:
+        with redirect_stdout(StringIO()):
+            load()
+
+
+def require_provider(found: str, provider: str) -> None:
+    """Refuse a session that ONNX Runtime started elsewhere, as it does in silence.
+
+    Args:
+        found: what it took.
+        provider: what was asked for.
+
+    Raises:
+        OptionError: that is another.
+    """
+    wanted = resolve_provider(provider)
+    if found != wanted:
+        libraries = " (pip install 'onnxruntime-gpu[cuda,cudnn]')" if wanted in OF_CUDA else ""
+        raise OptionError(
+            f"provider '{provider}' could not be started, and ONNX Runtime took {found} instead; are the libraries "
+            f"that {wanted} needs installed{libraries}?"
+        )
 
 
 def is_out_of_memory(error: Exception) -> bool:

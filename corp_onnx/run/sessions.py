@@ -25,10 +25,13 @@ from corp_onnx.run.feeds import ELEMENT_TYPES, ModelInput, bind_feeds, fixed_bat
 from corp_onnx.run.openvino import Program, open_program, parse_place
 from corp_onnx.run.runtime import (
     EXACT,
+    OF_CUDA,
     explain_failure,
     explain_refusal,
     import_runtime,
+    load_cuda,
     make_options,
+    require_provider,
     resolve_provider,
     silent_runtime,
 )
@@ -157,7 +160,7 @@ def open_session(
 
     Raises:
         MissingExtraError: no onnxruntime, or no openvino.
-        OptionError: the provider is not there.
+        OptionError: the provider is not there, or could not be started.
         ModelError: ONNX Runtime, or OpenVINO, can not load the model.
     """
     path = model.path if isinstance(model, Model) else Path(model)
@@ -193,10 +196,13 @@ def _start(
     more: dict[str, Any] = {"enable_fallback": 0} if name == "CPUExecutionProvider" else {}
     if skipped:
         more["disabled_optimizers"] = list(skipped)
+    if name in OF_CUDA:
+        load_cuda()
     try:
         with silent_runtime():
             place = (name, EXACT.get(name, {}) if exact else {})
             native = import_runtime().InferenceSession(source, options, providers=[place], **more)
+        require_provider(native.get_providers()[0], provider)
         _require_text(native)
     except (OptionError, MissingExtraError, MemoryError):
         raise

@@ -71,6 +71,16 @@ def test_sums_in_the_graph_are_those_of_the_host(name: str) -> None:
     require_near(*collect_both(graph, blocks), FLOAT32 if graph.float_type == "float32" else FLOAT16)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["timm_vit_ts17_fused", "timm_vit_ts17_fused_fixed", "hf_vit_ts17_sdpa"])
+def test_sums_on_a_gpu_are_those_of_the_host(name: str) -> None:
+    graph, blocks = probed(name)
+    units, images = list_units(blocks, KINDS), images_of(graph, 5)
+    assert choose_reducer("cuda") == "graph"
+    found = collect_moments(graph, units, images, batch_size=2, provider="cuda")
+    require_near(found, collect_moments(graph, units, images, batch_size=2))
+
+
 @pytest.mark.parametrize(
     "spelling", [Spelling(), Spelling(gemm=True), Spelling(qkv="flat"), Spelling(heads_in_batch=True)]
 )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from samples import fixture_path
@@ -101,6 +102,37 @@ def test_first_sentence() -> None:
     assert str(explain_failure("a.onnx", RuntimeError(noise))) == (
         "a.onnx: ONNX Runtime failed while running it (Got invalid dimensions for input)."
     )
+
+
+def test_a_silent_fallback_to_the_cpu_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CUDA's libraries are looked for in NVIDIA's packages before, and what is printed of that is kept back."""
+    known = runtime.import_runtime()
+    start, asked = known.InferenceSession, list[str]()
+
+    def load() -> None:
+        asked.append("libraries")
+        sys.stdout.write("Failed to load libcublas.so")
+
+    def fall_back(*given: Any, providers: list[tuple[str, object]], **more: Any) -> Any:
+        asked.append(providers[0][0])
+        return start(*given, providers=["CPUExecutionProvider"], **more)
+
+    monkeypatch.setattr(known, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(known, "InferenceSession", fall_back)
+    monkeypatch.setattr(known, "preload_dlls", load, raising=False)
+    runtime.load_cuda.cache_clear()
+    sentence = (
+        r"^provider 'cuda' could not be started, and ONNX Runtime took CPUExecutionProvider instead; are the libraries "
+        r"that CUDAExecutionProvider needs installed \(pip install 'onnxruntime-gpu\[cuda,cudnn\]'\)\?$"
+    )
+    for _ in range(2):
+        with pytest.raises(OptionError, match=sentence):
+            open_session(fixture_path("timm_vit_dynamo23_fused"), provider="cuda")
+    assert asked == ["libraries", "CUDAExecutionProvider", "CUDAExecutionProvider"]
+    assert capsys.readouterr().out == ""
+    runtime.load_cuda.cache_clear()
 
 
 @pytest.mark.parametrize(("exact", "expected"), [(True, {"use_tf32": "0"}), (False, {})])

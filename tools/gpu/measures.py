@@ -30,7 +30,6 @@ from corp_onnx.bench.bench import bench_models
 from corp_onnx.bench.values import BenchRow
 from corp_onnx.blocks import find_blocks
 from corp_onnx.calibrate.collect import collect_moments
-from corp_onnx.errors import OptionError
 from corp_onnx.graph import load_model
 from corp_onnx.graph.operators import ATTENTIONS
 from corp_onnx.images.arrays import make_arrays
@@ -40,7 +39,7 @@ from corp_onnx.prune import prune_model
 from corp_onnx.run.feeds import ELEMENT_TYPES
 from corp_onnx.run.noise import random_feeds
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.run.runtime import import_runtime, make_options, resolve_provider
+from corp_onnx.run.runtime import import_runtime, make_options, require_provider, resolve_provider
 from corp_onnx.run.sessions import open_session
 from corp_onnx.settings import PAPER
 from corp_onnx.threads import few_blas_threads
@@ -118,7 +117,7 @@ def _capture(path: Path, provider: str, batch: int) -> Callable[[], None]:
     runtime, name = import_runtime(), resolve_provider(provider)
     device, extra = ("cuda", {"enable_cuda_graph": "1"}) if name == "CUDAExecutionProvider" else ("cpu", {})
     native = runtime.InferenceSession(str(path), make_options(None), providers=[(name, extra)])
-    require_provider(native.get_providers()[0], name)
+    require_provider(native.get_providers()[0], provider)
     binding, value = native.io_binding(), runtime.OrtValue
     held = {k: value.ortvalue_from_numpy(v, device, 0) for k, v in random_feeds(load_model(path), batch).items()}
     for key, there in held.items():
@@ -151,7 +150,7 @@ def count_kernels(path: Path, provider: str, batch: int) -> Row:
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         native = runtime.InferenceSession(str(path), options, providers=[name])
-        require_provider(native.get_providers()[0], name)
+        require_provider(native.get_providers()[0], provider)
         for _ in range(2):
             native.run(None, feeds)
         events = json.loads(Path(native.end_profiling()).read_text(encoding="utf-8"))
@@ -182,16 +181,6 @@ def summarise_profile(events: Sequence[Mapping[str, Any]]) -> Row:
     }
 
 
-def require_provider(found: str, wanted: str) -> None:
-    """Refuse a session that runs elsewhere.
-
-    Raises:
-        OptionError: it does.
-    """
-    if found != wanted:
-        raise OptionError(f"{wanted} could not be started, and ONNX Runtime took {found}: see its libraries.")
-
-
 def time_inference(path: Path, provider: str, images: np.ndarray, batch_size: int) -> float:
     """Seconds an image of the model alone, from host memory to host memory.
 
@@ -199,7 +188,6 @@ def time_inference(path: Path, provider: str, images: np.ndarray, batch_size: in
         OptionError: the provider could not be started.
     """
     session = open_session(path, provider=provider)
-    require_provider(session.provider, resolve_provider(provider))
     name = session.inputs[0].name
     batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
     for batch in batches[:WARMUP]:
@@ -302,7 +290,7 @@ def time_pruning(path: Path, provider: str, n_images: int, batch_size: int, **op
 def project_seconds(calibration: Row, pruning: Row | None, n_images: int) -> float:
     """What a run over more images would take: what is paid by the image grows, the rest stays."""
     stages: dict[str, float] = {} if pruning is None else pruning["stages_s"]
-    fixed = sum(seconds for name, seconds in stages.items() if name != "calibrate") + calibration.get("fixed_s", 0.0)
+    fixed = sum(seconds for name, seconds in stages.items() if name != "calibrate") + calibration["fixed_s"]
     return fixed + 1e-3 * calibration["calibrate_ms_image"] * n_images
 
 

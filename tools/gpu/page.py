@@ -29,6 +29,7 @@ def write_page(record: dict[str, Any]) -> str:
     parts += _speed_tables([row for row in rows if row["kind"] == "graphs" and "error" not in row])
     parts += _kernel_table([row for row in rows if row["kind"] == "kernels" and "error" not in row])
     parts += _calibration_table([row for row in rows if row["kind"] == "calibration" and "error" not in row])
+    parts += _sums_table([row for row in rows if row["kind"] == "sums" and "error" not in row])
     parts += _pruning_table([row for row in rows if row["kind"] == "pruning" and "error" not in row])
     parts += _projection(rows)
     failed = [f"- {r['kind']} {_title(r)}, {r['precision']}: {r['error'].strip()[-300:]}" for r in rows if "error" in r]
@@ -99,17 +100,30 @@ def _calibration_table(rows: list[Row]) -> Iterator[str]:
     if not rows:
         return
     yield "## Calibration: the sums of `--preset paper`, float32"
-    head = ["model", "provider", "images", "batch", "plain inference, ms an image", "with sums", "ratio", "GPU MiB"]
+    head = ["model", "provider", "images", "batch", "plain inference, ms an image", "with sums", "ratio",
+            "once, s", "GPU MiB"]  # fmt: skip
     lines = [
         [
             _title(r), r["provider"], str(r["images"]), str(r["batch"]),
             " and ".join(f"{ms:.2f}" for ms in r["plain_ms_image"]), f"{r['calibrate_ms_image']:.2f}",
-            f"{r['calibrate_ratio']:.2f}", _or_dash(r["gpu_mib"]),
+            f"{r['calibrate_ratio']:.2f}", f"{r['fixed_s']:.1f}", _or_dash(r["gpu_mib"]),
         ]
         for r in rows
     ]  # fmt: skip
     yield _table(head, lines)
-    yield "Plain inference, before and behind, is from host memory to host memory; MiB are all that the GPU then held."
+    yield (
+        "Plain inference, before and behind, is from host memory to host memory, with every digit of float32; once: "
+        "the session, the first batch twice, and the moments out of the sums; MiB are all that the GPU then held."
+    )
+
+
+def _sums_table(rows: list[Row]) -> Iterator[str]:
+    for r in rows:
+        found = ", ".join(f"{name} {value:.1e}" for name, value in r["largest"].items())
+        yield (
+            f"{_title(r)}, {r['images']} images: the largest difference of an entry of a Gram on {r['provider']} from "
+            f"the CPU's, over sqrt(G_ii G_jj): {found}."
+        )
 
 
 def _pruning_table(rows: list[Row]) -> Iterator[str]:
