@@ -87,9 +87,9 @@ def test_a_profile_is_counted_node_by_node(tool: ModuleType) -> None:  # noqa: A
 def test_a_projection_pays_for_every_image_and_once_for_the_rest(tool: ModuleType) -> None:  # noqa: ARG001
     from gpu.measures import project_seconds
 
-    pruning = {"stages_s": {"load": 5.0, "calibrate": 99.0, "solve": 25.0}}
+    pruning = {"total_s": 130.0, "calibrated": 100}
     assert project_seconds({"calibrate_ms_image": 100.0, "fixed_s": 0.0}, None, 1024) == pytest.approx(102.4)
-    assert project_seconds({"calibrate_ms_image": 100.0, "fixed_s": 6.0}, pruning, 1024) == pytest.approx(138.4)
+    assert project_seconds({"calibrate_ms_image": 100.0, "fixed_s": 6.0}, pruning, 1024) == pytest.approx(222.4)
 
 
 def test_the_jobs_come_most_telling_first(tool: ModuleType) -> None:

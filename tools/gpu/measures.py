@@ -288,10 +288,11 @@ def time_pruning(path: Path, provider: str, n_images: int, batch_size: int, **op
 
 
 def project_seconds(calibration: Row, pruning: Row | None, n_images: int) -> float:
-    """What a run over more images would take: what is paid by the image grows, the rest stays."""
-    stages: dict[str, float] = {} if pruning is None else pruning["stages_s"]
-    fixed = sum(seconds for name, seconds in stages.items() if name != "calibrate") + calibration["fixed_s"]
-    return fixed + 1e-3 * calibration["calibrate_ms_image"] * n_images
+    """What a run over more images would take: what is paid by the image grows, the rest stays as in the run before."""
+    each = 1e-3 * calibration["calibrate_ms_image"]
+    if pruning is None:
+        return calibration["fixed_s"] + each * n_images
+    return pruning["total_s"] + each * (n_images - pruning["calibrated"])
 
 
 @dataclass
