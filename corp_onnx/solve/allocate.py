@@ -118,75 +118,83 @@ def allocate_widths(curves: Sequence[UnitCurve], budget: float) -> Allocation:
     slack = 1e-12 * max(abs(budget), abs(smallest))
     if smallest > budget + slack:
         raise OptionError(f"expected a budget of at least {smallest:g}, the smallest reachable, found {budget:g}")
-    price, choice = _search_price(curves, budget + slack)
-    bound = _relaxed_loss(curves, price, budget)
-    _spend_rest(curves, choice, budget + slack)
+    table = _tabulate(curves)
+    price, choice = _search_price(table, budget + slack)
+    bound = float(table.relaxed(price).min(axis=1).sum()) - price * budget  # weak duality: no loss within it is below
+    _spend_rest(table, choice, budget + slack)
     widths = [
         (key, int(curve.width[i]))
         for curve, i in zip(curves, choice, strict=True)
         for key in (curve.key, *curve.tied_keys)
     ]
-    loss = sum(float(curve.loss[i]) for curve, i in zip(curves, choice, strict=True))
-    return Allocation(tuple(widths), _total_cost(curves, choice), loss, min(bound, loss))
+    loss = sum(table.loss[table.units, choice].tolist())
+    return Allocation(tuple(widths), table.total_cost(choice), loss, min(bound, loss))
 
 
-def _search_price(curves: Sequence[UnitCurve], budget: float) -> tuple[float, list[int]]:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Table:
+    """The curves of all units side by side: what is behind a shorter one's end costs nothing and loses everything."""
+
+    loss: Float[np.ndarray, "units m"]
+    cost: Float[np.ndarray, "units m"]
+    units: Int[np.ndarray, " units"]
+
+    def relaxed(self, price: float) -> Float[np.ndarray, "units m"]:
+        """loss + price * cost."""
+        return self.loss + price * self.cost
+
+    def choose(self, price: float) -> Int[np.ndarray, " units"]:
+        """Every unit's width of least loss + price * cost, the widest of equals."""
+        return self.loss.shape[1] - 1 - self.relaxed(price)[:, ::-1].argmin(axis=1)
+
+    def total_cost(self, choice: Int[np.ndarray, " units"]) -> float:
+        """Of all units."""
+        return sum(self.cost[self.units, choice].tolist())
+
+
+def _tabulate(curves: Sequence[UnitCurve]) -> _Table:
+    shape = len(curves), max(curve.width.size for curve in curves)
+    loss, cost = np.full(shape, np.inf), np.zeros(shape)
+    for unit, curve in enumerate(curves):
+        loss[unit, : curve.width.size], cost[unit, : curve.width.size] = curve.loss, curve.cost
+    return _Table(loss, cost, np.arange(len(curves)))
+
+
+def _search_price(table: _Table, budget: float) -> tuple[float, Int[np.ndarray, " units"]]:
     """The lowest price found whose choice fits, and that choice."""
-    choice = _choose(curves, 0.0)
-    if _total_cost(curves, choice) <= budget:
+    choice = table.choose(0.0)
+    if table.total_cost(choice) <= budget:
         return 0.0, choice
     low, high = 0.0, 1.0
-    choice = _choose(curves, high)
-    while _total_cost(curves, choice) > budget:
+    choice = table.choose(high)
+    while table.total_cost(choice) > budget:
         low, high = high, high * 4.0
         if not np.isfinite(high):
             # every width dearer than the cheapest is out of reach, whatever it saves
-            return low, [int(curve.cost.argmin()) for curve in curves]
-        choice = _choose(curves, high)
+            return low, np.where(np.isfinite(table.loss), table.cost, np.inf).argmin(axis=1)
+        choice = table.choose(high)
     for _ in range(N_BISECTIONS):
         middle = 0.5 * (low + high)
         if not low < middle < high:
             break
-        candidate = _choose(curves, middle)
-        if _total_cost(curves, candidate) <= budget:
+        candidate = table.choose(middle)
+        if table.total_cost(candidate) <= budget:
             high, choice = middle, candidate
         else:
             low = middle
     return high, choice
 
 
-def _choose(curves: Sequence[UnitCurve], price: float) -> list[int]:
-    """Every unit's width of least loss + price * cost, the widest of equals."""
-    choice: list[int] = []
-    for curve in curves:
-        total = (curve.loss + price * curve.cost)[::-1]
-        choice.append(total.size - 1 - int(total.argmin()))
-    return choice
-
-
-def _relaxed_loss(curves: Sequence[UnitCurve], price: float, budget: float) -> float:
-    """Weak duality: min of loss + price * (cost - budget) is below every loss within the budget, at any price."""
-    return sum(float((curve.loss + price * curve.cost).min()) for curve in curves) - price * budget
-
-
-def _spend_rest(curves: Sequence[UnitCurve], choice: list[int], budget: float) -> None:
+def _spend_rest(table: _Table, choice: Int[np.ndarray, " units"], budget: float) -> None:
     """Takes the change of one unit that saves most loss for its cost, in place, while one fits."""
-    left = budget - _total_cost(curves, choice)
+    left = budget - table.total_cost(choice)
     while True:
-        best_value, best = 0.0, (-1, -1)
-        for u, (curve, i) in enumerate(zip(curves, choice, strict=True)):
-            saved, price = curve.loss[i] - curve.loss, curve.cost - curve.cost[i]
-            value = np.where(price > 0, saved / np.where(price > 0, price, 1.0), np.inf)
-            value = np.where((saved > 0) & (price <= left), value, 0.0)
-            j = int(value.argmax())
-            if value[j] > best_value:
-                best_value, best = float(value[j]), (u, j)
-        u, j = best
-        if u < 0:
+        saved = table.loss[table.units, choice][:, None] - table.loss
+        price = table.cost - table.cost[table.units, choice][:, None]
+        value = np.where(price > 0, saved / np.where(price > 0, price, 1.0), np.inf)
+        value = np.where((saved > 0) & (price <= left), value, 0.0)
+        unit, width = np.unravel_index(value.argmax(), value.shape)
+        if value[unit, width] <= 0:
             return
-        left -= float(curves[u].cost[j] - curves[u].cost[choice[u]])
-        choice[u] = j
-
-
-def _total_cost(curves: Sequence[UnitCurve], choice: Sequence[int]) -> float:
-    return float(sum(curve.cost[i] for curve, i in zip(curves, choice, strict=True)))
+        left -= float(price[unit, width])
+        choice[unit] = width
