@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Some images of containers forbid it: every command would compile the whole package anew, a second each.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo docs test lint format test-slow test-taylor test-triton test-tensorrt test-openvino test-cpp test-ray test-web test-gpu fuzz fuzz-short clean
+.PHONY: install demo docs test test-long lint format test-slow test-taylor test-triton test-tensorrt test-openvino test-cpp test-ray test-web test-gpu fuzz fuzz-short clean
 
 install: .venv/.installed
 
@@ -43,6 +43,10 @@ format: .venv/.installed-test
 
 test: .venv/.installed-test lint
 	$(BIN)/pytest -n auto
+
+# The rest of CI's tests: every exporter and every kind of run, where `make test` has a few of them.
+test-long: .venv/.installed-test
+	$(BIN)/pytest -n auto -m long
 
 # Long runs; some want the real model, in ../shared or where CORP_ONNX_SHARED says.
 test-slow: .venv/.installed-test

@@ -73,6 +73,7 @@ class TestFile:
         with pytest.raises(OutputError, match="exists already"):
             calibrate_model(model, photos)
 
+    @pytest.mark.long
     def test_a_budget_and_a_promise_find_everything(
         self, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -155,6 +156,7 @@ class TestFile:
         assert result.calibration.n_images == first.n_images
         assert {name for name, _ in result.calibration.skipped} <= {"003.png", "007.png"}
 
+    @pytest.mark.long
     def test_arrays(self, tmp_path: Path) -> None:
         rng = np.random.default_rng(0)
         ids = rng.integers(0, 50, (20, 16))
@@ -220,6 +222,7 @@ class TestCluster:
 
 
 class TestMerge:
+    @pytest.mark.long
     def test_it_is_the_calibration_of_all_images(self, tmp_path: Path) -> None:
         folders = [tmp_path / "a", tmp_path / "b"]
         for i, folder in enumerate(folders):
@@ -262,6 +265,7 @@ class TestMerge:
         assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.long
 def test_the_command_line(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, other = tmp_path / "c.safetensors", tmp_path / "d.safetensors"
     assert main(["calibrate", str(MODEL), "--calib", str(photos), "-o", str(path), "--json"]) == 0

@@ -26,6 +26,7 @@ def test_the_workflow_runs_every_target_of_the_script() -> None:
         == {
             *(
                 "test",
+                "test-long",
                 "docs",
                 "fuzz-short",
                 "test-taylor",

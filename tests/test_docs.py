@@ -114,6 +114,7 @@ SHARES = [8, pytest.param(1, marks=pytest.mark.slow)]
 """Of the demo's images every so many-th."""
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not DEMO.exists(), reason="the demo model is not here")
 @pytest.mark.parametrize("every", SHARES)
 @pytest.mark.parametrize("name", [name for name in SESSIONS if run_blocks(name)])

@@ -28,6 +28,7 @@ def pruned(tmp_path: Path) -> Path:
     return save(apply_changes(graph, random_changes(graph, blocks, 3)), tmp_path, "m", graph)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES[::4])
 def test_random_widths_become_equal(name: str, tmp_path: Path) -> None:
     graph, blocks = probed(name)
@@ -50,6 +51,7 @@ def test_random_widths_become_equal(name: str, tmp_path: Path) -> None:
     assert difference(run(fitted, feeds), run(load_model(source), feeds)) < ROUNDING[graph.float_type]
 
 
+@pytest.mark.long
 def test_what_is_said_and_written(pruned: Path, tmp_path: Path) -> None:
     done = run_cli("fit", pruned.name, "--target", "tensorrt", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -56,6 +56,7 @@ def made(code: int | None = 0, err: str = "", out: str = "", **changes: object):
 
 
 class TestModels:
+    @pytest.mark.long
     @pytest.mark.parametrize("name", spoilers())
     def test_it_changes_the_file_and_a_seed_is_a_case(self, name: str, tmp_path: Path) -> None:
         from fuzz.models import SMALL, fixture_path, spoil_model
@@ -112,6 +113,7 @@ class TestWhole:
 
 
 class TestScenes:
+    @pytest.mark.long
     @pytest.mark.parametrize("name", scenes())
     def test_it_is_a_command_of_the_package(self, name: str, tmp_path: Path) -> None:
         from fuzz import images
@@ -261,6 +263,7 @@ class TestForks:
         (scratch / "work" / "odd.py").write_text(PROGRAM)
         return scratch
 
+    @pytest.mark.long
     @pytest.mark.parametrize("argument", ["ends", "crash"])
     def test_a_fork_is_as_a_new_process(self, argument: str, scratch: Path) -> None:
         """Arguments, folder, environment, streams, the end of the interpreter and a signal."""
@@ -272,6 +275,7 @@ class TestForks:
         assert ("at exit" in new[1]) == (argument == "ends")
         assert forked == [new, new]
 
+    @pytest.mark.long
     @pytest.mark.parametrize(
         "arguments", [("inspect", "m.onnx", "--json"), ("inspect", b"n\xff.onnx"), ("inspect",), ("--version",)]
     )
@@ -336,6 +340,7 @@ def test_the_program_repeats_a_case(tmp_path: Path) -> None:
     assert content(tmp_path) == {}
 
 
+@pytest.mark.long
 def test_so_many_of_a_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In two processes; what does not apply to a fixture does not count."""
     spec = importlib.util.spec_from_file_location("run_fuzz", TOOLS / "run_fuzz.py")

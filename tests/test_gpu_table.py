@@ -43,6 +43,7 @@ def test_widths_keep_their_share_at_their_depth(tool: ModuleType) -> None:  # no
     assert scale_merges((0, 10, 0, 20), 394, 8) == [0, 0, 20, 0, 0, 0, 0, 40]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fused", ["", "fused "])
 def test_every_recipe_becomes_a_file_that_runs(tool: ModuleType, tmp_path: Path, fused: str) -> None:
     """The shares of the MACs are about those of the names, and a filled skeleton has every width of its source."""
@@ -100,6 +101,7 @@ def test_the_jobs_come_most_telling_first(tool: ModuleType) -> None:
     assert [job.kind for job in jobs if tool._matches(job, ["kernels", "tiny"])] == ["kernels"]
 
 
+@pytest.mark.long
 def test_a_run_on_the_cpu_writes_record_and_page(tool: ModuleType, tmp_path: Path) -> None:
     """Every kind of job in a process of its own, on the demo model in place of DeiT-Tiny; one fails, and says why."""
     for precision in ("float32", "float16"):

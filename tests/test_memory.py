@@ -37,6 +37,7 @@ def test_more_than_there_is(n_bytes: int) -> None:
         require_memory(n_bytes)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems limit no address space")
 @pytest.mark.parametrize("limit", [100, 200, 260, 290, 330, 345, 360, 375, 390])
 def test_every_limit_ends_in_a_sentence(limit: int, photos: Path, tmp_path: Path) -> None:

@@ -270,6 +270,7 @@ class TestSettings:
             assert first.error == pytest.approx(second.error, rel=1e-3)
         assert results[0].held_out.kl == pytest.approx(results[1].held_out.kl, rel=1e-2)
 
+    @pytest.mark.long
     def test_batch_size_changes_no_answer(self, tmp_path: Path) -> None:
         """Of the default method: moments, probes, weights of tokens, folds of the refit."""
         stored = {p.key: p.value for p in onnx.load(DEMO).metadata_props}
@@ -454,6 +455,7 @@ class TestFiles:
         assert default_report(Path("a/deit.pruned.onnx")) == Path("a/deit.pruned.report.json")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [

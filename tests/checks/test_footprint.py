@@ -192,6 +192,7 @@ class TestRun:
         for name in a:
             np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-4 * max(np.abs(a[name]).max(), 1))
 
+    @pytest.mark.long
     def test_command_line(self, photos: Path, tmp_path: Path) -> None:
         command = ("prune", fixture_path(OPERATOR), "--calib", photos, "--preset", "paper", "-o", "p.onnx")
         done = run_cli(*command, "--memory", "20GiB", cwd=tmp_path)

@@ -74,6 +74,7 @@ def test_alive_is_what_the_widest_operator_reads_and_makes(monkeypatch: pytest.M
     assert largest / graph.n_images < found <= 4 * largest / graph.n_images
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "arguments",
     [

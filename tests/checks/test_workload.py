@@ -71,6 +71,7 @@ def test_more_images_cost_more() -> None:
     assert many["refit"][1] > few["refit"][1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [

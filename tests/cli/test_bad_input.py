@@ -454,6 +454,7 @@ class TestOutput:
         assert "Traceback" not in done.stderr
         assert listing(folder) == before
 
+    @pytest.mark.long
     @pytest.mark.parametrize(("n_bytes", "way"), [(20_000, ["dynamic"]), (10_000, ["static", "--calib", "photos"])])
     def test_disk_full_while_quantising(self, n_bytes: int, way: list[str], folder: Path) -> None:
         """ONNX Runtime's quantiser says of a copy in float32 what it says of a model that it can not read."""

@@ -56,6 +56,7 @@ class TestOutput:
         assert main(["bench", str(fixture_path(FIXED)), *FAST]) == 0
         assert f"{fixture_path(FIXED)} has a fixed batch of 1, so it is measured there." in capfd.readouterr().out
 
+    @pytest.mark.long
     def test_as_a_process(self, folder: Path) -> None:
         done = run_cli("bench", "dense.onnx", *FAST, "--batch", "2", cwd=folder)
         assert (done.returncode, done.stderr) == (0, "")

@@ -77,6 +77,7 @@ def test_a_failing_run_leaves_the_earlier_weights(folder: Path, monkeypatch: pyt
     capfd.readouterr()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("verb", ["prune", "convert"])
 @pytest.mark.parametrize(
     ("model", "changed"), [("inside.onnx", "inside.onnx"), ("beside.onnx", "beside.onnx"), ("beside.onnx", DATA)]

@@ -71,6 +71,7 @@ def call_it_a_piece(proto: onnx.ModelProto) -> None:
 CHANGES = [lengthen_axis, add_axis, forget_type, reverse_nodes, make_sparse, repeat_key, call_it_a_piece]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", CHANGES)
 def test_pruned_all_the_same(change: Callable[[onnx.ModelProto], None], photos: Path, tmp_path: Path) -> None:
     proto = onnx.load(fixture_path(NAME))
@@ -89,6 +90,7 @@ def test_type_that_says_nothing(photos: Path, tmp_path: Path) -> None:
     assert [o.name for o in prune(proto, photos, tmp_path).graph.output] == ["logits"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("options", [["--fp16"], ["--int8", "dynamic"], ["--int8", "static", "--calib"]])
 def test_converted_all_the_same(

@@ -104,6 +104,7 @@ def test_convert_and_bench_leave_pages(tmp_path: Path) -> None:
     assert "<span>corp-onnx</span> <span>bench</span>" in page  # every word may end a line, none is cut
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("verb", ["analyze", "sweep"])
 def test_a_page_has_the_command_that_repeats_it(verb: str, tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", 12)

@@ -63,6 +63,7 @@ def paused_run(folder: Path, moment: str) -> Iterator[subprocess.Popen[str]]:
             run.kill()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("moment", "number"),
     [
@@ -97,6 +98,7 @@ def test_kill_leaves_a_hidden_folder_that_the_next_run_removes(folder: Path, mon
     assert listing(folder / "new") == ["small.onnx", "small.report.json"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_at_a_moment_that_nobody_chose(number: int, folder: Path) -> None:
     """As soon as the hidden folder is there, somewhere in calibration; the run may also be faster."""
@@ -117,6 +119,7 @@ def test_signal_at_a_moment_that_nobody_chose(number: int, folder: Path) -> None
         assert top(folder) == DONE
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM, signal.SIGINT)])
 def test_signals_right_behind_each_other(numbers: tuple[int, ...], folder: Path) -> None:
     """The later ones come while the first one's cleaning up is at work, which ends all the same."""
@@ -170,6 +173,7 @@ def test_signal_while_the_libraries_load(number: int, word: str, folder: Path) -
     assert (run.returncode, without_warnings(err)) == (128 + number, f"corp-onnx: {word}; nothing was written.\n")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ignored_signal_stays_ignored(number: int, folder: Path) -> None:
     """As a shell wants it of what it runs in the background."""
@@ -227,6 +231,7 @@ def test_interrupt_inside_onnx_runtime(
     assert said == "corp-onnx: interrupted; the same command goes on from what is kept.\n"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
 def test_signal_that_a_library_makes_an_error_of(number: int, word: str, folder: Path) -> None:
     """As ONNX Runtime does while it loads: `ImportError: initialization failed`."""

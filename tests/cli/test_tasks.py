@@ -39,6 +39,7 @@ def prune(name: str, capfd: Run, *options: str) -> dict[str, Any]:
     return json.loads(capfd.readouterr().out)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("name", EMBEDDERS)
 def test_embeddings_are_judged_as_embeddings(name: str, capfd: Run) -> None:

@@ -110,6 +110,7 @@ class TestPipes:
         os.close(write)
         assert (done.returncode, done.stderr) == (141, "")
 
+    @pytest.mark.long
     @pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-"])
     def test_closed_streams(self, redirection: str, folder: Path) -> None:
         """Nobody listens, and the work is done all the same."""
@@ -119,6 +120,7 @@ class TestPipes:
         assert "Traceback" not in done.stderr
         assert (folder / "small.onnx").stat().st_size > 10_000
 
+    @pytest.mark.long
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
     @pytest.mark.parametrize("arguments", [["inspect", "vit.onnx"], ["inspect", "vit.onnx", "--json"], ["--help"]])
     @pytest.mark.parametrize("unbuffered", ["", "1"])

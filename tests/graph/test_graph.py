@@ -288,6 +288,7 @@ def test_producers_and_users_are_the_edges(name: str) -> None:
     assert all(graph.nodes[n.position] is n and graph.producers[n.output] is n for n in graph.nodes)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("op", ["Identity", "Transpose"])
 def test_chain_longer_than_the_stack(op: str, tmp_path: Path) -> None:
     """10,000 nodes between a weight and its product: each is asked for, the last one first."""

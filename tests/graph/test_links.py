@@ -106,6 +106,7 @@ class TestLayouts:
         assert own.read_bytes() == fixture_path(EXTERNAL).with_name(f"{NAME}.data").read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_pruned_as_the_plain_model_is(
     layout: Callable[[Path], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -42,6 +42,7 @@ def watch_of(path: Path, batch: int = 2) -> Any:
     return Stopwatch(graph, "cpu", place), find_blocks(graph)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", [DEMO, *map(fixture_path, (COMPUTED_SCALE, OPERATOR, SEPARATE, FIXED))])
 def test_every_unit_has_its_times(path: Path) -> None:
     watch, blocks = watch_of(path)

@@ -45,6 +45,7 @@ class TestDemo:
         assert found.converted.n_bytes < 0.4 * found.source.n_bytes
         assert found.integer_share > 0.8
 
+    @pytest.mark.long
     def test_static_int8_measures_on_held_back_images(self, tmp_path: Path) -> None:
         settings = replace(STATIC, limit=96, keep_float=2)
         found = convert_model(DEMO, tmp_path / "m.onnx", settings=settings, calib=DEMO_IMAGES)
@@ -58,6 +59,7 @@ class TestDemo:
         assert min(losses) > 0
         assert found.n_integer == found.n_products - len(found.kept_products)
 
+    @pytest.mark.long
     @pytest.mark.parametrize("options", [{}, {"fp16": True}, {"activations": "uint8"}, {"calibrator": "minmax"}])
     def test_static_forms(self, options: dict[str, Any], tmp_path: Path) -> None:
         """What stays in float in float16 as well; other integers, other scales."""

@@ -107,6 +107,7 @@ class TestRefit:
         )
         assert np.square(after - dense).sum() < 0.8 * np.square(before - dense).sum()
 
+    @pytest.mark.long
     @pytest.mark.parametrize(("name", "n_tokens"), [(OPERATOR, 48), (OPERATOR, 2), (LAYER_SCALE, 48)])
     def test_batches_change_rounding_only(self, name: str, n_tokens: int, photos, monkeypatch) -> None:
         """The folds that choose the ridge are cut by images; a batch of 5 leaves 2 for the last one."""

@@ -45,6 +45,7 @@ def test_fits_into_eighty_columns(printed: str) -> None:
     assert max(map(len, rows)) <= 80
 
 
+@pytest.mark.long
 def test_a_page_and_plots_of_all_of_it(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", 24)
     studies = [word for name in ("depth", "images", "seeds", "shift") for word in ("--study", name)]

@@ -109,11 +109,13 @@ def test_every_verb_that_prints_a_report_is_called() -> None:
         assert "require_valid(" in (Path(__file__).parent.parent / place).read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("call", CALLS)
 def test_report_of_a_run_validates(call: str, reports: dict[str, Any]) -> None:
     require_valid(reports[call], VERBS.get(call, call))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("call", CALLS)
 def test_a_changed_field_of_a_run_is_refused(call: str, reports: dict[str, Any]) -> None:
     verb, report = VERBS.get(call, call), reports[call]

@@ -80,6 +80,7 @@ def test_without_the_extra_the_points_are_made_and_it_says_what_is_missing(
     assert not list((tmp_path / "s").glob("*.svg"))
 
 
+@pytest.mark.long
 def test_a_figure_is_its_data(photos: Path, tmp_path: Path) -> None:
     invoke(
         photos, tmp_path / "s", "--fractions", "0.25,0.5", "--targets", "mlp,both", "--variants", "compensated,plain"

@@ -135,6 +135,7 @@ def test_a_threshold_is_a_loss_and_no_budget() -> None:
     assert not Method(widths=Threshold()).promises
 
 
+@pytest.mark.long
 def test_a_larger_threshold_gives_a_smaller_model(tmp_path: Path) -> None:
     calib = DEMO.parent / "calib"
     results = []

@@ -55,6 +55,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", WAYS)
 def test_what_is_foretold_is_what_the_search_reaches(
     demo: Any, cache: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -85,6 +86,7 @@ class TestBeforeWork:
 
         monkeypatch.setattr("corp_onnx.case.open_calibration", forbidden)
 
+    @pytest.mark.long
     @pytest.mark.parametrize(
         ("options", "sentence"),
         [

@@ -69,6 +69,7 @@ def compare(graph: Graph, blocks: Blocks, protos: dict[SiteKey, onnx.ModelProto]
     return max((worst for worst, _ in found), default=0.0), sum(is_short for _, is_short in found)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SOME)
 def test_units(name: str) -> None:
     graph, blocks = probed(name)

@@ -68,6 +68,7 @@ def search(problem: Problem) -> Search:
 
 
 class TestPrices:
+    @pytest.mark.long
     @pytest.mark.parametrize("kept", [0.8, 0.5])
     def test_where_time_is_macs_both_budgets_give_the_same_widths(self, search: Search, kept: float) -> None:
         assert search.widths("time", kept) == search.widths("macs", kept)
@@ -128,6 +129,7 @@ def pretend(problem: Problem, off: float) -> Clock:
 
 
 class TestTheClock:
+    @pytest.mark.long
     @pytest.mark.parametrize("off", [0.8, 1.0, 1.25])
     def test_what_the_table_is_off_is_made_up_for(self, search: Search, problem: Problem, off: float) -> None:
         clock = pretend(problem, off)
@@ -136,6 +138,7 @@ class TestTheClock:
         share = clock.watch.compare(proto).other  # type: ignore[union-attr]
         assert 0.95 / 1.8 <= share <= 1.011 / 1.8
 
+    @pytest.mark.long
     def test_a_latency_is_a_share_of_the_dense_one(self, search: Search, problem: Problem) -> None:
         clock = pretend(problem, 1.0)
         budget = Budget("latency", clock.times.dense / 1.8)

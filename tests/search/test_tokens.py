@@ -60,6 +60,7 @@ def kept(problem: Problem, solution) -> float:
 
 
 class TestSchedules:
+    @pytest.mark.long
     def test_a_plan_costs_what_its_graph_does(self, search, problem) -> None:
         for schedule in search.merging.schedules[1::12]:
             plan = search.merging.plan(schedule)
@@ -98,6 +99,7 @@ class TestSchedules:
 
 
 class TestOneBudget:
+    @pytest.mark.long
     @pytest.mark.parametrize("budget", [0.3, 0.6])
     def test_the_file_is_within_it_and_near(self, search, problem, budget) -> None:
         solution = search.one_shot("macs", budget)
@@ -128,6 +130,7 @@ class TestRefit:
         assert after < 0.8 * before
         assert refitted.expected_loss == pytest.approx(before)
 
+    @pytest.mark.long
     def test_streams_that_merge_by_themselves_ruin_it(self, search, problem) -> None:
         """The same walk without assignments: rows of the two streams no longer correspond."""
         widths = replace(search, merging=None).one_shot("macs", 0.5)
@@ -141,6 +144,7 @@ class TestRefit:
         ruined, sound = (search.judge.evaluate(search.make(s)).loss for s in solutions)
         assert ruined > 3 * sound
 
+    @pytest.mark.long
     def test_sizes_that_are_given_are_those_that_would_be_found(self, search, problem) -> None:
         """A stretch without them computes the model from its images; with them it reads nothing but what is given."""
         one_shot = search.one_shot("macs", 0.12)
@@ -165,6 +169,7 @@ class TestRefit:
         assert "input" in needed[1]
         assert needed[0] <= set(at.given)
 
+    @pytest.mark.long
     def test_what_merges_is_known_before_it_is_needed(self, search) -> None:
         """Each tensor at the stretch that finds it out: its stream, and what it follows from."""
         at = stretch_dense(search.problem, search.walk, search.one_shot("macs", 0.12).merges)

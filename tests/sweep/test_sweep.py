@@ -41,6 +41,7 @@ def named(result: Sweep, name: str) -> SweepPoint:
 
 
 class TestPoints:
+    @pytest.mark.long
     @pytest.mark.parametrize("budget", [0.9, 0.6])
     def test_are_what_prune_makes(self, photos: Path, result: Sweep, tmp_path: Path, budget: float) -> None:
         """The same numbers in the file, whatever was recalled from the first point's calibration."""

@@ -85,6 +85,7 @@ class TestEveryExporter:
             found = run_tail(merged, graph, first, h, feeds, given)
             assert difference(found, expected) <= ROUNDING[graph.float_type]
 
+    @pytest.mark.long
     def test_nothing_merged_is_the_dense_function(self, name: str, tmp_path: Path) -> None:
         graph, blocks = probed(name)
         _, steps = random_steps(graph, blocks)
@@ -93,6 +94,7 @@ class TestEveryExporter:
         found = run(load_model(save(whole, tmp_path, "whole", graph)), feeds)
         assert difference(found, run(graph.model, feeds)) <= ROUNDING[graph.float_type]
 
+    @pytest.mark.long
     def test_what_merges_is_what_numpy_says(self, name: str, tmp_path: Path) -> None:
         graph, blocks = probed(name)
         sites, steps = random_steps(graph, blocks)
@@ -109,6 +111,7 @@ class TestEveryExporter:
         assert sizes.sum(axis=1) == pytest.approx(sites.n_tokens)
         assert (sizes[:, : sites.n_special] == 1).all()
 
+    @pytest.mark.long
     def test_blocks_are_found_again_and_cost_is_what_was_promised(self, name: str, tmp_path: Path) -> None:
         graph, blocks = probed(name)
         sites, steps = random_steps(graph, blocks)

@@ -64,6 +64,7 @@ def test_what_is_found(name: str) -> None:
 
 @pytest.mark.parametrize("name", TRIMMED)
 class TestEveryExporter:
+    @pytest.mark.long
     def test_answers_of_a_pruned_file_stay(self, name: str, tmp_path: Path) -> None:
         """With random maps in every operand, at another batch size than the probe's."""
         graph, blocks = probed(name)
@@ -83,6 +84,7 @@ class TestEveryExporter:
         assert cut.check(graph, graph.model, trimmed, feeds, "cpu").passed
         assert tokens.check(graph, apart, trimmed, feeds, "cpu").passed
 
+    @pytest.mark.long
     def test_cost_is_what_was_promised(self, name: str) -> None:
         graph, _ = probed(name)
         plan = planned(name)
@@ -91,6 +93,7 @@ class TestEveryExporter:
         dense = graph.cost
         assert dense.total - trimmed.total == pytest.approx(plan.trim.saved, abs=len(dense.by_node))
 
+    @pytest.mark.long
     def test_queries_stand_apart_where_they_shared_a_product(self, name: str) -> None:
         """Then their product too is computed for the tokens that are read, and units keep their names."""
         graph, blocks = probed(name)

@@ -38,6 +38,7 @@ def answers(graph: Graph, changes: Changes) -> np.ndarray:
     return run_whole(replace(graph.model, proto=apply_changes(graph, changes)), feeds_of(graph))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n_kept", ["all but one", "none"])
 @pytest.mark.parametrize("name", prunable_names())
 def test_on_every_graph(name: str, n_kept: str) -> None:

@@ -299,6 +299,7 @@ class TestChange:
         found = answer(here, make(here, changes), tmp_path, "whole")
         assert difference(found, run(here.graph.model, feeds_of(here.graph))) < ROUNDING[here.graph.float_type]
 
+    @pytest.mark.long
     @every_kind
     def test_padded_to_full_width_it_answers_the_same(self, kind: str, name: str, tmp_path: Any) -> None:
         here = case(name)
@@ -310,6 +311,7 @@ class TestChange:
         dense = run(here.graph.model, feeds_of(here.graph))
         assert difference(found, dense) > 10 * ROUNDING[here.graph.float_type]  # something was cut
 
+    @pytest.mark.long
     @every_kind
     def test_a_smaller_graph_holds_the_widths_that_were_solved(self, kind: str, name: str, tmp_path: Any) -> None:
         here = case(name)
@@ -350,6 +352,7 @@ class TestChange:
             np.testing.assert_array_equal(again[0], 2 * weight)
             np.testing.assert_array_equal(again[1], bias + 1)
 
+    @pytest.mark.long
     @every_kind
     def test_width_zero_is_the_mean_output(self, kind: str, name: str, tmp_path: Any) -> None:
         here = case(name)
@@ -428,6 +431,7 @@ class TestResponse:
                 expected = true_output(here, unit)
                 compare_outputs(unit, responses(here, unit, None), expected)
 
+    @pytest.mark.long
     @every_kind
     def test_a_changed_unit_answers_as_the_changed_graph(self, kind: str, name: str) -> None:
         """The first of the model: what it reads is what it read in the dense one."""

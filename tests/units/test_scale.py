@@ -43,6 +43,7 @@ def test_answers_stay(name: str, tmp_path: Path) -> None:
         assert not left & {node.output for node in change.scalars}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES[::3])
 def test_with_other_widths(name: str, tmp_path: Path) -> None:
     """Against the oracle that never resizes anything; replay, whole and padded know of the scale as well."""
