@@ -83,6 +83,7 @@ class TestFile:
             assert result.calibration.n_images == 18
             assert result.calibration.path.endswith("photos")
 
+    @pytest.mark.long
     def test_a_cache_changes_no_byte(self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         plain, first, second = (tmp_path / f"{name}.onnx" for name in ("plain", "first", "second"))
         prune_model(MODEL, photos, plain, macs=0.8)

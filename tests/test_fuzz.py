@@ -329,6 +329,7 @@ class TestOracle:
         assert oracle.main(str(source), str(tmp_path / "none.onnx"), "0") == oracle.DIFFERENT
 
 
+@pytest.mark.long
 def test_the_program_repeats_a_case(tmp_path: Path) -> None:
     """As a person starts it: from the command that a fault is printed with."""
     words = ["--case", "missing_outside", "--seed", "1", "--fixture", "hf_vit_ts14_eager", "--verb", "inspect"]

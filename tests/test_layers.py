@@ -232,6 +232,7 @@ def test_functions_are_short_and_modules_too() -> None:
                 assert (node.end_lineno or 0) - node.lineno <= 45, f"{module}.{node.name}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("trap", range(1, 12))
 def test_every_trap_of_the_design_has_a_test(trap: int) -> None:
     """DESIGN section 5, by number, in the docstring of a test."""

@@ -62,6 +62,7 @@ def test_a_traceback_ends_the_run(tool: ModuleType, monkeypatch: pytest.MonkeyPa
         tool.run_verb(["inspect", "x.onnx"])
 
 
+@pytest.mark.long
 def test_what_is_found_in_a_file(tool: ModuleType) -> None:
     found = tool.keep_inspection(tool.run_verb(["inspect", fixture_path("timm_vit_qknorm_ts17")]))
     assert found["kinds"] == {"mlp": 1, "vo": 1}

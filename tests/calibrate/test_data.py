@@ -37,6 +37,7 @@ def stored_recipe(path: Path) -> dict[str, Any]:
 
 
 class TestInMemory:
+    @pytest.mark.long
     def test_every_form_gives_the_same_model(self, tmp_path: Path) -> None:
         np.save(tmp_path / "x.npy", PIXELS)
         expected = prune(tmp_path / "x.npy", tmp_path / "a.onnx")

@@ -62,6 +62,7 @@ def collect_both(graph: Any, blocks: Any, n_images: int = 5, **given: Any) -> tu
     return found, collect_moments(graph, units, images, batch_size=2, reducer="host", **given)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RUN)
 def test_sums_in_the_graph_are_those_of_the_host(name: str) -> None:
     """Every exporter: fused and separate, windows, tokens first, half precision, attention in one operator."""

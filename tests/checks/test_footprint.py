@@ -167,6 +167,7 @@ class TestRun:
         monkeypatch.setattr("corp_onnx.prune.Shelf", make)
         return made
 
+    @pytest.mark.long
     def test_a_limit_changes_no_answer(
         self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shelves: list[Shelf]
     ) -> None:
@@ -180,6 +181,7 @@ class TestRun:
             np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-4 * max(np.abs(a[name]).max(), 1))
         assert listing(tmp_path) == ["a.onnx", "a.report.json", "b.onnx", "b.report.json"]
 
+    @pytest.mark.long
     def test_passes_change_no_answer(self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         prune_model(fixture_path(NAME), photos, tmp_path / "a.onnx", macs=0.7)
         diets: list[room.Diet] = []

@@ -444,6 +444,7 @@ class TestOutput:
     def test_name_that_is_too_long(self, folder: Path, capfd: Run) -> None:
         refuse(prune("vit.onnx", "-o", f"out/{'x' * 300}.onnx"), 2, "File name too long", capfd, folder)
 
+    @pytest.mark.long
     def test_disk_full(self, folder: Path) -> None:
         """No file may grow beyond the limit: the model does not fit."""
         before = listing(folder)

@@ -115,6 +115,7 @@ def test_where_onnx_can_not_infer_types(tmp_path: Path) -> None:
     assert not onnx.load(tmp_path / "out.onnx").graph.value_info
 
 
+@pytest.mark.long
 def test_thousands_of_nodes_in_a_row(photos: Path, tmp_path: Path) -> None:
     proto = onnx.load(fixture_path(NAME))
     (image,) = proto.graph.input

@@ -48,6 +48,7 @@ def test_wrong_use(
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_prune_leaves_a_page_a_card_and_node_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = write_photos(tmp_path / "my photos", 16)
     monkeypatch.chdir(tmp_path)

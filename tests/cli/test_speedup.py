@@ -51,6 +51,7 @@ def by_macs(path: Path) -> None:
 
 
 class TestTables:
+    @pytest.mark.long
     def test_a_table_is_written_and_read_again(self, folder: Path, capfd: Run) -> None:
         code = prune("--speedup", FASTER, "--times", "t.json", "--no-merge")
         said = capfd.readouterr()

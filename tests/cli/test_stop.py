@@ -86,6 +86,7 @@ def test_signal(moment: str, number: int, folder: Path) -> None:
     assert top(folder) == DONE
 
 
+@pytest.mark.long
 def test_kill_leaves_a_hidden_folder_that_the_next_run_removes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with paused_run(folder, "prune:write_text") as run:
         run.kill()

@@ -96,12 +96,14 @@ class TestNames:
 
 
 class TestPipes:
+    @pytest.mark.long
     def test_reader_that_leaves(self, folder: Path) -> None:
         command = f"{sys.executable} -m corp_onnx inspect vit.onnx | head -1; echo ${{PIPESTATUS[0]}}"
         done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment(), capture_output=True, text=True)
         assert done.stderr == ""
         assert done.stdout.splitlines()[-1] in ("0", "141")  # 0 where all was written before the reader left
 
+    @pytest.mark.long
     def test_reader_that_never_was(self, folder: Path) -> None:
         read, write = os.pipe()
         os.close(read)
@@ -134,6 +136,7 @@ class TestPipes:
         name = "input or output" if unbuffered else "standard output"
         assert done.stderr == f"corp-onnx: {name}: No space left on device.\n"
 
+    @pytest.mark.long
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
     @pytest.mark.parametrize("arguments", [["inspect", "nothing.onnx"], ["inspect"]])
     def test_full_disk_behind_stderr(self, arguments: list[str], folder: Path) -> None:
@@ -146,6 +149,7 @@ class TestPipes:
 
 
 class TestProgress:
+    @pytest.mark.long
     def test_bar_on_a_terminal_goes_to_stderr_and_away(self, folder: Path) -> None:
         """stdout is a pipe with the report alone; one line is drawn on the terminal, with what is left of the run."""
         write_photos(folder / "photos", 200, seed=1)

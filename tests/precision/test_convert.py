@@ -36,6 +36,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestDemo:
     """The demo model, whose answers on its test images are right 97.5 times in 100."""
 
+    @pytest.mark.long
     def test_dynamic_int8_keeps_the_answers(self, tmp_path: Path) -> None:
         found = convert_model(DEMO, tmp_path / "m.onnx", settings=DYNAMIC, images=DEMO_IMAGES)
         assert found.comparison.agreement is not None
@@ -124,6 +125,7 @@ class TestKinds:
         assert found.converted.n_bytes == (tmp_path / "m.onnx").stat().st_size
         assert found.source.n_bytes > fixture_path(EXTERNAL).stat().st_size
 
+    @pytest.mark.long
     @pytest.mark.parametrize("target", ["fp16", "int8-dynamic", "int8-static"])
     def test_weights_beyond_protobuf(
         self, target: Target, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -157,6 +159,7 @@ class TestKinds:
         kinds = {v.type.tensor_type.elem_type for v in [*graph.input, *graph.output]}
         assert kinds == {TensorProto.FLOAT16}
 
+    @pytest.mark.long
     def test_twice_gives_the_same_file(self, photos: Path, tmp_path: Path) -> None:
         for settings, calib in ((FP16, None), (DYNAMIC, None), (STATIC, photos)):
             for name in ("a", "b"):

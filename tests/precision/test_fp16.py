@@ -40,6 +40,7 @@ EXPORTERS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("keep_io", [True, False])
 @pytest.mark.parametrize("name", EXPORTERS)
 def test_answers_of_every_exporter(name: str, keep_io: bool, tmp_path: Path) -> None:

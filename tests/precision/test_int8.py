@@ -82,6 +82,7 @@ def quantise(graph: Graph, folder: Path, *, static: bool, leave_out: int = 0) ->
     return path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
 @pytest.mark.parametrize("name", EXPORTERS)
 def test_answers_of_every_exporter(name: str, static: bool, tmp_path: Path) -> None:

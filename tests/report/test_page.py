@@ -72,6 +72,7 @@ def pruned() -> tuple[str, Reader, dict[str, Any]]:
     return text, Reader(text), report
 
 
+@pytest.mark.long
 def test_every_number_is_the_reports(pruned: tuple[str, Reader, dict[str, Any]]) -> None:
     _, reader, report = pruned
     require_equal(reader, [report])
@@ -110,6 +111,7 @@ def test_a_page_loads_nothing_and_runs_nothing(pruned: tuple[str, Reader, dict[s
     assert reader.tags.count("svg") == 2 * reader.tags.count("figure") == 12
 
 
+@pytest.mark.long
 def test_names_of_others_are_escaped() -> None:
     named = replace(PRUNED, path=f"out/{SCRIPT}.onnx")
     made = make_prune_result(pruned=named, dense=replace(DENSE, path=f"{SCRIPT}"), notes=(SCRIPT,), command=SCRIPT,
@@ -166,6 +168,7 @@ def test_reports_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reader.tags.count("details") >= 4
 
 
+@pytest.mark.long
 def test_write_page_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "page.html"
     write_page([make_prune_result()], path)

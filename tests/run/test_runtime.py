@@ -50,6 +50,7 @@ def test_onnxruntime_that_can_not_be_loaded(error: Exception, monkeypatch: pytes
         import_runtime()
 
 
+@pytest.mark.long
 def test_telemetry_is_off(tmp_path: Path) -> None:
     """ONNX Runtime 1.32 would keep a database and a device id at home, and a file where temporary ones lie."""
     (tmp_path / "home").mkdir()

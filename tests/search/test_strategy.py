@@ -195,6 +195,7 @@ class TestPromise:
         small, large = find(search, 0.3), find(search, 0.6)
         assert (small.kept_fraction or 0) <= (large.kept_fraction or 0)
 
+    @pytest.mark.long
     def test_tokens_alone_keep_all_answers(self, search, problem) -> None:
         """Where no unit can become narrower under the promise, what nobody reads is left out all the same."""
         trim, _ = plan_trim(problem.graph, problem.blocks)

@@ -144,6 +144,7 @@ class TestTheClock:
         budget = Budget("latency", clock.times.dense / 1.8)
         assert search_time(search, budget, clock).expected_speedup == pytest.approx(1.8, rel=0.05)
 
+    @pytest.mark.long
     def test_what_no_width_reaches_by_the_clock_is_refused_with_what_was_measured(
         self, search: Search, problem: Problem
     ) -> None:

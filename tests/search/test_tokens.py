@@ -86,6 +86,7 @@ class TestSchedules:
         assert merging
         assert merging <= {1, 3}
 
+    @pytest.mark.long
     def test_constant_is_the_same_everywhere(self, problem, search) -> None:
         found = prepare_merging(replace(problem, method=replace(BEST, merge="constant")), search.judge)
         assert found is not None
@@ -182,6 +183,7 @@ class TestRefit:
             assert stretch[step.tensor("order")] == stretch[step.tensor("partner")] == home
             assert stretch[step.tensor("sizes")] == home + 1
 
+    @pytest.mark.long
     def test_weights_of_tokens_are_found_once_whatever_merges(self, search, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of the dense model; streams with fewer tokens take the leading ones."""
         before = search.weigh_tokens()

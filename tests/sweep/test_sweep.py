@@ -108,6 +108,7 @@ class TestAgain:
         assert more.n_made == 1
         assert {p.name for p in more.points} == {p.name for p in result.points} | {"best-0.75"}
 
+    @pytest.mark.long
     def test_other_images_make_other_points(self, folder: Path, result: Sweep, tmp_path: Path) -> None:
         assert result.points
         other = sweep_model(MODEL, write_photos(tmp_path / "p", 12, seed=3), tmp_path / "s", budgets=(0.9,))
@@ -123,6 +124,7 @@ class TestAgain:
 
 
 class TestFiles:
+    @pytest.mark.long
     def test_models_are_kept_where_that_was_asked_for(self, photos: Path, result: Sweep, tmp_path: Path) -> None:
         assert all(Path(p.file).is_file() for p in result.points if p.kept_macs is not None and p.kind != "dense")
         sweep_model(MODEL, photos, tmp_path / "s", budgets=(0.9,), precisions=("fp32", "int8"))
@@ -148,6 +150,7 @@ class TestFiles:
                 found = next(m["value"] for m in by_name[name]["held_out"] if m["name"] == metric)
             assert float(value) == found
 
+    @pytest.mark.long
     def test_given_images_judge_all_and_labels_make_top1(self, photos: Path, tmp_path: Path, monkeypatch: Any) -> None:
         monkeypatch.setattr(sweeping, "BENCH_SECONDS", 0.05)
         for name in ("0", "1"):

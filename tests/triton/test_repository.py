@@ -741,6 +741,7 @@ class TestVerb:
         assert "vit onnxruntime x FP32 [3, 8, 8] logits FP32 [10] - 8" in lines
         assert "fixed onnxruntime x FP32 [1, 3, 8, 8] logits FP32 [1, 10] - fixed" in lines
 
+    @pytest.mark.long
     def test_killed_run_leaves_nothing_in_the_repository(self, folder: Path) -> None:
         program = (
             "import shutil, sys, time\n"

@@ -86,6 +86,7 @@ def test_pruned_answers_as_the_dense_graph_with_the_maps_multiplied_out(name: st
         assert structure.passed, structure.detail
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_removed_is_the_dense_model(name: str, tmp_path: Path) -> None:
     graph, blocks = probed(name)

@@ -28,6 +28,7 @@ from corp_onnx.units.scale import find_scalars
 NAMES = prunable_names()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_answers_stay(name: str, tmp_path: Path) -> None:
     graph, blocks = probed(name)
