@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from corp_onnx.blocks import Blocks
+from corp_onnx.blocks import Blocks, SiteKey
 from corp_onnx.findings import Findings
 from corp_onnx.graph import Graph
 from corp_onnx.graph.cost import Cost
@@ -239,12 +239,35 @@ class Solution:
     tried: tuple[TriedSize, ...] = ()
 
 
-def solve_widths(choices: tuple[Choice, ...], widths: Mapping[UnitKey, int]) -> tuple[UnitPlan, ...]:
-    """The solution of every unit that does not stay whole; those of one site see each other in turn."""
+def solve_widths(
+    choices: tuple[Choice, ...],
+    widths: Mapping[UnitKey, int],
+    known: Mapping[tuple[UnitKey, int], UnitPlan] | None = None,
+) -> tuple[UnitPlan, ...]:
+    """The solution of every unit that does not stay whole; those of one site see each other in turn.
+
+    Args:
+        known: from `solve_first`.
+    """
     plans: list[UnitPlan] = []
     for choice in choices:
-        site = choice.unit.site.key
+        site, width = choice.unit.site.key, widths[choice.key]
         before: Change | None = gather_changes(plan for plan in plans if plan.unit.site.key == site).get(site)
-        if widths[choice.key] < choice.width and not (before is not None and before.removes):
-            plans.append(choice.solve(widths[choice.key], before))
+        if width < choice.width and not (before is not None and before.removes):
+            found = known.get((choice.key, width)) if known and before is None else None
+            plans.append(found or choice.solve(width, before))
     return tuple(plans)
+
+
+def solve_first(
+    choices: tuple[Choice, ...], several: Sequence[Mapping[UnitKey, int]], crew: Crew
+) -> dict[tuple[UnitKey, int], UnitPlan]:
+    """Of several widths of all units the solutions that see no other, by unit and width: they have many in common."""
+    wanted: dict[tuple[UnitKey, int], Choice] = {}
+    for widths in several:
+        sites = set[SiteKey]()
+        for choice in choices:
+            if widths[choice.key] < choice.width and choice.unit.site.key not in sites:
+                sites.add(choice.unit.site.key)
+                wanted[choice.key, widths[choice.key]] = choice
+    return dict(zip(wanted, crew.map(lambda item: item[1].solve(item[0][1]), wanted.items()), strict=True))

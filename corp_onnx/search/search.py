@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from corp_onnx.refit import refit_changes
 from corp_onnx.refit.stream import StreamWalk, find_walk
 from corp_onnx.search.evaluator import Evaluator, count_beside, prepare_evaluator
 from corp_onnx.search.probes import draw_probes, probe_choices
-from corp_onnx.search.problem import Problem, Solution, solve_widths
+from corp_onnx.search.problem import Problem, Solution, solve_first, solve_widths
 from corp_onnx.search.stretches import find_token_weights, stretch_dense
 from corp_onnx.search.tokens import MergeCandidates, prepare_merging
 from corp_onnx.search.widths import (
@@ -33,7 +33,7 @@ from corp_onnx.settings import Budget, CostKind, Method
 from corp_onnx.solve.schedule import Schedule
 from corp_onnx.threads import Crew
 from corp_onnx.tokens.sites import MergePlan
-from corp_onnx.units import Choice, UnitKey, gather_changes
+from corp_onnx.units import Choice, UnitKey, UnitPlan, gather_changes
 
 MAX_SCHEDULES = 64
 """Schedules that are tried against widths under one budget: enough that two neighbours are one to two percent of the
@@ -116,7 +116,8 @@ class Search:
         splits = self._list_splits(kind, value, before_refit=before_refit)
         assert self.probes is not None
         with Crew(count_beside(self.problem.graph, self.probes.pace.n_calls)) as crew:
-            solutions = crew.map(lambda split: self._solve(split.widths, split.merge, value), splits)
+            known = solve_first(self.choices, [split.widths for split in splits], crew)
+            solutions = [self._solve(split.widths, split.merge, value, known) for split in splits]
             return solutions[0] if len(solutions) == 1 else self._choose(solutions, self.probes, crew)
 
     def _choose(self, solutions: Sequence[Solution], probes: Evaluator, crew: Crew) -> Solution:
@@ -191,8 +192,11 @@ class Search:
             solution = self.one_shot(kind, value, before_refit=True)
         return self.refit(solution)
 
-    def _solve(self, widths: dict[UnitKey, int], merge: MergePlan | None, value: float) -> Solution:
-        plans = solve_widths(self.choices, widths)
+    def _solve(
+        self, widths: dict[UnitKey, int], merge: MergePlan | None, value: float,
+        known: Mapping[tuple[UnitKey, int], UnitPlan] | None = None,
+    ) -> Solution:  # fmt: skip
+        plans = solve_widths(self.choices, widths, known)
         return Solution(gather_changes(plans), plans, value, merges=merge.steps if merge else ())
 
     def refit(self, solution: Solution) -> Solution:
