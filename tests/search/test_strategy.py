@@ -23,12 +23,13 @@ from corp_onnx.rewrite import plan_rewrite
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.search.evaluator import prepare_evaluator
 from corp_onnx.search.folds import cut_folds
-from corp_onnx.search.problem import Problem, Solution, solve_widths
+from corp_onnx.search.problem import Problem, Solution, solve_first, solve_widths
 from corp_onnx.search.promise import PromiseSearch
 from corp_onnx.search.search import Search, prepare_search
 from corp_onnx.search.strategy import follow_budget, follow_method
 from corp_onnx.search.widths import LATE_WEIGHT, allow_cost, favour_late, find_depths, uniform_widths
 from corp_onnx.settings import BEST, PAPER, Budget, Fractions, Method
+from corp_onnx.threads import Crew
 from corp_onnx.tokens.trim import plan_trim
 from corp_onnx.units import KINDS, UnitKey, gather_changes, list_units
 
@@ -126,6 +127,21 @@ class TestBudget:
         plans = solve_widths(search.choices, widths)
         uniform = Solution(gather_changes(plans), plans)
         assert loss(search, search.one_shot("macs", 0.6)) < loss(search, uniform)
+
+    def test_solutions_that_several_widths_share_are_made_once(self, search, monkeypatch: pytest.MonkeyPatch) -> None:
+        several = [search.widths("macs", kept) for kept in (0.6, 0.61, 0.6)]
+        alone = [solve_widths(search.choices, widths) for widths in several]
+        with Crew(2) as crew:
+            known = solve_first(search.choices, several, crew)
+        (kind,) = {type(choice) for choice in search.choices if choice.key.kind == "mlp"}
+        monkeypatch.setattr(kind, "solve", None)  # an MLP is alone on its site: none is solved again
+        for widths, plans in zip(several, alone, strict=True):
+            found = solve_widths(search.choices, widths, known)
+            assert [(p.key, p.width) for p in found] == [(p.key, p.width) for p in plans]
+            for one, other in zip(found, plans, strict=True):
+                if one.key.kind == "mlp":
+                    assert known[one.key, one.width] is one
+                    assert np.array_equal(one.solved.weight, other.solved.weight)
 
     def test_equal_heads_ties_queries_keys_and_values(self, problem) -> None:
         tied = prepare_search(with_method(problem, equal_heads=True))
