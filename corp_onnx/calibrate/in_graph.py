@@ -27,11 +27,7 @@ LOOK_EVERY = 64
 
 
 class GraphSums:
-    """Sums of units that one session makes together.
-
-    Attributes:
-        running: of every unit; `update` is not theirs, all of them grow by `fill`.
-    """
+    """Sums of units that one session makes together."""
 
     def __init__(self, graph: Graph, units: Sequence[Unit], provider: str = "cpu") -> None:
         pen = SumPen(graph)
@@ -40,7 +36,12 @@ class GraphSums:
         self._shaped = {key: [name for name in pen.shaped if _is_of(key, name)] for key in self._sums}
         self._reduced = open_reduced(pen, provider=provider)
         self._n_unseen = 0
-        self.running = [_OneSum(self, key, found) for key, found in self._sums.items()]
+
+    @property
+    def running(self) -> list[_OneSum]:
+        """Those of every unit; `update` is not theirs, all of them grow by `fill`. None is kept here: the device's
+        memory is to be free as soon as nobody asks."""
+        return [_OneSum(self, key, found) for key, found in self._sums.items()]
 
     def fill(self, images: Images, batch_size: int) -> Iterator[int]:
         """Add images.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from random_vits import Spelling, write_model
 
 from corp_onnx.calibrate import collect
 from corp_onnx.calibrate.collect import choose_reducer, collect_moments
-from corp_onnx.calibrate.in_graph import LOOK_EVERY
+from corp_onnx.calibrate.in_graph import LOOK_EVERY, GraphSums
 from corp_onnx.errors import InputError, NonFiniteError
 from corp_onnx.moments import ChannelMoments, LogitMoments, Moments
 from corp_onnx.run.reduced import SumPen, open_reduced
@@ -60,6 +62,21 @@ def collect_both(graph: Any, blocks: Any, n_images: int = 5, **given: Any) -> tu
     units, images = list_units(blocks, KINDS), images_of(graph, n_images)
     found = collect_moments(graph, units, images, batch_size=2, reducer="graph", **given)
     return found, collect_moments(graph, units, images, batch_size=2, reducer="host", **given)
+
+
+def test_what_lies_on_a_device_goes_with_the_sums() -> None:
+    """At once, and not when Python looks for circles: it is gigabytes."""
+    graph, blocks = probed("timm_vit_ts17_fused")
+    sums = GraphSums(graph, list_units(blocks, KINDS))
+    running, gone = sums.running, weakref.ref(sums)
+    gc.disable()
+    try:
+        del sums
+        assert gone() is running[0].together
+        del running
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.long
