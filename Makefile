@@ -46,7 +46,7 @@ test: .venv/.installed-test lint
 
 # The rest of CI's tests: every exporter and every kind of run, where `make test` has a few of them.
 test-long: .venv/.installed-test
-	$(BIN)/pytest -n auto -m "long and not slow and not gpu and not triton and not tensorrt and not openvino and not browser and not ray"
+	$(BIN)/pytest -n auto -m "long and not slow"
 
 # Long runs; some want the real model, in ../shared or where CORP_ONNX_SHARED says.
 test-slow: .venv/.installed-test

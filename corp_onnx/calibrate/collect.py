@@ -119,11 +119,11 @@ class _Pass:
             if self.checkpoint:
                 done = Done(done.n_images + n_real, self.images.skipped)
                 self.checkpoint.keep(sums, done, self.about)
+        keys = [str(unit.key) for unit in self.units]
         if together:  # the sums are not on the host
             with Crew() as crew:
-                found = crew.map(lambda running: running.result(), together.running)
-            return tuple(zip(map(str, (unit.key for unit in self.units)), found, strict=True))
-        return tuple((str(unit.key), sums.pop(0).result()) for unit in self.units)  # no sum stays beside its moments
+                return tuple(zip(keys, crew.map(lambda running: running.result(), sums), strict=True))
+        return tuple((key, sums.pop(0).result()) for key in keys)  # no sum stays beside its moments
 
     def collect_aside(self) -> Entries:
         """The moments, in a file that is mapped."""

@@ -30,9 +30,9 @@ from corp_onnx.bench.bench import bench_models
 from corp_onnx.bench.values import BenchRow
 from corp_onnx.blocks import find_blocks
 from corp_onnx.calibrate.collect import collect_moments
-from corp_onnx.graph import load_model
+from corp_onnx.graph import Graph, load_model
 from corp_onnx.graph.operators import ATTENTIONS
-from corp_onnx.images.arrays import make_arrays
+from corp_onnx.images.arrays import ArraySet, make_arrays
 from corp_onnx.latency.turns import Schedule, paired_ratio, summarise, time_turns
 from corp_onnx.options import choose_settings
 from corp_onnx.prune import prune_model
@@ -43,7 +43,7 @@ from corp_onnx.run.runtime import import_runtime, make_options, require_provider
 from corp_onnx.run.sessions import open_session
 from corp_onnx.settings import PAPER
 from corp_onnx.threads import few_blas_threads
-from corp_onnx.units import list_units
+from corp_onnx.units import Unit, list_units
 
 Row = dict[str, Any]
 
@@ -204,18 +204,23 @@ def make_images(path: Path, n_images: int) -> tuple[str, np.ndarray]:
     return name, np.random.default_rng(0).standard_normal((n_images, *one.shape[1:]), np.float32)
 
 
+def pose_sums(path: Path, n_images: int) -> tuple[Graph, tuple[Unit, ...], np.ndarray, ArraySet]:
+    """(graph, units of the paper's preset, noise, the same as images): what sums are made of."""
+    name, images = make_images(path, n_images)
+    graph = probe_graph(load_model(path))
+    return graph, list_units(find_blocks(graph), PAPER.units), images, make_arrays(path, {name: images})
+
+
 @few_blas_threads()
 def time_calibration(path: Path, provider: str, n_images: int, batch_size: int) -> Row:
     """The sums of the paper's preset over noise beside plain inference: what a further image costs."""
-    name, images = make_images(path, n_images)
-    graph = probe_graph(load_model(path))
-    units = list_units(find_blocks(graph), PAPER.units)
+    graph, units, images, given = pose_sums(path, n_images)
     done: list[tuple[float, int]] = []
     plain = [time_inference(path, provider, images, batch_size)]
     with watched_memory() as memory:
         start = time.perf_counter()
         collect_moments(
-            graph, units, make_arrays(path, {name: images}), batch_size=batch_size, provider=provider,
+            graph, units, given, batch_size=batch_size, provider=provider,
             progress=lambda n: done.append((time.perf_counter(), n)),
         )  # fmt: skip
         end = time.perf_counter()
@@ -238,10 +243,7 @@ def time_calibration(path: Path, provider: str, n_images: int, batch_size: int) 
 @few_blas_threads()
 def compare_sums(path: Path, provider: str, n_images: int, batch_size: int) -> Row:
     """The largest difference of an entry of a Gram on a provider from the CPU's, over sqrt(G_ii G_jj)."""
-    name, images = make_images(path, n_images)
-    graph = probe_graph(load_model(path))
-    units = list_units(find_blocks(graph), PAPER.units)
-    given = make_arrays(path, {name: images})
+    graph, units, _, given = pose_sums(path, n_images)
     found, expected = (
         collect_moments(graph, units, given, batch_size=batch_size, provider=place) for place in (provider, "cpu")
     )
