@@ -103,9 +103,14 @@ class Crew:
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """What the function gives for every item; the first error, when all that had begun is over."""
+        return self.begin(function, items)()
+
+    def begin(self, function: Callable[[T], R], items: Iterable[T]) -> Callable[[], list[R]]:
+        """As `map`, of calls that have begun when this returns; what comes of them is to be asked for."""
         if self._pool is None:
-            return [function(item) for item in items]
-        return list(self._pool.map(function, items))
+            return lambda: [function(item) for item in items]
+        results = self._pool.map(function, items)
+        return lambda: list(results)
 
     def stream(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """As `map`, an item at a time: one more is taken than there are threads, so that none of them waits."""

@@ -129,6 +129,26 @@ class TestCrew:
         with Crew(2) as crew:
             assert set(crew.map(lambda _: threading.current_thread(), range(3))) == {threading.main_thread()}
 
+    def test_what_has_begun_goes_on_by_itself(self) -> None:
+        asked, done = threading.Event(), threading.Event()
+
+        def wait(_: int) -> bool:
+            return asked.wait(10) and not done.set()
+
+        with Crew(2) as crew:
+            ask = crew.begin(wait, [0])
+            asked.set()
+            assert done.wait(10)  # before anybody asked for what came of it
+            assert ask() == [True]
+
+    def test_one_alone_begins_when_it_is_asked(self) -> None:
+        seen: list[int] = []
+        with Crew(1) as crew:
+            ask = crew.begin(seen.append, [1, 2])
+            assert not seen
+            ask()
+        assert seen == [1, 2]
+
 
 class TestKernels:
     """OpenBLAS is told of AVX-512 where it does not know the processor, before it is loaded."""

@@ -113,7 +113,7 @@ class CrossSum:
         self._y_pivot: np.ndarray | None = None
         self._y_total = np.zeros(n_y)
         self._y_energy = np.zeros(n_y)
-        self._cross = Product(n_y, n_x)
+        self._cross = Product(n_x, n_y)  # of the wider by the narrower: fastest that way
         self._tiles = Tiles(n_x, n_y, 1)
 
     def update(
@@ -140,7 +140,7 @@ class CrossSum:
             raise NonFiniteError(f"the target of {self._x.name} holds NaN or Inf, or numbers over 1e19")
         self._y_energy += energy
         self._y_total += roots[:, 0] @ y
-        self._cross.add(y, x)
+        self._cross.add(x, y)
 
     def result(self) -> CrossMoments:
         """The moments of everything seen; raises what `ChannelSum.result` does."""
@@ -152,7 +152,7 @@ class CrossSum:
         x_pivot, y_pivot = self._x.pivot.astype(np.float64), self._y_pivot.astype(np.float64)
         energy = self._y_energy + y_pivot * (2 * self._y_total + x.count * y_pivot)
         # E-free form of sum y x': x.total already has its pivot back, so only x_pivot is missing beside y_total
-        cross = self._cross.result() + np.outer(self._y_total, x_pivot) + np.outer(y_pivot, x.total)
+        cross = self._cross.result().T + np.outer(self._y_total, x_pivot) + np.outer(y_pivot, x.total)
         return CrossMoments(x.count, x.total, x.gram, self._y_total + x.count * y_pivot, energy, cross)
 
     def state(self) -> State:

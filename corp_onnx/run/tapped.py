@@ -5,7 +5,7 @@ Enters a `Model` and names; leaves a `Tapped` session whose `run` gives the expo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeAlias
@@ -75,12 +75,21 @@ class Tapped:
 def stream_together(sessions: Sequence[Tapped], images: Images, pace: Pace, crew: Crew) -> Iterator[Batches]:
     """All images through several sessions that take the same inputs, `pace.n_batches` batches at a time.
 
+    The next ones are under way when some are given: what the crew is asked for meanwhile fills up its threads.
+
     Yields:
         of every batch: what each session gives, and the number of real images, as `Tapped.stream`.
     """
     feeds = sessions[0].session.stream(images, pace.batch_size)
-    while together := list(islice(feeds, pace.n_batches)):
-        yield crew.map(lambda batch: ([tapped.run(batch[0]) for tapped in sessions], batch[1]), together)
+
+    def begin(batches: list[tuple[dict[str, np.ndarray], int]]) -> Callable[[], Batches]:
+        return crew.begin(lambda batch: ([tapped.run(batch[0]) for tapped in sessions], batch[1]), batches)
+
+    running, waiting = begin(list(islice(feeds, pace.n_batches))), list(islice(feeds, pace.n_batches))
+    while together := running():
+        running, waiting = begin(waiting), list(islice(feeds, pace.n_batches))
+        yield together
+        del together  # before the next ones are there
 
 
 def open_tapped(
