@@ -7,6 +7,7 @@ c of the projection" travel the same way; what arrives tells which column is whi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -37,7 +38,7 @@ class Traced:
     def width_axes(self, tensor: str, lookup: np.ndarray) -> list[int]:
         """The axes of a tensor along which a head's dimension changes; `lookup` gives it for every source column."""
         dims = lookup[self.columns(tensor)]
-        return [axis for axis in range(dims.ndim) if np.any(np.diff(dims, axis=axis))]
+        return [axis for axis in range(dims.ndim) if _varies(np.moveaxis(dims, axis, 0))]
 
     def columns(self, tensor: str) -> np.ndarray:
         """Column (last-axis position in the source) of every number of a tensor."""
@@ -55,18 +56,37 @@ def trace_path(graph: Graph, source: str, steps: list[Step], shape: tuple[int, .
         shape: of the source, where it differs from the tensor's own (a view of it).
     """
     shape = shape or graph.shapes[source]
-    arrays = {source: np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)}
+    arrays = {source: number_places(shape)}
     current = arrays[source]
     for step in steps:
-        if step.node.op in MOVES:
-            feeds: dict[str, np.ndarray | None] = {step.node.inputs[0]: current}
-            feeds |= {name: graph.value(name) for name in step.node.inputs[1:] if name}
-            if any(v is None for v in feeds.values()):
-                return Mismatch("expected a known shape or index", step.node)
-            outputs = evaluate_node(step.node, feeds, graph.model.opset)
-            current = outputs[step.node.outputs.index(step.tensor)]
-        arrays[step.tensor] = current
+        moved = move(graph, step, current)
+        if isinstance(moved, Mismatch):
+            return moved
+        arrays[step.tensor] = current = moved
     return Traced(arrays, shape[-1])
+
+
+def number_places(shape: tuple[int, ...]) -> np.ndarray:
+    """The flat position of every number of a tensor; in four bytes, where they are enough, since all of it is moved."""
+    size = math.prod(shape)
+    return np.arange(size, dtype=np.int32 if size < 2**31 else np.int64).reshape(shape)
+
+
+def move(graph: Graph, step: Step, array: np.ndarray) -> np.ndarray | Mismatch:
+    """An index tensor behind one operator."""
+    node = step.node
+    if node.op not in MOVES:
+        return array
+    feeds: dict[str, np.ndarray | None] = {node.inputs[0]: array}
+    feeds |= {name: graph.value(name) for name in node.inputs[1:] if name}
+    if any(v is None for v in feeds.values()):
+        return Mismatch("expected a known shape or index", node)
+    return evaluate_node(node, feeds, graph.model.opset)[node.outputs.index(step.tensor)]
+
+
+def _varies(array: np.ndarray) -> bool:
+    """Whether it is another thing somewhere along its first axis."""
+    return bool((array[1:] != array[:-1]).any())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +107,7 @@ def read_heads(traced: Traced, view: np.ndarray, node: Node) -> HeadMap | Mismat
         return Mismatch("expected one projection column for each dimension of a head", node, 2)
     heads: dict[bytes, int] = {}
     head_of_lead = np.array([heads.setdefault(c.tobytes(), len(heads)) for c in cols[:, 0]])
-    channel_idx = np.stack([np.frombuffer(key, dtype=np.int64) for key in heads])
+    channel_idx = np.stack([np.frombuffer(key, dtype=cols.dtype) for key in heads]).astype(np.int64)
     if len(np.unique(channel_idx)) != channel_idx.size:
         return Mismatch("expected heads that share no projection column", node, 2)
     tokens = [rows[head_of_lead == head][:, :, 0] for head in range(len(heads))]
@@ -167,7 +187,7 @@ def width_spellings(
 
 def dimension_lookup(channel_idx: np.ndarray, n_columns: int) -> np.ndarray:
     """Dimension inside the head of every column; 0 for those of other operands."""
-    lookup = np.zeros(n_columns, dtype=np.int64)
+    lookup = np.zeros(n_columns, dtype=np.int32)
     lookup[channel_idx] = np.arange(channel_idx.shape[1])
     return lookup
 

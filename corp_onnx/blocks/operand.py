@@ -17,6 +17,8 @@ from corp_onnx.blocks.layout import (
     Traced,
     dimension_lookup,
     find_boundary,
+    move,
+    number_places,
     passes,
     read_heads,
     scalar_operand,
@@ -196,7 +198,7 @@ def find_rest(graph: Graph, found: list[Found], core: Node) -> tuple[Operand, ..
     known = np.concatenate([f.operand.channel_idx.reshape(-1) for f in found])
     boundaries = {f.operand.boundary for f in found}
     shape = graph.shapes[source]
-    todo: list[tuple[str, np.ndarray, tuple[Step, ...]]] = [(source, np.arange(np.prod(shape)).reshape(shape), ())]
+    todo: list[tuple[str, np.ndarray, tuple[Step, ...]]] = [(source, number_places(shape), ())]
     parts: list[Operand] = []
     while todo:
         tensor, array, steps = todo.pop()
@@ -213,10 +215,10 @@ def find_rest(graph: Graph, found: list[Found], core: Node) -> tuple[Operand, ..
             if not passes(node) or idx != 0 or tensor in graph.outputs:
                 return Mismatch(f"{node} reads parts of it together", node, 2)
             for name in node.outputs:
-                traced = trace_path(graph, source, [*steps, Step(node, name)])
-                if isinstance(traced, Mismatch):
-                    return traced
-                todo.append((name, traced.arrays[name], (*steps, Step(node, name))))
+                moved = move(graph, Step(node, name), array)
+                if isinstance(moved, Mismatch):
+                    return moved
+                todo.append((name, moved, (*steps, Step(node, name))))
     held = np.concatenate([known, *(p.channel_idx.reshape(-1) for p in parts)])
     if not np.array_equal(np.sort(held), np.arange(shape[-1])):
         return Mismatch("expected every column of the fused projection to be read once", linear.node, 2)

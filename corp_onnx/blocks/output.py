@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from corp_onnx.blocks.core import MAX_PATH, CoreMatch, view_operand
-from corp_onnx.blocks.layout import Step, Traced, is_plain, passes, trace_path, width_spellings
+from corp_onnx.blocks.layout import Step, Traced, is_plain, number_places, passes, trace_path, width_spellings
 from corp_onnx.blocks.linear import Mismatch, is_product, match_linear, residual_after
 from corp_onnx.blocks.operand import Found
 from corp_onnx.blocks.products import AttentionOutput
@@ -30,7 +30,7 @@ def match_output(graph: Graph, core: CoreMatch, v: Found) -> AttentionOutput | M
     if isinstance(channel_idx, Mismatch):
         return channel_idx
     d_head = channel_idx.shape[1]
-    lookup = np.arange(traced.n_columns) % d_head
+    lookup = number_places((traced.n_columns,)) % d_head
     spellings = width_spellings(traced, steps, lookup, d_head)
     if isinstance(spellings, Mismatch):
         return spellings
@@ -62,12 +62,12 @@ def _walk_output(graph: Graph, core: CoreMatch) -> tuple[Node, list[Step]] | Mis
 def _read_columns(graph: Graph, core: CoreMatch, v: Found, traced: Traced, tensor: str) -> np.ndarray | Mismatch:
     """Input columns of the output projection by head and dimension."""
     shape, (n_heads, d_head) = graph.shapes[core.output], v.operand.channel_idx.shape
-    order = np.arange(int(np.prod(shape))).reshape(shape)
+    order = number_places(shape)
     seen = order if traced.n_columns == d_head else view_operand(order, f"heads{n_heads}")
     if int(np.prod(seen.shape[:-2])) != len(v.head_of_lead):
         return Mismatch("expected the attention output in the layout of the values", core.node, 1)
     heads = np.broadcast_to(v.head_of_lead.reshape(*seen.shape[:-2], 1, 1), seen.shape)
-    label = np.empty(order.size, dtype=np.int64)
+    label = np.empty(order.size, dtype=order.dtype)
     label[seen.reshape(-1)] = (heads * d_head + np.arange(d_head)).reshape(-1)
     arrived = label[traced.arrays[tensor]]
     arrived = arrived.reshape(-1, arrived.shape[-1])

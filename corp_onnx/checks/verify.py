@@ -33,9 +33,8 @@ from jaxtyping import Float64
 from corp_onnx.checks.answers import Once, PrunedAnswers, answer_pruned
 from corp_onnx.errors import CheckFailedError, ModelError
 from corp_onnx.graph import Graph, Model, batch_kind
-from corp_onnx.graph.external import list_locations
-from corp_onnx.graph.model import outgrows_protobuf
 from corp_onnx.graph.proto import skeleton
+from corp_onnx.graph.write import needs_data_file
 from corp_onnx.memory import release_memory
 from corp_onnx.results import CheckResult
 from corp_onnx.rewrite import Rewrite
@@ -210,7 +209,7 @@ def check_padding(
 @contextmanager
 def _made(graph: Graph, rewrite: Rewrite, pruned: Model) -> Iterator[Model]:
     """A rewritten graph: in memory, or in a file below the pruned one's folder where it may outgrow protobuf."""
-    if not list_locations(graph.model.proto) and not outgrows_protobuf(graph.model.proto):
+    if not needs_data_file(graph.model.proto):
         yield replace(graph.model, proto=rewrite.make(graph))
         return
     with tempfile.TemporaryDirectory(dir=pruned.folder) as folder:

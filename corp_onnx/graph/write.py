@@ -33,6 +33,11 @@ def outdated_data(path: Path) -> tuple[Path, ...]:
     return ()
 
 
+def needs_data_file(proto: onnx.ModelProto) -> bool:
+    """Whether weights lie outside of a message already, or are too many for it."""
+    return any(map(external_data_helper.uses_external_data, iterate_tensors(proto))) or outgrows_protobuf(proto)
+
+
 def write_model(proto: onnx.ModelProto, path: Path, source_folder: Path) -> None:
     """Write a model; one whose weights lived in external files, or that outgrows protobuf, gets one file of them.
 
@@ -43,9 +48,8 @@ def write_model(proto: onnx.ModelProto, path: Path, source_folder: Path) -> None
         ModelError: those can not be read.
         OutputError: the disk is full or the folder not writable.
     """
-    beside = any(map(external_data_helper.uses_external_data, iterate_tensors(proto)))
     try:
-        if beside or outgrows_protobuf(proto):
+        if needs_data_file(proto):
             _move_beside(proto, data_path(path), source_folder)
         path.write_bytes(serialize(proto))
     except OSError as error:

@@ -16,9 +16,9 @@ import onnx
 from corp_onnx.blocks import SiteKey
 from corp_onnx.graph import Graph, Model, load_model
 from corp_onnx.graph.passes import Pass
-from corp_onnx.graph.write import write_model
+from corp_onnx.graph.write import needs_data_file, write_model
 from corp_onnx.rewrite.cut import CutWidths
-from corp_onnx.run.probe import probe_graph
+from corp_onnx.run.rewritten import probe_rewritten
 from corp_onnx.tokens.merge import MergeTokens
 from corp_onnx.tokens.sites import MergeStep
 from corp_onnx.tokens.trim import LeaveOutTokens, TrimPlan
@@ -38,28 +38,32 @@ class Rewrite:
         """The new model in memory."""
         *before, last = self.passes
         for one in before:
-            graph = probe_graph(replace(graph.model, proto=one.run(graph)))
+            graph = probe_rewritten(graph, replace(graph.model, proto=one.run(graph)))
         return last.run(graph)
 
     def write(self, graph: Graph, path: Path) -> tuple[Model, ...]:
-        """The new model in a file, by way of files: it may outgrow protobuf.
+        """The new model in a file; those between two passes as well where a message may not hold them.
 
         Returns:
-            The model behind every pass; the last lies at `path`, the others in a folder beside it: where `path` is
-            staged, that is not published (staging.py).
+            The model behind every pass; the last lies at `path`, the others in memory, or in a folder beside it: where
+            `path` is staged, that is not published (staging.py).
         """
         return tuple(model for _, model in self.write_each(graph, path))
 
     def write_each(self, graph: Graph, path: Path) -> Iterator[tuple[Graph, Model]]:
         """The same, pass by pass: the graph that it was run on, and the model behind it."""
-        for i, one in enumerate(self.passes):
-            target = path if i == len(self.passes) - 1 else path.with_name(BETWEEN) / f"{i}.onnx"
-            target.parent.mkdir(exist_ok=True)
-            write_model(one.run(graph), target, graph.model.folder)
-            model = load_model(target)
+        *before, last = self.passes
+        for i, one in enumerate(before):
+            proto = one.run(graph)
+            if needs_data_file(proto):
+                target = path.with_name(BETWEEN) / f"{i}.onnx"
+                target.parent.mkdir(exist_ok=True)
+                model = _write(proto, target, graph.model.folder)
+            else:
+                model = replace(graph.model, proto=proto)
             yield graph, model
-            if target != path:
-                graph = probe_graph(model)
+            graph = probe_rewritten(graph, model)
+        yield graph, _write(last.run(graph), path, graph.model.folder)
 
     def whole(self, graph: Graph) -> Rewrite:
         """The same surgery with nothing removed."""
@@ -73,6 +77,11 @@ class Rewrite:
     def padded(self) -> Rewrite:
         """The same solution at full width, zeros where something was removed."""
         return Rewrite(tuple(p for p in (one.padded() for one in self.passes) if p is not None))
+
+
+def _write(proto: onnx.ModelProto, path: Path, source_folder: Path) -> Model:
+    write_model(proto, path, source_folder)
+    return load_model(path)
 
 
 def plan_rewrite(

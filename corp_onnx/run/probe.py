@@ -42,10 +42,10 @@ def probe_graph(model: Model) -> Graph:
         ModelError: ONNX Runtime can not load or run the model.
     """
     graph = read_graph(model)
-    types = _complete_types(graph, _infer_types(graph))
+    types = complete_types(graph, _infer_types(graph))
     names = [out for node in graph.nodes for out in node.outputs if out]
     integers = [n for n in names if types.get(n) in INTEGER_TYPES]
-    factors = _list_factors(graph, set(names) - set(integers))
+    factors = list_factors(graph, set(names) - set(integers))
     nodes = [helper.make_node("Shape", [n], [SHAPE_PREFIX + n]) for n in names]
     nodes += [helper.make_node("Identity", [n], [VALUE_PREFIX + n]) for n in integers]
     nodes += [node for name in factors for node in _sum_nodes(name)]
@@ -93,7 +93,7 @@ def _ask_types(graph: Graph) -> dict[str, int]:
     return session.types
 
 
-def _complete_types(graph: Graph, known_types: dict[str, int]) -> dict[str, int]:
+def complete_types(graph: Graph, known_types: dict[str, int]) -> dict[str, int]:
     """Element type of every tensor.
 
     ONNX knows no types behind operators of other domains; those hand on the type of their first floating-point input.
@@ -110,7 +110,7 @@ def _complete_types(graph: Graph, known_types: dict[str, int]) -> dict[str, int]
     return types
 
 
-def _list_factors(graph: Graph, computed: Set[str]) -> list[str]:
+def list_factors(graph: Graph, computed: Set[str]) -> list[str]:
     """Computed tensors that other nodes multiply or divide by: the scale of the logits is one, of one element."""
     used = [name for node in graph.nodes if node.op in ("Mul", "Div") for name in node.inputs]
     return [name for name in dict.fromkeys(used) if name in computed and not graph.is_constant(name)]

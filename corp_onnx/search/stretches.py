@@ -15,7 +15,7 @@ from corp_onnx.graph import Graph
 from corp_onnx.metrics import OutputTask
 from corp_onnx.refit.stream import StreamWalk, find_walk
 from corp_onnx.refit.token_weights import weigh_stops
-from corp_onnx.run.probe import probe_graph
+from corp_onnx.run.rewritten import probe_rewritten
 from corp_onnx.search.problem import Problem
 from corp_onnx.tokens.merge import merge_tokens
 from corp_onnx.tokens.sites import MergeStep, list_carried
@@ -34,7 +34,7 @@ def stretch_dense(problem: Problem, walk: StreamWalk, merges: Sequence[MergeStep
     """The dense model that a refit brings the pruned one back to: with the same tokens merged."""
     if not merges:
         return Stretches(problem.graph, walk)
-    graph = probe_graph(replace(problem.graph.model, proto=merge_tokens(problem.graph, merges)))
+    graph = probe_rewritten(problem.graph, replace(problem.graph.model, proto=merge_tokens(problem.graph, merges)))
     own = {site.key: site for site in problem.blocks.sites}  # changes are made in the graph without merges
     merged = find_walk(find_blocks(graph))
     stops = tuple(replace(stop, site=own[stop.key]) for stop in merged.stops)

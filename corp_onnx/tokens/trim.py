@@ -22,7 +22,7 @@ from corp_onnx.graph.slots import Slot, WidthSpelling
 from corp_onnx.graph.surgeon import Surgeon
 from corp_onnx.results import CheckResult
 from corp_onnx.run.comparison import TOLERANCE, compare_answers, compare_on_noise
-from corp_onnx.run.probe import probe_graph
+from corp_onnx.run.rewritten import probe_rewritten
 from corp_onnx.tokens.liveness import Cut, TokenTrim, find_dead_tokens, list_spellings
 from corp_onnx.units import Changes, apply_changes, set_queries_apart
 
@@ -63,7 +63,7 @@ def plan_trim(graph: Graph, blocks: Blocks) -> tuple[TrimPlan | None, str]:
     plan = TrimPlan(trim, {}, graph, blocks)
     apart = set_queries_apart(blocks, trim.axes)
     if apart:
-        parted = probe_graph(replace(graph.model, proto=apply_changes(graph, apart)))
+        parted = probe_rewritten(graph, replace(graph.model, proto=apply_changes(graph, apart)))
         parted_trim, found = find_dead_tokens(parted), find_blocks(parted)
         same = [site.key for site in found.sites] == [site.key for site in blocks.sites]
         if parted_trim is not None and parted_trim.saved > trim.saved and same:
