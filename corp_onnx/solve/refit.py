@@ -17,7 +17,7 @@ block less what the pruned stream has before it, and the tokens are weighted by 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, reduce
 from typing import Any
 
@@ -37,6 +37,11 @@ by."""
 
 RIDGE_LADDER = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Half a decade apart: the error near its minimum is flat, a factor of three moves it by less than one percent."""
+
+
+MIXED = 64
+"""Outputs that the ridge is chosen by: so many mixtures of all of them with random signs, where there are more. Their
+error is that of all in the mean, of every ridge by the same mixtures, for a fraction of the flops."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,8 +80,8 @@ def choose_ridge(
 
     Each fold in turn is what the fit from the others is measured on. The error as a function of the ridge has one
     minimum in practice, so the ladder is walked downhill: three rungs at the least, fewer at its ends. A rung costs a
-    fold n^3 / 3 + 4 n^2 m flops. One eigendecomposition of a fold would give every rung for 4 n^2 m, and takes more
-    than 20 rungs' factors do (26 n^3 / 3 flops, half of them at the speed of memory).
+    fold n^3 / 3 + 4 n^2 m flops, m at most `MIXED`. One eigendecomposition of a fold would give every rung for 4 n^2 m,
+    and takes more than 20 rungs' factors do (26 n^3 / 3 flops, half of them at the speed of memory).
 
     Args:
         folds: moments of disjoint parts of the images. Tokens of one image are alike and belong into one fold.
@@ -85,9 +90,12 @@ def choose_ridge(
     """
     if len(folds) < 2:
         return REFIT_RIDGE
-    prior, total = prior_weight.astype(np.float64), reduce(merge_moments, folds)
+    energies = [_spread(own) for own in folds]
+    prior, folds = _mix_outputs(prior_weight.astype(np.float64), folds)
+    total = reduce(merge_moments, folds)
     of_total = prior @ total.x_gram
-    trials = list(side_by_side(lambda own: _Trial(total, own, prior, of_total), folds))
+    pairs = zip(folds, energies, strict=True)
+    trials = list(side_by_side(lambda pair: _Trial(total, pair[0], prior, of_total, pair[1]), pairs))
 
     @cache
     def error(rung: int) -> float:
@@ -111,6 +119,7 @@ class _Trial:
         own: CrossMoments,
         prior: Float[np.ndarray, "m n"],
         of_total: Float[np.ndarray, "m n"],
+        energy: float,
     ) -> None:
         self._total, self._own = total, own
         of_own = prior @ own.x_gram
@@ -122,7 +131,7 @@ class _Trial:
         self._unexplained = gap / self._count - np.outer(y_mean - prior @ self._mean, self._mean)  # U
         gap = (own.cross - of_own) / own.count
         self._own_unexplained = gap - np.outer(own_y_mean - prior @ self._own_mean, self._own_mean)  # U_h
-        self._energy = float(own.y_energy.sum() / own.count - own_y_mean @ own_y_mean)
+        self._energy = energy
         met = np.vdot(own.cross / own.count - np.outer(own_y_mean, self._own_mean), prior)
         self._of_prior = self._energy - float(met + np.vdot(self._own_unexplained, prior))  # e_0
         self._shift = self._own_mean - self._mean
@@ -130,7 +139,7 @@ class _Trial:
         self._room = np.empty(total.x_gram.shape, order="F")
 
     def error(self, ridge: float) -> float:
-        """As `measure_fit_error` of the fit with this ridge."""
+        """As `measure_fit_error` of the fit with this ridge; of mixed outputs, what differs between ridges is."""
         total, own, covariance = self._total, self._own, self._room
         np.subtract(total.x_gram, own.x_gram, out=covariance.T)  # symmetric
         covariance /= self._count
@@ -141,7 +150,7 @@ class _Trial:
         moved = float(np.vdot(spread, step) - np.square(step @ self._own_mean).sum())
         moved -= 2.0 * float(np.vdot(step, self._own_unexplained))
         offset = self._offset - step @ self._shift
-        return _relative(self._of_prior + moved + float(offset @ offset), self._energy)
+        return (self._of_prior + moved + float(offset @ offset)) / (self._energy or 1.0)
 
 
 def fit_around_prior(
@@ -163,11 +172,29 @@ def fit_around_prior(
 def measure_fit_error(solution: LinearSolution, moments: CrossMoments) -> float:
     """E|y - W z - b|^2 / E|y - E y|^2 under `moments` (weighted as they are), of any images."""
     regressor, y_mean = moments.regressor, moments.y_total / moments.count
-    energy = float(moments.y_energy.sum() / moments.count - y_mean @ y_mean)
-    weight = solution.weight
+    energy, weight = _spread(moments), solution.weight
     explained = float(np.vdot(weight @ regressor.covariance, weight) - 2.0 * np.vdot(weight, moments.cross_covariance))
     offset = y_mean - weight @ regressor.mean - solution.bias
     return _relative(energy + explained + float(offset @ offset), energy)
+
+
+def _spread(moments: CrossMoments) -> float:
+    """E|y - E y|^2."""
+    y_mean = moments.y_total / moments.count
+    return float(moments.y_energy.sum() / moments.count - y_mean @ y_mean)
+
+
+def _mix_outputs(
+    prior: Float[np.ndarray, "m n"], folds: Sequence[CrossMoments]
+) -> tuple[Float[np.ndarray, "k n"], list[CrossMoments]]:
+    """The same problem of at most `MIXED` outputs; the energies of mixtures are not known, and nobody asks for them."""
+    m = len(prior)
+    if m <= MIXED:
+        return prior, list(folds)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (MIXED, m)) / np.sqrt(MIXED)
+    unknown = np.zeros(MIXED)
+    mixed = [replace(f, y_total=signs @ f.y_total, y_energy=unknown, cross=signs @ f.cross) for f in folds]
+    return signs @ prior, mixed
 
 
 def _relative(error: float, energy: float) -> float:

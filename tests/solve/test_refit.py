@@ -10,9 +10,11 @@ import pytest
 from corp_onnx.errors import OptionError
 from corp_onnx.moments.values import CrossMoments, merge_moments
 from corp_onnx.solve.refit import (
+    MIXED,
     REFIT_RIDGE,
     RIDGE_LADDER,
     LinearSolution,
+    _spread,
     _Trial,
     choose_ridge,
     measure_fit_error,
@@ -139,9 +141,35 @@ def test_a_trial_says_what_the_fit_from_the_other_folds_costs(ridge):
     for held in folds:
         rest = reduce(merge_moments, [fold for fold in folds if fold is not held])
         expected = measure_fit_error(refit_linear(rest, prior, ridge), held)
-        trial = _Trial(total, held, prior, prior @ total.x_gram)
+        trial = _Trial(total, held, prior, prior @ total.x_gram, _spread(held))
         assert trial.error(ridge) == pytest.approx(expected, rel=1e-9)
         assert trial.error(ridge) == trial.error(ridge)  # factors share a place
+
+
+@pytest.mark.parametrize("noise", [0.3, 3.0, 30.0])
+def test_of_many_outputs_mixtures_choose_as_well(noise, monkeypatch):
+    """Outputs of very different energies, as those of a stream are."""
+    rng = np.random.default_rng(3)
+    n, m = 24, 4 * MIXED
+    truth, scales = rng.normal(size=(m, n)), np.exp(rng.normal(size=m))
+    prior = truth + 0.5 * rng.normal(size=truth.shape)
+    parts = []
+    for _ in range(4):
+        z = rng.normal(size=(40, n)) @ rng.normal(size=(n, n))
+        parts.append((z, scales * (z @ truth.T + noise * rng.normal(size=(40, m))), rng.uniform(1, 9, size=40)))
+    folds = [moments_of(*part) for part in parts]
+    prior = prior * scales[:, None]
+    mixed = choose_ridge(folds, prior)
+    monkeypatch.setattr("corp_onnx.solve.refit.MIXED", m)
+    whole = choose_ridge(folds, prior)
+    cost = {ridge: cross_validated(folds, prior, ridge) for ridge in (mixed, whole)}
+    assert cost[whole] <= cost[mixed] <= 1.01 * cost[whole]
+
+
+def cross_validated(folds, prior, ridge) -> float:
+    rests = [reduce(merge_moments, [fold for fold in folds if fold is not held]) for held in folds]
+    pairs = zip(rests, folds, strict=True)
+    return sum(measure_fit_error(refit_linear(rest, prior, ridge), held) for rest, held in pairs)
 
 
 def test_folds_side_by_side_choose_the_same():
