@@ -46,7 +46,7 @@ from corp_onnx.results import (
     to_json,
 )
 from corp_onnx.run.outputs import TASKS_KEY, Outputs
-from corp_onnx.run.probe import probe_graph
+from corp_onnx.run.rewritten import probe_rewritten
 from corp_onnx.search.problem import Problem, Solution
 from corp_onnx.search.reach import require_reachable
 from corp_onnx.search.strategy import follow_method
@@ -223,7 +223,7 @@ def _make(
         surprise = check_expected(measured, solution.expected_loss)
         checks += [surprise] if surprise else []
         require_sound(checks, "pruned", output)
-        facts = describe_model(probe_graph(pruned))
+        facts = describe_model(probe_rewritten(seen[-1], pruned))
         speed = timed.judge(budget, solution.expected_speedup, pruned) if timed else None
     return _Made(facts, measured, errors.result(), apart, tuple(checks), speed)
 

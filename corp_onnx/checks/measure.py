@@ -172,7 +172,8 @@ class _Asked:
 
     def together(self) -> Iterator[tuple[_Side, _Side]]:
         """Both of every batch, with both sessions open."""
-        dense, cut = self._open_dense(), self._open_cut()
+        with Crew() as crew:
+            dense, cut = crew.map(lambda open_one: open_one(), (self._open_dense, self._open_cut))
         yield from self._stream(dense, lambda *batch: (self._ask_dense(dense, *batch), self._ask_cut(cut, *batch[1:3])))
 
     def in_turn(self, shelf: Shelf) -> Iterator[tuple[_Side, _Side]]:

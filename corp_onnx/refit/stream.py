@@ -19,7 +19,7 @@ from corp_onnx.images import Images
 from corp_onnx.run.feeds import fixed_batch
 from corp_onnx.run.pace import Pace, choose_pace
 from corp_onnx.run.segments import Segment, open_segment
-from corp_onnx.run.sessions import open_session
+from corp_onnx.run.sessions import open_feeder
 from corp_onnx.run.tapped import open_tapped
 from corp_onnx.shelf import Feeds, Shelf, own_memory
 from corp_onnx.threads import Crew
@@ -146,7 +146,7 @@ def read_data(
         shelf: where they lie; None keeps all in memory.
     """
     pace = choose_pace(batch_size, graph.n_images if graph.fixed_batch else None, provider)
-    session = open_session(graph.model, provider=provider)
+    session = open_feeder(graph.model)
     shelf = shelf or Shelf()
     data = StreamData(shelf.keep(session.stream(images, pace.batch_size)), fixed_batch(session.inputs), shelf, pace)
     if not given:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ from corp_onnx.images.open import find_sound
 from corp_onnx.metrics import Judgement, OutputTask
 from corp_onnx.run.outputs import find_outputs, read_outputs
 from corp_onnx.run.pace import Pace, choose_pace
-from corp_onnx.run.sessions import open_session, start_session
+from corp_onnx.run.sessions import Session, open_feeder, open_session, start_session
 from corp_onnx.shelf import Feeds, Shelf
 from corp_onnx.threads import Crew
 
@@ -102,12 +103,17 @@ def prepare_evaluator(
         ModelError: ONNX Runtime can not load or run the model.
     """
     pace = choose_pace(batch_size, batch_kind(model), provider)
-    session = open_session(model, provider=provider, threads=pace.threads)
-    feeds = (shelf or Shelf()).keep(session.stream(images, pace.batch_size))
-    tasks = tuple(find_outputs(session, feeds).judged_tasks if tasks is None else tasks)
+
+    @cache
+    def open_dense() -> Session:  # only where its answers are not known
+        return open_session(model, provider=provider, threads=pace.threads)
+
+    feeds = (shelf or Shelf()).keep(open_feeder(model).stream(images, pace.batch_size))
+    tasks = tuple(find_outputs(open_dense(), feeds).judged_tasks if tasks is None else tasks)
     names = [task.output for task in tasks]
 
     def answer() -> dict[str, np.ndarray]:
+        session = open_dense()
         with Crew(pace.n_calls) as crew:
             batches = crew.map(lambda batch: read_outputs(session, batch[0], batch[1], names), feeds)
         return {name: np.concatenate([batch[name] for batch in batches]) for name in names}

@@ -16,10 +16,11 @@ from corp_onnx.errors import ImageError, MissingExtraError, ModelError, OptionEr
 from corp_onnx.graph.model import load_model
 from corp_onnx.graph.proto import to_float32
 from corp_onnx.images import Images, open_images
+from corp_onnx.images.arrays import make_arrays
 from corp_onnx.run import sessions
 from corp_onnx.run.noise import random_feeds
 from corp_onnx.run.segments import open_segment
-from corp_onnx.run.sessions import Session, open_session, start_session
+from corp_onnx.run.sessions import Session, open_feeder, open_session, start_session
 from corp_onnx.run.tapped import Product, open_tapped
 
 NAME = "timm_vit_ts17_fused"
@@ -185,6 +186,24 @@ class TestStream:
     def test_images_that_do_not_fit_are_said_with_the_path(self, rows: Images) -> None:
         with pytest.raises(ImageError, match=r"demo_vit\.onnx: input 'input' takes shape \[n, 3, 32, 32\]"):
             next(open_session(DEMO).stream(rows, 2))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [NAME, "timm_vit_ts17_fused_fixed", "timm_vit_ts17_fp16", "timm_vit_ts17_bf16", "hf_bert_ts17_sdpa",
+     "timm_vit_ts17_external"],
+)  # fmt: skip
+def test_what_feeds_a_model_takes_what_it_takes_and_holds_no_weight(name: str) -> None:
+    model = load_model(fixture_path(name))
+    feeder, session = open_feeder(model), open_session(model)
+    assert feeder.inputs == session.inputs
+    assert not feeder.weights
+    images = make_arrays(Path("noise.npz"), random_feeds(model, 3))
+    for one, other in zip(feeder.stream(images, 2), session.stream(images, 2), strict=True):
+        assert one[1] == other[1]
+        assert {n: (a.dtype, a.tolist()) for n, a in one[0].items()} == {
+            n: (a.dtype, a.tolist()) for n, a in other[0].items()
+        }
 
 
 class TestTaps:
