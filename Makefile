@@ -74,7 +74,7 @@ TRITON_PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.10,$(shell python$(v) -c 'i
 	@touch $@
 
 test-triton: .venv/.installed-test .venv-triton/.installed
-	CORP_ONNX_TRITON=.venv-triton $(BIN)/pytest -m triton
+	CORP_ONNX_TRITON=.venv-triton $(BIN)/pytest -m triton tests/triton
 
 # A real TensorRT, the RTX edition, which builds engines without a GPU (90 MB), in an environment of its own.
 TENSORRT_RTX ?= 1.7.1.116
@@ -97,7 +97,7 @@ OPENVINO ?= openvino==2026.4.1
 	@touch $@
 
 test-openvino: .venv-openvino/.installed
-	.venv-openvino/bin/pytest -m openvino
+	.venv-openvino/bin/pytest -m openvino tests/run tests/test_examples.py
 
 # The program of examples/cpp, against the headers and libraries of OpenVINO's package (Debian: apt-get install g++).
 test-cpp: .venv/.installed-test .venv-openvino/.installed
@@ -112,13 +112,13 @@ RAY ?= ray==2.60.0
 	@touch $@
 
 test-ray: .venv-ray/.installed
-	.venv-ray/bin/pytest -m ray tests/calibrate
+	.venv-ray/bin/pytest -m ray tests/calibrate tests/test_calibration.py
 
 # The page of examples/web in a headless Chromium (Debian: apt-get install chromium npm).
 test-web: .venv/.installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright
 	cd examples/web && npm install --no-audit --no-fund --silent
-	CORP_ONNX_BROWSER=1 $(BIN)/pytest -m browser
+	CORP_ONNX_BROWSER=1 $(BIN)/pytest -m browser tests/report tests/test_site.py tests/test_web_example.py
 
 test-gpu: .venv/.installed-test
 	$(BIN)/pytest -m gpu

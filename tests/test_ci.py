@@ -42,6 +42,17 @@ def test_the_workflow_runs_every_target_of_the_script() -> None:
     )
 
 
+def test_tests_of_a_kind_lie_where_their_target_looks() -> None:
+    """A target reads a few files, since all of them take half a minute to collect."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = {kind: places.split() for kind, places in re.findall(r"pytest -m (\w+)((?: tests/\S+)+)$", makefile, re.M)}
+    assert named.keys() >= {"triton", "tensorrt", "openvino", "browser", "ray"}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        kinds = set(re.findall(r"pytest\.mark\.(\w+)", path.read_text(encoding="utf-8"))) & named.keys()
+        place = path.relative_to(ROOT).as_posix()
+        assert all(any(f"{place}/".startswith(f"{at}/") for at in named[kind]) for kind in kinds), (place, kinds)
+
+
 def test_its_targets_are_there() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert {"test", *listed("target")} <= targets
