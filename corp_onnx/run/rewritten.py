@@ -11,17 +11,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Set
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from corp_onnx.errors import ModelError
 from corp_onnx.graph.dataflow import Graph, Node, read_graph
 from corp_onnx.graph.model import Model
 from corp_onnx.graph.proto import INFERENCE_ERRORS, reach_back, skeleton, without_graph
-from corp_onnx.run.probe import INTEGER_TYPES, SMALL_VALUE, complete_types, list_factors, probe_graph
+from corp_onnx.run.probe import INTEGER_TYPES, SMALL_VALUE, VALUE_PREFIX, complete_types, list_factors, probe_graph
 from corp_onnx.run.sessions import start_session
+
+Types: TypeAlias = Mapping[str, int]
+"""ONNX's element type of tensors, by name."""
+
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 
 def probe_rewritten(before: Graph, model: Model) -> Graph:
@@ -49,11 +55,12 @@ def _follow(before: Graph, model: Model) -> Graph | None:
     small = {name for name in integers if math.prod(shapes[name]) <= SMALL_VALUE}
     factors = {name for name in list_factors(graph, names - integers) if math.prod(shapes[name]) == 1}
     known = {name: before.values[name] for name in same if name in before.values}
-    computed = _compute(graph, types, shapes, known, sorted((small | factors) - same - _find_seen(graph, known.keys())))
+    wanted = (small | factors) - same - _find_seen(graph, shapes, known.keys())
+    computed = _compute(graph, types, shapes, known, sorted(wanted))
     if computed is None:
         return None
     values = {name: array.astype(np.float32) if name in factors else array for name, array in computed.items()}
-    return replace(graph, shapes=shapes, values=known | values, types=types, n_images=before.n_images)
+    return replace(graph, shapes=dict(shapes), values=known | values, types=dict(types), n_images=before.n_images)
 
 
 def _find_same(before: Graph, graph: Graph) -> set[str]:
@@ -76,17 +83,61 @@ def _find_same(before: Graph, graph: Graph) -> set[str]:
     return same
 
 
-def _find_seen(graph: Graph, known: Set[str]) -> set[str]:
-    """The tensors that depend on what is in the images, as which tokens merge: noise has nothing to say of those."""
+def _find_seen(graph: Graph, shapes: Shapes, known: Set[str]) -> set[str]:
+    """The tensors that depend on what is in the images, as which tokens merge: noise has nothing to say of those. So do
+    those that follow from a shape which is not known."""
     seen = set(graph.inputs)
     for node in graph.nodes:
-        if node.op != "Shape" and not seen.isdisjoint({*node.inputs, *graph.captured(node)}):
+        if node.op == "Shape" and node.inputs[0] in shapes:
+            continue
+        if not seen.isdisjoint({*node.inputs, *graph.captured(node)}):
             seen.update(name for name in node.outputs if name and name not in known)
     return seen
 
 
-def _infer(before: Graph, graph: Graph, same: Set[str]) -> tuple[dict[str, int], dict[str, tuple[int, ...]]] | None:
-    """Element types, and the shapes that are known."""
+def _infer(before: Graph, graph: Graph, same: Set[str]) -> tuple[Types, Shapes] | None:
+    """Element types, and the shapes that are known.
+
+    What onnx does not compute of sizes itself, as the target of a Reshape that is sliced and joined, is computed for
+    it, as far as shapes are known by then; and again, while that tells it more.
+    """
+    light, given = _prepare(before, graph, same), set[str]()
+    while True:
+        try:
+            inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+        except INFERENCE_ERRORS:
+            return None
+        types, shapes = _read_inferred(before, graph, same, inferred)
+        unknown = [n for n in graph.nodes if any(name and name not in shapes for name in n.outputs)]
+        ready = [n for n in unknown if all(i in shapes or graph.is_constant(i) for i in n.inputs if i)]
+        sizes = {i for n in ready for i in n.inputs if _is_size(graph, types, shapes, i)}
+        known = {name: before.values[name] for name in same if name in before.values}
+        asked = sorted(sizes - given - _find_seen(graph, shapes, known.keys()))
+        found = _compute(graph, types, shapes, known, asked)
+        if not asked or found is None:
+            return types, shapes
+        given.update(asked)
+        _give(light, {node.position for node in ready}, found)
+
+
+def _is_size(graph: Graph, types: Types, shapes: Shapes, name: str) -> bool:
+    """Whether a tensor is a few computed integers."""
+    maker = graph.producers.get(name)
+    is_computed = maker is not None and maker.op != "Constant" and name in shapes
+    return is_computed and types.get(name) in INTEGER_TYPES and math.prod(shapes[name]) <= SMALL_VALUE
+
+
+def _give(light: onnx.ModelProto, positions: Set[int], values: Mapping[str, np.ndarray]) -> None:
+    """Let nodes read stored numbers in place of what is computed."""
+    for name, array in values.items():
+        light.graph.initializer.append(numpy_helper.from_array(array, VALUE_PREFIX + name))
+    for position in positions:
+        names = light.graph.node[position].input
+        names[:] = [VALUE_PREFIX + name if name in values else name for name in names]
+
+
+def _prepare(before: Graph, graph: Graph, same: Set[str]) -> onnx.ModelProto:
+    """A skeleton of the graph at the sizes of the probe, with what is known of tensors that are as they were."""
     light = skeleton(graph.model.proto)
     del light.graph.value_info[:]
     for value in light.graph.input:
@@ -96,10 +147,10 @@ def _infer(before: Graph, graph: Graph, same: Set[str]) -> tuple[dict[str, int],
         value.type.tensor_type.ClearField("shape")
     told = [name for name in same if name in before.producers and name in before.types and name not in graph.outputs]
     light.graph.value_info.extend(_declare(name, before) for name in told)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
-    except INFERENCE_ERRORS:
-        return None
+    return light
+
+
+def _read_inferred(before: Graph, graph: Graph, same: Set[str], inferred: onnx.GraphProto) -> tuple[Types, Shapes]:
     values = [*inferred.value_info, *inferred.input, *inferred.output]
     shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values if _is_known(v)}
     types = complete_types(graph, {v.name: v.type.tensor_type.elem_type for v in values})
@@ -118,13 +169,14 @@ def _is_known(value: onnx.ValueInfoProto) -> bool:
 
 def _compute(
     graph: Graph,
-    types: Mapping[str, int],
-    shapes: Mapping[str, tuple[int, ...]],
+    types: Types,
+    shapes: Shapes,
     known: Mapping[str, np.ndarray],
     wanted: list[str],
 ) -> dict[str, np.ndarray] | None:
     """What follows from shapes, stored numbers and what is known; None where ONNX Runtime refuses to say."""
-    given = {n.output: _read_shape(n, shapes) for n in graph.nodes if n.op == "Shape"} | dict(known)
+    given = {n.output: _read_shape(n, shapes) for n in graph.nodes if n.op == "Shape" and n.inputs[0] in shapes}
+    given |= known
     if all(name in given for name in wanted):
         return {name: given[name] for name in wanted}
     source = graph.model.proto.graph
@@ -146,6 +198,6 @@ def _compute(
     return found | {name: given[name] for name in wanted if name in given}
 
 
-def _read_shape(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+def _read_shape(node: Node, shapes: Shapes) -> np.ndarray:
     start, end = node.attrs.get("start", 0), node.attrs.get("end")
     return np.array(shapes[node.inputs[0]][start:end], dtype=np.int64)
