@@ -148,7 +148,7 @@ def _tensor_names(graph: onnx.GraphProto) -> Iterator[str]:
 def node_graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """The graphs inside an If, Loop or Scan."""
     found: list[onnx.GraphProto] = []
-    for attribute in node.attribute:  # a million times where a graph has thousands of nodes: nothing but comparisons
+    for attribute in node.attribute:  # of every node of every graph that is read
         if attribute.type == AttributeProto.GRAPH:
             found.append(attribute.g)
         elif attribute.type == AttributeProto.GRAPHS:

@@ -44,7 +44,8 @@ def _follow(before: Graph, model: Model) -> Graph | None:
     """None where a run would tell more."""
     graph = read_graph(model)
     same = _find_same(before, graph)
-    inferred = _infer(before, graph, same)
+    known = {name: before.values[name] for name in same if name in before.values}
+    inferred = _infer(before, graph, same, known)
     if inferred is None:
         return None
     types, shapes = inferred
@@ -54,7 +55,6 @@ def _follow(before: Graph, model: Model) -> Graph | None:
     integers = {name for name in names if types.get(name) in INTEGER_TYPES}
     small = {name for name in integers if math.prod(shapes[name]) <= SMALL_VALUE}
     factors = {name for name in list_factors(graph, names - integers) if math.prod(shapes[name]) == 1}
-    known = {name: before.values[name] for name in same if name in before.values}
     wanted = (small | factors) - same - _find_seen(graph, shapes, known.keys())
     computed = _compute(graph, types, shapes, known, sorted(wanted))
     if computed is None:
@@ -95,7 +95,7 @@ def _find_seen(graph: Graph, shapes: Shapes, known: Set[str]) -> set[str]:
     return seen
 
 
-def _infer(before: Graph, graph: Graph, same: Set[str]) -> tuple[Types, Shapes] | None:
+def _infer(before: Graph, graph: Graph, same: Set[str], known: Mapping[str, np.ndarray]) -> tuple[Types, Shapes] | None:
     """Element types, and the shapes that are known.
 
     What onnx does not compute of sizes itself, as the target of a Reshape that is sliced and joined, is computed for
@@ -111,13 +111,12 @@ def _infer(before: Graph, graph: Graph, same: Set[str]) -> tuple[Types, Shapes] 
         unknown = [n for n in graph.nodes if any(name and name not in shapes for name in n.outputs)]
         ready = [n for n in unknown if all(i in shapes or graph.is_constant(i) for i in n.inputs if i)]
         sizes = {i for n in ready for i in n.inputs if _is_size(graph, types, shapes, i)}
-        known = {name: before.values[name] for name in same if name in before.values}
         asked = sorted(sizes - given - _find_seen(graph, shapes, known.keys()))
         found = _compute(graph, types, shapes, known, asked)
         if not asked or found is None:
             return types, shapes
         given.update(asked)
-        _give(light, {node.position for node in ready}, found)
+        _give(light, found)
 
 
 def _is_size(graph: Graph, types: Types, shapes: Shapes, name: str) -> bool:
@@ -127,13 +126,13 @@ def _is_size(graph: Graph, types: Types, shapes: Shapes, name: str) -> bool:
     return is_computed and types.get(name) in INTEGER_TYPES and math.prod(shapes[name]) <= SMALL_VALUE
 
 
-def _give(light: onnx.ModelProto, positions: Set[int], values: Mapping[str, np.ndarray]) -> None:
+def _give(light: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> None:
     """Let nodes read stored numbers in place of what is computed."""
     for name, array in values.items():
         light.graph.initializer.append(numpy_helper.from_array(array, VALUE_PREFIX + name))
-    for position in positions:
-        names = light.graph.node[position].input
-        names[:] = [VALUE_PREFIX + name if name in values else name for name in names]
+    for node in light.graph.node:
+        if not values.keys().isdisjoint(node.input):
+            node.input[:] = [VALUE_PREFIX + name if name in values else name for name in node.input]
 
 
 def _prepare(before: Graph, graph: Graph, same: Set[str]) -> onnx.ModelProto:

@@ -76,8 +76,9 @@ def told(name: str) -> int:
     return n_told
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if i % 4 else pytest.mark.long) for i, name in enumerate(NAMES)]
+)
 def test_it_is_what_a_run_tells(name: str) -> None:
     told(name)
 
