@@ -341,7 +341,7 @@ def test_the_program_repeats_a_case(tmp_path: Path) -> None:
     assert content(tmp_path) == {}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_so_many_of_a_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In two processes; what does not apply to a fixture does not count."""
     spec = importlib.util.spec_from_file_location("run_fuzz", TOOLS / "run_fuzz.py")
