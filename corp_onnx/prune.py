@@ -208,7 +208,8 @@ def _make(
         require_sound(checks, "pruned", output)
         n_checked = min(settings.batch_size, CHECKED_IMAGES)
         feeds, answers = answer_first(graph.model, data.reporting, n_checked, settings.provider)
-        checks += check_rewrite(graph, rewrite, models, feeds, settings.provider, answers)
+        has_room = case.diet.shelf is None
+        checks += check_rewrite(graph, rewrite, models, feeds, settings.provider, answers, has_room=has_room)
         require_sound(checks, "pruned", output)
     with clock.stage("measure"), run.enter("measure", data.reporting.n_images) as count:
         errors, apart = UnitErrors(graph, solution.plans), Disagreements(case.outputs)
@@ -218,7 +219,7 @@ def _make(
             graph, case.blocks, pruned, data.reporting, case.outputs, errors, trim=left_out,
             n_special=case.sites.n_special, batch_size=settings.batch_size, provider=settings.provider,
             apart=apart, promised=budget if isinstance(budget, Budget) else None, confidence=settings.confidence,
-            shelf=None if case.diet.shelf is None else problem.shelf, progress=count,
+            shelf=None if has_room else problem.shelf, progress=count,
         )  # fmt: skip
         surprise = check_expected(measured, solution.expected_loss)
         checks += [surprise] if surprise else []

@@ -9,6 +9,7 @@ the tensors that calibration exposes for one image, what each phase needs beside
     calibrate   R + 2 W + 1.5 sums + tiles + 3 T batch   a session, what it exposes, and sums in both precisions
     probe       R + sums + curves + 4 W + T batch        and a rewritten model with its session, several if small
     refit       R + sums + curves + 4 W + T batch + fold sums
+    check       R + sums + solved + 10 W                 two rewritten models and the finished one, open; 4 W if large
     measure     R + sums + solved + 4 W + 4 T batch      both models, exposed
 
 and 1.1 W in place of 2 W, 3 W of 4 W and in the last phase 2.4 W, where the weights lie outside of the model's file,
@@ -28,6 +29,7 @@ from pathlib import Path
 from corp_onnx.blocks import Blocks
 from corp_onnx.calibrate.data import KEPT_SHARE, Calibration
 from corp_onnx.calibrate.groups import DOUBLE, FLOAT, cut_groups, finished_bytes, largest_bytes, pass_bytes
+from corp_onnx.checks.verify import SMALL_MODEL
 from corp_onnx.errors import OptionError, OutputError
 from corp_onnx.graph import Graph, input_dims
 from corp_onnx.graph.external import list_locations
@@ -62,8 +64,11 @@ SUMMED = 1.5
 LOOKED_AT = 2
 """Of the largest moments, that are in memory at a time where they lie in a file."""
 
-CALIBRATE, MEASURE = "calibrate", "measure"
-"""The phase that fills sums, all others hold what they became; and the last, the checks among it."""
+CALIBRATE, CHECK, MEASURE = "calibrate", "check", "measure"
+"""The phase that fills sums, all others hold what they became; and the last two."""
+
+CHECKS = 2
+"""Of a small model, that hold a rewritten model each and run at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,8 @@ class Footprint:
         shelved: at the most of images and streams, in memory or in a file.
         units: whose sums are in the phases.
         aside: of the moments, that lie in a file.
-        spared: by which `MEASURE` is smaller with one model open at a time.
+        spared: by which `MEASURE` is smaller with one model open at a time, and
+        beside: `CHECK` with one check.
         streams: of the dense model, that lie on the shelf then.
     """
 
@@ -84,15 +90,15 @@ class Footprint:
     units: tuple[Unit, ...] = ()
     aside: float = 0.0
     spared: float = 0.0
+    beside: float = 0.0
     streams: float = 0.0
 
     def in_turn(self) -> Footprint:
-        """With the dense and the pruned model measured one after the other."""
-        phases = tuple(
-            (name, fixed - self.spared, each * EXPOSED / MEASURED) if name == MEASURE else (name, fixed, each)
-            for name, fixed, each in self.phases
-        )
-        return replace(self, phases=phases, shelved=max(self.shelved, self.streams), spared=0.0)
+        """With the dense and the pruned model measured one after the other, and one check behind the other."""
+        less = {MEASURE: (self.spared, EXPOSED / MEASURED), CHECK: (self.beside, 1.0)}
+        parts = [(name, fixed, each, *less.get(name, (0.0, 1.0))) for name, fixed, each in self.phases]
+        phases = tuple((name, fixed - spared, each * share) for name, fixed, each, spared, share in parts)
+        return replace(self, phases=phases, shelved=max(self.shelved, self.streams), spared=0.0, beside=0.0)
 
     def in_passes(self) -> Footprint:
         """With one unit in a pass, and the moments in a file."""
@@ -176,11 +182,13 @@ def predict_footprint(
         shelved += n_fitting * (pixels + FLOAT * (4 * streams + regressor))
     solved = _solved_bytes(units, method)
     checked = traced - curves + solved - (0.0 if inside else (REWRITTEN_OUTSIDE - BOTH_OUTSIDE) * weights)
-    phases.append((MEASURE, checked, MEASURED * exposed))
+    several = (min(choose_size(), CHECKS) - 1) * rewritten + opened  # the finished model stays open for all of them
+    beside = several * weights if graph.n_stored < SMALL_MODEL else 0.0
+    phases += [(CHECK, checked + beside, 0.0), (MEASURE, checked, MEASURED * exposed)]
     behind = [block.stream for block in blocks.blocks if block.stream is not None]
     streams = FLOAT * sum(math.prod(graph.dims(name)) for name in behind) / graph.n_images * data.reporting.n_images
     spared = 0.0 if inside else (BOTH_OUTSIDE - ONE_OUTSIDE) * weights
-    return Footprint(tuple(phases), shelved, tuple(units), spared=spared, streams=streams)
+    return Footprint(tuple(phases), shelved, tuple(units), spared=spared, beside=beside, streams=streams)
 
 
 def choose_diet(footprint: Footprint, batch_size: int, limit: int | None, folder: Path) -> Diet:

@@ -59,7 +59,7 @@ def check_file(dense: Model, pruned: Model, path: Path) -> list[CheckResult]:
 
 def check_rewrite(
     graph: Graph, rewrite: Rewrite, models: Sequence[Model], feeds: Mapping[str, np.ndarray], provider: str = "cpu",
-    expected: Float64[np.ndarray, " n"] | None = None,
+    expected: Float64[np.ndarray, " n"] | None = None, *, has_room: bool = True,
 ) -> list[CheckResult]:  # fmt: skip
     """What a rewritten model must compute.
 
@@ -68,11 +68,12 @@ def check_rewrite(
         models: behind every pass, from `Rewrite.write`; files beside the last one may be written and go again.
         feeds: a real batch.
         expected: the dense model's answers to it, where they are known.
+        has_room: whether memory allows several checks of a small model at once.
     """
     if expected is None:  # a batch that the dense model fails on is no fault of the rewrite
         expected = run_whole(graph.model, feeds, provider)
     pruned = models[-1]
-    is_small = graph.n_stored < SMALL_MODEL
+    is_small = has_room and graph.n_stored < SMALL_MODEL
     # of a large one nothing stays open from one check to the next
     answers = Once(partial(answer_pruned, pruned, feeds, rewrite.choices, provider)) if is_small else None
     checks: list[Callable[[], CheckResult]] = [

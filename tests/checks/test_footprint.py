@@ -42,10 +42,23 @@ def predicted(photos: Path, **options: Any) -> Footprint:
 
 class TestPrediction:
     def test_phases_by_method(self, photos: Path) -> None:
-        assert [name for name, *_ in predicted(photos).phases] == ["calibrate", "probe", "refit", "measure"]
+        assert [name for name, *_ in predicted(photos).phases] == ["calibrate", "probe", "refit", "check", "measure"]
         paper = predicted(photos, preset="paper")
-        assert [name for name, *_ in paper.phases] == ["calibrate", "measure"]
+        assert [name for name, *_ in paper.phases] == ["calibrate", "check", "measure"]
         assert paper.shelved == 0
+
+    def test_checks_of_a_small_model_run_at_once_where_there_is_room(
+        self, photos: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(room, "resident_bytes", lambda: 0)
+        monkeypatch.setattr(room, "choose_size", lambda: 2)
+        more = (room.REWRITTEN + room.OPENED) * 4 * probed(NAME)[0].n_stored
+        whole = predicted(photos)
+        lean = whole.in_turn()
+        fixed, one_by_one = ({name: fixed for name, fixed, _ in one.phases}["check"] for one in (whole, lean))
+        assert fixed - one_by_one == pytest.approx(more)
+        monkeypatch.setattr(room, "SMALL_MODEL", 1)
+        assert {name: fixed for name, fixed, _ in predicted(photos).phases}["check"] == one_by_one
 
     def test_batch_counts_what_is_exposed(self, photos: Path) -> None:
         """By hand: in each block the hidden channels, queries, keys and what the output projection reads."""
