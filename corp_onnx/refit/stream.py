@@ -19,8 +19,7 @@ from corp_onnx.images import Images
 from corp_onnx.run.feeds import fixed_batch
 from corp_onnx.run.pace import Pace, choose_pace
 from corp_onnx.run.segments import Segment, open_segment
-from corp_onnx.run.sessions import open_feeder
-from corp_onnx.run.tapped import open_tapped
+from corp_onnx.run.tapped import open_feeder, open_tapped
 from corp_onnx.shelf import Feeds, Shelf, own_memory
 from corp_onnx.threads import Crew
 from corp_onnx.units import Site

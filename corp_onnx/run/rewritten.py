@@ -112,8 +112,8 @@ def _infer(before: Graph, graph: Graph, same: Set[str], known: Mapping[str, np.n
         ready = [n for n in unknown if all(i in shapes or graph.is_constant(i) for i in n.inputs if i)]
         sizes = {i for n in ready for i in n.inputs if _is_size(graph, types, shapes, i)}
         asked = sorted(sizes - given - _find_seen(graph, shapes, known.keys()))
-        found = _compute(graph, types, shapes, known, asked)
-        if not asked or found is None:
+        found = _compute(graph, types, shapes, known, asked) if asked else None
+        if found is None:
             return types, shapes
         given.update(asked)
         _give(light, found)

@@ -18,14 +18,7 @@ from onnx import TensorProto, external_data_helper, helper
 from corp_onnx.errors import ImageError, MissingExtraError, ModelError, OptionError
 from corp_onnx.graph.links import LinkedModel, load_model, require_readable_name
 from corp_onnx.graph.model import MAX_PROTO_BYTES, Model, require_file
-from corp_onnx.graph.proto import (
-    detach_weights,
-    has_bfloat16,
-    serialize,
-    to_float32,
-    uses_operator,
-    without_graph,
-)
+from corp_onnx.graph.proto import detach_weights, has_bfloat16, serialize, to_float32, uses_operator
 from corp_onnx.images import Images
 from corp_onnx.images.batch import Batch
 from corp_onnx.run.feeds import ELEMENT_TYPES, ModelInput, bind_feeds, fixed_batch, list_inputs, split_feeds
@@ -48,9 +41,6 @@ LAYOUT_PASS = "TransposeOptimizer_CPUExecutionProvider"
 has not for a cubic Resize that shrinks: in a file as it is the Resize of a position embedding is a constant long
 before, and in a graph with inner tensors exposed it no longer is (seen with 1.32)."""
 
-
-FED_PREFIX = "corp_onnx.fed/"
-"""In front of the name of an input that is handed on."""
 
 AS_STORED = {"session.disable_prepacking": "1"}
 """For weights that lie outside of the file: ONNX Runtime reads them where they are mapped, pages that the system
@@ -187,16 +177,6 @@ def open_session(
             raise
     loaded = load_model(path)
     return start_session(loaded.proto, loaded, provider, threads, config, exact=exact)
-
-
-def open_feeder(model: Model) -> Session:
-    """A session that takes what a model takes and computes nothing: to stream images, without any weight."""
-    light = without_graph(model.proto)
-    light.graph.input.extend(model.proto.graph.input)
-    for value in light.graph.input:
-        light.graph.node.append(helper.make_node("Identity", [value.name], [FED_PREFIX + value.name]))
-        light.graph.output.append(onnx.ValueInfoProto(name=FED_PREFIX + value.name))
-    return start_session(light, model, once=True)
 
 
 def _needs_loading(path: Path) -> bool:

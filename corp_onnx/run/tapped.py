@@ -126,6 +126,11 @@ def open_tapped(
     return Tapped(open_cut(model, extra, added, provider=provider, threads=threads), wanted, (), renamed)
 
 
+def open_feeder(model: Model) -> Session:
+    """A session that takes what a model takes and computes nothing: to stream images, without any weight."""
+    return open_tapped(model, [value.name for value in model.proto.graph.input], whole=False).session
+
+
 def open_cut(
     model: Model,
     nodes: Sequence[onnx.NodeProto],

@@ -22,7 +22,8 @@ from corp_onnx.images.open import find_sound
 from corp_onnx.metrics import Judgement, OutputTask
 from corp_onnx.run.outputs import find_outputs, read_outputs
 from corp_onnx.run.pace import Pace, choose_pace
-from corp_onnx.run.sessions import Session, open_feeder, open_session, start_session
+from corp_onnx.run.sessions import Session, open_session, start_session
+from corp_onnx.run.tapped import open_feeder
 from corp_onnx.shelf import Feeds, Shelf
 from corp_onnx.threads import Crew
 

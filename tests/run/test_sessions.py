@@ -20,8 +20,8 @@ from corp_onnx.images.arrays import make_arrays
 from corp_onnx.run import sessions
 from corp_onnx.run.noise import random_feeds
 from corp_onnx.run.segments import open_segment
-from corp_onnx.run.sessions import Session, open_feeder, open_session, start_session
-from corp_onnx.run.tapped import Product, open_tapped
+from corp_onnx.run.sessions import Session, open_session, start_session
+from corp_onnx.run.tapped import Product, open_feeder, open_tapped
 
 NAME = "timm_vit_ts17_fused"
 
