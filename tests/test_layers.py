@@ -38,7 +38,8 @@ EXTRAS = (
 )
 
 ORDER = (
-    *("_version", "errors", "memory", "cpuinfo", "threads", "progress", "targets", "settings", "options", "results"),
+    *("_version", "errors", "memory", "cpuinfo", "gpuinfo", "threads", "progress", "targets", "settings", "options"),
+    "results",
     *("metrics", "staging", "shelf", "tensor_file", "findings", "graph", "images", "run", "blocks", "moments", "solve"),
     *("units", "calibrate", "gradients", "tokens", "rewrite", "refit", "latency", "search", "checks"),
     *(

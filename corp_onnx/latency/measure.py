@@ -23,6 +23,7 @@ from corp_onnx.latency.turns import SESSION_CONFIG, Ratio, Schedule, paired_rati
 from corp_onnx.progress import Run
 from corp_onnx.refit.stream import find_walk
 from corp_onnx.rewrite import plan_rewrite
+from corp_onnx.run.device import DEVICES, bind_device
 from corp_onnx.run.noise import fitting_feeds
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.segments import open_segment
@@ -93,14 +94,19 @@ class Stopwatch:
     ) -> Float64[np.ndarray, "rounds sessions"]:
         """Seconds of a batch through each."""
         feeds = self.feeds
-        runs = [partial(session.run, None, feeds) for session in sessions]
-        return time_turns(runs, schedule, progress=progress)
+        return time_turns([bind_run(session, feeds) for session in sessions], schedule, progress=progress)
 
     def compare(self, other: Session) -> Compared:
         """A candidate beside the dense model."""
         seconds = self.time([self.open(self.graph.model), other], TRIAL)
         before, after = (float(s) for s in np.median(seconds, axis=0))
         return Compared(before, after, paired_ratio(seconds[:, 0], seconds[:, 1]), len(seconds))
+
+
+def bind_run(session: Session, feeds: Feeds) -> Callable[[], object]:
+    """A run on a batch; where the provider has a memory of its own, without the transfers, as `bench` compares."""
+    device = DEVICES.get(session.provider)
+    return partial(session.run, None, feeds) if device is None else bind_device(session, feeds, device).resident
 
 
 def measure_times(
@@ -258,9 +264,9 @@ def _time_parts(
                     replace(graph.model, proto=cut), graph.types, [name], [after], provider=watch.provider,
                     threads=watch.place.threads, config=SESSION_CONFIG, exact=False,
                 )  # fmt: skip
-                runs[idx, width] = partial(stretch.run, {name: streams[name]}, watch.feeds)
+                runs[idx, width] = bind_run(stretch.session, stretch.gather({name: streams[name]}, watch.feeds))
                 count(1)
-    whole = partial(watch.open(graph.model).run, None, watch.feeds)
+    whole = bind_run(watch.open(graph.model), watch.feeds)
     with run.enter("time blocks", things="rounds") as step:
         whole_seconds, *seconds = np.median(time_turns([whole, *runs.values()], PARTS, progress=step.at), axis=0)
     by_point = {point: dense / whole_seconds * float(of) for point, of in zip(runs, seconds, strict=True)}

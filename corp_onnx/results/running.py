@@ -11,6 +11,7 @@ from importlib import metadata
 
 from corp_onnx._version import __version__
 from corp_onnx.cpuinfo import list_cores
+from corp_onnx.gpuinfo import name_gpu
 from corp_onnx.memory import release_memory
 
 
@@ -39,7 +40,7 @@ class StageClock:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """The machine and the versions that a figure belongs to."""
+    """The machine and the versions that a figure belongs to; its GPU is named where a provider is one of CUDA's."""
 
     corp_onnx: str
     python: str
@@ -48,6 +49,9 @@ class Environment:
     threads: int | None
     versions: dict[str, str]
 
+
+ON_GPU = ("cuda", "tensorrt", "engine")
+"""What names of providers hold that run on a GPU of CUDA's; an engine is TensorRT's."""
 
 PACKAGES = ("numpy", "scipy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnx-graphsurgeon", "pillow")
 
@@ -61,6 +65,8 @@ def describe_environment(provider: str, threads: int | None = None) -> Environme
         except metadata.PackageNotFoundError:
             continue
     machine = f"{platform.system()} {platform.machine()} {_processor()}".strip()
+    if any(name in provider.lower() for name in ON_GPU) and (gpu := name_gpu()):
+        machine += f", {gpu}"
     return Environment(__version__, platform.python_version(), machine, provider, threads, versions)
 
 

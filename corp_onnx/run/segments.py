@@ -45,10 +45,13 @@ class Segment:
         Raises:
             ModelError: ONNX Runtime failed on these tensors.
         """
-        given = {name: tensors[name].astype(self.dtypes[name], copy=False) for name in self.fed}
-        given |= {name: feeds[name] for name in self.sources}
-        arrays = self.session.run([TAP_PREFIX + name for name in self.read], given)
+        arrays = self.session.run([TAP_PREFIX + name for name in self.read], self.gather(tensors, feeds))
         return dict(zip(self.read, arrays, strict=True))
+
+    def gather(self, tensors: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the session is fed, by name; arguments as of `run`."""
+        given = {name: tensors[name].astype(self.dtypes[name], copy=False) for name in self.fed}
+        return given | {name: feeds[name] for name in self.sources}
 
 
 def open_segment(

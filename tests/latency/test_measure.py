@@ -15,12 +15,14 @@ from corp_onnx.blocks import find_blocks
 from corp_onnx.graph import load_model
 from corp_onnx.graph.model import batch_kind
 from corp_onnx.latency import measure
-from corp_onnx.latency.measure import Stopwatch, choose_points, choose_stand_ins, group_alike, measure_times
+from corp_onnx.latency.measure import Feeds, Stopwatch, choose_points, choose_stand_ins, group_alike, measure_times
 from corp_onnx.latency.table import Place
 from corp_onnx.latency.turns import Schedule
 from corp_onnx.progress import Run
 from corp_onnx.refit.stream import StreamWalk
+from corp_onnx.run.device import DeviceRun, bind_device
 from corp_onnx.run.probe import probe_graph
+from corp_onnx.run.sessions import Session
 from corp_onnx.settings import BEST
 from corp_onnx.tokens.sites import MergeSites, find_merge_sites
 from corp_onnx.tokens.trim import plan_trim
@@ -68,6 +70,24 @@ def test_units_of_one_shape_share_their_times_and_sites_without_units_have_one()
     others = [unit for unit in choose_stand_ins(blocks, units) if unit not in units]
     assert {unit.key.site.part for unit in others} == {"attn"}
     assert all(times.units[str(unit.key)].widths == (unit.width,) for unit in others)
+
+
+def test_a_device_is_timed_without_transfers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "DEVICES", {"CPUExecutionProvider": "cpu"})
+    bound: list[DeviceRun] = []
+
+    def bind(session: Session, feeds: Feeds, device: str) -> DeviceRun:
+        made = bind_device(session, feeds, device)
+        bound.append(DeviceRun(pytest.fail, made.resident))
+        return bound[-1]
+
+    monkeypatch.setattr(measure, "bind_device", bind)
+    watch, blocks = watch_of(DEMO)
+    units = list_units(blocks, BEST.units)
+    times = measure_times(watch, blocks, units, BEST, None, find_merge_sites(watch.graph, blocks), Run())
+    n_points = sum(len(choose_points(alike[0].widths(BEST))) for alike in group_alike(watch.graph, units))
+    assert len(bound) == n_points + 1 + 3  # the dense model beside them, and beside two that merge
+    assert times.dense > 0
 
 
 def test_without_a_walk_a_site_takes_its_share_of_the_macs(monkeypatch: pytest.MonkeyPatch) -> None:
