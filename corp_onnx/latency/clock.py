@@ -9,7 +9,8 @@ from corp_onnx.blocks import Blocks
 from corp_onnx.errors import OptionError
 from corp_onnx.graph import Graph, Model
 from corp_onnx.graph.model import batch_kind
-from corp_onnx.latency.measure import Stopwatch, measure_times
+from corp_onnx.latency.measure import measure_times
+from corp_onnx.latency.stopwatch import Stopwatch
 from corp_onnx.latency.table import Place, Times, read_times
 from corp_onnx.progress import Run
 from corp_onnx.results import SpeedResult, describe_environment

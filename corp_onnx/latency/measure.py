@@ -1,112 +1,36 @@
-"""A model -> `Times`: its own blocks as micro-graphs at many widths, and the whole model, each timed in turns.
-
-A micro-graph is the stretch of the cut model from one residual addition to the next, run on what really flows there.
-Units of one shape are one class: each of their sites is cut to another width, so that a few rewritten models give all
-points. Every point of a class has its turn in every round, the full width among them, so that a difference holds on a
-machine that others use as well; and between two turns of one micro-graph run all the others, as in the model.
-"""
+"""A model -> `Times`: whole models, and the parts of the dense one at many widths (parts.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import onnx
-from jaxtyping import Float64
 
 from corp_onnx.blocks import Blocks, SiteKey, find_blocks
-from corp_onnx.graph import Graph, Model
-from corp_onnx.latency.table import Place, Times, WidthTimes
-from corp_onnx.latency.turns import SESSION_CONFIG, Ratio, Schedule, paired_ratio, time_turns
+from corp_onnx.graph import Graph
+from corp_onnx.latency.parts import time_parts
+from corp_onnx.latency.stopwatch import Stopwatch
+from corp_onnx.latency.table import Times, WidthTimes
+from corp_onnx.latency.turns import Schedule
 from corp_onnx.progress import Run
-from corp_onnx.refit.stream import find_walk
 from corp_onnx.rewrite import plan_rewrite
-from corp_onnx.run.device import DEVICES, bind_device
-from corp_onnx.run.noise import fitting_feeds
 from corp_onnx.run.probe import probe_graph
-from corp_onnx.run.segments import open_segment
-from corp_onnx.run.sessions import Session, open_session, start_session
-from corp_onnx.run.tapped import open_tapped
 from corp_onnx.settings import Method
 from corp_onnx.solve.schedule import most_merged
 from corp_onnx.tokens.sites import MergeSites, MergeStep, TokenMetric
 from corp_onnx.tokens.trim import TrimPlan
-from corp_onnx.units import OWN_KINDS, Unit, apply_changes, list_units
+from corp_onnx.units import OWN_KINDS, Unit, list_units
 
 MAX_POINTS = 24
 """Widths of a class that are timed; between them the times are interpolated."""
 
 WHOLE = Schedule(seconds=6.0)
-PARTS = Schedule(seconds=15.0)
-TRIAL = Schedule(seconds=6.0)
-"""How long whole models, all micro-graphs, and a candidate beside the dense model are timed: medians of a shared
-machine move by a percent."""
+"""How long whole models are timed."""
 
 GAINS = (0.05, 1.5)
 """Between which that part lies, whatever a noisy machine says."""
-
-Feeds = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """A model beside the dense one: median seconds of a batch each, and how many times as fast, round by round."""
-
-    dense: float
-    other: float
-    speedup: Ratio
-    rounds: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Stopwatch:
-    """Times models of one shape against each other at one place.
-
-    Attributes:
-        graph: of the dense model.
-        provider: as a person types it.
-    """
-
-    graph: Graph
-    provider: str
-    place: Place
-
-    @property
-    def feeds(self) -> Feeds:
-        """A batch of noise."""
-        axes = [self.graph.dims(name)[1:] for name in self.graph.inputs]
-        return fitting_feeds(self.graph.model, self.place.batch, axes)
-
-    def open(self, model: Model) -> Session:
-        """A model file."""
-        return open_session(
-            model, provider=self.provider, threads=self.place.threads, config=SESSION_CONFIG, exact=False
-        )
-
-    def start(self, proto: onnx.ModelProto) -> Session:
-        """A model rewritten from the dense one, in memory."""
-        return start_session(proto, self.graph.model, self.provider, self.place.threads, SESSION_CONFIG, exact=False)
-
-    def time(
-        self, sessions: Sequence[Session], schedule: Schedule, progress: Callable[[int, int], None] | None = None
-    ) -> Float64[np.ndarray, "rounds sessions"]:
-        """Seconds of a batch through each."""
-        feeds = self.feeds
-        return time_turns([bind_run(session, feeds) for session in sessions], schedule, progress=progress)
-
-    def compare(self, other: Session) -> Compared:
-        """A candidate beside the dense model."""
-        seconds = self.time([self.open(self.graph.model), other], TRIAL)
-        before, after = (float(s) for s in np.median(seconds, axis=0))
-        return Compared(before, after, paired_ratio(seconds[:, 0], seconds[:, 1]), len(seconds))
-
-
-def bind_run(session: Session, feeds: Feeds) -> Callable[[], object]:
-    """A run on a batch; where the provider has a memory of its own, without the transfers, as `bench` compares."""
-    device = DEVICES.get(session.provider)
-    return partial(session.run, None, feeds) if device is None else bind_device(session, feeds, device).resident
 
 
 def measure_times(
@@ -130,7 +54,7 @@ def measure_times(
     every = (*units, *(unit for unit in choose_stand_ins(blocks, units) if unit not in units))
     classes = group_alike(watch.graph, every)
     wanted = {unit: choose_points(unit.widths(method)) for unit in units}
-    measured = _time_parts(watch, blocks, classes, wanted, wholes.dense, run)
+    measured = time_parts(watch, blocks, classes, wanted, wholes.dense, run)
     found: dict[str, WidthTimes] = {}
     for alike, times in zip(classes, measured, strict=True):
         found |= {str(unit.key): times or _guess_times(watch.graph, blocks, alike[0], wholes.dense) for unit in alike}
@@ -230,66 +154,3 @@ def count_site_macs(graph: Graph, blocks: Blocks) -> dict[SiteKey, int]:
         macs = unit.describe(graph, graph.cost).macs
         counted[unit.key.site] = counted.get(unit.key.site, 0) + macs
     return counted
-
-
-def _time_parts(
-    watch: Stopwatch,
-    blocks: Blocks,
-    classes: Sequence[Sequence[Unit]],
-    wanted: Mapping[Unit, Sequence[int]],
-    dense: float,
-    run: Run,
-) -> list[WidthTimes | None]:
-    """Of every class; None where there is no walk to cut micro-graphs by.
-
-    Args:
-        wanted: the widths to time of units that may become narrower.
-        dense: seconds of the dense model, which has its turn here as well: if the machine is slower or faster by now,
-            so are the parts.
-    """
-    graph, walk = watch.graph, find_walk(blocks)
-    ends = {stop.key: (start, stop.residual.stream) for stop, start in zip(walk.stops, walk.starts, strict=True)}
-    timed = [[unit for unit in alike if unit.site.key in ends] for alike in classes]
-    points = [wanted.get(alike[0], [alike[0].width]) if alike else [] for alike in timed]
-    if not any(points):
-        return [None] * len(classes)
-    streams = open_tapped(graph.model, walk.starts,
-                          provider=watch.provider, threads=watch.place.threads).run(watch.feeds)  # fmt: skip
-    runs: dict[tuple[int, int], Callable[[], object]] = {}
-    with run.enter("cut blocks", sum(map(len, points))) as count:
-        for cut, held in _cut_models(graph, timed, points):
-            for idx, unit, width in held:
-                name, after = ends[unit.site.key]
-                stretch = open_segment(
-                    replace(graph.model, proto=cut), graph.types, [name], [after], provider=watch.provider,
-                    threads=watch.place.threads, config=SESSION_CONFIG, exact=False,
-                )  # fmt: skip
-                runs[idx, width] = bind_run(stretch.session, stretch.gather({name: streams[name]}, watch.feeds))
-                count(1)
-    whole = bind_run(watch.open(graph.model), watch.feeds)
-    with run.enter("time blocks", things="rounds") as step:
-        whole_seconds, *seconds = np.median(time_turns([whole, *runs.values()], PARTS, progress=step.at), axis=0)
-    by_point = {point: dense / whole_seconds * float(of) for point, of in zip(runs, seconds, strict=True)}
-    return [
-        WidthTimes(tuple(widths), tuple(by_point[i, width] for width in widths)) if widths else None
-        for i, widths in enumerate(points)
-    ]
-
-
-def _cut_models(
-    graph: Graph, classes: Sequence[Sequence[Unit]], points: Sequence[Sequence[int]]
-) -> Iterator[tuple[onnx.ModelProto, list[tuple[int, Unit, int]]]]:
-    """Models whose sites are cut to all points between them, each with what it holds: (class, unit, width)."""
-    left = [(i, width) for i, widths in enumerate(points) for width in widths]
-    while left:
-        taken: dict[SiteKey, tuple[int, Unit, int]] = {}
-        waiting: list[tuple[int, int]] = []
-        for i, width in left:
-            free = next((unit for unit in classes[i] if unit.site.key not in taken), None)
-            if free is None:
-                waiting.append((i, width))
-            else:
-                taken[free.site.key] = (i, free, width)
-        left = waiting
-        changes = {key: unit.cut(graph, width) for key, (_, unit, width) in taken.items() if width < unit.width}
-        yield apply_changes(graph, changes), list(taken.values())

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from corp_onnx.errors import OptionError
 from corp_onnx.latency.clock import MISSED, Clock
-from corp_onnx.latency.measure import Stopwatch
+from corp_onnx.latency.stopwatch import Stopwatch
 from corp_onnx.search.problem import Solution
 from corp_onnx.search.search import Search
 from corp_onnx.settings import Budget

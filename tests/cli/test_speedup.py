@@ -10,7 +10,7 @@ import pytest
 from samples import FIXED, OPERATOR, fixture_path, write_photos
 
 from corp_onnx.cli import main
-from corp_onnx.latency import measure
+from corp_onnx.latency import measure, parts, stopwatch
 from corp_onnx.latency.turns import Schedule
 
 Run = pytest.CaptureFixture[str]
@@ -25,8 +25,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_photos(tmp_path / "photos", 24)
     shutil.copy(fixture_path(OPERATOR), tmp_path / "vit.onnx")
     shutil.copy(fixture_path(FIXED), tmp_path / "fixed.onnx")
-    for name in ("WHOLE", "PARTS", "TRIAL"):
-        monkeypatch.setattr(measure, name, Schedule(repeats=3, warmup=1))
+    for module, name in ((measure, "WHOLE"), (parts, "PARTS"), (stopwatch, "TRIAL")):
+        monkeypatch.setattr(module, name, Schedule(repeats=3, warmup=1))
     return tmp_path
 
 

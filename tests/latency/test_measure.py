@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from graphs import probed
 from samples import COMPUTED_SCALE, DEMO, FIXED, OPERATOR, SEPARATE, fixture_path
 
 from corp_onnx.blocks import find_blocks
+from corp_onnx.errors import ModelError
 from corp_onnx.graph import load_model
 from corp_onnx.graph.model import batch_kind
-from corp_onnx.latency import measure
-from corp_onnx.latency.measure import Feeds, Stopwatch, choose_points, choose_stand_ins, group_alike, measure_times
+from corp_onnx.latency import measure, parts, stopwatch
+from corp_onnx.latency.measure import choose_points, choose_stand_ins, group_alike, measure_times
+from corp_onnx.latency.stopwatch import Feeds, Stopwatch
 from corp_onnx.latency.table import Place
 from corp_onnx.latency.turns import Schedule
 from corp_onnx.progress import Run
@@ -33,8 +36,9 @@ QUICK = Schedule(repeats=2, warmup=1)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WHOLE", "PARTS", "TRIAL"):
-        monkeypatch.setattr(measure, name, QUICK)
+    monkeypatch.setattr(measure, "WHOLE", QUICK)
+    monkeypatch.setattr(parts, "PARTS", QUICK)
+    monkeypatch.setattr(stopwatch, "TRIAL", QUICK)
 
 
 def watch_of(path: Path, batch: int = 2) -> Any:
@@ -72,26 +76,56 @@ def test_units_of_one_shape_share_their_times_and_sites_without_units_have_one()
     assert all(times.units[str(unit.key)].widths == (unit.width,) for unit in others)
 
 
-def test_a_device_is_timed_without_transfers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "DEVICES", {"CPUExecutionProvider": "cpu"})
-    bound: list[DeviceRun] = []
+class Device:
+    """The host's memory as a device's, with room for so many batches at a time."""
 
-    def bind(session: Session, feeds: Feeds, device: str) -> DeviceRun:
-        made = bind_device(session, feeds, device)
-        bound.append(DeviceRun(pytest.fail, made.resident))
-        return bound[-1]
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+        self.room, self.n_bound, self.held = room, 0, weakref.WeakSet[Any]()
+        monkeypatch.setattr(stopwatch, "DEVICES", {"CPUExecutionProvider": "cpu"})
+        monkeypatch.setattr(stopwatch, "bind_device", self.bind)
 
-    monkeypatch.setattr(measure, "bind_device", bind)
+    def bind(self, session: Session, feeds: Feeds, device: str) -> DeviceRun:
+        self.held.add(session.native)
+        if len(self.held) > self.room:
+            raise ModelError("no room")
+        self.n_bound += 1
+        return DeviceRun(pytest.fail, bind_device(session, feeds, device).resident)
+
+
+def time_on(device: Device) -> int:
+    """The number of points, all of which have their times."""
     watch, blocks = watch_of(DEMO)
     units = list_units(blocks, BEST.units)
     times = measure_times(watch, blocks, units, BEST, None, find_merge_sites(watch.graph, blocks), Run())
-    n_points = sum(len(choose_points(alike[0].widths(BEST))) for alike in group_alike(watch.graph, units))
-    assert len(bound) == n_points + 1 + 3  # the dense model beside them, and beside two that merge
-    assert times.dense > 0
+    assert device.n_bound
+    for unit in units:
+        found = times.units[str(unit.key)]
+        assert found.widths == tuple(choose_points(unit.widths(BEST)))
+        assert all(seconds > 0 for seconds in found.seconds)
+    return sum(len(choose_points(alike[0].widths(BEST))) for alike in group_alike(watch.graph, units))
+
+
+def test_a_device_is_timed_without_transfers_class_by_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch, 1 + measure.MAX_POINTS)
+    n_points = time_on(device)
+    assert device.n_bound == n_points + 3 + 3  # the dense model beside every class, and beside two that merge
+
+
+def test_a_device_without_room_for_a_class_times_it_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    time_on(Device(monkeypatch, 4))
+
+
+def test_a_device_without_room_for_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    Device(monkeypatch, 1)
+    watch, blocks = watch_of(DEMO)
+    units = list_units(blocks, ("mlp",))
+    classes = group_alike(watch.graph, units)
+    with pytest.raises(ModelError, match="no room"):
+        parts.time_parts(watch, blocks, classes, {unit: [8, unit.width] for unit in units}, 1.0, Run())
 
 
 def test_without_a_walk_a_site_takes_its_share_of_the_macs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "find_walk", lambda _: StreamWalk((), "none"))
+    monkeypatch.setattr(parts, "find_walk", lambda _: StreamWalk((), "none"))
     watch, blocks = watch_of(DEMO)
     units = list_units(blocks, BEST.units)
     times = measure_times(watch, blocks, units, BEST, None, MergeSites(), Run())

@@ -16,7 +16,7 @@ from corp_onnx.graph import load_model
 from corp_onnx.images import open_images, split_holdout
 from corp_onnx.images.recipe import find_recipe
 from corp_onnx.latency.clock import Clock
-from corp_onnx.latency.measure import Compared, Stopwatch
+from corp_onnx.latency.stopwatch import Compared, Stopwatch
 from corp_onnx.latency.table import Place, Times, WidthTimes
 from corp_onnx.latency.turns import Ratio
 from corp_onnx.run.probe import probe_graph
