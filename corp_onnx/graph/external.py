@@ -97,6 +97,15 @@ def load_tensor(tensor: onnx.TensorProto, folder: Path) -> None:
         del tensor.external_data[:]
 
 
+def point_outside(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
+    """Let the numbers of a tensor be so many bytes of a file; those in the message are dropped."""
+    tensor.ClearField("raw_data")
+    del tensor.external_data[:]
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
 def read_bytes(tensor: onnx.TensorProto, folder: Path) -> bytes:
     """The bytes of a tensor that lie outside.
 

@@ -74,9 +74,9 @@ def load_model(path: Path | str) -> Model:
     return Model(proto=settle_message(proto, path), path=path, sha256=hash_file(path))
 
 
-def outgrows_protobuf(proto: onnx.ModelProto) -> bool:
-    """Whether the weights in a message are too many for it."""
-    return sum(len(t.raw_data) for t in proto.graph.initializer) >= MAX_PROTO_BYTES
+def outgrows_protobuf(proto: onnx.ModelProto, n_more: int = 0) -> bool:
+    """Whether the weights in a message, and so many bytes of others, are too many for it."""
+    return sum(len(t.raw_data) for t in proto.graph.initializer) + n_more >= MAX_PROTO_BYTES
 
 
 def require_file(path: Path) -> None:

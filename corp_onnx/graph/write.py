@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import onnx
 from onnx import external_data_helper
 
 from corp_onnx.errors import ModelError, OutputError
-from corp_onnx.graph.external import iterate_tensors, list_locations, load_tensor, locate_bytes, read_bytes
+from corp_onnx.graph.external import (
+    iterate_tensors,
+    list_locations,
+    load_tensor,
+    locate_bytes,
+    point_outside,
+    read_bytes,
+)
 from corp_onnx.graph.model import outgrows_protobuf, parse_file
 from corp_onnx.graph.proto import serialize
 from corp_onnx.staging import visible_folder
@@ -48,10 +56,17 @@ def write_model(proto: onnx.ModelProto, path: Path, source_folder: Path) -> None
         ModelError: those can not be read.
         OutputError: the disk is full or the folder not writable.
     """
-    try:
+    with writing(path):
         if needs_data_file(proto):
             _move_beside(proto, data_path(path), source_folder)
         path.write_bytes(serialize(proto))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Where a staged file can not be written, a sentence says so."""
+    try:
+        yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"{path.name}: could not be written to {visible_folder(path)} ({reason}).") from error
@@ -76,11 +91,7 @@ def _move_beside(proto: onnx.ModelProto, data: Path, source_folder: Path) -> Non
         for tensor in large:
             outside = external_data_helper.uses_external_data(tensor)
             offset, found = stream.tell(), read_bytes(tensor, source_folder) if outside else tensor.raw_data
-            tensor.ClearField("raw_data")
-            del tensor.external_data[:]
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in (("location", data.name), ("offset", offset), ("length", stream.write(found))):
-                tensor.external_data.add(key=key, value=str(value))
+            point_outside(tensor, data.name, offset, stream.write(found))
 
 
 def _count_bytes(tensor: onnx.TensorProto, folder: Path) -> int:

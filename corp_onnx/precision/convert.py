@@ -237,7 +237,7 @@ def _convert(graph: Graph, data: _Data, settings: ConvertSettings, work: Path, r
     products = list_products(graph)
     if settings.target == "fp16":
         with run.enter("convert"):
-            half = convert_to_fp16(graph, keep_io=settings.io == "float32")
+            half = convert_to_fp16(graph, keep_io=settings.io == "float32", folder=work)
         return _Converted(half.proto, products, half=half)
     usable = [p for p in products if not p.reason]
     if not usable:

@@ -23,13 +23,19 @@ STORED_SUFFIX = ".stored"
 
 def copy_editable(graph: Graph) -> onnx.ModelProto:
     """The model with its external weights read, bfloat16 widened and a name for every node; nodes keep their order."""
+    proto = copy_named(graph)
+    load_tensors(proto, graph.model.folder)
+    return proto
+
+
+def copy_named(graph: Graph) -> onnx.ModelProto:
+    """The same with external weights where they lie."""
     model = graph.model
     if has_bfloat16(model.proto):
         proto = to_float32(model.proto, model.folder)
     else:
         proto = onnx.ModelProto()
         proto.CopyFrom(model.proto)
-    load_tensors(proto, model.folder)
     for node, name in zip(proto.graph.node, node_names(proto), strict=True):
         node.name = name
     _declare_outputs(graph, proto)

@@ -22,13 +22,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 from corp_onnx.errors import CheckFailedError
 from corp_onnx.graph import Graph, Node
-from corp_onnx.graph.external import read_tensor
+from corp_onnx.graph.external import load_tensors, read_tensor
 from corp_onnx.graph.inner_shapes import refresh_value_info
 from corp_onnx.graph.operators import NORMALISATIONS, SOFTMAXES, SUMS_OF_SQUARES
 from corp_onnx.graph.order import sort_nodes
 from corp_onnx.graph.proto import names_in_use
+from corp_onnx.graph.write import writing
+from corp_onnx.precision.aside import put_back, set_aside
 from corp_onnx.precision.editable import (
     copy_editable,
+    copy_named,
     drop_unread,
     fresh_name,
     replace_nodes,
@@ -45,6 +48,9 @@ SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
 MASK_OUTPUT = ("EmbedLayerNormalization", 1)
 """An integer tensor that has no type in the file: onnx infers none behind operators of other domains."""
 
+HALVES = "float16.data"
+"""Of the weights that lay outside."""
+
 WIDE_TYPES = frozenset({TensorProto.FLOAT, TensorProto.BFLOAT16})
 
 
@@ -53,7 +59,7 @@ class HalfModel:
     """A float16 graph and what became of its numbers.
 
     Attributes:
-        proto: the model, weights inside.
+        proto: the model; of its weights those that lay outside are in a file of the folder that was given for them.
         kept: number of operators left in float32, by type.
         n_clipped: stored finite numbers beyond ±65504 that are ±65504 now; masks are made of such.
         n_subnormal: stored numbers below 6.1e-5 that keep fewer than 11 bits, zeros not counted.
@@ -67,30 +73,37 @@ class HalfModel:
     n_stored: int
 
 
-def convert_to_fp16(graph: Graph, *, keep_io: bool = True, wide: Collection[int] = ()) -> HalfModel:
+def convert_to_fp16(
+    graph: Graph, *, keep_io: bool = True, wide: Collection[int] = (), folder: Path | None = None
+) -> HalfModel:
     """The model in float16.
 
     Args:
         graph: as `probe_graph` gives it, so that every tensor has its type, behind foreign operators too.
         keep_io: leave inputs and outputs in float32, with a Cast behind and before them.
         wide: positions of nodes that stay in float32 as well; not counted among the kept.
+        folder: for the halves of weights that lie outside; None brings all into the model.
 
     Raises:
         MissingExtraError: no onnxruntime.
         CheckFailedError: ONNX Runtime's converter fails on this graph.
+        OutputError: the halves can not be written.
     """
     import_runtime()
     from onnxruntime.transformers import float16
 
-    proto = copy_editable(graph)
+    source = graph.model.folder
+    proto = copy_editable(graph) if folder is None else copy_named(graph)
     kept = find_kept(graph, KEPT_OPS | set(float16.DEFAULT_OP_BLOCK_LIST))
     positions = {node.position for node in kept} | set(wide)
     names = [proto.graph.node[position].name for position in sorted(positions)]
     _set_softmax_precision(proto)
     _separate_constants(graph, proto, positions)
     _declare_types(graph, proto, positions)
-    counts = _count(_halved(graph, proto, positions))
+    counts = _count(_halved(graph, proto, positions), source)
     drop_unread(proto)
+    aside = set_aside(proto)
+    load_tensors(proto, source)
     try:
         half = float16.convert_float_to_float16(
             proto, keep_io_types=keep_io, disable_shape_infer=True, op_block_list=[], node_block_list=names
@@ -100,8 +113,11 @@ def convert_to_fp16(graph: Graph, *, keep_io: bool = True, wide: Collection[int]
             f"{graph.model.path}: ONNX Runtime's float16 converter fails on it ({first_sentence(error)}). The model "
             "itself is as it was; --int8 may do instead."
         ) from error
+    if folder is not None:
+        with writing(folder / HALVES):
+            put_back(half, aside, source, folder / HALVES, float16.convert_np_to_float16)
     replace_nodes(half, sort_nodes(list(_merge_casts(half.graph.node))))
-    part_half_gemms(half)
+    part_half_gemms(half, folder or source)
     refresh_value_info(half)
     return HalfModel(half, dict(Counter(node.op for node in kept)), *counts)
 
@@ -186,11 +202,11 @@ def _halved(graph: Graph, proto: onnx.ModelProto, kept: set[int]) -> Iterator[on
     yield from (t for t in stored if t.data_type == TensorProto.FLOAT)
 
 
-def _count(tensors: Iterable[onnx.TensorProto]) -> tuple[int, int, int]:
-    """(clipped, subnormal, all) among the numbers of float32 tensors."""
+def _count(tensors: Iterable[onnx.TensorProto], folder: Path) -> tuple[int, int, int]:
+    """(clipped, subnormal, all) among the numbers of float32 tensors, inside or outside."""
     n_clipped = n_subnormal = n_all = 0
     for tensor in tensors:
-        size = np.abs(read_tensor(tensor, Path()))
+        size = np.abs(read_tensor(tensor, folder))
         n_clipped += int(((size > LARGEST) & np.isfinite(size)).sum())
         n_subnormal += int(((size < SMALLEST_NORMAL) & (size > 0)).sum())
         n_all += size.size

@@ -5,10 +5,13 @@ tract gives such a Gemm in float32 and then refuses the model. ONNX Runtime make
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from corp_onnx.graph.external import read_tensor
 from corp_onnx.graph.proto import names_in_use
 from corp_onnx.precision.editable import drop_unread, fresh_name, replace_nodes
 
@@ -16,8 +19,12 @@ DEFAULTS = {"alpha": 1.0, "beta": 1.0, "transA": 0}
 """Of a Gemm that is x @ weight + bias."""
 
 
-def part_half_gemms(proto: onnx.ModelProto) -> None:
-    """Part every Gemm with a bias whose weight is stored in float16, in place; one with factors or transA stays."""
+def part_half_gemms(proto: onnx.ModelProto, folder: Path) -> None:
+    """Part every Gemm with a bias whose weight is stored in float16, in place; one with factors or transA stays.
+
+    Args:
+        folder: where weights that lie outside are.
+    """
     stored = {t.name: t for t in proto.graph.initializer if t.data_type == TensorProto.FLOAT16}
     taken, turned = names_in_use(proto), dict[str, str]()
     nodes: list[onnx.NodeProto] = []
@@ -31,7 +38,7 @@ def part_half_gemms(proto: onnx.ModelProto) -> None:
         source, weight, bias = node.input
         if is_turned and weight not in turned:
             turned[weight] = fresh_name(f"{weight}.transposed", taken)
-            value = np.array(numpy_helper.to_array(stored[weight]).T, order="C")
+            value = np.array(read_tensor(stored[weight], folder).T, order="C")
             proto.graph.initializer.append(numpy_helper.from_array(value, turned[weight]))
         plain = fresh_name(f"{node.output[0]}.product", taken)
         added = fresh_name(f"{node.name}.bias", taken)

@@ -34,7 +34,7 @@ def build(**attributes: float) -> onnx.ModelProto:
 def test_same_answers(turned: int, tmp_path: Path) -> None:
     proto = build(transB=turned)
     parted = copy.deepcopy(proto)
-    part_half_gemms(parted)
+    part_half_gemms(parted, Path())
     onnx.checker.check_model(parted, full_check=True)
     assert [n.op_type for n in parted.graph.node] == ["MatMul", "Add", "Gemm"]
     feeds = {"x": RNG.standard_normal((3, 3)).astype(np.float16)}
@@ -50,7 +50,7 @@ def test_same_answers(turned: int, tmp_path: Path) -> None:
 def test_others_stay(attributes: dict[str, float]) -> None:
     proto = build(**attributes)
     before = proto.SerializeToString()
-    part_half_gemms(proto)
+    part_half_gemms(proto, Path())
     assert proto.SerializeToString() == before
 
 
