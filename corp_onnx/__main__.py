@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -15,6 +16,10 @@ EXITS = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143
 START_BYTES = 320 * 2**20
 """Of address space that the libraries take while they load; with less, some of them hang in it."""
 
+RARELY = (20_000, 20, 50)
+"""Thresholds of Python's search for cycles of objects. A graph under the knife is tens of thousands of objects, for
+which the usual thresholds search through everything every few passes: a thirtieth of a prune."""
+
 
 def main() -> int:
     """Run the command line; see `corp_onnx.cli`."""
@@ -25,6 +30,7 @@ def main() -> int:
             if handler in (signal.SIG_DFL, signal.default_int_handler):  # whoever started us may want one ignored
                 signal.signal(number, _leave)
         choose_kernels()
+        gc.set_threshold(*RARELY)
         from corp_onnx.cli import main as run
 
         for number, handler in found.items():

@@ -1,6 +1,7 @@
 """The order of nodes: ONNX wants each behind those it reads from, ONNX Runtime runs a file in any order.
 
-Enters nodes; leaves the same nodes, sorted: a model that runs is one that can be pruned, and what is written is valid.
+Enters nodes; leaves the same nodes, sorted, or those of them that something reads: a model that runs is one that can be
+pruned, and what is written is valid.
 """
 
 from __future__ import annotations
@@ -69,3 +70,38 @@ def sort_nodes(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
     if len(done) < len(nodes):
         raise ModelError("its nodes read each other in a circle; export the model again.")
     return done
+
+
+def drop_unread(proto: onnx.ModelProto) -> None:
+    """Leave out nodes and initializers whose output nothing reads."""
+    read = {o.name for o in proto.graph.output}
+    replace_nodes(proto, find_read(proto.graph.node, read))
+    weights = [t for t in proto.graph.initializer if t.name in read]
+    if len(weights) < len(proto.graph.initializer):
+        del proto.graph.initializer[:]
+        proto.graph.initializer.extend(weights)
+
+
+def find_read(nodes: Sequence[onnx.NodeProto], read: set[str]) -> list[onnx.NodeProto]:
+    """The nodes whose outputs are read, in the order in which they stand.
+
+    Args:
+        read: names that are read besides; all that the nodes read are in it afterwards.
+    """
+    makers = {name: position for position, node in enumerate(nodes) for name in node.output if name}
+    kept, waiting = set[int](), list(read)
+    while waiting:
+        position = makers.get(waiting.pop())
+        if position is not None and position not in kept:
+            kept.add(position)
+            names = read_names(nodes[position])
+            waiting += names
+            read |= names
+    return [nodes[position] for position in sorted(kept)]
+
+
+def replace_nodes(proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Give the main graph these nodes in this order."""
+    kept = list(nodes)
+    del proto.graph.node[:]
+    proto.graph.node.extend(kept)

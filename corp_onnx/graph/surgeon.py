@@ -7,7 +7,7 @@ touched come from it; every other node, the inputs, outputs, opsets and metadata
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.inner_shapes import refresh_value_info
-from corp_onnx.graph.proto import names_in_use, node_graphs, outline, skeleton, without_weights
+from corp_onnx.graph.order import find_read, replace_nodes
+from corp_onnx.graph.proto import names_in_use, outline, skeleton, without_weights
 from corp_onnx.graph.slots import Parting, Slot, WidthSpelling
 
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -192,40 +193,37 @@ class Surgeon:
             metadata: properties to add to those of the file.
         """
         source = self.graph.model.proto
-        placed = [n for at, node in enumerate(self._nodes) for n in (node, *self._inserted.get(at, ()))]
-        self._gs.nodes[:] = placed
-        self._gs.cleanup(remove_unused_graph_inputs=False)
-        exported = gs.export_onnx(self._gs, do_type_check=False)
-        original = {id(n): proto for n, proto in zip(self._nodes, source.graph.node, strict=True)}
-        result = without_weights(source)
-        del result.graph.node[:]
-        for node, proto in zip(self._gs.nodes, exported.graph.node, strict=True):
-            untouched = id(node) in original and id(node) not in self._touched
-            result.graph.node.add().CopyFrom(original[id(node)] if untouched else proto)
-            if id(node) in original and not untouched:
-                result.graph.node[-1].metadata_props.extend(original[id(node)].metadata_props)
-                result.graph.node[-1].doc_string = original[id(node)].doc_string
-        self._keep_weights(result)
+        result, read = without_weights(source), {o.name for o in source.graph.output}
+        replace_nodes(result, find_read(self._export(), read))
+        self._keep_weights(result, read)
         if source.graph.value_info:
             refresh_value_info(result)
         for key, value in metadata.items():
             _set_property(result, key, value)
         return result
 
-    def _keep_weights(self, result: onnx.ModelProto) -> None:
+    def _export(self) -> list[onnx.NodeProto]:
+        """All nodes in their order: those that were not touched as the file has them."""
+        original = self.graph.model.proto.graph.node
+        placed = [n for at, node in enumerate(self._nodes) for n in (node, *self._inserted.get(at, ()))]
+        touched = [node for node in placed if id(node) in self._touched]
+        part = gs.Graph(touched, opset=self._gs.opset, import_domains=self._gs.import_domains)
+        protos = iter(gs.export_onnx(part, do_type_check=False).graph.node)
+        exported = {id(node): next(protos) for node in touched}
+        for node, proto in zip(self._nodes, original, strict=True):
+            if id(node) in exported:
+                exported[id(node)].metadata_props.extend(proto.metadata_props)
+                exported[id(node)].doc_string = proto.doc_string
+            else:
+                exported[id(node)] = proto
+        return [exported[id(node)] for node in placed]
+
+    def _keep_weights(self, result: onnx.ModelProto, read: Set[str]) -> None:
         """The stored tensors that are still read: the file's own where they were not replaced."""
-        read = {name for node in result.graph.node for name in node.input}
-        read |= {name for node in result.graph.node for name in _subgraph_reads(node)}
-        read |= {o.name for o in result.graph.output}
         for name in dict.fromkeys([*self.graph.initializers, *self._stored]):
             tensor = self._stored.pop(name, None) or self.graph.initializers[name]  # a copy is enough of each
             if name in read:
                 result.graph.initializer.append(tensor)
-
-
-def _subgraph_reads(node: onnx.NodeProto) -> set[str]:
-    names = {name for graph in node_graphs(node) for inner in graph.node for name in inner.input}
-    return names | {name for graph in node_graphs(node) for inner in graph.node for name in _subgraph_reads(inner)}
 
 
 def _set_property(model: onnx.ModelProto, key: str, value: str) -> None:

@@ -6,7 +6,7 @@ name and weights by being initializers, and exporters keep neither promise.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import onnx
@@ -14,7 +14,6 @@ from onnx import TensorProto, numpy_helper
 
 from corp_onnx.graph import Graph
 from corp_onnx.graph.external import load_tensors
-from corp_onnx.graph.order import read_names
 from corp_onnx.graph.proto import has_bfloat16, names_in_use, to_float32
 
 STORED_SUFFIX = ".stored"
@@ -86,25 +85,3 @@ def fresh_name(hint: str, taken: set[str]) -> str:
         name, count = f"{hint}_{count}", count + 1
     taken.add(name)
     return name
-
-
-def drop_unread(proto: onnx.ModelProto) -> None:
-    """Leave out nodes and initializers whose output nothing reads."""
-    read = {o.name for o in proto.graph.output}
-    kept: list[onnx.NodeProto] = []
-    for node in reversed(proto.graph.node):
-        if any(name in read for name in node.output):
-            kept.append(node)
-            read |= read_names(node)
-    replace_nodes(proto, kept[::-1])
-    weights = [t for t in proto.graph.initializer if t.name in read]
-    if len(weights) < len(proto.graph.initializer):
-        del proto.graph.initializer[:]
-        proto.graph.initializer.extend(weights)
-
-
-def replace_nodes(proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> None:
-    """Give the main graph these nodes in this order."""
-    kept = list(nodes)
-    del proto.graph.node[:]
-    proto.graph.node.extend(kept)

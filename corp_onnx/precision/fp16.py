@@ -25,16 +25,14 @@ from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.external import load_tensors, read_tensor
 from corp_onnx.graph.inner_shapes import refresh_value_info
 from corp_onnx.graph.operators import NORMALISATIONS, SOFTMAXES, SUMS_OF_SQUARES
-from corp_onnx.graph.order import sort_nodes
+from corp_onnx.graph.order import drop_unread, replace_nodes, sort_nodes
 from corp_onnx.graph.proto import names_in_use
 from corp_onnx.graph.write import writing
 from corp_onnx.precision.aside import put_back, set_aside
 from corp_onnx.precision.editable import (
     copy_editable,
     copy_named,
-    drop_unread,
     fresh_name,
-    replace_nodes,
 )
 from corp_onnx.precision.gemm import part_half_gemms
 from corp_onnx.run.runtime import first_sentence, import_runtime

@@ -12,8 +12,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from corp_onnx.graph.external import read_tensor
+from corp_onnx.graph.order import drop_unread, replace_nodes
 from corp_onnx.graph.proto import names_in_use
-from corp_onnx.precision.editable import drop_unread, fresh_name, replace_nodes
+from corp_onnx.precision.editable import fresh_name
 
 DEFAULTS = {"alpha": 1.0, "beta": 1.0, "transA": 0}
 """Of a Gemm that is x @ weight + bias."""

@@ -24,8 +24,9 @@ from corp_onnx.errors import CheckFailedError, OutputError
 from corp_onnx.graph import Graph
 from corp_onnx.graph.inner_shapes import refresh_value_info
 from corp_onnx.graph.model import outgrows_protobuf
+from corp_onnx.graph.order import drop_unread
 from corp_onnx.graph.write import write_model
-from corp_onnx.precision.editable import copy_editable, drop_unread, store_constants
+from corp_onnx.precision.editable import copy_editable, store_constants
 from corp_onnx.precision.processor import has_whole_sums
 from corp_onnx.precision.products import Product
 from corp_onnx.run.runtime import first_sentence, import_runtime, silent_runtime

@@ -23,9 +23,9 @@ import onnx
 from jaxtyping import Float, Int8
 from onnx import helper, numpy_helper
 
-from corp_onnx.graph.order import sort_nodes
+from corp_onnx.graph.order import drop_unread, replace_nodes, sort_nodes
 from corp_onnx.graph.proto import names_in_use
-from corp_onnx.precision.editable import drop_unread, fresh_name, replace_nodes
+from corp_onnx.precision.editable import fresh_name
 from corp_onnx.precision.processor import LARGEST, largest_weight
 
 IntegerType = Literal["int8", "uint8"]

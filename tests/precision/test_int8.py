@@ -16,9 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from corp_onnx.checks.verify import check_structure
 from corp_onnx.errors import CheckFailedError
 from corp_onnx.graph import Graph
-from corp_onnx.graph.order import sort_nodes
+from corp_onnx.graph.order import drop_unread, sort_nodes
 from corp_onnx.graph.write import write_model
-from corp_onnx.precision.editable import drop_unread
 from corp_onnx.precision.int8 import DynamicQuantiser
 from corp_onnx.precision.products import FLATTENED_GEMM, TWO_ACTIVATIONS, list_products
 from corp_onnx.precision.qdq import choose_scale
