@@ -91,7 +91,8 @@ def convert(  # one parameter an option
       corp-onnx convert deit.pruned.onnx --int8 static --fp16 --calib photos/
       corp-onnx convert deit.pruned.onnx --fp16
     """
-    batch_size = fit_batch("convert", [model], batch_size, memory)
+    verb = "convert --fp16" if fp16 and int8 is None else "convert"
+    batch_size = fit_batch(verb, [model], batch_size, memory)
     settings = choose_conversion(
         fp16=fp16, int8=int8, activations=activations, calibrator=calibrator, io=io,
         keep_float=keep_float, limit=limit, batch_size=batch_size, seed=seed,

@@ -16,6 +16,9 @@ from onnx import TensorProto, external_data_helper
 from corp_onnx.graph.external import load_tensor, load_tensors, point_outside, read_tensor
 from corp_onnx.graph.model import outgrows_protobuf
 
+LARGE = 2**30
+"""Bytes of halves that stay in a file: a message would hold them several times on its way to one."""
+
 Aside = Mapping[str, TensorProto]
 """Weights by name, whose numbers lie outside."""
 
@@ -34,8 +37,8 @@ def set_aside(proto: onnx.ModelProto) -> Aside:
 
 
 def put_back(proto: onnx.ModelProto, aside: Aside, source_folder: Path, file: Path, halve: Callable[..., Any]) -> None:
-    """Weights that are float16 by now are halved and go to a file, and back into the model where it then has room for
-    them; those that stayed float32 come into it at once.
+    """Weights that are float16 by now are halved and go to a file, and back into the model where they are not large;
+    those that stayed float32 come into it at once.
 
     Args:
         source_folder: where names of external data start from.
@@ -58,5 +61,6 @@ def put_back(proto: onnx.ModelProto, aside: Aside, source_folder: Path, file: Pa
             offset = stream.tell()
             length = stream.write(halve(read_tensor(was, source_folder)).tobytes())
             point_outside(tensor, file.name, offset, length)
-    if not outgrows_protobuf(proto, file.stat().st_size):
+    n_bytes = file.stat().st_size
+    if n_bytes < LARGE and not outgrows_protobuf(proto, n_bytes):
         load_tensors(proto, file.parent)

@@ -23,6 +23,7 @@ from corp_onnx.errors import ModelError, OptionError
 from corp_onnx.graph import Graph, load_model
 from corp_onnx.graph.model import Model, describe_file, hash_file, require_file
 from corp_onnx.graph.operators import CHOOSERS
+from corp_onnx.graph.proto import without_weights
 from corp_onnx.graph.write import outdated_data, write_model
 from corp_onnx.images import Images, ImageSet, ImageSource, split_holdout
 from corp_onnx.images.recipe import METADATA_KEY
@@ -95,6 +96,11 @@ class _Converted:
     kept_products: tuple[KeptProduct, ...] = ()
     half: HalfModel | None = None
 
+    def leave_weights(self) -> _Converted:
+        """The same without weights, once they are in a file: a message of them would stay until the end."""
+        proto = without_weights(self.proto)
+        return replace(self, proto=proto, half=None if self.half is None else replace(self.half, proto=proto))
+
 
 def convert_model(
     model: Path | str,
@@ -113,7 +119,8 @@ def convert_model(
         settings: everything that can be chosen as one value, or
         options: some of it by name: `fp16=True`, `int8="dynamic"`, `int8="static"` or this with `fp16=True`, and the
             fields of `ConvertSettings` and `Preprocessing`.
-        output: default `default_output`; weights beyond 2 GB lie in `<output>.data` beside it.
+        output: default `default_output`; weights beyond 2 GB lie in `<output>.data` beside it, and those beyond 1 GiB
+            that are float16 now and lay outside of the source.
         calib: unlabelled images, for a static model and for `keep_float`: a path, arrays, an iterable of arrays or
             what `open_images` gave, as for `prune_model`.
         images: compare the two models on these; None takes images held back from `calib`, or noise.
@@ -149,6 +156,7 @@ def convert_model(
             made = _convert(graph, data, settings, work, run)
             _add_recipe(made.proto, data)
             write_model(made.proto, path, work)
+            made = made.leave_weights()
         with clock.stage("check"), run.enter("verify"):
             checks = [check_loading(path)]
             _require_passed(checks, output)
