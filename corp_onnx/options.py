@@ -1,7 +1,7 @@
 """Options by name -> settings: what the command line and the functions of the package make of the same words.
 
 Enters names and values as a person gives them; leaves one of the settings classes. What options mean together, and
-which of them contradict each other, stands here once; what a single one may be is said by the class (settings.py).
+which of them contradict each other, stands here once; what a single one may be is said by the class (settings/).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Options that are fields of a settings class: every field is one, its text says the default, and what is left out."""
 
-# ruff: noqa: RUF009 (`option` gives a dataclass field with its help, as in settings.py)
+# ruff: noqa: RUF009 (`option` gives a dataclass field with its help, as in settings/)
 from __future__ import annotations
 
 import dataclasses
