@@ -91,13 +91,13 @@ def convert(  # one parameter an option
       corp-onnx convert deit.pruned.onnx --int8 static --fp16 --calib photos/
       corp-onnx convert deit.pruned.onnx --fp16
     """
-    verb = "convert --fp16" if fp16 and int8 is None else "convert"
-    batch_size = fit_batch(verb, [model], batch_size, memory)
     settings = choose_conversion(
         fp16=fp16, int8=int8, activations=activations, calibrator=calibrator, io=io,
         keep_float=keep_float, limit=limit, batch_size=batch_size, seed=seed,
         **asdict(preprocessing),
     )  # fmt: skip
+    verb = "convert --fp16" if settings.target == "fp16" else "convert"
+    settings = replace(settings, batch_size=fit_batch(verb, [model], settings.batch_size, memory))
     check_page(html, force=force)
     with show_progress() as run:
         result = convert_model(model, output, settings=settings, calib=calib, images=images, force=force, progress=run)

@@ -18,22 +18,21 @@ import onnx
 
 from corp_onnx.calibrate.data import describe_origin, describe_skipped, name_source, open_for_model, warn_of_recipe
 from corp_onnx.checks.preflight import protect_model, watch_source
-from corp_onnx.checks.verify import check_structure, require_passed
+from corp_onnx.checks.verify import check_structure
 from corp_onnx.errors import ModelError, OptionError
 from corp_onnx.graph import Graph, load_model
 from corp_onnx.graph.model import Model, describe_file, hash_file, require_file
-from corp_onnx.graph.operators import CHOOSERS
 from corp_onnx.graph.proto import without_weights
 from corp_onnx.graph.write import outdated_data, write_model
 from corp_onnx.images import Images, ImageSet, ImageSource, split_holdout
 from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.images.variety import describe_monotony
+from corp_onnx.precision.checks import check_signature, judge_answers, require_converted
 from corp_onnx.precision.conversion import (
     ConvertResult,
     ConvertSettings,
     FileFacts,
     KeptProduct,
-    Target,
     choose_conversion,
     default_output,
 )
@@ -53,15 +52,6 @@ from corp_onnx.run.comparison import Comparison, compare_on_images, compare_on_n
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.search.evaluator import draw_evaluator
 from corp_onnx.staging import check_destination, refuse_folder, staged_files
-
-TOLERANCES = {"fp16": 2e-2, "int8-dynamic": 0.5, "int8-static": 0.5}
-"""Accepted difference relative to the largest answer. Float16 keeps 11 bits of every number, so twelve blocks stay
-within 2 %. 8 bits move single answers by tens of percent on noise and classes hardly at all (see the agreement): the
-bound only tells a quantised model from a broken one."""
-
-CHOOSING_TOLERANCE = 0.5
-"""The same of a graph that chooses, as one whose tokens merge: rounding turns a choice between near-equals, and on
-noise all tokens are. On photographs the agreement is what to look at."""
 
 HELD_OUT_FRACTION = 0.25
 MAX_HELD_OUT = 128
@@ -159,13 +149,13 @@ def convert_model(
             made = made.leave_weights()
         with clock.stage("check"), run.enter("verify"):
             checks = [check_loading(path)]
-            _require_passed(checks, output)
-            checks += [check_structure(path, loaded), _check_signature(graph, made.proto, settings)]
-            _require_passed(checks, output)
+            require_converted(checks, output)
+            checks += [check_structure(path, loaded), check_signature(graph, made.proto, settings.io)]
+            require_converted(checks, output)
         with clock.stage("compare"):
             comparison = _compare(loaded, path, data, settings, run)
-            checks.append(_judge(comparison, settings.target, graph))
-            _require_passed(checks, output)
+            checks.append(judge_answers(comparison, settings.target, graph))
+            require_converted(checks, output)
         written = _describe(path, output, settings)
     return _report(graph, written, settings, data, made, comparison, checks, clock.stages)
 
@@ -329,25 +319,6 @@ def _add_recipe(proto: onnx.ModelProto, data: _Data) -> None:
         proto.metadata_props.add(key=METADATA_KEY, value=images.recipe_json())
 
 
-def _check_signature(graph: Graph, proto: onnx.ModelProto, settings: ConvertSettings) -> CheckResult:
-    """Inputs and outputs: names and dimensions of the source, and the element types that were asked for.
-
-    Of an output whose type the source does not say, only the name can be that of the source.
-    """
-    before = [*graph.model.proto.graph.input, *graph.model.proto.graph.output]
-    after = [*proto.graph.input, *proto.graph.output]
-    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16}
-    wanted = onnx.TensorProto.FLOAT if settings.io == "float32" else onnx.TensorProto.FLOAT16
-    same = [a.name for a in after] == [b.name for b in before] and all(
-        a.type.tensor_type.shape == b.type.tensor_type.shape
-        and a.type.tensor_type.elem_type
-        == (wanted if b.type.tensor_type.elem_type in floats else b.type.tensor_type.elem_type)
-        for a, b in zip(after, before, strict=True)
-        if b.HasField("type")
-    )
-    return CheckResult("signature", same, None, None, f"names and dimensions of the source, in {settings.io}")
-
-
 def _compare(source: Model, converted: Path, data: _Data, settings: ConvertSettings, run: Run) -> Comparison:
     if data.judging is None:
         with run.enter("compare"):
@@ -361,22 +332,6 @@ def _compare(source: Model, converted: Path, data: _Data, settings: ConvertSetti
 def _open_converted(path: Path) -> Model:
     """A file that this module wrote; unlike `load_model` it may be quantised."""
     return Model(onnx.load(str(path), load_external_data=False), path, hash_file(path))
-
-
-def _judge(comparison: Comparison, target: Target, graph: Graph) -> CheckResult:
-    chooses = any(node.op in CHOOSERS for node in graph.nodes)
-    tolerance = max(TOLERANCES[target], CHOOSING_TOLERANCE if chooses else 0.0)
-    found = comparison.max_difference
-    detail = f"largest difference from the source on {comparison.data}, relative to its largest answer"
-    return CheckResult("answers", bool(found <= tolerance), found, tolerance, detail)
-
-
-def _require_passed(checks: list[CheckResult], output: Path) -> None:
-    advice = (
-        f"Nothing was written to {output}; the source is as it was, and another precision, or --activations uint8 with "
-        "static integers, may do."
-    )
-    require_passed(checks, "converted", advice)
 
 
 def _describe(path: Path, output: Path, settings: ConvertSettings) -> FileFacts:

@@ -29,11 +29,7 @@ from corp_onnx.graph.order import drop_unread, replace_nodes, sort_nodes
 from corp_onnx.graph.proto import names_in_use
 from corp_onnx.graph.write import writing
 from corp_onnx.precision.aside import put_back, set_aside
-from corp_onnx.precision.editable import (
-    copy_editable,
-    copy_named,
-    fresh_name,
-)
+from corp_onnx.precision.editable import copy_named, fresh_name
 from corp_onnx.precision.gemm import part_half_gemms
 from corp_onnx.run.runtime import first_sentence, import_runtime
 
@@ -91,7 +87,7 @@ def convert_to_fp16(
     from onnxruntime.transformers import float16
 
     source = graph.model.folder
-    proto = copy_editable(graph) if folder is None else copy_named(graph)
+    proto = copy_named(graph)
     kept = find_kept(graph, KEPT_OPS | set(float16.DEFAULT_OP_BLOCK_LIST))
     positions = {node.position for node in kept} | set(wide)
     names = [proto.graph.node[position].name for position in sorted(positions)]
@@ -100,7 +96,7 @@ def convert_to_fp16(
     _declare_types(graph, proto, positions)
     counts = _count(_halved(graph, proto, positions), source)
     drop_unread(proto)
-    aside = set_aside(proto)
+    aside = {} if folder is None else set_aside(proto)
     load_tensors(proto, source)
     try:
         half = float16.convert_float_to_float16(

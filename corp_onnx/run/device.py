@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from corp_onnx.run.runtime import explain_failure, import_runtime
+from corp_onnx.run.runtime import OF_CUDA, explain_failure, import_runtime
 from corp_onnx.run.sessions import Session
 
 T = TypeVar("T")
 
-DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
+DEVICES: Mapping[str, str] = dict.fromkeys(OF_CUDA, "cuda")
 """Providers with a memory of their own, and ONNX Runtime's name of it."""
 
 

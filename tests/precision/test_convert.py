@@ -18,8 +18,9 @@ from corp_onnx.errors import CheckFailedError, ImageError, ModelError, NonFinite
 from corp_onnx.evaluate import evaluate_models
 from corp_onnx.images import open_images
 from corp_onnx.images.recipe import METADATA_KEY
+from corp_onnx.precision.checks import TOLERANCES
 from corp_onnx.precision.conversion import Target
-from corp_onnx.precision.convert import TOLERANCES, ConvertSettings, convert_model, default_output
+from corp_onnx.precision.convert import ConvertSettings, convert_model, default_output
 from corp_onnx.prune import prune_model
 from corp_onnx.results import CheckResult, to_json
 
