@@ -1,6 +1,16 @@
 # Two commands for a fresh machine: `make demo` and `make test`. Everything is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# Bytecode is made of what is imported, when that happens: of everything it takes as long as the rest of an installation.
+INSTALL := install --quiet --disable-pip-version-check --no-compile
+
+# An environment that sees all of .venv: only what comes on top has to be installed, and .venv stays without it.
+SITE := import sysconfig; print(sysconfig.get_path("purelib"))
+define on_top
+	@$(BIN)/python -m venv --without-pip $(@D)
+	@echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" > "$$($(@D)/bin/python -c '$(SITE)')/base.pth"
+	$(BIN)/python -m pip --python $(@D)/bin/python $(INSTALL)
+endef
 
 # Some images of containers forbid it: every command would compile the whole package anew, a second each.
 export PYTHONDONTWRITEBYTECODE :=
@@ -11,11 +21,11 @@ install: .venv/.installed
 
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -m venv .venv || { echo "python3 -m venv does not work here; on Debian: apt-get install python3-venv" >&2; exit 2; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu]'
+	$(BIN)/python -m pip $(INSTALL) -e '.[cpu]'
 	@touch $@
 
 .venv/.installed-test: .venv/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,test]'
+	$(BIN)/python -m pip $(INSTALL) -e '.[cpu,test]'
 	@touch $@
 
 # Prune the demo model, a small Vision Transformer for handwritten digits, and compare it with what it came from.
@@ -26,7 +36,7 @@ demo: install
 
 # The pages as a site: a warning of Sphinx, a dead link among them, fails. Open out/site/index.html; it needs no server.
 .venv/.installed-docs: .venv/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,docs]'
+	$(BIN)/python -m pip $(INSTALL) -e '.[cpu,docs]'
 	@touch $@
 
 docs: .venv/.installed-docs
@@ -55,13 +65,12 @@ test-slow: .venv/.installed-test
 # The gradients behind --rank taylor, with PyTorch in an environment of its own: everything else is tested without it.
 TORCH ?= torch==2.13.0
 
-.venv-torch/.installed: pyproject.toml
-	@$(PYTHON) -m venv .venv-torch
-	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' -e '.[cpu,test]'
+.venv-torch/.installed: .venv/.installed-test
+	$(on_top) '$(TORCH)'
 	@touch $@
 
 test-taylor: .venv-torch/.installed
-	.venv-torch/bin/pytest tests/gradients tests/search/test_amp.py
+	.venv-torch/bin/python -m pytest tests/gradients tests/search/test_amp.py
 
 # A real Triton Inference Server: the binaries of nvidia-pytriton (55 MB) in an environment of their own, with NumPy 1,
 # because with NumPy 2 this build serves wrong values; there is no NumPy 1 for Python 3.13.
@@ -69,8 +78,8 @@ TRITON_PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.10,$(shell python$(v) -c 'i
 
 .venv-triton/.installed: Makefile
 	@$(TRITON_PYTHON) -m venv .venv-triton || { echo "$(TRITON_PYTHON) -m venv does not work here; give make test-triton TRITON_PYTHON=, a Python 3.10 to 3.12" >&2; exit 2; }
-	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check 'numpy<2' onnxruntime
-	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check --no-deps nvidia-pytriton==0.7.0
+	.venv-triton/bin/python -m pip $(INSTALL) 'numpy<2' onnxruntime
+	.venv-triton/bin/python -m pip $(INSTALL) --no-deps nvidia-pytriton==0.7.0
 	@touch $@
 
 test-triton: .venv/.installed-test .venv-triton/.installed
@@ -79,25 +88,22 @@ test-triton: .venv/.installed-test .venv-triton/.installed
 # A real TensorRT, the RTX edition, which builds engines without a GPU (90 MB), in an environment of its own.
 TENSORRT_RTX ?= 1.7.1.116
 
-.venv-tensorrt/.installed: pyproject.toml Makefile
-	@$(PYTHON) -m venv .venv-tensorrt
-	.venv-tensorrt/bin/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,test]'
-	.venv-tensorrt/bin/python -m pip install --quiet --disable-pip-version-check --no-deps tensorrt_rtx_cu12_bindings==$(TENSORRT_RTX) tensorrt_rtx_cu12_libs==$(TENSORRT_RTX)
+.venv-tensorrt/.installed: .venv/.installed-test Makefile
+	$(on_top) --no-deps tensorrt_rtx_cu12_bindings==$(TENSORRT_RTX) tensorrt_rtx_cu12_libs==$(TENSORRT_RTX)
 	@touch $@
 
 test-tensorrt: .venv-tensorrt/.installed
-	.venv-tensorrt/bin/pytest -m tensorrt tests/tensorrt
+	.venv-tensorrt/bin/python -m pytest -m tensorrt tests/tensorrt
 
 # OpenVINO's own API (59 MB, 180 MB installed), in an environment of its own: what is found is measured by default.
 OPENVINO ?= openvino==2026.4.1
 
-.venv-openvino/.installed: pyproject.toml Makefile
-	@$(PYTHON) -m venv .venv-openvino
-	.venv-openvino/bin/python -m pip install --quiet --disable-pip-version-check '$(OPENVINO)' -e '.[cpu,test]'
+.venv-openvino/.installed: .venv/.installed-test Makefile
+	$(on_top) '$(OPENVINO)'
 	@touch $@
 
 test-openvino: .venv-openvino/.installed
-	.venv-openvino/bin/pytest -m openvino tests/run tests/test_examples.py
+	.venv-openvino/bin/python -m pytest -m openvino tests/run tests/test_examples.py
 
 # The program of examples/cpp, against the headers and libraries of OpenVINO's package (Debian: apt-get install g++).
 test-cpp: .venv/.installed-test .venv-openvino/.installed
@@ -106,17 +112,16 @@ test-cpp: .venv/.installed-test .venv-openvino/.installed
 # A local Ray cluster of two workers, one of them killed (75 MB), in an environment of its own.
 RAY ?= ray==2.60.0
 
-.venv-ray/.installed: pyproject.toml Makefile
-	@$(PYTHON) -m venv .venv-ray
-	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check '$(RAY)' -e '.[cpu,test]'
+.venv-ray/.installed: .venv/.installed-test Makefile
+	$(on_top) '$(RAY)'
 	@touch $@
 
 test-ray: .venv-ray/.installed
-	.venv-ray/bin/pytest -m ray tests/calibrate tests/test_calibration.py
+	.venv-ray/bin/python -m pytest -m ray tests/calibrate tests/test_calibration.py
 
 # The page of examples/web in a headless Chromium (Debian: apt-get install chromium npm).
 test-web: .venv/.installed-test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright
+	$(BIN)/python -m pip $(INSTALL) playwright
 	cd examples/web && npm install --no-audit --no-fund --silent
 	CORP_ONNX_BROWSER=1 $(BIN)/pytest -m browser tests/report tests/test_site.py tests/test_web_example.py
 

@@ -2,10 +2,13 @@
 
 One thread for NumPy's and SciPy's products, and for a session of ONNX Runtime that is not told how many: matrices are
 small here, and threads of several workers of pytest that wait for each other keep every core busy.
+
+What a shell runs in the background ignores Ctrl-C, and so would every program that a test starts and interrupts.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,6 +21,9 @@ from threadpoolctl import threadpool_limits
 install_import_hook([f"corp_onnx.{room}" for room in ("solve", "moments")], "beartype.beartype")
 
 from corp_onnx.run import sessions  # noqa: E402  behind the hook
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 assert scipy.linalg
 threadpool_limits(1, user_api="blas")

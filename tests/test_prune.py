@@ -279,7 +279,7 @@ class TestSettings:
         answers = []
         for n in (3, 16):
             result = prune_model(
-                DEMO, DEMO.parent / "calib", tmp_path / f"{n}.onnx", macs=0.5, n_images=40, batch_size=n
+                DEMO, DEMO.parent / "calib", tmp_path / f"{n}.onnx", macs=0.5, n_images=24, batch_size=n
             )
             answers.append(onnxruntime.InferenceSession(result.pruned.path).run(None, {"input": pixels})[0])
         error = np.linalg.norm(answers[0] - answers[1]) / np.linalg.norm(answers[0])

@@ -44,21 +44,32 @@ WHY_NOT = {
 """Families in which no tokens merge, and a part of the reason that is given."""
 
 
-def merging_names() -> list[str]:
-    return [n for n in NAMES if find_merge_sites(*probed(n)).sites]
+STILL = frozenset(
+    """
+    torchvision_vit_ts17 torchvision_vit_dynamo18 torchvision_vit_dynamo23 torchvision_vit_ts14 hf_dinov2_ts17_eager
+    hf_dinov2_dynamo18_sdpa hf_dinov2_ts17_sdpa hf_dinov2_resized_ts14_eager hf_dinov2_resized_ts17_sdpa
+    hf_dinov2_sizes_ts14_eager hf_bert_ts17_eager hf_bert_dynamo18_sdpa hf_bert_ts17_sdpa hf_bert_dynamo23_sdpa
+    timm_eva02_ts17_fused timm_eva02_ts17_unfused timm_eva02_dynamo18 timm_eva02_base_ts17_unfused
+    timm_dinov3_ts17_fused timm_dinov3_dynamo23 hf_dinov3_ts17_sdpa timm_vit_qknorm_ts17 timm_vit_qknorm_dynamo18
+    timm_vit_scale_norms_ts17 timm_vit_gated_ts17 timm_swin_ts17_fused_fixed timm_swin_ts17_unfused_onnxslim
+    timm_swin_stages_dynamo18_fused timm_swin_stages_ts17_fused_fixed_onnxsim timm_vit_respost_ts17
+    timm_vit_parallel_ts17 torch_convnet_ts17 torchvision_vit_ts17_onnxslim torchvision_vit_ts17_onnxsim
+    hf_vit_ts17_eager_ort hf_vit_ts17_sdpa_ort timm_vit_ts17_ort timm_vit_ts17_unfused_ort timm_vit_ts17_ortfast
+    timm_vit_dynamo18_ort hf_bert_ts17_eager_ortbert hf_bert_ts17_eager_ortbertmha hf_clip_vision_ts17_eager_ortclip
+    handmade_ms_mha_bias handmade_ms_attention handmade_attention_3d handmade_attention_bias handmade_head_major
+    handmade_narrow
+    """.split()  # noqa: SIM905  a name a line is half a page
+)
+"""Graphs in which nothing merges: by name, since to look takes longer than to run half of the tests below."""
+
+MERGING = [name for name in NAMES if name not in STILL]
 
 
-MERGING = merging_names()
-
-
-def test_most_graphs_merge() -> None:
-    assert len(MERGING) >= 95
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in MERGING])
+@pytest.mark.parametrize("name", sorted(STILL))
 def test_a_graph_in_which_nothing_merges_says_why(name: str) -> None:
     found = find_merge_sites(*probed(name))
     _, blocks = probed(name)
+    assert not found.sites
     assert len(found.skipped) == len(blocks.blocks)
     assert all(reason for _, reason in found.skipped)
     for family, reason in WHY_NOT.items():
