@@ -1,7 +1,8 @@
-"""The tools of the rewrite: a copy of a graph in onnx-graphsurgeon, and the way back that loses nothing.
+"""The tools of the rewrite: nodes of a graph in onnx-graphsurgeon, and the way back that loses nothing.
 
-Enters a `Graph`, leaves a `ModelProto`. graphsurgeon drops node metadata and some value_info, so only nodes that were
-touched come from it; every other node, the inputs, outputs, opsets and metadata are those of the file.
+Enters a `Graph`, leaves a `ModelProto`. graphsurgeon drops node metadata and some value_info, and copies what it is
+given, so only nodes that are touched go through it; every other node, the inputs, outputs, opsets and metadata are
+those of the file.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.inner_shapes import refresh_value_info
 from corp_onnx.graph.order import find_read, replace_nodes
-from corp_onnx.graph.proto import names_in_use, outline, skeleton, without_weights
+from corp_onnx.graph.proto import names_in_use, outline, without_weights
 from corp_onnx.graph.slots import Parting, Slot, WidthSpelling
 
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -35,22 +36,24 @@ class Surgeon:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._gs: Any = gs.import_onnx(skeleton(graph.model.proto))  # a copy: its export renames tensors in place
-        self._nodes = list(self._gs.nodes)  # by position in the original
         self._names = names_in_use(graph.model.proto)
-        self._touched: set[int] = set()
+        self._touched: dict[int, gs.Node] = {}  # by position in the original
         self._inserted: dict[int, list[gs.Node]] = defaultdict(list)  # by the node that they stand behind
         self._stored: dict[str, TensorProto] = {}
-        self._tensors = self._gs.tensors()
+        self._tensors: dict[str, Any] = {}
 
     def at(self, node: Node) -> Any:
         """The graphsurgeon node of a node of the graph; counts as touched."""
-        found = self._nodes[node.position]
-        self._touched.add(id(found))
-        return found
+        if node.position not in self._touched:
+            self._touched[node.position] = self._import(self.graph.model.proto.graph.node[node.position])
+        return self._touched[node.position]
 
     def tensor(self, name: str) -> Any:
-        """The graphsurgeon tensor of a name."""
+        """The graphsurgeon tensor of a name; what is left out has none."""
+        if not name:
+            return gs.Variable.empty()
+        if name not in self._tensors:
+            self._tensors[name] = gs.Variable(name)
         return self._tensors[name]
 
     def fresh_name(self, hint: str) -> str:
@@ -108,7 +111,6 @@ class Surgeon:
     def insert(self, op: str, inputs: list[Any], outputs: list[Any], after: Node, **attrs: object) -> None:
         """A new node right behind one of the original."""
         node = gs.Node(op, self.fresh_name(f"corp_onnx/{op}/{outputs[0].name}"), attrs, inputs, outputs)
-        self._touched.add(id(node))
         self._inserted[after.position].append(node)
 
     def set_width(self, spelling: WidthSpelling, width: int) -> None:
@@ -181,8 +183,8 @@ class Surgeon:
     def drop_producer(self, name: str) -> Any:
         """Take a tensor from the node that makes it, so that a new node can."""
         tensor = self.tensor(name)
-        for producer in list(tensor.inputs):
-            self._touched.add(id(producer))
+        if name in self.graph.producers:
+            self.at(self.graph.producers[name])
         tensor.inputs.clear()
         return tensor
 
@@ -202,21 +204,35 @@ class Surgeon:
             _set_property(result, key, value)
         return result
 
+    def _import(self, proto: onnx.NodeProto) -> Any:
+        """A node by itself, between the tensors of the others; a copy, since an export renames in place."""
+        alone = onnx.ModelProto(graph=onnx.GraphProto(node=[proto]), opset_import=self.graph.model.proto.opset_import)
+        node: Any = gs.import_onnx(alone).nodes[0]
+        node.inputs, node.outputs = ([self.tensor(name) for name in names] for names in (proto.input, proto.output))
+        return node
+
     def _export(self) -> list[onnx.NodeProto]:
         """All nodes in their order: those that were not touched as the file has them."""
-        original = self.graph.model.proto.graph.node
-        placed = [n for at, node in enumerate(self._nodes) for n in (node, *self._inserted.get(at, ()))]
-        touched = [node for node in placed if id(node) in self._touched]
-        part = gs.Graph(touched, opset=self._gs.opset, import_domains=self._gs.import_domains)
-        protos = iter(gs.export_onnx(part, do_type_check=False).graph.node)
-        exported = {id(node): next(protos) for node in touched}
-        for node, proto in zip(self._nodes, original, strict=True):
-            if id(node) in exported:
-                exported[id(node)].metadata_props.extend(proto.metadata_props)
-                exported[id(node)].doc_string = proto.doc_string
-            else:
-                exported[id(node)] = proto
-        return [exported[id(node)] for node in placed]
+        original = self.graph.model.proto
+        placed: list[onnx.NodeProto | gs.Node] = []
+        for at, proto in enumerate(original.graph.node):
+            placed += [self._touched.get(at, proto), *self._inserted.get(at, ())]
+        changed = [node for node in placed if isinstance(node, gs.Node)]
+        part = gs.Graph(changed, opset=self.graph.model.opset, import_domains=original.opset_import)
+        exported = iter(gs.export_onnx(part, do_type_check=False).graph.node)
+        places = {id(node): at for at, node in self._touched.items()}
+        found: list[onnx.NodeProto] = []
+        for one in placed:
+            if isinstance(one, onnx.NodeProto):
+                found.append(one)
+                continue
+            node = next(exported)
+            if id(one) in places:
+                before = original.graph.node[places[id(one)]]
+                node.metadata_props.extend(before.metadata_props)
+                node.doc_string = before.doc_string
+            found.append(node)
+        return found
 
     def _keep_weights(self, result: onnx.ModelProto, read: Set[str]) -> None:
         """The stored tensors that are still read: the file's own where they were not replaced."""
