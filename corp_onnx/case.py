@@ -108,7 +108,7 @@ class Case(Anatomy):
 
 def open_case(
     model: Path, calib: ImageSource | None, settings: PruneSettings, folder: Path, run: Run, clock: StageClock,
-    guard: Callable[[Model], None] | None = None,
+    guard: Callable[[Model], None] | None = None, *, is_shared: bool = False,
 ) -> Case:  # fmt: skip
     """A model and its images.
 
@@ -116,6 +116,7 @@ def open_case(
         calib: images; None takes those of the calibration file that the settings name.
         folder: where intermediate results may lie.
         guard: is shown the loaded model before any work, and refuses what can be refused.
+        is_shared: whether other sizes follow (`reopen_case`), for which findings then hold what costs nothing to keep.
 
     Raises:
         InputError: the model, the images or an option can not be used.
@@ -133,7 +134,7 @@ def open_case(
             guard(loaded)
         found = _understand(loaded, watch_source(loaded), settings)
     with clock.stage("open images"), run.enter("open images"):
-        return _open_images(found, calib, known, settings, folder, run)
+        return _open_images(found, calib, known, settings, folder, run, is_shared=is_shared)
 
 
 def reopen_case(case: Case, settings: PruneSettings) -> Case:
@@ -162,8 +163,9 @@ def _understand(loaded: Model, unchanged: Callable[[], None], settings: PruneSet
 
 
 def _open_images(
-    found: Anatomy, calib: ImageSource | None, known: Findings | None, settings: PruneSettings, folder: Path, run: Run
-) -> Case:
+    found: Anatomy, calib: ImageSource | None, known: Findings | None, settings: PruneSettings, folder: Path, run: Run,
+    *, is_shared: bool,
+) -> Case:  # fmt: skip
     graph, blocks, units = found.graph, found.blocks, found.units
     if known is not None:
         given = () if calib is None else (calib,)
@@ -173,6 +175,8 @@ def _open_images(
         assert calib is not None
         source, data = calib, open_calibration(graph.model, calib, settings)
         findings, kept_in = _open_cache(graph.model, data, settings)
+    if is_shared:
+        findings.share()
     warnings = warn_of_images(data)
     run.warn(warnings)
     session = open_session(graph.model, provider=settings.provider)
@@ -182,7 +186,7 @@ def _open_images(
     del seen, session  # a session holds all weights, and the prediction counts what is held
     release_memory()
     method = settle_budget(settings.method, outputs)
-    footprint = predict_footprint(graph, blocks, units, method, data, settings.memory_bytes)
+    footprint = predict_footprint(graph, blocks, units, method, data, settings.memory_bytes, is_shared=is_shared)
     diet = choose_diet(footprint, settings.batch_size, settings.memory_bytes, folder)
     run.inform(diet.describe())
     of_model = {f.name: getattr(found, f.name) for f in fields(found)}

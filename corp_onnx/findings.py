@@ -74,6 +74,11 @@ class Findings:
         """Whether something was found that its file does not hold."""
         return len(self._arrays) > self._n_stored
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether another run on the same images follows."""
+        return self._values is not None
+
     def part(self, name: str) -> Findings:
         """Those on a part of the images, which lie in the same file."""
         return replace(self, _part=f"{self._part}{name}:")

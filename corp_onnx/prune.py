@@ -207,7 +207,9 @@ def _make(
         checks = check_file(graph.model, pruned, path)
         require_sound(checks, "pruned", output)
         n_checked = min(settings.batch_size, CHECKED_IMAGES)
-        feeds, answers = answer_first(graph.model, data.reporting, n_checked, settings.provider)
+        feeds, answers = case.findings.hold(
+            "first answers", {}, lambda: answer_first(graph.model, data.reporting, n_checked, settings.provider)
+        )
         has_room = case.diet.shelf is None
         checks += check_rewrite(graph, rewrite, models, feeds, settings.provider, answers, has_room=has_room)
         require_sound(checks, "pruned", output)

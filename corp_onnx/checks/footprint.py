@@ -37,7 +37,7 @@ from corp_onnx.images import ImageSet
 from corp_onnx.images.folder import MAX_KEPT_BYTES
 from corp_onnx.memory import ARENA, AT_START, MARGIN, available_bytes, list_batches, resident_bytes, write_size
 from corp_onnx.refit.parts import N_FOLDS
-from corp_onnx.refit.stream import find_walk
+from corp_onnx.refit.stream import KNOWN_BYTES, find_walk
 from corp_onnx.search.evaluator import count_beside
 from corp_onnx.search.probes import PROBE_IMAGES
 from corp_onnx.settings import Fractions, Method
@@ -150,12 +150,14 @@ class Diet:
 
 
 def predict_footprint(
-    graph: Graph, blocks: Blocks, units: Sequence[Unit], method: Method, data: Calibration, limit: int | None = None
-) -> Footprint:
+    graph: Graph, blocks: Blocks, units: Sequence[Unit], method: Method, data: Calibration, limit: int | None = None,
+    *, is_shared: bool = False,
+) -> Footprint:  # fmt: skip
     """What a prune from calibration on will hold.
 
     Args:
         limit: bytes that a person allows.
+        is_shared: whether another run on the same images follows.
     """
     n_fitting, n_judging = data.fitting.n_images, (data.choosing or data.reporting).n_images
     weights = graph.n_stored * FLOAT
@@ -180,6 +182,8 @@ def predict_footprint(
         streams = max(math.prod(graph.dims(stop.residual.stream)) for stop in stops) / graph.n_images
         regressor = max(math.prod(graph.dims(stop.regressor)) for stop in stops) / graph.n_images
         shelved += n_fitting * (pixels + FLOAT * (4 * streams + regressor))
+        if is_shared or method.promises:
+            shelved += min(KNOWN_BYTES, n_fitting * FLOAT * streams * len(stops))
     solved = _solved_bytes(units, method)
     checked = traced - curves + solved - (0.0 if inside else (REWRITTEN_OUTSIDE - BOTH_OUTSIDE) * weights)
     several = (min(choose_size(), CHECKS) - 1) * rewritten + opened  # the finished model stays open for all of them

@@ -7,8 +7,8 @@ every addition would cost its depth squared.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from corp_onnx.units import Site
 
 Arrays = Sequence[np.ndarray]
 """One array a batch: a residual stream over all images, which lies on a `Shelf`."""
+
+KNOWN_BYTES = 2**28
+"""Of the dense stream, that stay in memory from one refit to the next on the same images."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,6 +103,29 @@ class StreamData:
         feeds = zip(self.feeds, slots, strict=True)
         more = tuple((Feeds({**batch.slots, **new}), n_real) for (batch, n_real), new in feeds)
         return replace(self, feeds=more, given=(*self.given, *names))
+
+
+@dataclass(slots=True, eq=False)
+class KnownStreams:
+    """The dense stream in front of the first merge, which every refit on the same images finds the same.
+
+    Attributes:
+        room: bytes that are left.
+    """
+
+    room: int = KNOWN_BYTES
+    _rows: dict[str, Arrays] = field(default_factory=dict)
+
+    def recall(self, tensor: str, make: Callable[[], Arrays]) -> Arrays:
+        """The stream at a tensor, as it was found before; made now where it was not, and kept where there is room."""
+        if tensor in self._rows:
+            return self._rows[tensor]
+        row = make()
+        n_bytes = len(row) * row[0].nbytes
+        if n_bytes <= self.room:
+            self.room -= n_bytes
+            self._rows[tensor] = row
+        return row
 
 
 def _own(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -182,13 +208,19 @@ def advance_model(
 
 
 def advance_dense(
-    graph: Graph, data: StreamData, stream: Arrays, before: str, after: str, new: Sequence[str], provider: str
-) -> tuple[StreamData, Arrays]:
+    graph: Graph, data: StreamData, stream: Arrays, before: str, after: str, new: Sequence[str], provider: str,
+    known: KnownStreams,
+) -> tuple[StreamData, Arrays]:  # fmt: skip
     """The dense stream as of `advance_model`, and the data with what this stretch says of tensors to be given.
 
     Args:
         new: those tensors, by `place_given`.
+        known: of earlier refits on the same images.
     """
+    if not new and not data.given:  # nothing has merged
+        return data, known.recall(
+            after, lambda: advance_model(graph.model, graph, data, stream, before, after, provider)
+        )
     stretch = open_segment(
         graph.model, graph.types, [before], [after, *new], given=data.given, provider=provider,
         threads=data.pace.threads,

@@ -36,6 +36,7 @@ from corp_onnx.refit.parts import N_FOLDS, Batch, Part, count_tokens, cut_folds,
 from corp_onnx.refit.rows import RowFinder
 from corp_onnx.refit.stream import (
     Arrays,
+    KnownStreams,
     Stop,
     StreamData,
     StreamWalk,
@@ -55,7 +56,8 @@ from corp_onnx.units import Change, Changes, unchanged
 def refit_changes(
     graph: Graph, walk: StreamWalk, changes: Changes, pruned: onnx.ModelProto, images: Images,
     weights: Mapping[SiteKey, np.ndarray], *, given: Sequence[str] = (), ridge: float | None = None,
-    batch_size: int = 8, provider: str = "cpu", shelf: Shelf | None = None, progress: Count | None = None,
+    batch_size: int = 8, provider: str = "cpu", shelf: Shelf | None = None, known: KnownStreams | None = None,
+    progress: Count | None = None,
 ) -> dict[SiteKey, Change]:  # fmt: skip
     """The changes with the last product of every stop solved again, including of units that stayed whole.
 
@@ -70,14 +72,18 @@ def refit_changes(
             they then stand for.
         ridge: lambda relative to the mean diagonal of the regressor's covariance; None chooses it by cross-validation.
         shelf: where the streams lie; None keeps all in memory.
+        known: what an earlier refit on the same images has found of the dense stream, and a later one is to know.
     """
+    known = known or KnownStreams(room=0)
     data = read_data(graph, images, batch_size, provider, shelf=shelf)
     cut = Model(pruned, graph.model.path, graph.model.sha256)
     refitted = dict(changes)
-    dense_stream = run_prefix(graph, data, walk.starts[0], provider)
+    dense_stream = known.recall(walk.starts[0], lambda: run_prefix(graph, data, walk.starts[0], provider))
     pruned_stream, ridges = dense_stream, dict[str, float]()
     for stop, before, new in zip(walk.stops, walk.starts, place_given(graph, walk, given), strict=True):
-        data, dense_stream = advance_dense(graph, data, dense_stream, before, stop.residual.stream, new, provider)
+        data, dense_stream = advance_dense(
+            graph, data, dense_stream, before, stop.residual.stream, new, provider, known
+        )
         change = changes.get(stop.key) or unchanged(stop.site, graph)
         step = _open_step(graph, cut, stop, change, before, data, provider)
         ran = step.run(pruned_stream)

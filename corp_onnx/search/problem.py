@@ -185,6 +185,11 @@ class Problem:
         units = [str(unit.key) for unit in self.units]
         return {"method": method, "units": units, "seed": self.seed, "tasks": repr(self.tasks)}
 
+    @property
+    def refits_again(self) -> bool:
+        """Whether one refit is not all that these images will see."""
+        return self.method.promises or self.findings.is_shared
+
     def trace(self) -> tuple[Choice, ...]:
         """Every width of every unit, side by side; the OBS order costs 2 n^3 flops for an MLP, the rest is small."""
         return self.findings.hold("choices", self.probe_key, self._trace)

@@ -14,13 +14,14 @@ from corp_onnx.images import Images
 from corp_onnx.images.open import spread_images
 from corp_onnx.metrics.judgement import Judgement
 from corp_onnx.refit import refit_changes
-from corp_onnx.refit.stream import StreamWalk, find_walk
+from corp_onnx.refit.stream import KnownStreams, StreamWalk, find_walk
 from corp_onnx.search.evaluator import Evaluator, count_beside, prepare_evaluator
 from corp_onnx.search.probes import draw_probes, probe_choices
 from corp_onnx.search.problem import Problem, Solution, solve_first, solve_widths
 from corp_onnx.search.stretches import find_token_weights, stretch_dense
 from corp_onnx.search.tokens import MergeCandidates, prepare_merging
 from corp_onnx.search.widths import (
+    Allowance,
     allocate_choices,
     allow_cost,
     favour_late,
@@ -55,6 +56,20 @@ class Split:
     loss: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Way:
+    """A schedule that a budget may take.
+
+    Attributes:
+        merge: what it merges; None where that is nothing.
+        allowance: of all that the dense model costs, for the widths besides.
+    """
+
+    schedule: Schedule
+    merge: MergePlan | None
+    allowance: Allowance
+
+
 @dataclass(slots=True, eq=False)
 class Search:
     """The curves and probes of one model, and the solutions that a budget asks of them."""
@@ -68,6 +83,8 @@ class Search:
     _judge: Evaluator | None = field(default=None)
     _weights: dict[SiteKey, np.ndarray] | None = None
     _made: tuple[Solution, onnx.ModelProto] | None = None
+    _ways: dict[CostKind, tuple[Way, ...]] = field(default_factory=dict)
+    _known: KnownStreams | None = None
 
     @property
     def method(self) -> Method:
@@ -87,7 +104,12 @@ class Search:
         Args:
             merge: the tokens that merge besides.
         """
-        allowance = allow_cost(replace(self.problem, merge=merge).spending, self.choices, kind, value)
+        return self._fit(replace(self._allow(kind, merge), kept=value), before_refit=before_refit)
+
+    def _allow(self, kind: CostKind, merge: MergePlan | None) -> Allowance:
+        return allow_cost(replace(self.problem, merge=merge).spending, self.choices, kind, 1.0)
+
+    def _fit(self, allowance: Allowance, *, before_refit: bool) -> dict[UnitKey, int]:
         if self.is_uniform:
             return uniform_widths(self.choices, allowance)
         sensitivities = self.sensitivities
@@ -159,21 +181,27 @@ class Search:
         Both are of calibration images, which widths are fitted to and merges are not; a refit, which lowers only what
         widths lose, makes up for about as much as that flatters them.
         """
-        assert self.merging is not None
         found: list[Split] = []
         problem: OptionError | None = None
-        for schedule in _spread(self.merging.schedules):
-            merge = self.merging.plan(schedule)
+        for way in self._list_ways(kind):
             try:
-                widths = self.widths(kind, value, before_refit=before_refit, merge=merge)
+                widths = self._fit(replace(way.allowance, kept=value), before_refit=before_refit)
             except OptionError as error:
                 problem = error
                 continue
-            found.append(Split(widths, merge, schedule.loss + self.predict_loss(widths)))
+            found.append(Split(widths, way.merge, way.schedule.loss + self.predict_loss(widths)))
         if not found:
             assert problem is not None
             raise problem
         return sorted(found, key=lambda split: split.loss)[:MAX_SPLITS]
+
+    def _list_ways(self, kind: CostKind) -> tuple[Way, ...]:
+        """The schedules that are tried under any budget of a kind."""
+        if kind not in self._ways:
+            assert self.merging is not None
+            plans = [(schedule, self.merging.plan(schedule)) for schedule in _spread(self.merging.schedules)]
+            self._ways[kind] = tuple(Way(schedule, merge, self._allow(kind, merge)) for schedule, merge in plans)
+        return self._ways[kind]
 
     @property
     def is_uniform(self) -> bool:
@@ -183,7 +211,7 @@ class Search:
     def smallest_macs(self) -> float:
         """The MACs of the smallest model that the rule for widths can reach."""
         merge = self.merging.plan(self.merging.schedules[-1]) if self.merging else None
-        allowance = allow_cost(replace(self.problem, merge=merge).spending, self.choices, "macs", 1.0)
+        allowance = self._allow("macs", merge)
         return allowance.cost(narrowest_widths(self.choices)) if self.is_uniform else allowance.smallest
 
     def refitted(self, kind: CostKind, value: float) -> Solution:
@@ -209,7 +237,8 @@ class Search:
             proto, self._made = self.make(solution), None
             changes = refit_changes(
                 at.graph, at.walk, solution.changes, proto, p.calibration, self.weigh_tokens(), given=at.given,
-                batch_size=p.batch_size, provider=p.provider, shelf=p.shelf, progress=count,
+                batch_size=p.batch_size, provider=p.provider, shelf=p.shelf, known=self._known,
+                progress=count,
             )  # fmt: skip
             return replace(solution, changes=changes, expected_loss=self._foresee(proto))
 
@@ -272,11 +301,15 @@ def prepare_search(problem: Problem) -> Search:
     choices = problem.trace()
     require_narrower(choices)
     search = Search(problem, choices, {}, find_walk(problem.blocks))
+    if problem.refits_again and problem.shelf.limit is None:
+        search._known = problem.findings.hold("streams", {}, KnownStreams)
     if not search.is_uniform:
         key, hold = problem.probe_key, problem.findings.hold
         search.probes = probes = hold("evaluator", key, lambda: draw_probes(problem))
         search.sensitivities = _recall_sensitivities(problem, choices, probes)
         search.merging = hold("merging", key, lambda: prepare_merging(problem, probes))
+        if problem.clock is None:  # a table of times is of one run
+            search._ways = hold("ways", key, dict)
     return search
 
 

@@ -213,8 +213,9 @@ def _open(at: _Sweeping, series: str, settings: PruneSettings, run: Run) -> Case
     if series not in at.opened:
         at.opened.clear()
         (at.folder / POINTS).mkdir(parents=True, exist_ok=True)
-        at.opened[series] = open_case(at.model.path, at.source, settings, at.folder / POINTS, run, StageClock())
-        at.opened[series].findings.share()
+        at.opened[series] = open_case(
+            at.model.path, at.source, settings, at.folder / POINTS, run, StageClock(), is_shared=True
+        )
     return at.opened[series]
 
 
