@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from corp_onnx.checks.preflight import choose_units
 from corp_onnx.errors import OptionError, OutputError
 from corp_onnx.options import choose_settings
 from corp_onnx.prune import prune_model
+from corp_onnx.refit.stream import find_walk
 from corp_onnx.shelf import Shelf
 
 NAME = "timm_vit_ts17_unfused"
@@ -33,11 +35,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_photos(tmp_path_factory.mktemp("data") / "photos", 12)
 
 
-def predicted(photos: Path, **options: Any) -> Footprint:
+def predicted(photos: Path, *, is_shared: bool = False, **options: Any) -> Footprint:
     graph, blocks = probed(NAME)
     settings = choose_settings(**options)
     data = open_calibration(graph.model, photos, settings)
-    return predict_footprint(graph, blocks, choose_units(graph, blocks, settings.method), settings.method, data)
+    units = choose_units(graph, blocks, settings.method)
+    return predict_footprint(graph, blocks, units, settings.method, data, is_shared=is_shared)
 
 
 class TestPrediction:
@@ -93,6 +96,15 @@ class TestPrediction:
         each, alone = ({name: one for name, _, one in made.phases} for made in (both, both.in_turn()))
         assert alone["measure"] == pytest.approx(each["measure"] * room.EXPOSED / room.MEASURED)
         assert alone["calibrate"] == each["calibrate"]
+
+    def test_streams_stay_where_another_refit_may_follow(self, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        alone, shared = predicted(photos, macs=0.5), predicted(photos, is_shared=True, macs=0.5)
+        n_fitting, (graph, blocks) = 10, probed(NAME)
+        streams = [math.prod(graph.dims(s.residual.stream)) / graph.n_images for s in find_walk(blocks).stops]
+        assert shared.shelved - alone.shelved == n_fitting * 4 * sum(streams)
+        monkeypatch.setattr(room, "KNOWN_BYTES", 100)
+        assert predicted(photos, is_shared=True, macs=0.5).shelved == alone.shelved + 100
+        assert predicted(photos, is_shared=True, preset="paper").shelved == 0
 
     def test_more_images_lie_on_the_shelf(self, photos: Path) -> None:
         assert predicted(photos, macs=0.5).shelved > predicted(photos, macs=0.5, n_images=6).shelved > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -15,8 +16,8 @@ from corp_onnx.blocks import SiteKey
 from corp_onnx.images import open_images
 from corp_onnx.images.recipe import find_recipe
 from corp_onnx.metrics import OutputTask
-from corp_onnx.refit import parts, refit_changes, token_weights
-from corp_onnx.refit.stream import find_walk
+from corp_onnx.refit import parts, refit_changes, stream, token_weights
+from corp_onnx.refit.stream import KNOWN_BYTES, KnownStreams, find_walk
 from corp_onnx.refit.token_weights import weigh_stops, weigh_tokens
 from corp_onnx.run.segments import open_segment
 from corp_onnx.run.tapped import open_tapped
@@ -141,6 +142,35 @@ class TestRefit:
         for key, expected in found[0].items():
             for one, other in zip(found[1][key].last_product(graph), expected.last_product(graph), strict=True):
                 np.testing.assert_array_equal(one, other)
+
+
+class TestKnownStreams:
+    def test_a_second_refit_finds_the_same_without_the_dense_model(self, photos, monkeypatch) -> None:
+        graph, blocks = probed(OPERATOR)
+        images, walk, known = photos(graph), find_walk(blocks), KnownStreams()
+        changes = cut_mlps(graph, blocks, np.random.default_rng(0))
+        proto = apply_changes(graph, changes)
+        first = refit_changes(graph, walk, changes, proto, images, {}, known=known)
+        assert known.room < KNOWN_BYTES
+        monkeypatch.setattr(stream, "advance_model", None)
+        monkeypatch.setattr("corp_onnx.refit.walk.run_prefix", None)
+        second = refit_changes(graph, walk, changes, proto, images, {}, known=known)
+        for key, change in first.items():
+            for one, other in zip(second[key].last_product(graph), change.last_product(graph), strict=True):
+                np.testing.assert_array_equal(one, other)
+
+    def test_no_more_is_kept_than_there_is_room_for(self) -> None:
+        known, made = KnownStreams(room=100), list[str]()
+
+        def make(name: str, n_bytes: int) -> list[np.ndarray]:
+            made.append(name)
+            return [np.zeros(n_bytes // 2, np.uint8)] * 2
+
+        for _ in range(2):
+            for name, n_bytes in (("a", 60), ("b", 60), ("c", 40)):
+                assert sum(part.nbytes for part in known.recall(name, partial(make, name, n_bytes))) == n_bytes
+        assert made == ["a", "b", "c", "b"]
+        assert known.room == 0
 
 
 LOGITS = (OutputTask("logits", "classify", "its name", (10,), channel_axis=1),)

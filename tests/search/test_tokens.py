@@ -17,7 +17,7 @@ from corp_onnx.images import open_images, split_holdout
 from corp_onnx.images.recipe import find_recipe
 from corp_onnx.refit import refit_changes
 from corp_onnx.refit.parts import fit_weights
-from corp_onnx.refit.stream import place_given
+from corp_onnx.refit.stream import KnownStreams, place_given
 from corp_onnx.rewrite import plan_rewrite
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.segments import open_segment
@@ -144,6 +144,25 @@ class TestRefit:
         solutions = replace(one_shot, changes=changes), search.refit(one_shot)
         ruined, sound = (search.judge.evaluate(search.make(s)).loss for s in solutions)
         assert ruined > 3 * sound
+
+    @pytest.mark.long
+    def test_only_the_stream_in_front_of_the_first_merge_is_known_to_others(self, search) -> None:
+        """Two budgets whose tokens merge in different places, each refitted alone and behind the other."""
+        solutions = [search.one_shot("macs", value) for value in (0.12, 0.35)]
+        assert solutions[0].merges != solutions[1].merges
+        sharing = replace(search, _known=KnownStreams())
+        for solution in (*solutions, solutions[0]):
+            alone, behind = (one.refit(solution).changes for one in (search, sharing))
+            for key, change in alone.items():
+                pairs = zip(
+                    behind[key].last_product(search.problem.graph),
+                    change.last_product(search.problem.graph),
+                    strict=True,
+                )
+                assert all((found == wanted).all() for found, wanted in pairs)
+        latest = max(min(step.site.block for step in solution.merges) for solution in solutions)
+        streams = [stop.residual.stream for stop in search.walk.stops]
+        assert set(sharing._known._rows) == {search.walk.starts[0], *streams[: 2 * latest]}
 
     @pytest.mark.long
     def test_sizes_that_are_given_are_those_that_would_be_found(self, search, problem) -> None:
