@@ -18,12 +18,12 @@ from corp_onnx.refit.stream import KnownStreams, StreamWalk, find_walk
 from corp_onnx.search.evaluator import Evaluator, count_beside, prepare_evaluator
 from corp_onnx.search.probes import draw_probes, probe_choices
 from corp_onnx.search.problem import Problem, Solution, solve_first, solve_widths
+from corp_onnx.search.splits import Split, Way, allow_all, list_ways
 from corp_onnx.search.stretches import find_token_weights, stretch_dense
 from corp_onnx.search.tokens import MergeCandidates, prepare_merging
 from corp_onnx.search.widths import (
     Allowance,
     allocate_choices,
-    allow_cost,
     favour_late,
     find_depths,
     narrowest_widths,
@@ -31,43 +31,15 @@ from corp_onnx.search.widths import (
     uniform_widths,
 )
 from corp_onnx.settings import Budget, CostKind, Method
-from corp_onnx.solve.schedule import Schedule
 from corp_onnx.threads import Crew
 from corp_onnx.tokens.sites import MergePlan
 from corp_onnx.units import Choice, UnitKey, UnitPlan, gather_changes
-
-MAX_SCHEDULES = 64
-"""Schedules that are tried against widths under one budget: enough that two neighbours are one to two percent of the
-dense model apart in cost. A quarter of them lost up to half more (benchmarks/search.md)."""
 
 MAX_SPLITS = 4
 """Of the most promising of these, how many are made and measured on the probe images: losses add up only nearly."""
 
 FORESEEN_IMAGES = 48
 """On which a one-shot solution is measured that nothing depends on but a check with a factor of three to spare."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Split:
-    """A budget split between widths and tokens, and its promised loss."""
-
-    widths: dict[UnitKey, int]
-    merge: MergePlan | None
-    loss: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Way:
-    """A schedule that a budget may take.
-
-    Attributes:
-        merge: what it merges; None where that is nothing.
-        allowance: of all that the dense model costs, for the widths besides.
-    """
-
-    schedule: Schedule
-    merge: MergePlan | None
-    allowance: Allowance
 
 
 @dataclass(slots=True, eq=False)
@@ -104,12 +76,10 @@ class Search:
         Args:
             merge: the tokens that merge besides.
         """
-        return self._fit(replace(self._allow(kind, merge), kept=value), before_refit=before_refit)
+        return self._fit(allow_all(self.problem, self.choices, kind, merge), value, before_refit=before_refit)
 
-    def _allow(self, kind: CostKind, merge: MergePlan | None) -> Allowance:
-        return allow_cost(replace(self.problem, merge=merge).spending, self.choices, kind, 1.0)
-
-    def _fit(self, allowance: Allowance, *, before_refit: bool) -> dict[UnitKey, int]:
+    def _fit(self, of_all: Allowance, value: float, *, before_refit: bool) -> dict[UnitKey, int]:
+        allowance = replace(of_all, kept=value)
         if self.is_uniform:
             return uniform_widths(self.choices, allowance)
         sensitivities = self.sensitivities
@@ -185,7 +155,7 @@ class Search:
         problem: OptionError | None = None
         for way in self._list_ways(kind):
             try:
-                widths = self._fit(replace(way.allowance, kept=value), before_refit=before_refit)
+                widths = self._fit(way.allowance, value, before_refit=before_refit)
             except OptionError as error:
                 problem = error
                 continue
@@ -199,8 +169,7 @@ class Search:
         """The schedules that are tried under any budget of a kind."""
         if kind not in self._ways:
             assert self.merging is not None
-            plans = [(schedule, self.merging.plan(schedule)) for schedule in _spread(self.merging.schedules)]
-            self._ways[kind] = tuple(Way(schedule, merge, self._allow(kind, merge)) for schedule, merge in plans)
+            self._ways[kind] = list_ways(self.problem, self.choices, self.merging, kind)
         return self._ways[kind]
 
     @property
@@ -211,7 +180,7 @@ class Search:
     def smallest_macs(self) -> float:
         """The MACs of the smallest model that the rule for widths can reach."""
         merge = self.merging.plan(self.merging.schedules[-1]) if self.merging else None
-        allowance = self._allow("macs", merge)
+        allowance = allow_all(self.problem, self.choices, "macs", merge)
         return allowance.cost(narrowest_widths(self.choices)) if self.is_uniform else allowance.smallest
 
     def refitted(self, kind: CostKind, value: float) -> Solution:
@@ -323,9 +292,3 @@ def _recall_sensitivities(problem: Problem, choices: Sequence[Choice], probes: E
     key = {**problem.probe_key, "n_images": probes.n_images}
     found = problem.findings.recall("probes/units", key, probe)["sensitivities"]
     return {choice.key: float(value) for choice, value in zip(choices, found, strict=True)}
-
-
-def _spread(schedules: Sequence[Schedule]) -> list[Schedule]:
-    """At most MAX_SCHEDULES of them, evenly, the first and the last among them."""
-    places = np.unique(np.linspace(0, len(schedules) - 1, min(len(schedules), MAX_SCHEDULES)).round().astype(int))
-    return [schedules[i] for i in places]

@@ -1,0 +1,67 @@
+"""How a budget can be split between tokens and widths: the schedules that are tried, and what each leaves for widths.
+
+Enters the candidates for merging of one model; leaves `Way`s, which are the same whatever a budget of their kind asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from corp_onnx.search.problem import Problem
+from corp_onnx.search.tokens import MergeCandidates
+from corp_onnx.search.widths import Allowance, allow_cost
+from corp_onnx.settings import CostKind
+from corp_onnx.solve.schedule import Schedule
+from corp_onnx.tokens.sites import MergePlan
+from corp_onnx.units import Choice, UnitKey
+
+MAX_SCHEDULES = 64
+"""Schedules that are tried against widths under one budget: enough that two neighbours are one to two percent of the
+dense model apart in cost. A quarter of them lost up to half more (benchmarks/search.md)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """A budget split between widths and tokens, and its promised loss."""
+
+    widths: dict[UnitKey, int]
+    merge: MergePlan | None
+    loss: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Way:
+    """A schedule that a budget may take.
+
+    Attributes:
+        merge: what it merges; None where that is nothing.
+        allowance: of all that the dense model costs, for the widths besides.
+    """
+
+    schedule: Schedule
+    merge: MergePlan | None
+    allowance: Allowance
+
+
+def list_ways(problem: Problem, choices: Sequence[Choice], merging: MergeCandidates, kind: CostKind) -> tuple[Way, ...]:
+    """The schedules that are tried under any budget of a kind."""
+    plans = [(schedule, merging.plan(schedule)) for schedule in _spread(merging.schedules)]
+    return tuple(Way(schedule, merge, allow_all(problem, choices, kind, merge)) for schedule, merge in plans)
+
+
+def allow_all(problem: Problem, choices: Sequence[Choice], kind: CostKind, merge: MergePlan | None) -> Allowance:
+    """What widths may cost where a model may cost what the dense one does.
+
+    Args:
+        merge: the tokens that merge besides.
+    """
+    return allow_cost(replace(problem, merge=merge).spending, choices, kind, 1.0)
+
+
+def _spread(schedules: Sequence[Schedule]) -> list[Schedule]:
+    """At most MAX_SCHEDULES of them, evenly, the first and the last among them."""
+    places = np.unique(np.linspace(0, len(schedules) - 1, min(len(schedules), MAX_SCHEDULES)).round().astype(int))
+    return [schedules[i] for i in places]
