@@ -110,7 +110,7 @@ def convert_model(
         options: some of it by name: `fp16=True`, `int8="dynamic"`, `int8="static"` or this with `fp16=True`, and the
             fields of `ConvertSettings` and `Preprocessing`.
         output: default `default_output`; weights beyond 2 GB lie in `<output>.data` beside it, and those beyond 1 GiB
-            that are float16 now and lay outside of the source.
+            that are float16 or integers now and lay outside of the source.
         calib: unlabelled images, for a static model and for `keep_float`: a path, arrays, an iterable of arrays or
             what `open_images` gave, as for `prune_model`.
         images: compare the two models on these; None takes images held back from `calib`, or noise.
@@ -247,7 +247,7 @@ def _convert(graph: Graph, data: _Data, settings: ConvertSettings, work: Path, r
             "can be, give a smaller number."
         )
     static = _calibrate(graph, usable, data, settings, run) if settings.target == "int8-static" else None
-    quantiser = static or DynamicQuantiser(graph, usable, work)
+    quantiser = static or DynamicQuantiser(graph, usable, work, lean=settings.is_lean)
     losses = _measure(graph, quantiser, usable, data, settings, run)
     worst = sorted(losses, key=lambda position: -losses[position])[: settings.keep_float]
     chosen = [p.node.position for p in usable if p.node.position not in worst]

@@ -1,4 +1,4 @@
-"""A copy of a model that a converter may change: weights in it, every node named, outputs typed, float32 throughout.
+"""A copy of a model that a converter may change: every node named, outputs typed, float32 throughout.
 
 Enters a probed `Graph`; leaves a `ModelProto` that shares nothing with it. ONNX Runtime's converters choose nodes by
 name and weights by being initializers, and exporters keep neither promise.
@@ -13,22 +13,14 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from corp_onnx.graph import Graph
-from corp_onnx.graph.external import load_tensors
 from corp_onnx.graph.proto import has_bfloat16, names_in_use, to_float32
 
 STORED_SUFFIX = ".stored"
 """Of the name of a constant that was computed from stored ones."""
 
 
-def copy_editable(graph: Graph) -> onnx.ModelProto:
-    """The model with its external weights read, bfloat16 widened and a name for every node; nodes keep their order."""
-    proto = copy_named(graph)
-    load_tensors(proto, graph.model.folder)
-    return proto
-
-
 def copy_named(graph: Graph) -> onnx.ModelProto:
-    """The same with external weights where they lie."""
+    """The model with bfloat16 widened and a name for every node, in their order; what lies outside stays there."""
     model = graph.model
     if has_bfloat16(model.proto):
         proto = to_float32(model.proto, model.folder)

@@ -109,11 +109,17 @@ def convert_to_fp16(
         ) from error
     if folder is not None:
         with writing(folder / HALVES):
-            put_back(half, aside, source, folder / HALVES, float16.convert_np_to_float16)
+            put_back(half, aside, source, folder / HALVES, lambda tensor: _halve(aside.get(tensor.name), source))
     replace_nodes(half, sort_nodes(list(_merge_casts(half.graph.node))))
     part_half_gemms(half, folder or source)
     refresh_value_info(half)
     return HalfModel(half, dict(Counter(node.op for node in kept)), *counts)
+
+
+def _halve(weight: onnx.TensorProto | None, folder: Path) -> np.ndarray | None:
+    from onnxruntime.transformers import float16
+
+    return None if weight is None else np.asarray(float16.convert_np_to_float16(read_tensor(weight, folder)))
 
 
 def find_kept(graph: Graph, ops: Iterable[str]) -> list[Node]:

@@ -11,22 +11,27 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import secrets
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import TensorProto
+from jaxtyping import Float, Int8
+from onnx import TensorProto, numpy_helper
 
-from corp_onnx.errors import CheckFailedError, OutputError
+from corp_onnx.errors import CheckFailedError, InputError, OutputError
 from corp_onnx.graph import Graph
+from corp_onnx.graph.external import load_tensors, read_tensor
 from corp_onnx.graph.inner_shapes import refresh_value_info
 from corp_onnx.graph.model import outgrows_protobuf
 from corp_onnx.graph.order import drop_unread
-from corp_onnx.graph.write import write_model
-from corp_onnx.precision.editable import copy_editable, store_constants
+from corp_onnx.graph.write import write_model, writing
+from corp_onnx.precision.aside import put_back, set_aside
+from corp_onnx.precision.editable import copy_named, store_constants
 from corp_onnx.precision.processor import has_whole_sums
 from corp_onnx.precision.products import Product
 from corp_onnx.run.runtime import first_sentence, import_runtime, silent_runtime
@@ -34,6 +39,12 @@ from corp_onnx.staging import temporary_files_in, visible_folder
 
 GEMM_SUFFIX = "_MatMul"
 """Of the name of the MatMul that the dynamic quantiser makes of a Gemm before it looks at names."""
+
+QUANTISED, SCALE, TURNED = "_quantized", "_scale", re.compile(r"(.*)_Transposed(?:_\d+)?")
+"""Of the names of what it makes of a weight; that of a Gemm may be turned before."""
+
+INTEGERS = "int8.data"
+"""Of the weights that lay outside."""
 
 
 class DynamicQuantiser:
@@ -43,12 +54,15 @@ class DynamicQuantiser:
         graph: the model.
         products: those that may become integers.
         folder: for the files in between.
+        lean: leave weights that lie outside in their file meanwhile; what is made may have some in the folder then.
     """
 
-    def __init__(self, graph: Graph, products: Sequence[Product], folder: Path) -> None:
+    def __init__(self, graph: Graph, products: Sequence[Product], folder: Path, *, lean: bool = False) -> None:
         import_runtime()
-        self._folder = folder
-        proto = copy_editable(graph)
+        self._folder, self._source_folder = folder, graph.model.folder
+        proto = copy_named(graph)
+        self._aside = set_aside(proto, _list_stand_ins(graph, products)) if lean else {}
+        load_tensors(proto, graph.model.folder)
         store_constants(graph, proto, [(p.node.position, 1) for p in products])
         self._names = {p.node.position: proto.graph.node[p.node.position].name for p in products}
         self._metadata = graph.model.proto.metadata_props
@@ -61,7 +75,7 @@ class DynamicQuantiser:
         self._place = visible_folder(self._source)
 
     def quantise(self, positions: Iterable[int]) -> onnx.ModelProto:
-        """The model with the products at these node positions as integers, its weights inside.
+        """The model with the products at these node positions as integers, its weights inside or in `INTEGERS`.
 
         Raises:
             OutputError: the disk is full.
@@ -74,19 +88,48 @@ class DynamicQuantiser:
         with _quiet(), temporary_files_in(self._folder):
             try:
                 self._run(names, path)
+                proto = self._read(path)
+            except InputError:  # a weight is no longer there, or its integers can not be written
+                raise
             except Exception as error:  # the quantiser raises whatever it meets
                 self._require_space(error)
                 raise CheckFailedError(
                     f"ONNX Runtime's quantiser fails on this model ({first_sentence(error)}). The model itself is as "
                     "it was; --fp16 may do instead."
                 ) from error
-        proto = onnx.load(str(path))
-        for made in self._folder.glob(f"{path.name}*"):
-            made.unlink()
         del proto.metadata_props[:]
         proto.metadata_props.extend(self._metadata)
         refresh_value_info(proto)
         return proto
+
+    def _read(self, path: Path) -> onnx.ModelProto:
+        """What the quantiser wrote, which goes, with what was set aside."""
+        proto = onnx.load(str(path))
+        for made in self._folder.glob(f"{path.name}*"):
+            made.unlink()
+        if self._aside:
+            with writing(self._folder / INTEGERS):
+                self._put_back(proto)
+        return proto
+
+    def _put_back(self, proto: onnx.ModelProto) -> None:
+        """The integers of what was set aside, and their scales."""
+        scales: dict[str, np.ndarray] = {}
+
+        def convert(tensor: TensorProto) -> np.ndarray | None:
+            name = tensor.name.removesuffix(QUANTISED)
+            of_gemm = TURNED.fullmatch(name)
+            weight = self._aside.get(name) or (self._aside.get(of_gemm[1]) if of_gemm else None)
+            if weight is None or not tensor.name.endswith(QUANTISED):
+                return None
+            numbers = read_tensor(weight, self._source_folder)
+            integers, scales[f"{name}{SCALE}"] = _quantise_columns(numbers if name in self._aside else numbers.T)
+            return integers
+
+        put_back(proto, self._aside, self._source_folder, self._folder / INTEGERS, convert)
+        for tensor in proto.graph.initializer:
+            if tensor.name in scales:
+                tensor.CopyFrom(numpy_helper.from_array(scales[tensor.name], tensor.name))
 
     def _require_space(self, error: BaseException | None) -> None:
         """Raise where there was no memory, or no room for a file: the quantiser speaks of both as of the model."""
@@ -109,6 +152,29 @@ class DynamicQuantiser:
             nodes_to_quantize=[*names, *(name + GEMM_SUFFIX for name in names)], use_external_data_format=self._large,
             reduce_range=not has_whole_sums(), extra_options={"DefaultTensorType": TensorProto.FLOAT},
         )  # fmt: skip
+
+
+def _list_stand_ins(graph: Graph, products: Sequence[Product]) -> dict[str, list[int]]:
+    """A row of the weights that only these products read, all the same way round: the quantiser looks at columns."""
+    turned = {p.node.position: bool(p.node.attrs.get("transB")) for p in products}
+    rows: dict[str, list[int]] = {}
+    for name, stored in ((name, graph.initializers.get(name)) for name in {p.node.inputs[1] for p in products}):
+        uses = {turned.get(user.position) if idx == 1 else None for user, idx in graph.users(name)}
+        if stored is not None and uses in ({True}, {False}):
+            rows[name] = [stored.dims[0], 1] if uses == {True} else [1, stored.dims[1]]
+    return rows
+
+
+def _quantise_columns(
+    weight: Float[np.ndarray, "d_in d_out"],
+) -> tuple[Int8[np.ndarray, "d_in d_out"], Float[np.ndarray, " d_out"]]:
+    """(integers, a scale for every column) as the quantiser finds them."""
+    from onnxruntime.quantization.quant_utils import quantize_data
+
+    integers, scales = np.empty(weight.shape, np.int8), np.empty(weight.shape[1], np.float32)
+    for i, column in enumerate(np.ascontiguousarray(weight.T)):
+        *_, scales[i], integers[:, i] = quantize_data(column, TensorProto.INT8, True, not has_whole_sums())
+    return integers, scales
 
 
 def _declare_floats(proto: onnx.ModelProto, products: Sequence[Product]) -> None:

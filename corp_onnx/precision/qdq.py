@@ -14,9 +14,9 @@ normalisations, softmax and GELU never see 8 bits. Two forms:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import onnx
@@ -27,6 +27,8 @@ from corp_onnx.graph.order import drop_unread, replace_nodes, sort_nodes
 from corp_onnx.graph.proto import names_in_use
 from corp_onnx.precision.editable import fresh_name
 from corp_onnx.precision.processor import LARGEST, largest_weight
+
+T = TypeVar("T")
 
 IntegerType = Literal["int8", "uint8"]
 
@@ -79,17 +81,18 @@ class IntegerProduct:
     bias: Float[np.ndarray, " d_out"] | None = None
 
 
-def insert_integers(proto: onnx.ModelProto, products: Mapping[str, IntegerProduct]) -> None:
+def insert_integers(proto: onnx.ModelProto, products: Mapping[str, T], describe: Callable[[T], IntegerProduct]) -> None:
     """Quantise the input and the weight of these products, by the names of their nodes, in place.
 
     Args:
         proto: in it they multiply in float32: MatMul, or Gemm without factors and without transA.
+        describe: asked for one after the other, so that the weights of all are never there at once.
     """
     graph = _Additions(proto, names_in_use(proto))
     nodes: list[onnx.NodeProto] = []
     for node in proto.graph.node:
         product = products.get(node.name)
-        nodes += [node] if product is None else graph.rewrite(node, product)
+        nodes += [node] if product is None else graph.rewrite(node, describe(product))
     replace_nodes(proto, sort_nodes([*nodes, *graph.nodes]))
     drop_unread(proto)
 

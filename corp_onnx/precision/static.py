@@ -14,8 +14,10 @@ import numpy as np
 import onnx
 
 from corp_onnx.graph import Graph
+from corp_onnx.graph.external import load_tensor, load_tensors
 from corp_onnx.graph.inner_shapes import refresh_value_info
-from corp_onnx.precision.editable import copy_editable, node_names
+from corp_onnx.precision.aside import set_aside
+from corp_onnx.precision.editable import copy_named, node_names
 from corp_onnx.precision.fp16 import HalfModel, convert_to_fp16
 from corp_onnx.precision.products import Product
 from corp_onnx.precision.qdq import IntegerProduct, Scale, insert_integers
@@ -37,8 +39,15 @@ class StaticQuantiser:
 
     def quantise(self, positions: Iterable[int]) -> onnx.ModelProto:
         """The model with the products at these node positions as integers, the rest in float32, weights inside."""
-        proto = copy_editable(self._graph)
-        self._insert(proto, positions)
+        chosen, folder = frozenset(positions), self._graph.model.folder
+        proto = copy_named(self._graph)
+        aside = set_aside(proto, {self._products[position].node.inputs[1]: [0] for position in chosen})
+        load_tensors(proto, folder)
+        self._insert(proto, chosen)
+        for tensor in proto.graph.initializer:
+            if tensor.name in aside:  # somebody else reads it
+                tensor.CopyFrom(aside[tensor.name])
+                load_tensor(tensor, folder)
         return proto
 
     def quantise_half(self, positions: Iterable[int], *, keep_io: bool) -> HalfModel:
@@ -57,8 +66,8 @@ class StaticQuantiser:
         return half
 
     def _insert(self, proto: onnx.ModelProto, positions: Iterable[int]) -> None:
-        integers = {self._names[position]: self._describe(self._products[position]) for position in positions}
-        insert_integers(proto, integers)
+        products = {self._names[position]: self._products[position] for position in positions}
+        insert_integers(proto, products, self._describe)
         refresh_value_info(proto)
 
     def _describe(self, product: Product) -> IntegerProduct:

@@ -74,6 +74,17 @@ def test_alive_is_what_the_widest_operator_reads_and_makes(monkeypatch: pytest.M
     assert largest / graph.n_images < found <= 4 * largest / graph.n_images
 
 
+def test_what_products_read_is_counted_where_all_of_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    graph, blocks = probed(OPERATOR)
+    _, tokens, d = graph.dims(blocks.blocks[0].stream)
+    in_blocks = len(blocks.blocks) * tokens * (3 * d + blocks.mlps[0].d_hidden)  # qkv, projection, both of the MLP
+    assert room._count_read(graph) == 4 * (in_blocks + d)  # and the head
+    lean, wide = (room._measure(MODEL, 6.0, 1.6, exposes=exposes) for exposes in (False, True))
+    assert lean[0] == wide[0]
+    assert wide[1] - lean[1] == room._count_read(graph)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     "arguments",
@@ -83,14 +94,18 @@ def test_alive_is_what_the_widest_operator_reads_and_makes(monkeypatch: pytest.M
         ("bench", str(MODEL)),
         ("convert", str(MODEL), "--fp16"),
         ("convert", str(MODEL), "--int8", "dynamic"),
+        ("convert", str(MODEL), "--int8", "static", "--calib", "PHOTOS"),
+        ("convert", str(MODEL), "--int8", "static", "--fp16", "--calib", "PHOTOS"),
+        ("convert", str(MODEL), "--int8", "dynamic", "--keep-float", "1", "--calib", "PHOTOS"),
     ],
-    ids=lambda arguments: arguments[0],
+    ids=lambda arguments: " ".join(word for word in arguments if word.isidentifier() or word[0] == "-"),
 )
 def test_refused_on_the_command_line(arguments: tuple[str, ...], tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", 2)
     typed = [str(photos) if argument == "PHOTOS" else argument for argument in arguments]
     result = run_cli(*typed, "--memory", "1MiB", cwd=tmp_path)
     assert result.returncode == 2
-    verb = "convert --fp16" if "--fp16" in arguments else arguments[0]
+    holds_all = "--keep-float" in arguments or {"--fp16", "static"} <= {*arguments}
+    verb = room.WHOLE if holds_all else arguments[0]
     expected = rf"--memory {re.escape(write_size(MIB))} is too little: to {verb} this takes about"
     assert re.search(expected, " ".join(result.stderr.split()))

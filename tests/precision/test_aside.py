@@ -1,19 +1,25 @@
-"""Weights outside of a model become float16 file by file: the same numbers as in a message."""
+"""Weights outside of a model become float16 or integers file by file: the same numbers as in a message."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from samples import fixture_path
 
-from corp_onnx.errors import ModelError, OutputError
+from corp_onnx.errors import CheckFailedError, ModelError, OutputError
 from corp_onnx.graph import Graph, load_model
 from corp_onnx.graph.external import list_locations, load_tensors
+from corp_onnx.precision import aside
 from corp_onnx.precision.aside import set_aside
 from corp_onnx.precision.fp16 import HALVES, convert_to_fp16
+from corp_onnx.precision.int8 import INTEGERS, DynamicQuantiser
+from corp_onnx.precision.products import list_products
+from corp_onnx.precision.qdq import IntegerType, choose_scale
+from corp_onnx.precision.static import StaticQuantiser
 from corp_onnx.run.probe import probe_graph
 
 NAMES = ["timm_vit_ts17_fused", "timm_vit_dynamo18_fused", "timm_siglip_map_ts17", "handmade_ms_mha_bias"]
@@ -50,11 +56,11 @@ def test_what_is_small_or_no_float_stays(tmp_path: Path) -> None:
     proto = save_outside("timm_vit_ts17_fused", tmp_path).model.proto
     kinds = {t.name: t.data_type for t in proto.graph.initializer if t.external_data}
     small = [t.name for t in proto.graph.initializer if not t.external_data]
-    aside = set_aside(proto)
-    assert aside.keys() == {name for name, kind in kinds.items() if kind == TensorProto.FLOAT}
-    assert all([*t.dims] == [0] for t in proto.graph.initializer if t.name in aside)
+    found = set_aside(proto)
+    assert found.keys() == {name for name, kind in kinds.items() if kind == TensorProto.FLOAT}
+    assert all([*t.dims] == [0] for t in proto.graph.initializer if t.name in found)
     assert small
-    assert not aside.keys() & {*small}
+    assert not found.keys() & {*small}
 
 
 def test_weights_that_are_gone_are_one_sentence(tmp_path: Path) -> None:
@@ -68,3 +74,77 @@ def test_a_folder_that_takes_no_file_is_one_sentence(tmp_path: Path) -> None:
     graph = save_outside("timm_vit_ts17_fused", tmp_path)
     with pytest.raises(OutputError, match=rf"^{HALVES}: could not be written to .* \(No such file or directory\)\.$"):
         convert_to_fp16(graph, folder=tmp_path / "none")
+
+
+class TestIntegers:
+    """The same file as from weights inside, byte for byte but for where they lie."""
+
+    @pytest.fixture
+    def work(self, tmp_path: Path) -> Path:
+        (tmp_path / "work").mkdir()
+        return tmp_path / "work"
+
+    @pytest.mark.parametrize("beyond", [False, True])
+    @pytest.mark.parametrize("name", [*NAMES, "torchvision_vit_ts17"])
+    def test_dynamic(
+        self, name: str, beyond: bool, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        graph = save_outside(name, tmp_path)
+        products = [p for p in list_products(graph) if not p.reason]
+        chosen = [p.node.position for p in products]
+        inside = DynamicQuantiser(graph, products, work).quantise(chosen)
+        quantiser = DynamicQuantiser(graph, products, work, lean=True)
+        assert quantiser._aside
+        if beyond:
+            monkeypatch.setattr(aside, "LARGE", 1)
+        found = quantiser.quantise(chosen)
+        assert list_locations(found) == ((INTEGERS,) if beyond else ())
+        require_same(found, inside, work)
+
+    def test_what_stays_float_comes_back_whole(self, work: Path, tmp_path: Path) -> None:
+        graph = save_outside(NAMES[0], tmp_path)
+        products = [p for p in list_products(graph) if not p.reason]
+        chosen = [p.node.position for p in products[1:]]
+        found, inside = (DynamicQuantiser(graph, products, work, lean=lean).quantise(chosen) for lean in (True, False))
+        require_same(found, inside, work)
+
+    def test_a_weight_that_is_no_number_is_one_sentence(self, work: Path, tmp_path: Path) -> None:
+        graph = save_outside(NAMES[0], tmp_path)
+        products = [p for p in list_products(graph) if not p.reason]
+        quantiser = DynamicQuantiser(graph, products, work, lean=True)
+        (tmp_path / "w").write_bytes(b"\xff" * (tmp_path / "w").stat().st_size)  # NaN
+        with pytest.raises(CheckFailedError, match="ONNX Runtime's quantiser fails on this model"):
+            quantiser.quantise([p.node.position for p in products])
+
+    def test_weights_that_are_gone_meanwhile_are_one_sentence(self, work: Path, tmp_path: Path) -> None:
+        graph = save_outside(NAMES[0], tmp_path)
+        products = [p for p in list_products(graph) if not p.reason]
+        quantiser = DynamicQuantiser(graph, products, work, lean=True)
+        (tmp_path / "w").unlink()
+        with pytest.raises(ModelError, match=r"w: no regular file is there"):
+            quantiser.quantise([p.node.position for p in products])
+        assert not list(work.glob("int8-*"))
+
+    @pytest.mark.parametrize("kind", ["int8", "uint8"])
+    @pytest.mark.parametrize("name", NAMES)
+    def test_static(self, name: str, kind: IntegerType, tmp_path: Path) -> None:
+        def quantise(graph: Graph) -> onnx.ModelProto:
+            products = [p for p in list_products(graph) if not p.reason]
+            scales = {p.node.inputs[0]: choose_scale(-1.0, 2.0, kind) for p in products}
+            return StaticQuantiser(graph, products, scales).quantise([p.node.position for p in products])
+
+        inside = quantise(probe_graph(load_model(fixture_path(name))))
+        require_same(quantise(save_outside(name, tmp_path)), inside, tmp_path)
+
+
+def require_same(found: onnx.ModelProto, expected: onnx.ModelProto, folder: Path) -> None:
+    for proto in (found, expected):
+        load_tensors(proto, folder)
+        for tensor in proto.graph.initializer:
+            tensor.ClearField("data_location")  # the default, spelled out
+    stored = [{t.name: numpy_helper.to_array(t) for t in proto.graph.initializer} for proto in (found, expected)]
+    assert list(stored[0]) == list(stored[1])
+    for name, array in stored[0].items():
+        assert array.dtype == stored[1][name].dtype
+        np.testing.assert_array_equal(array, stored[1][name])
+    assert found.graph.node == expected.graph.node

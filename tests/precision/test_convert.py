@@ -127,14 +127,17 @@ class TestKinds:
         assert found.source.n_bytes > fixture_path(EXTERNAL).stat().st_size
 
     @pytest.mark.long
-    @pytest.mark.parametrize("target", ["fp16", "int8-dynamic", "int8-static"])
+    @pytest.mark.parametrize(
+        ("target", "keep_float"),
+        [("fp16", 0), ("int8-dynamic", 0), ("int8-dynamic", 1), ("int8-static", 0), ("int8-static", 1)],
+    )
     def test_weights_beyond_protobuf(
-        self, target: Target, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, target: Target, keep_float: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Trap 8, with a limit of 4 kB in place of 2 GB: one file of weights beside, on the way and at the end."""
         monkeypatch.setattr("corp_onnx.graph.model.MAX_PROTO_BYTES", 4000)
-        settings = ConvertSettings(target, keep_float=0 if target == "fp16" else 1)
-        calib = None if target == "fp16" else photos
+        settings = ConvertSettings(target, keep_float=keep_float)
+        calib = photos if keep_float or target == "int8-static" else None
         found = convert_model(fixture_path(EXTERNAL), tmp_path / "m.onnx", settings=settings, calib=calib)
         assert listing(tmp_path) == ["m.onnx", "m.onnx.data"]
         assert found.converted.n_bytes == sum(p.stat().st_size for p in tmp_path.iterdir())

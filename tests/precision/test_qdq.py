@@ -54,6 +54,10 @@ def build(*nodes: onnx.NodeProto, **stored: np.ndarray) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def as_it_is(product: IntegerProduct) -> IntegerProduct:
+    return product
+
+
 WEIGHT = RNG.standard_normal((4, 3)).astype(np.float32)
 BIAS = RNG.standard_normal(3).astype(np.float32)
 INPUT = RNG.uniform(-2.5, 2.5, (5, 4)).astype(np.float32)
@@ -69,7 +73,7 @@ def test_a_product_in_integers(op: str, turned: bool, tmp_path: Path) -> None:
     proto = build(
         helper.make_node(op, inputs, ["y"], name="p", **options), w=WEIGHT.T.copy() if turned else WEIGHT, b=BIAS
     )
-    insert_integers(proto, {"p": IntegerProduct(WEIGHT, SCALE)})
+    insert_integers(proto, {"p": IntegerProduct(WEIGHT, SCALE)}, as_it_is)
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, tmp_path / "m.onnx")
     integers, steps = quantise_weight(WEIGHT)
@@ -89,7 +93,7 @@ def test_what_is_read_twice_is_quantised_once() -> None:
         helper.make_node("Sum", ["a", "b", "c"], ["y"], name="sum"),
     ]
     proto = build(*nodes, w=WEIGHT)
-    insert_integers(proto, {name: IntegerProduct(WEIGHT, SCALE) for name in "ab"})
+    insert_integers(proto, {name: IntegerProduct(WEIGHT, SCALE) for name in "ab"}, as_it_is)
     ops = [n.op_type for n in proto.graph.node]
     assert (ops.count("QuantizeLinear"), ops.count("DequantizeLinear"), ops.count("MatMul")) == (1, 3, 3)
     left = next(n for n in proto.graph.node if n.name == "left")
@@ -98,7 +102,7 @@ def test_what_is_read_twice_is_quantised_once() -> None:
 
 def test_uint8_has_a_zero_point() -> None:
     proto = build(helper.make_node("MatMul", ["x", "w"], ["y"], name="p"), w=WEIGHT)
-    insert_integers(proto, {"p": IntegerProduct(WEIGHT, choose_scale(-1.0, 4.1, "uint8"))})
+    insert_integers(proto, {"p": IntegerProduct(WEIGHT, choose_scale(-1.0, 4.1, "uint8"))}, as_it_is)
     (zero,) = (numpy_helper.to_array(t) for t in proto.graph.initializer if t.data_type == TensorProto.UINT8)
     assert int(zero) == 50
 
@@ -106,7 +110,7 @@ def test_uint8_has_a_zero_point() -> None:
 def test_a_bias_of_uint8_is_int32(tmp_path: Path) -> None:
     """As the integer Gemm of ONNX Runtime wants it."""
     proto = build(helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="p"), w=WEIGHT, b=BIAS)
-    insert_integers(proto, {"p": IntegerProduct(WEIGHT, choose_scale(-2.5, 2.5, "uint8"), BIAS)})
+    insert_integers(proto, {"p": IntegerProduct(WEIGHT, choose_scale(-2.5, 2.5, "uint8"), BIAS)}, as_it_is)
     onnx.save(proto, tmp_path / "m.onnx")
     np.testing.assert_allclose(run(tmp_path / "m.onnx", {"x": INPUT})[0], INPUT @ WEIGHT + BIAS, atol=0.15)
     assert [n.op_type for n in proto.graph.node].count("Gemm") == 1
