@@ -20,8 +20,9 @@ from corp_onnx.calibrate.data import describe_data, warn_of_moments
 from corp_onnx.case import Case, keep_findings, open_case, pose_problem, reopen_case
 from corp_onnx.checks.answers import answer_first
 from corp_onnx.checks.disagreement import Disagreements
-from corp_onnx.checks.measure import UnitErrors, check_expected, measure_model
+from corp_onnx.checks.measure import KnownSides, check_expected, measure_model
 from corp_onnx.checks.preflight import protect_model, wanted_kinds
+from corp_onnx.checks.unit_errors import UnitErrors
 from corp_onnx.checks.verify import CHECKED_IMAGES, check_file, check_rewrite, require_sound
 from corp_onnx.graph import Graph, Model
 from corp_onnx.graph.model import require_file
@@ -214,14 +215,16 @@ def _make(
         checks += check_rewrite(graph, rewrite, models, feeds, settings.provider, answers, has_room=has_room)
         require_sound(checks, "pruned", output)
     with clock.stage("measure"), run.enter("measure", data.reporting.n_images) as count:
-        errors, apart = UnitErrors(graph, solution.plans), Disagreements(case.outputs)
+        known = case.findings.hold("sides", {}, KnownSides) if case.findings.is_shared and has_room else None
+        errors = UnitErrors(graph, solution.plans, None if known is None else case.units)
+        apart = Disagreements(case.outputs)
         left_out = LeaveOutTokens().find(seen[-1]) if case.trim else None
         budget = settings.method.widths
         measured = measure_model(
             graph, case.blocks, pruned, data.reporting, case.outputs, errors, trim=left_out,
             n_special=case.sites.n_special, batch_size=settings.batch_size, provider=settings.provider,
             apart=apart, promised=budget if isinstance(budget, Budget) else None, confidence=settings.confidence,
-            shelf=None if has_room else problem.shelf, progress=count,
+            shelf=None if has_room else problem.shelf, known=known, progress=count,
         )  # fmt: skip
         surprise = check_expected(measured, solution.expected_loss)
         checks += [surprise] if surprise else []

@@ -19,7 +19,8 @@ from corp_onnx.analyze.shift import SHIFTS, shift_images
 from corp_onnx.analyze.subject import Cut, Subject
 from corp_onnx.analyze.values import DepthRow, Study, StudyName, StudyRow
 from corp_onnx.calibrate.data import open_for_model
-from corp_onnx.checks.measure import UnitErrors, measure_model
+from corp_onnx.checks.measure import measure_model
+from corp_onnx.checks.unit_errors import UnitErrors
 from corp_onnx.images import Images, ImageSource, split_holdout
 from corp_onnx.images.open import find_sound
 from corp_onnx.metrics.judgement import Judgement

@@ -29,6 +29,7 @@ from pathlib import Path
 from corp_onnx.blocks import Blocks
 from corp_onnx.calibrate.data import KEPT_SHARE, Calibration
 from corp_onnx.calibrate.groups import DOUBLE, FLOAT, cut_groups, finished_bytes, largest_bytes, pass_bytes
+from corp_onnx.checks.measure import KNOWN_BYTES as SIDES_BYTES
 from corp_onnx.checks.verify import SMALL_MODEL
 from corp_onnx.errors import OptionError, OutputError
 from corp_onnx.graph import Graph, input_dims
@@ -191,6 +192,8 @@ def predict_footprint(
     phases += [(CHECK, checked + beside, 0.0), (MEASURE, checked, MEASURED * exposed)]
     behind = [block.stream for block in blocks.blocks if block.stream is not None]
     streams = FLOAT * sum(math.prod(graph.dims(name)) for name in behind) / graph.n_images * data.reporting.n_images
+    if is_shared:
+        shelved += min(SIDES_BYTES, streams + exposed * data.reporting.n_images)
     spared = 0.0 if inside else (BOTH_OUTSIDE - ONE_OUTSIDE) * weights
     return Footprint(tuple(phases), shelved, tuple(units), spared=spared, beside=beside, streams=streams)
 

@@ -7,8 +7,8 @@ in from before. Enters the dense graph, the units' plans and the written file; l
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -16,8 +16,8 @@ from jaxtyping import Float64
 
 from corp_onnx.blocks import Blocks
 from corp_onnx.calibrate.collect import tap_units
-from corp_onnx.calibrate.draw import TokenDraw
 from corp_onnx.checks.disagreement import Disagreements
+from corp_onnx.checks.unit_errors import UnitErrors
 from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
@@ -32,10 +32,11 @@ from corp_onnx.run.pace import Pace, choose_pace
 from corp_onnx.run.tapped import Tapped, open_tapped
 from corp_onnx.settings import CONFIDENCE, Budget
 from corp_onnx.shelf import Feeds as OnShelf
-from corp_onnx.shelf import Row, Shelf
+from corp_onnx.shelf import Row, Shelf, own_memory
 from corp_onnx.threads import Crew
 from corp_onnx.tokens.liveness import TokenTrim
-from corp_onnx.units import UnitKey, UnitPlan
+from corp_onnx.units import UnitKey
+from corp_onnx.units.base import Values
 from corp_onnx.units.energy import Energy
 from corp_onnx.units.taps import read_tokens
 
@@ -51,43 +52,8 @@ CLASS_SLACK, SLACK = 0.05, 0.01
 """Added to that, of classes in nats, else in 1 - cosine or squared relative error: below it the two differ by which
 images are asked."""
 
-UNIT_IMAGES, UNIT_TOKENS = 48, 48
-"""Held-back images that errors of units are measured on, and tokens of each: of 102 images and 197 tokens an error of
-DeiT-Tiny differs by 2.5 % with 48 images, and by 0.5 % with 48 tokens of all of them."""
-
-
-class UnitErrors:
-    """What planned units lose, batch by batch."""
-
-    def __init__(self, graph: Graph, plans: Sequence[UnitPlan]) -> None:
-        self.units = [plan.unit for plan in plans]
-        self._graph = graph
-        self._measures = [plan.unit.measure(graph, plan) for plan in plans]
-        self._energies = [Energy() for _ in plans]
-
-    def measure(self, arrays: Mapping[str, np.ndarray], n_real: int, first: int, crew: Crew) -> list[Energy]:
-        """Of every unit in one batch of what `tap_units` gives; nothing is counted yet, so any thread may ask.
-
-        Args:
-            first: place of its first image.
-        """
-        draw = TokenDraw(UNIT_TOKENS)
-
-        def measure(at: int) -> Energy:
-            values = self.units[at].read(arrays, self._graph, n_real)
-            return self._measures[at](*draw.take(values, n_real, first))
-
-        return crew.map(measure, range(len(self.units)))
-
-    def add(self, energies: Sequence[Energy]) -> None:
-        """Count a batch; one on which units were not measured has none."""
-        if not energies:
-            return
-        self._energies = [one + other for one, other in zip(self._energies, energies, strict=True)]
-
-    def result(self) -> dict[UnitKey, tuple[float, float]]:
-        """(relative error, the same without compensation) of every unit (see `results.UnitResult`)."""
-        return {unit.key: e.relative() for unit, e in zip(self.units, self._energies, strict=True)}
+KNOWN_BYTES = 2**28
+"""Of what the dense model gives, that stay in memory from one pruned model to the next on the same images."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,20 +61,59 @@ class _Side:
     """What one of both models gives for a batch: its answers, and its residual stream behind every block.
 
     Attributes:
-        energies: of the units, on the dense model.
+        values: that errors of units are measured on, of the dense model.
+        energies: of the units on these.
     """
 
     answers: Mapping[str, Float64[np.ndarray, "n ..."]]
     streams: Mapping[str, np.ndarray]
     n_real: int
+    values: Mapping[UnitKey, Values] = field(default_factory=dict)
     energies: Sequence[Energy] = ()
+
+    def keep(self) -> _Side:
+        """The same in memory of its own, without what is of a pruned model."""
+        streams = {name: own_memory(array) for name, array in self.streams.items()}
+        values = {key: tuple(map(own_memory, values)) for key, values in self.values.items()}
+        return replace(self, streams=streams, values=values, energies=())
+
+    @property
+    def n_bytes(self) -> int:
+        """Of its arrays."""
+        arrays = (*self.answers.values(), *self.streams.values(), *(a for value in self.values.values() for a in value))
+        return sum(array.nbytes for array in arrays)
+
+
+@dataclass(slots=True, eq=False)
+class KnownSides:
+    """What the dense model gives for images that several pruned models are measured on; nothing where that is too much.
+
+    Attributes:
+        room: bytes that are left.
+        sides: of every batch, once all of them are known.
+    """
+
+    room: int = KNOWN_BYTES
+    sides: tuple[_Side, ...] = ()
+
+    def watch(self, pairs: Iterable[tuple[_Side, _Side]]) -> Iterator[tuple[_Side, _Side]]:
+        """The same pairs, of which the dense halves are kept while there is room."""
+        kept: list[_Side] = []
+        for dense, cut in pairs:
+            self.room -= dense.n_bytes
+            if self.room < 0:
+                kept.clear()
+            else:
+                kept.append(dense.keep())
+            yield dense, cut
+        self.sides = tuple(kept) if self.room >= 0 else ()
 
 
 def measure_model(
     graph: Graph, blocks: Blocks, pruned: Model, images: Images, outputs: Outputs, errors: UnitErrors, *,
     apart: Disagreements | None = None, promised: Budget | None = None, confidence: float = CONFIDENCE,
     trim: TokenTrim | None = None, n_special: int = 0, batch_size: int = 8, provider: str = "cpu",
-    shelf: Shelf | None = None, progress: Count | None = None,
+    shelf: Shelf | None = None, known: KnownSides | None = None, progress: Count | None = None,
 ) -> HeldOut:  # fmt: skip
     """How far every output of the pruned file moved, and how the error of the residual stream grows with depth.
 
@@ -120,12 +125,12 @@ def measure_model(
         n_special: leading tokens that never merge; where others have, these are compared, or the mean of all.
         shelf: where the streams of the dense model lie where there is no memory for both models at once; all images
             go through it first then.
+        known: what an earlier measurement on the same images has found of the dense model, and a later one is to know.
 
     Raises:
         NonFiniteError: an output of either model holds NaN or Inf.
     """
     streams = [b.stream for b in blocks.blocks if b.stream is not None]
-    names = [task.output for task in outputs.tasks]
     judgement, off = Judgement(outputs.tasks, outputs.judged), np.zeros((len(streams), 2))
 
     def compare(expected: _Side, found: _Side) -> None:
@@ -140,9 +145,9 @@ def measure_model(
         if progress:
             progress(found.n_real)
 
-    asked = _Asked(graph, pruned, errors, names, streams, images, batch_size, provider)
-    for pair in asked.together() if shelf is None else asked.in_turn(shelf):
-        compare(*pair)
+    asked = _Asked(graph, pruned, errors, outputs, streams, images, batch_size, provider)
+    for expected, found in asked.ask(shelf, known):
+        compare(expected, found)
     return HeldOut(
         n_images=judgement.n_samples,
         outputs=judgement.scores(confidence),
@@ -159,22 +164,41 @@ class _Asked:
     graph: Graph
     pruned: Model
     errors: UnitErrors
-    names: Sequence[str]
+    outputs: Outputs
     streams: Sequence[str]
     images: Images
     batch_size: int
     provider: str
 
     @property
+    def names(self) -> list[str]:
+        """Of the outputs that are compared."""
+        return [task.output for task in self.outputs.tasks]
+
+    @property
     def pace(self) -> Pace:
         """Of the images through a session."""
         return choose_pace(self.batch_size, self.graph.n_images if self.graph.fixed_batch else None, self.provider)
+
+    def ask(self, shelf: Shelf | None, known: KnownSides | None) -> Iterator[tuple[_Side, _Side]]:
+        """Both of every batch, in the way that these leave; arguments as of `measure_model`."""
+        if known is not None and known.sides:
+            return self.beside(known.sides)
+        pairs = self.together() if shelf is None else self.in_turn(shelf)
+        return pairs if known is None else known.watch(pairs)
 
     def together(self) -> Iterator[tuple[_Side, _Side]]:
         """Both of every batch, with both sessions open."""
         with Crew() as crew:
             dense, cut = crew.map(lambda open_one: open_one(), (self._open_dense, self._open_cut))
         yield from self._stream(dense, lambda *batch: (self._ask_dense(dense, *batch), self._ask_cut(cut, *batch[1:3])))
+
+    def beside(self, sides: Sequence[_Side]) -> Iterator[tuple[_Side, _Side]]:
+        """The same where the dense model has been asked."""
+        cut = self._open_cut()
+        yield from self._stream(
+            cut, lambda place, feeds, n_real, crew: (self._weigh(sides[place], crew), self._ask_cut(cut, feeds, n_real))
+        )
 
     def in_turn(self, shelf: Shelf) -> Iterator[tuple[_Side, _Side]]:
         """The same with one session open at a time; the streams of the dense model lie on a shelf meanwhile."""
@@ -187,7 +211,9 @@ class _Asked:
     def _put_aside(self, row: Row) -> Iterator[_Side]:
         dense = self._open_dense()
         for one in self._stream(dense, lambda *batch: self._ask_dense(dense, *batch)):
-            yield replace(one, streams=OnShelf({name: row.put(array) for name, array in one.streams.items()}))
+            yield replace(
+                one, values={}, streams=OnShelf({name: row.put(array) for name, array in one.streams.items()})
+            )
 
     def _stream(self, first: Tapped, ask: Callable[[int, Feeds, int, Crew], T]) -> Iterator[T]:
         """Of every batch what it is asked for, by its place; several at a time, or the units of one side by side."""
@@ -206,9 +232,11 @@ class _Asked:
     def _ask_dense(self, tapped: Tapped, place: int, feeds: Feeds, n_real: int, crew: Crew) -> _Side:
         arrays = tapped.run(feeds)
         answers = _read_answers(self.graph.model, self.names, arrays, n_real)
-        first = place * self.pace.batch_size
-        energies = () if first >= UNIT_IMAGES else self.errors.measure(arrays, n_real, first, crew)
-        return _Side(answers, {name: arrays[name] for name in self.streams}, n_real, energies)
+        values = self.errors.read(arrays, n_real, place * self.pace.batch_size)
+        return self._weigh(_Side(answers, {name: arrays[name] for name in self.streams}, n_real, values), crew)
+
+    def _weigh(self, side: _Side, crew: Crew) -> _Side:
+        return replace(side, energies=self.errors.measure(side.values, crew))
 
     def _ask_cut(self, tapped: Tapped, feeds: Feeds, n_real: int) -> _Side:
         arrays = tapped.run(feeds)

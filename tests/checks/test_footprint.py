@@ -98,13 +98,15 @@ class TestPrediction:
         assert alone["calibrate"] == each["calibrate"]
 
     def test_streams_stay_where_another_refit_may_follow(self, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(room, "SIDES_BYTES", 0)
         alone, shared = predicted(photos, macs=0.5), predicted(photos, is_shared=True, macs=0.5)
         n_fitting, (graph, blocks) = 10, probed(NAME)
         streams = [math.prod(graph.dims(s.residual.stream)) / graph.n_images for s in find_walk(blocks).stops]
         assert shared.shelved - alone.shelved == n_fitting * 4 * sum(streams)
         monkeypatch.setattr(room, "KNOWN_BYTES", 100)
         assert predicted(photos, is_shared=True, macs=0.5).shelved == alone.shelved + 100
-        assert predicted(photos, is_shared=True, preset="paper").shelved == 0
+        monkeypatch.setattr(room, "SIDES_BYTES", 7)
+        assert predicted(photos, is_shared=True, preset="paper").shelved == 7
 
     def test_more_images_lie_on_the_shelf(self, photos: Path) -> None:
         assert predicted(photos, macs=0.5).shelved > predicted(photos, macs=0.5, n_images=6).shelved > 0

@@ -15,7 +15,9 @@ from samples import OPERATOR, expectation, fixture_path, paper, weights_of, writ
 
 from corp_onnx.blocks import find_blocks
 from corp_onnx.calibrate.data import split_calibration
-from corp_onnx.checks.measure import UnitErrors, check_expected, make_promise, measure_model
+from corp_onnx.checks import measure
+from corp_onnx.checks.measure import KnownSides, check_expected, make_promise, measure_model
+from corp_onnx.checks.unit_errors import UnitErrors
 from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph import Graph
 from corp_onnx.graph.model import load_model
@@ -219,6 +221,30 @@ class TestModel:
         assert found[0] == found[1]
         assert (shelf.n_written > 0) == (limit == 0)
         assert shelf.n_bytes == 0  # given back
+
+    @pytest.mark.parametrize("room", [10**7, 100])
+    def test_a_second_model_is_measured_without_the_dense_one(
+        self, room: int, pruned: PruneResult, held_out: ImageSet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where there is room for what that says; other units may be cut in it."""
+        graph = probe_graph(load_model(DENSE))
+        blocks, small, outputs = find_blocks(graph), load_model(pruned.pruned.path), outputs_of(DENSE, held_out)
+        units = list_units(blocks, ("mlp",))
+        changes = [MlpChange(unit.site, np.arange(5), np.ones((D, 5)), np.zeros(D)) for unit in units]
+        plans = [UnitPlan(unit, 5, 1.0, change, change) for unit, change in zip(units, changes, strict=True)]
+        known, opened, tap = KnownSides(room), list[int](), measure.tap_units
+        monkeypatch.setattr(measure, "tap_units", lambda *args, **options: opened.append(1) or tap(*args, **options))
+
+        def ask(plans: list[UnitPlan], known: KnownSides | None) -> tuple[HeldOut, dict[UnitKey, tuple[float, float]]]:
+            errors = UnitErrors(graph, plans, None if known is None else units)
+            found = measure_model(graph, blocks, small, held_out, outputs, errors, batch_size=2, known=known)
+            return found, errors.result()
+
+        alone = [ask(some, None) for some in (plans[:1], plans[1:])]
+        opened.clear()
+        assert [ask(some, known) for some in (plans[:1], plans[1:])] == alone
+        assert len(opened) == (1 if room > 100 else 2)
+        assert bool(known.sides) == (room > 100)
 
     def test_rows_that_fill_up_a_fixed_batch_do_not_count(
         self, pruned: PruneResult, held_out: ImageSet, tmp_path: Path
