@@ -18,7 +18,7 @@ from corp_onnx.refit.stream import find_walk
 from corp_onnx.search.amp import THRESHOLD_IMAGES
 from corp_onnx.search.probes import PROBE_IMAGES
 from corp_onnx.search.promise import N_REFITS, N_SKETCHES, N_TRIALS
-from corp_onnx.search.search import MAX_SPLITS
+from corp_onnx.search.splits import MAX_SPLITS
 from corp_onnx.search.tokens import PROBE_SHARES
 from corp_onnx.settings import Method, Threshold
 from corp_onnx.tokens.metric import METRIC_IMAGES

@@ -18,7 +18,7 @@ from corp_onnx.refit.stream import KnownStreams, StreamWalk, find_walk
 from corp_onnx.search.evaluator import Evaluator, count_beside, prepare_evaluator
 from corp_onnx.search.probes import draw_probes, probe_choices
 from corp_onnx.search.problem import Problem, Solution, solve_first, solve_widths
-from corp_onnx.search.splits import Split, Way, allow_all, list_ways
+from corp_onnx.search.splits import MAX_SPLITS, Split, Way, allow_all, list_ways
 from corp_onnx.search.stretches import find_token_weights, stretch_dense
 from corp_onnx.search.tokens import MergeCandidates, prepare_merging
 from corp_onnx.search.widths import (
@@ -28,15 +28,14 @@ from corp_onnx.search.widths import (
     find_depths,
     narrowest_widths,
     require_narrower,
+    trace_groups,
     uniform_widths,
 )
 from corp_onnx.settings import Budget, CostKind, Method
+from corp_onnx.solve.allocate import UnitCurve
 from corp_onnx.threads import Crew
 from corp_onnx.tokens.sites import MergePlan
 from corp_onnx.units import Choice, UnitKey, UnitPlan, gather_changes
-
-MAX_SPLITS = 4
-"""Of the most promising of these, how many are made and measured on the probe images: losses add up only nearly."""
 
 FORESEEN_IMAGES = 48
 """On which a one-shot solution is measured that nothing depends on but a check with a factor of three to spare."""
@@ -76,16 +75,21 @@ class Search:
         Args:
             merge: the tokens that merge besides.
         """
-        return self._fit(allow_all(self.problem, self.choices, kind, merge), value, before_refit=before_refit)
+        return self._fit(allow_all(self.problem, self.choices, kind, merge), value, {}, before_refit=before_refit)
 
-    def _fit(self, of_all: Allowance, value: float, *, before_refit: bool) -> dict[UnitKey, int]:
+    def _fit(
+        self, of_all: Allowance, value: float, curves: dict[bool, list[UnitCurve]], *, before_refit: bool
+    ) -> dict[UnitKey, int]:
+        """The same within an allowance, with the curves of its groups, by whether a refit follows, as far as known."""
         allowance = replace(of_all, kept=value)
         if self.is_uniform:
             return uniform_widths(self.choices, allowance)
-        sensitivities = self.sensitivities
-        if before_refit and self.refits and self.method.favour_late:
-            sensitivities = favour_late(sensitivities, find_depths(self.problem.blocks))
-        return allocate_choices(sensitivities, allowance)
+        if before_refit not in curves:
+            sensitivities = self.sensitivities
+            if before_refit and self.refits and self.method.favour_late:
+                sensitivities = favour_late(sensitivities, find_depths(self.problem.blocks))
+            curves[before_refit] = trace_groups(sensitivities, allowance.groups)
+        return allocate_choices(curves[before_refit], allowance)
 
     def predict_loss(self, widths: dict[UnitKey, int]) -> float:
         """What probes and curves promise of narrower units, before any refit."""
@@ -155,7 +159,7 @@ class Search:
         problem: OptionError | None = None
         for way in self._list_ways(kind):
             try:
-                widths = self._fit(way.allowance, value, before_refit=before_refit)
+                widths = self._fit(way.allowance, value, way.curves, before_refit=before_refit)
             except OptionError as error:
                 problem = error
                 continue

@@ -6,7 +6,7 @@ Enters the candidates for merging of one model; leaves `Way`s, which are the sam
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from corp_onnx.search.problem import Problem
 from corp_onnx.search.tokens import MergeCandidates
 from corp_onnx.search.widths import Allowance, allow_cost
 from corp_onnx.settings import CostKind
+from corp_onnx.solve.allocate import UnitCurve
 from corp_onnx.solve.schedule import Schedule
 from corp_onnx.tokens.sites import MergePlan
 from corp_onnx.units import Choice, UnitKey
@@ -21,6 +22,9 @@ from corp_onnx.units import Choice, UnitKey
 MAX_SCHEDULES = 64
 """Schedules that are tried against widths under one budget: enough that two neighbours are one to two percent of the
 dense model apart in cost. A quarter of them lost up to half more (benchmarks/search.md)."""
+
+MAX_SPLITS = 4
+"""Of the most promising of these, how many are made and measured on the probe images: losses add up only nearly."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,11 +43,13 @@ class Way:
     Attributes:
         merge: what it merges; None where that is nothing.
         allowance: of all that the dense model costs, for the widths besides.
+        curves: of these, by whether a refit follows; traced when first asked.
     """
 
     schedule: Schedule
     merge: MergePlan | None
     allowance: Allowance
+    curves: dict[bool, list[UnitCurve]] = field(default_factory=dict)
 
 
 def list_ways(problem: Problem, choices: Sequence[Choice], merging: MergeCandidates, kind: CostKind) -> tuple[Way, ...]:

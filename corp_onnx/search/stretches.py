@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from corp_onnx.blocks import SiteKey, find_blocks
+from corp_onnx.blocks import SiteKey
 from corp_onnx.graph import Graph
 from corp_onnx.metrics import OutputTask
-from corp_onnx.refit.stream import StreamWalk, find_walk
+from corp_onnx.refit.stream import Stop, StreamWalk
 from corp_onnx.refit.token_weights import weigh_stops
 from corp_onnx.run.rewritten import probe_rewritten
 from corp_onnx.search.problem import Problem
@@ -35,10 +35,15 @@ def stretch_dense(problem: Problem, walk: StreamWalk, merges: Sequence[MergeStep
     if not merges:
         return Stretches(problem.graph, walk)
     graph = probe_rewritten(problem.graph, replace(problem.graph.model, proto=merge_tokens(problem.graph, merges)))
-    own = {site.key: site for site in problem.blocks.sites}  # changes are made in the graph without merges
-    merged = find_walk(find_blocks(graph))
-    stops = tuple(replace(stop, site=own[stop.key]) for stop in merged.stops)
-    return Stretches(graph, replace(merged, stops=stops), list_carried(merges))
+    stops = tuple(_follow(stop, problem.graph, graph) for stop in walk.stops)
+    return Stretches(graph, StreamWalk(stops), list_carried(merges))
+
+
+def _follow(stop: Stop, before: Graph, merged: Graph) -> Stop:
+    """A stop in the graph with merges, which has all names of the one before: but what is added to may have merged."""
+    was, now = (graph.producers[stop.residual.stream].inputs for graph in (before, merged))
+    skip = dict(zip(was, now, strict=True)).get(stop.residual.skip or "", stop.residual.skip)
+    return replace(stop, residual=replace(stop.residual, skip=skip))
 
 
 def find_token_weights(problem: Problem, walk: StreamWalk, tasks: Sequence[OutputTask]) -> dict[SiteKey, np.ndarray]:

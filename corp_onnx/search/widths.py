@@ -134,16 +134,22 @@ def allow_cost(spending: Spending, choices: Sequence[Choice], kind: CostKind, ke
     return Allowance(kind, kept, prices.dense, groups, fixed)
 
 
-def allocate_choices(sensitivities: Mapping[UnitKey, float], allowance: Allowance) -> dict[UnitKey, int]:
+def trace_groups(sensitivities: Mapping[UnitKey, float], groups: Sequence[Group]) -> list[UnitCurve]:
+    """Loss over cost of everything that has a width of its own, whatever a budget of the kind of these prices asks."""
+    curves = [_trace_group(group, sensitivities) for group in groups]
+    return _tie_heads(groups, curves) if groups[0].choices[0].method.ties_heads else curves
+
+
+def allocate_choices(curves: Sequence[UnitCurve], allowance: Allowance) -> dict[UnitKey, int]:
     """The width of every unit under a budget on the whole model.
+
+    Args:
+        curves: of the groups of the allowance, from `trace_groups`.
 
     Raises:
         OptionError: not even the smallest widths fit; says what can be reached.
     """
     groups = {group.choices[0].key: group for group in allowance.groups}
-    curves = [_trace_group(group, sensitivities) for group in allowance.groups]
-    if allowance.groups[0].choices[0].method.ties_heads:
-        curves = _tie_heads(allowance.groups, curves)
     smallest = (allowance.fixed + sum(float(c.cost.min()) for c in curves)) / allowance.dense
     if allowance.kept < smallest:
         raise allowance.refuse(smallest)
