@@ -5,10 +5,10 @@ BIN := .venv/bin
 INSTALL := install --quiet --disable-pip-version-check --no-compile
 
 # An environment that sees all of .venv: only what comes on top has to be installed, and .venv stays without it.
-SITE := import sysconfig; print(sysconfig.get_path("purelib"))
+SITE := import sysconfig; path = sysconfig.get_path("purelib");
 define on_top
-	@$(BIN)/python -m venv --without-pip $(@D)
-	@echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" > "$$($(@D)/bin/python -c '$(SITE)')/base.pth"
+	@$(BIN)/python -m venv --clear --without-pip $(@D)
+	@$(BIN)/python -c '$(SITE) print("import site; site.addsitedir(%r)" % path)' > "$$($(@D)/bin/python -c '$(SITE) print(path)')/base.pth"
 	$(BIN)/python -m pip --python $(@D)/bin/python $(INSTALL)
 endef
 
@@ -25,7 +25,7 @@ install: .venv/.installed
 	@touch $@
 
 .venv/.installed-test: .venv/.installed
-	$(BIN)/python -m pip $(INSTALL) -e '.[cpu,test]'
+	$(BIN)/python -m pip $(INSTALL) -e '.[cpu,test]' 'pip>=22.3'
 	@touch $@
 
 # Prune the demo model, a small Vision Transformer for handwritten digits, and compare it with what it came from.

@@ -89,7 +89,7 @@ class KnownSides:
     """What the dense model gives for images that several pruned models are measured on; nothing where that is too much.
 
     Attributes:
-        room: bytes that are left.
+        room: bytes that they may take.
         sides: of every batch, once all of them are known.
     """
 
@@ -98,15 +98,15 @@ class KnownSides:
 
     def watch(self, pairs: Iterable[tuple[_Side, _Side]]) -> Iterator[tuple[_Side, _Side]]:
         """The same pairs, of which the dense halves are kept while there is room."""
-        kept: list[_Side] = []
+        kept, left = list[_Side](), self.room
         for dense, cut in pairs:
-            self.room -= dense.n_bytes
-            if self.room < 0:
+            left -= dense.n_bytes
+            if left < 0:
                 kept.clear()
             else:
                 kept.append(dense.keep())
             yield dense, cut
-        self.sides = tuple(kept) if self.room >= 0 else ()
+        self.sides = tuple(kept) if left >= 0 else ()
 
 
 def measure_model(

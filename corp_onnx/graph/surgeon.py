@@ -218,7 +218,7 @@ class Surgeon:
         for at, proto in enumerate(original.graph.node):
             placed += [self._touched.get(at, proto), *self._inserted.get(at, ())]
         changed = [node for node in placed if isinstance(node, gs.Node)]
-        part = gs.Graph(changed, opset=self.graph.model.opset, import_domains=original.opset_import)
+        part = gs.Graph(changed, opset=self.graph.model.opset, import_domains=list(original.opset_import))
         exported = iter(gs.export_onnx(part, do_type_check=False).graph.node)
         places = {id(node): at for at, node in self._touched.items()}
         found: list[onnx.NodeProto] = []

@@ -61,7 +61,8 @@ class DynamicQuantiser:
         import_runtime()
         self._folder, self._source_folder = folder, graph.model.folder
         proto = copy_named(graph)
-        self._aside = set_aside(proto, _list_stand_ins(graph, products)) if lean else {}
+        self._rows = _list_stand_ins(graph, products) if lean else {}
+        self._aside = set_aside(proto, self._rows) if lean else {}
         load_tensors(proto, graph.model.folder)
         store_constants(graph, proto, [(p.node.position, 1) for p in products])
         self._names = {p.node.position: proto.graph.node[p.node.position].name for p in products}
@@ -118,18 +119,28 @@ class DynamicQuantiser:
 
         def convert(tensor: TensorProto) -> np.ndarray | None:
             name = tensor.name.removesuffix(QUANTISED)
-            of_gemm = TURNED.fullmatch(name)
-            weight = self._aside.get(name) or (self._aside.get(of_gemm[1]) if of_gemm else None)
-            if weight is None or not tensor.name.endswith(QUANTISED):
+            weight = self._find(name)
+            if weight is None:
                 return None
-            numbers = read_tensor(weight, self._source_folder)
-            integers, scales[f"{name}{SCALE}"] = _quantise_columns(numbers if name in self._aside else numbers.T)
+            if name == tensor.name:  # a Gemm's, turned and then left in float
+                return weight
+            integers, scales[f"{name}{SCALE}"] = _quantise_columns(weight)
             return integers
 
         put_back(proto, self._aside, self._source_folder, self._folder / INTEGERS, convert)
         for tensor in proto.graph.initializer:
             if tensor.name in scales:
                 tensor.CopyFrom(numpy_helper.from_array(scales[tensor.name], tensor.name))
+
+    def _find(self, name: str) -> np.ndarray | None:
+        """What was set aside, as the quantiser calls it: the weight of a Gemm with transB is turned, and with the newer
+        ones its name says so."""
+        of_gemm = TURNED.fullmatch(name)
+        base = name if name in self._aside or of_gemm is None else of_gemm[1]
+        if base not in self._aside:
+            return None
+        weight = read_tensor(self._aside[base], self._source_folder)
+        return weight.T if self._rows[base][1] == 1 else weight
 
     def _require_space(self, error: BaseException | None) -> None:
         """Raise where there was no memory, or no room for a file: the quantiser speaks of both as of the model."""

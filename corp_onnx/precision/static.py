@@ -48,6 +48,7 @@ class StaticQuantiser:
             if tensor.name in aside:  # somebody else reads it
                 tensor.CopyFrom(aside[tensor.name])
                 load_tensor(tensor, folder)
+        refresh_value_info(proto)
         return proto
 
     def quantise_half(self, positions: Iterable[int], *, keep_io: bool) -> HalfModel:
@@ -63,12 +64,12 @@ class StaticQuantiser:
         chosen = frozenset(positions)
         half = convert_to_fp16(self._graph, keep_io=keep_io, wide=chosen)
         self._insert(half.proto, chosen)
+        refresh_value_info(half.proto)
         return half
 
     def _insert(self, proto: onnx.ModelProto, positions: Iterable[int]) -> None:
         products = {self._names[position]: self._products[position] for position in positions}
         insert_integers(proto, products, self._describe)
-        refresh_value_info(proto)
 
     def _describe(self, product: Product) -> IntegerProduct:
         source, stored, *bias = product.node.inputs

@@ -187,8 +187,8 @@ class Problem:
 
     @property
     def refits_again(self) -> bool:
-        """Whether one refit is not all that these images will see."""
-        return self.method.promises or self.findings.is_shared
+        """Whether another refit on the same images may follow. Folds, which have images of their own, keep nothing."""
+        return (self.method.promises or self.findings.is_shared) and not self.is_crossed
 
     def trace(self) -> tuple[Choice, ...]:
         """Every width of every unit, side by side; the OBS order costs 2 n^3 flops for an MLP, the rest is small."""

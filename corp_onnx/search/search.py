@@ -282,7 +282,8 @@ def prepare_search(problem: Problem) -> Search:
         search.sensitivities = _recall_sensitivities(problem, choices, probes)
         search.merging = hold("merging", key, lambda: prepare_merging(problem, probes))
         if problem.clock is None:  # a table of times is of one run
-            search._ways = hold("ways", key, dict)
+            method = problem.method
+            search._ways = hold("ways", {**key, "refits": search.refits, "favour_late": method.favour_late}, dict)
     return search
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from samples import fixture_path
 
 from corp_onnx.errors import CheckFailedError, ModelError, OutputError
@@ -16,7 +16,7 @@ from corp_onnx.graph.external import list_locations, load_tensors
 from corp_onnx.precision import aside
 from corp_onnx.precision.aside import set_aside
 from corp_onnx.precision.fp16 import HALVES, convert_to_fp16
-from corp_onnx.precision.int8 import INTEGERS, DynamicQuantiser
+from corp_onnx.precision.int8 import INTEGERS, DynamicQuantiser, _quantise_columns
 from corp_onnx.precision.products import list_products
 from corp_onnx.precision.qdq import IntegerType, choose_scale
 from corp_onnx.precision.static import StaticQuantiser
@@ -107,6 +107,33 @@ class TestIntegers:
         chosen = [p.node.position for p in products[1:]]
         found, inside = (DynamicQuantiser(graph, products, work, lean=lean).quantise(chosen) for lean in (True, False))
         require_same(found, inside, work)
+
+    @pytest.mark.parametrize("name", ["w", "w_Transposed", "w_Transposed_2"])
+    def test_a_gemm_has_its_own_weight_whatever_the_quantiser_calls_it(
+        self, name: str, work: Path, tmp_path: Path
+    ) -> None:
+        """Older ones turn the weight of a Gemm and keep its name; one may leave it in float."""
+        weight = np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32)
+        gemm = helper.make_node("Gemm", ["x", "w"], ["y"], name="g", transB=1)
+        sides = [helper.make_tensor_value_info(side, TensorProto.FLOAT, [2, 32]) for side in "xy"]
+        made = helper.make_graph([gemm], "g", sides[:1], sides[1:], [numpy_helper.from_array(weight, "w")])
+        model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, size_threshold=100, location="d")
+        graph = probe_graph(load_model(tmp_path / "m.onnx"))
+        quantiser = DynamicQuantiser(graph, list_products(graph), work, lean=True)
+        assert quantiser._rows == {"w": [32, 1]}
+        expected, scales = _quantise_columns(weight.T)
+        result = onnx.ModelProto()
+        for array, of in ((expected[:1], f"{name}_quantized"), (scales[:1], f"{name}_scale")):
+            result.graph.initializer.append(numpy_helper.from_array(array, of))
+        if name != "w":
+            result.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 32), np.float32), name))
+        quantiser._put_back(result)
+        found = {t.name: numpy_helper.to_array(t) for t in result.graph.initializer}
+        np.testing.assert_array_equal(found[f"{name}_quantized"], expected)
+        np.testing.assert_array_equal(found[f"{name}_scale"], scales)
+        if name != "w":
+            np.testing.assert_array_equal(found[name], weight.T)
 
     def test_a_weight_that_is_no_number_is_one_sentence(self, work: Path, tmp_path: Path) -> None:
         graph = save_outside(NAMES[0], tmp_path)
