@@ -89,7 +89,7 @@ class KnownSides:
     """What the dense model gives for images that several pruned models are measured on; nothing where that is too much.
 
     Attributes:
-        room: bytes that they may take.
+        room: bytes that they may take; none once it was too little.
         sides: of every batch, once all of them are known.
     """
 
@@ -106,7 +106,9 @@ class KnownSides:
             else:
                 kept.append(dense.keep())
             yield dense, cut
-        self.sides = tuple(kept) if left >= 0 else ()
+        if left < 0:
+            self.room = 0  # nothing is copied in vain again
+        self.sides = tuple(kept)
 
 
 def measure_model(

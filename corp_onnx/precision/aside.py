@@ -44,6 +44,19 @@ def set_aside(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None
     return found
 
 
+def restore(tensor: TensorProto, aside: Aside, source_folder: Path) -> bool:
+    """Whether a tensor of the model is a weight that was set aside and stayed float32; it has its numbers again then.
+
+    Raises:
+        ModelError: they can not be read.
+    """
+    if tensor.name not in aside or tensor.data_type != TensorProto.FLOAT:
+        return False
+    tensor.CopyFrom(aside[tensor.name])
+    load_tensor(tensor, source_folder)
+    return True
+
+
 def put_back(
     proto: onnx.ModelProto, aside: Aside, source_folder: Path, file: Path,
     convert: Callable[[TensorProto], np.ndarray | None],
@@ -62,9 +75,7 @@ def put_back(
     """
     with file.open("wb") as stream:
         for tensor in proto.graph.initializer:
-            if tensor.name in aside and tensor.data_type == TensorProto.FLOAT:
-                tensor.CopyFrom(aside[tensor.name])
-                load_tensor(tensor, source_folder)
+            if restore(tensor, aside, source_folder):
                 continue
             numbers = convert(tensor)
             if numbers is not None:

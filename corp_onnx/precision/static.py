@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 
 from corp_onnx.graph import Graph
-from corp_onnx.graph.external import load_tensor, load_tensors
+from corp_onnx.graph.external import load_tensors
 from corp_onnx.graph.inner_shapes import refresh_value_info
-from corp_onnx.precision.aside import set_aside
+from corp_onnx.precision.aside import restore, set_aside
 from corp_onnx.precision.editable import copy_named, node_names
 from corp_onnx.precision.fp16 import HalfModel, convert_to_fp16
 from corp_onnx.precision.products import Product
@@ -45,9 +45,7 @@ class StaticQuantiser:
         load_tensors(proto, folder)
         self._insert(proto, chosen)
         for tensor in proto.graph.initializer:
-            if tensor.name in aside:  # somebody else reads it
-                tensor.CopyFrom(aside[tensor.name])
-                load_tensor(tensor, folder)
+            restore(tensor, aside, folder)  # that is still there, since somebody else reads it
         refresh_value_info(proto)
         return proto
 
