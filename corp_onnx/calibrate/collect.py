@@ -55,8 +55,8 @@ def collect_moments(
         batch_size: images at a time, in calls side by side (run/pace.py). Has no effect on the result.
         checkpoint: where the run is kept when it is interrupted, and what it goes on from. It stays there afterwards:
             whoever keeps the moments removes it.
-        room: bytes that running sums may take. Units that need more are collected in several passes (groups.py), and
-            the arrays of their moments are mapped: from a file without a name, or from one beside the checkpoint.
+        room: bytes that running sums may take: units that need more are collected in several passes (groups.py), and
+            the moments' arrays are mapped, from a file without a name or from one beside the checkpoint.
         reducer: where activations are added up: on the host, or inside the graph, so that they stay on a device
             (in_graph.py). None is the graph where the provider is one with a memory of its own.
         draw: some tokens of every image in place of all; on the host.
@@ -70,7 +70,7 @@ def collect_moments(
     fixed = graph.n_images if graph.fixed_batch else None
     pace = Pace(1, fixed or batch_size, None, 1) if reducer == "graph" else choose_pace(batch_size, fixed, provider)
     groups = cut_groups(units, room)
-    if len(groups) == 1:
+    if room is None:
         found = dict(_Pass(graph, units, images, pace, provider, reducer, draw, progress, checkpoint).collect())
     else:
         found = dict[str, AnyMoments]()

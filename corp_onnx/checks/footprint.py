@@ -3,20 +3,22 @@
 Enters what is to be pruned, with how many images; leaves a `Footprint` and from it a `Diet`: the batch, and how much of
 what several stages need (images, residual streams, regressors) lies in memory. The rest of that lies in a file, so a
 limit costs time and never an answer; where even the sums of all units are too many, they are collected in passes and
-lie in a file too. With R what the process holds already, W the bytes of the weights and T those of
-the tensors that calibration exposes for one image, what each phase needs besides the shelf is about
+lie in a file too. With R what the process holds already, W the bytes of the weights, S those of a solution (the last
+products of all units in float64) and T those of the tensors that calibration exposes for one image, what each phase
+needs besides the shelf is about
 
     calibrate   R + 2 W + 1.5 sums + tiles + 3 T batch   a session, what it exposes, and sums in both precisions
-    probe       R + sums + curves + 4 W + T batch        and a rewritten model with its session, several if small
-    refit       R + sums + curves + 4 W + T batch + fold sums
-    check       R + sums + solved + 10 W                 two rewritten models and the finished one, open; 4 W if large
-    measure     R + sums + solved + 4 W + 4 T batch      both models, exposed
+    probe       R + sums + 4 S + 4 W + T batch           the splits of a budget, and a rewritten model with its session,
+                                                         several if small; 2 S if large
+    refit       R + sums + 2 S + T batch + the larger of 2 W + fold sums and 4 W
+    check       R + sums + 2 S + 10 W                    two rewritten models and the finished one, open; 4 W if large
+    measure     R + sums + 2 S + 4 W + 4 T batch         both models, exposed
 
-and 1.1 W in place of 2 W, 3 W of 4 W and in the last phase 2.4 W, where the weights lie outside of the model's file,
-which ONNX Runtime maps; 1.7 W and 3 T where memory is short and both models are measured one after the other. In passes
-"sums" is what one pass fills, and later the two largest; "solved" is what is left of the curves once widths are chosen.
-The factors are what ONNX Runtime, protobuf and the C library were seen to take (docs/reliability.md), on the upper
-side.
+with S in place of 2 S where nothing is refitted, of fractions the part of it that is left, and 2 S more where a promise
+keeps the best of its trials. Where the weights lie outside of the model's file, which ONNX Runtime maps, it is 1.1 W in
+place of 2 W, 2 W of 4 W and in the last phases 1.7 and 2.4 W; 1.7 W and 3 T where memory is short and both models are
+measured one after the other. In passes "sums" is what one pass fills, and later the two largest. The factors are what
+ONNX Runtime, protobuf and the C library were seen to take (docs/reliability.md), on the upper side.
 """
 
 from __future__ import annotations
@@ -38,9 +40,10 @@ from corp_onnx.images import ImageSet
 from corp_onnx.images.folder import MAX_KEPT_BYTES
 from corp_onnx.memory import ARENA, AT_START, MARGIN, available_bytes, list_batches, resident_bytes, write_size
 from corp_onnx.refit.parts import N_FOLDS
-from corp_onnx.refit.stream import KNOWN_BYTES, find_walk
+from corp_onnx.refit.stream import KNOWN_BYTES, Stop, find_walk
 from corp_onnx.search.evaluator import count_beside
 from corp_onnx.search.probes import PROBE_IMAGES
+from corp_onnx.search.splits import MAX_SPLITS
 from corp_onnx.settings import Fractions, Method
 from corp_onnx.shelf import free_bytes
 from corp_onnx.threads import choose_size
@@ -49,7 +52,7 @@ from corp_onnx.units import Unit, gather_taps
 OPENED, REWRITTEN = 2.0, 4.0
 """Times the weights: a session; a rewritten model and its session."""
 
-OPENED_OUTSIDE, REWRITTEN_OUTSIDE = 1.1, 3.0
+OPENED_OUTSIDE, REWRITTEN_OUTSIDE = 1.1, 2.0
 """The same of weights that lie outside of the model's file, which ONNX Runtime maps."""
 
 BOTH_OUTSIDE, ONE_OUTSIDE = 2.4, 1.7
@@ -59,8 +62,12 @@ weights once, and the products that errors of units are measured with are two th
 EXPOSED, MEASURED = 3.0, 4.0
 """Times what is exposed: ONNX Runtime's buffers grow by doubling, and what it gives is a copy."""
 
-SUMMED = 1.5
-"""Times a sum of the refit: it is filled in float32 and float64."""
+SUMMED, TOTAL = 1.5, 1.5
+"""Times a fold's sums, besides themselves: of each that a call fills (in float32 as well, and moments are made of it),
+or of all together, and one matrix of every call that judges a ridge."""
+
+IN_TURN = 2
+"""Solutions at a time, where splits are tried one after the other."""
 
 LOOKED_AT = 2
 """Of the largest moments, that are in memory at a time where they lie in a file."""
@@ -80,19 +87,19 @@ class Footprint:
         phases: (name, whatever the batch, for each image of it), without the shelf.
         shelved: at the most of images and streams, in memory or in a file.
         units: whose sums are in the phases.
-        aside: of the moments, that lie in a file.
         spared: by which `MEASURE` is smaller with one model open at a time, and
         beside: `CHECK` with one check.
         streams: of the dense model, that lie on the shelf then.
+        aside: of the moments, that lie in a file.
     """
 
     phases: tuple[tuple[str, float, float], ...]
     shelved: float
     units: tuple[Unit, ...] = ()
-    aside: float = 0.0
     spared: float = 0.0
     beside: float = 0.0
     streams: float = 0.0
+    aside: float = 0.0
 
     def in_turn(self) -> Footprint:
         """With the dense and the pruned model measured one after the other, and one check behind the other."""
@@ -160,42 +167,38 @@ def predict_footprint(
         limit: bytes that a person allows.
         is_shared: whether another run on the same images follows.
     """
-    n_fitting, n_judging = data.fitting.n_images, (data.choosing or data.reporting).n_images
     weights = graph.n_stored * FLOAT
-    sums, curves, largest = finished_bytes(units), _curve_bytes(units), largest_bytes(units)
+    sums, solution = finished_bytes(units), _solution_bytes(units)
     inside = not list_locations(graph.model.proto)
     opened, rewritten = (OPENED, REWRITTEN) if inside else (OPENED_OUTSIDE, REWRITTEN_OUTSIDE)
     exposed = _tapped_bytes(graph, units)
     pixels = FLOAT * sum(math.prod(graph.dims(name)) for name in input_dims(graph.model)) / graph.n_images
-    crops = min(n_fitting * pixels / FLOAT, MAX_KEPT_BYTES, math.inf if limit is None else limit // KEPT_SHARE)
+    n_pixels = data.fitting.n_images * pixels / FLOAT
+    crops = min(n_pixels, MAX_KEPT_BYTES, math.inf if limit is None else limit // KEPT_SHARE)
     base = (resident_bytes() or AT_START + weights) + ARENA + (crops if isinstance(data.fitting, ImageSet) else 0)
     phases = [(CALIBRATE, base + opened * weights + pass_bytes(units), EXPOSED * exposed)]
-    traced = base + sums + curves + rewritten * weights
-    shelved = 0.0
-    if method.searches_widths:
-        beside = (count_beside(graph, choose_size()) - 1) * rewritten * weights
-        phases.append(("probe", traced + beside, exposed))
-        shelved += pixels * (min(PROBE_IMAGES, n_fitting) + (n_judging if method.promises or method.refits else 0))
     stops = find_walk(blocks).stops if method.refits else ()
+    solved = _solved_bytes(units, method) * (2 if stops else 1)
+    held = base + sums + (solved if method.promises else 0.0)
+    if method.searches_widths:
+        n_beside = count_beside(graph, choose_size())
+        n_solutions = IN_TURN if n_beside == 1 else MAX_SPLITS
+        phases.append(("probe", held + n_solutions * solution + n_beside * rewritten * weights, exposed))
     if stops:
-        folds = (SUMMED * N_FOLDS + 3) * max(largest, 1)
-        phases.append(("refit", traced + folds, exposed))
-        streams = max(math.prod(graph.dims(stop.residual.stream)) for stop in stops) / graph.n_images
-        regressor = max(math.prod(graph.dims(stop.regressor)) for stop in stops) / graph.n_images
-        shelved += n_fitting * (pixels + FLOAT * (4 * streams + regressor))
-        if is_shared or method.promises:
-            shelved += min(KNOWN_BYTES, n_fitting * FLOAT * streams * len(stops))
-    solved = _solved_bytes(units, method)
-    checked = traced - curves + solved - (0.0 if inside else (REWRITTEN_OUTSIDE - BOTH_OUTSIDE) * weights)
+        walking = opened * weights + _fold_bytes(units)
+        phases.append(("refit", held + solved + max(walking, rewritten * weights), exposed))
+    one, both = (REWRITTEN, REWRITTEN) if inside else (ONE_OUTSIDE, BOTH_OUTSIDE)
+    is_small = graph.n_stored < SMALL_MODEL
     several = (min(choose_size(), CHECKS) - 1) * rewritten + opened  # the finished model stays open for all of them
-    beside = several * weights if graph.n_stored < SMALL_MODEL else 0.0
-    phases += [(CHECK, checked + beside, 0.0), (MEASURE, checked, MEASURED * exposed)]
+    beside, finished = several * weights if is_small else 0.0, base + sums + solved
+    phases.append((CHECK, finished + (both if is_small else one) * weights + beside, 0.0))
+    phases.append((MEASURE, finished + both * weights, MEASURED * exposed))
     behind = [block.stream for block in blocks.blocks if block.stream is not None]
     streams = FLOAT * sum(math.prod(graph.dims(name)) for name in behind) / graph.n_images * data.reporting.n_images
+    shelved = _shelved_bytes(graph, stops, method, data, pixels, is_shared=is_shared)
     if is_shared:
         shelved += min(SIDES_BYTES, streams + exposed * data.reporting.n_images)
-    spared = 0.0 if inside else (BOTH_OUTSIDE - ONE_OUTSIDE) * weights
-    return Footprint(tuple(phases), shelved, tuple(units), spared=spared, beside=beside, streams=streams)
+    return Footprint(tuple(phases), shelved, tuple(units), (both - one) * weights, beside, streams)
 
 
 def choose_diet(footprint: Footprint, batch_size: int, limit: int | None, folder: Path) -> Diet:
@@ -249,8 +252,30 @@ def _fill_room(footprint: Footprint, batch_size: int, room: int) -> Diet:
     return Diet(batch_size, shelf, max(peak, room) if n_passes > 1 else peak, in_files, sums, n_passes)
 
 
-def _curve_bytes(units: Sequence[Unit]) -> int:
-    """Of a unit's last weight in float64, and the order of its channels."""
+def _shelved_bytes(
+    graph: Graph, stops: Sequence[Stop], method: Method, data: Calibration, pixels: float, *, is_shared: bool
+) -> float:
+    """Of images that the search keeps, and of the refit's images, streams and regressors."""
+    n_fitting, n_judging = data.fitting.n_images, (data.choosing or data.reporting).n_images
+    n_kept = min(PROBE_IMAGES, n_fitting) + (n_judging if method.promises or method.refits else 0)
+    shelved = pixels * n_kept if method.searches_widths else 0.0
+    if not stops:
+        return shelved
+    streams = max(math.prod(graph.dims(stop.residual.stream)) for stop in stops) / graph.n_images
+    regressor = max(math.prod(graph.dims(stop.regressor)) for stop in stops) / graph.n_images
+    known = min(KNOWN_BYTES, n_fitting * FLOAT * streams * len(stops)) if is_shared or method.promises else 0.0
+    return shelved + n_fitting * (pixels + FLOAT * (4 * streams + regressor)) + known
+
+
+def _fold_bytes(units: Sequence[Unit]) -> float:
+    """What the sums of a refit take at the most."""
+    fold = max((finished_bytes([unit]) + _solution_bytes([unit]) for unit in units if unit.n_regressors), default=0)
+    n = min(choose_size(), N_FOLDS)
+    return fold * (N_FOLDS + max(SUMMED * n, TOTAL + n))
+
+
+def _solution_bytes(units: Sequence[Unit]) -> int:
+    """Of their last weights in float64."""
     return DOUBLE * sum(unit.n_regressors * (unit.site.last.d_out if unit.site.last else 1) for unit in units)
 
 
@@ -258,8 +283,8 @@ def _solved_bytes(units: Sequence[Unit], method: Method) -> float:
     """What of that is left once widths are chosen: of fractions it is known, else at the most all of it."""
     rule = method.widths
     if not isinstance(rule, Fractions):
-        return _curve_bytes(units)
-    return sum((1 - unit.removed(rule)) * _curve_bytes([unit]) for unit in units)
+        return _solution_bytes(units)
+    return sum((1 - unit.removed(rule)) * _solution_bytes([unit]) for unit in units)
 
 
 def _tapped_bytes(graph: Graph, units: Sequence[Unit]) -> float:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from itertools import repeat
 from typing import Any
 
@@ -180,7 +179,10 @@ class _Step:
         folds = self._sum_folds(ran, dense_stream, weights)
         with Crew() as crew:
             chosen = choose_ridge(folds, prior, crew.map, start) if ridge is None else ridge
-        solved = refit_linear(reduce(merge_moments, folds), prior, chosen)
+        total = folds.pop(0)
+        while folds:  # each goes when it is in the total: wide products have large ones
+            total = merge_moments(total, folds.pop(0))
+        solved = refit_linear(total, prior, chosen)
         return solved.weight, solved.bias, chosen
 
     def _sum_folds(self, ran: _Ran, dense_stream: Arrays, weights: np.ndarray | None) -> list[CrossMoments]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -96,11 +96,12 @@ class Aim:
         below, above = self.smallest, self.whole
         fraction = max(min(first, above - self.step), below)
         while True:
-            trials.append(attempt(fraction))
-            if self.keeps(trials[-1]):
-                best, above = trials[-1], fraction
+            trial = attempt(fraction)
+            trials.append(replace(trial, solution=None))  # that of the best is enough, and large models have large ones
+            if self.keeps(trial):
+                best, above = trial, fraction
             else:
-                below = fraction
+                trial, below = trials[-1], fraction
             n_left = n_trials - len(trials)
             if n_left < (1 if best else 0) or above - below < self.step:
                 return best
@@ -111,7 +112,7 @@ class Aim:
                 return best
             margin = (2 * MARGIN if n_left < 2 or best is None else MARGIN) * self.step
             fraction = aimed + margin if aimed > self.smallest else self.smallest
-            if not below < fraction < above and not (best is trials[-1] and fraction == below):
+            if not below < fraction < above and not (best is trial and fraction == below):
                 fraction = (below + above) / 2
 
     def sketch(self, attempt: Callable[[float], Trial], n_trials: int) -> list[Trial]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from threading import Lock
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -244,15 +244,17 @@ class Solution:
     tried: tuple[TriedSize, ...] = ()
 
 
+Plans: TypeAlias = Mapping[tuple[UnitKey, int], UnitPlan]
+"""By unit and width."""
+
+
 def solve_widths(
-    choices: tuple[Choice, ...],
-    widths: Mapping[UnitKey, int],
-    known: Mapping[tuple[UnitKey, int], UnitPlan] | None = None,
+    choices: tuple[Choice, ...], widths: Mapping[UnitKey, int], known: Plans | None = None
 ) -> tuple[UnitPlan, ...]:
     """The solution of every unit that does not stay whole; those of one site see each other in turn.
 
     Args:
-        known: from `solve_first`.
+        known: from `solve_first` or `list_first`.
     """
     plans: list[UnitPlan] = []
     for choice in choices:
@@ -264,10 +266,16 @@ def solve_widths(
     return tuple(plans)
 
 
-def solve_first(
-    choices: tuple[Choice, ...], several: Sequence[Mapping[UnitKey, int]], crew: Crew
-) -> dict[tuple[UnitKey, int], UnitPlan]:
-    """Of several widths of all units the solutions that see no other, by unit and width: they have many in common."""
+def list_first(plans: Iterable[UnitPlan]) -> Plans:
+    """Of some plans those that saw no other."""
+    sites: dict[SiteKey, UnitPlan] = {}
+    for plan in plans:
+        sites.setdefault(plan.unit.site.key, plan)
+    return {(plan.key, plan.width): plan for plan in sites.values()}
+
+
+def solve_first(choices: tuple[Choice, ...], several: Sequence[Mapping[UnitKey, int]], crew: Crew) -> Plans:
+    """Of several widths of all units the solutions that see no other: they have many in common."""
     wanted: dict[tuple[UnitKey, int], Choice] = {}
     for widths in several:
         sites = set[SiteKey]()

@@ -108,7 +108,8 @@ class PromiseSearch:
     def sketch(self, fraction: float) -> Trial:
         """A one-shot model."""
         with self.search.problem.run.enter("search"):
-            return self._judge(fraction, [chooser.sketch("macs", fraction) for chooser in self.choosers])
+            trial = self._judge(fraction, [chooser.sketch("macs", fraction) for chooser in self.choosers])
+            return replace(trial, solution=None)
 
     def one_shot(self, fraction: float) -> Trial:
         """A model that is written as it is."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,8 +17,16 @@ from corp_onnx.refit import refit_changes
 from corp_onnx.refit.stream import KnownStreams, StreamWalk, find_walk
 from corp_onnx.search.evaluator import Evaluator, count_beside, prepare_evaluator
 from corp_onnx.search.probes import draw_probes, probe_choices
-from corp_onnx.search.problem import Problem, Solution, solve_first, solve_widths
-from corp_onnx.search.splits import MAX_SPLITS, Split, Way, allow_all, list_ways
+from corp_onnx.search.problem import Plans, Problem, Solution, solve_first, solve_widths
+from corp_onnx.search.splits import (
+    MAX_SPLITS,
+    Split,
+    Way,
+    allow_all,
+    choose_in_turn,
+    choose_together,
+    list_ways,
+)
 from corp_onnx.search.stretches import find_token_weights, stretch_dense
 from corp_onnx.search.tokens import MergeCandidates, prepare_merging
 from corp_onnx.search.widths import (
@@ -35,7 +43,7 @@ from corp_onnx.settings import Budget, CostKind, Method
 from corp_onnx.solve.allocate import UnitCurve
 from corp_onnx.threads import Crew
 from corp_onnx.tokens.sites import MergePlan
-from corp_onnx.units import Choice, UnitKey, UnitPlan, gather_changes
+from corp_onnx.units import Choice, UnitKey, gather_changes
 
 FORESEEN_IMAGES = 48
 """On which a one-shot solution is measured that nothing depends on but a check with a factor of three to spare."""
@@ -109,29 +117,21 @@ class Search:
         """
         if self.merging is None or kind == "params":
             return self._solve(self.widths(kind, value, before_refit=before_refit), None, value)
-        splits = self._list_splits(kind, value, before_refit=before_refit)
-        assert self.probes is not None
-        with Crew(count_beside(self.problem.graph, self.probes.pace.n_calls)) as crew:
+        splits, probes = self._list_splits(kind, value, before_refit=before_refit), self.probes
+        assert probes is not None
+
+        def solve(split: Split, known: Plans) -> Solution:
+            return self._solve(split.widths, split.merge, value, known)
+
+        if len(splits) == 1:
+            return solve(splits[0], {})
+        with Crew(count_beside(self.problem.graph, probes.pace.n_calls)) as crew:
+            if crew.size == 1:
+                return choose_in_turn(splits, solve, lambda solution: probes.evaluate(self.make(solution)).loss)
             known = solve_first(self.choices, [split.widths for split in splits], crew)
-            solutions = [self._solve(split.widths, split.merge, value, known) for split in splits]
-            return solutions[0] if len(solutions) == 1 else self._choose(solutions, self.probes, crew)
-
-    def _choose(self, solutions: Sequence[Solution], probes: Evaluator, crew: Crew) -> Solution:
-        """That which loses least on the images of the probes; where models are small, its model is kept."""
-        alone, made = probes.alone() if crew.size > 1 else probes, list[tuple[Solution, onnx.ModelProto]]()
-
-        def measure(solution: Solution, probes: Evaluator) -> float:
-            proto = self.make(solution)
-            if crew.size > 1:
-                made.append((solution, proto))
-            return probes.evaluate(proto).loss
-
-        n = len(solutions) // crew.size * crew.size  # what is left over gets every core
-        losses = crew.map(lambda solution: measure(solution, alone), solutions[:n])
-        losses += [measure(solution, probes) for solution in solutions[n:]]
-        chosen = solutions[int(np.argmin(losses))]
-        self._made = next((pair for pair in made if pair[0] is chosen), None)
-        return chosen
+            solutions = [solve(split, known) for split in splits]
+            self._made = choose_together(solutions, self.make, probes, crew)
+            return self._made[0]
 
     def sketch(self, kind: CostKind, value: float) -> Solution:
         """As `one_shot`, before a refit where one follows, of the split that promises most: none is measured."""
@@ -195,7 +195,7 @@ class Search:
 
     def _solve(
         self, widths: dict[UnitKey, int], merge: MergePlan | None, value: float,
-        known: Mapping[tuple[UnitKey, int], UnitPlan] | None = None,
+        known: Plans | None = None,
     ) -> Solution:  # fmt: skip
         plans = solve_widths(self.choices, widths, known)
         return Solution(gather_changes(plans), plans, value, merges=merge.steps if merge else ())

@@ -1,21 +1,26 @@
 """How a budget can be split between tokens and widths: the schedules that are tried, and what each leaves for widths.
 
-Enters the candidates for merging of one model; leaves `Way`s, which are the same whatever a budget of their kind asks.
+Enters the candidates for merging of one model; leaves `Way`s, which are the same whatever a budget of their kind asks,
+and of the splits of one budget that which loses least.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import onnx
 
-from corp_onnx.search.problem import Problem
+from corp_onnx.search.evaluator import Evaluator
+from corp_onnx.search.problem import Plans, Problem, Solution, list_first
 from corp_onnx.search.tokens import MergeCandidates
 from corp_onnx.search.widths import Allowance, allow_cost
 from corp_onnx.settings import CostKind
 from corp_onnx.solve.allocate import UnitCurve
 from corp_onnx.solve.schedule import Schedule
+from corp_onnx.threads import Crew
 from corp_onnx.tokens.sites import MergePlan
 from corp_onnx.units import Choice, UnitKey
 
@@ -65,6 +70,42 @@ def allow_all(problem: Problem, choices: Sequence[Choice], kind: CostKind, merge
         merge: the tokens that merge besides.
     """
     return allow_cost(replace(problem, merge=merge).spending, choices, kind, 1.0)
+
+
+def choose_together(
+    solutions: Sequence[Solution], make: Callable[[Solution], onnx.ModelProto], probes: Evaluator, crew: Crew
+) -> tuple[Solution, onnx.ModelProto]:
+    """The solution that loses least on the images of the probes, and its model."""
+    alone, made = probes.alone(), list[tuple[Solution, onnx.ModelProto]]()
+
+    def measure(solution: Solution, probes: Evaluator) -> float:
+        proto = make(solution)
+        made.append((solution, proto))
+        return probes.evaluate(proto).loss
+
+    n = len(solutions) // crew.size * crew.size  # what is left over gets every core
+    losses = crew.map(lambda solution: measure(solution, alone), solutions[:n])
+    losses += [measure(solution, probes) for solution in solutions[n:]]
+    chosen = solutions[int(np.argmin(losses))]
+    return chosen, next(proto for solution, proto in made if solution is chosen)
+
+
+def choose_in_turn(
+    splits: Sequence[Split], solve: Callable[[Split, Plans], Solution], measure: Callable[[Solution], float]
+) -> Solution:
+    """The same where models are large: never are there more than two solutions, or a model beside another.
+
+    Args:
+        solve: is told of plans that are there already.
+        measure: the loss.
+    """
+    best, least = solve(splits[0], {}), math.inf
+    for split in splits:
+        solution = best if split is splits[0] else solve(split, list_first(best.plans))
+        loss = measure(solution)
+        if loss < least:
+            best, least = solution, loss
+    return best
 
 
 def _spread(schedules: Sequence[Schedule]) -> list[Schedule]:

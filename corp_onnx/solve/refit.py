@@ -96,10 +96,20 @@ def choose_ridge(
     of_total = prior @ total.x_gram
     pairs = zip(folds, energies, strict=True)
     trials = list(side_by_side(lambda pair: _Trial(total, pair[0], prior, of_total, pair[1]), pairs))
+    rooms = list[np.ndarray]()  # as many as there are calls side by side
+
+    def judge(trial: _Trial, ridge: float) -> float:
+        try:
+            room = rooms.pop()
+        except IndexError:
+            room = np.empty(total.x_gram.shape, order="F")
+        found = trial.error(ridge, room)
+        rooms.append(room)
+        return found
 
     @cache
     def error(rung: int) -> float:
-        return sum(side_by_side(lambda trial: trial.error(RIDGE_LADDER[rung]), trials))
+        return sum(side_by_side(lambda trial: judge(trial, RIDGE_LADDER[rung]), trials))
 
     best = RIDGE_LADDER.index(start)
     for step in (1, -1):
@@ -111,7 +121,7 @@ def choose_ridge(
 class _Trial:
     """One fold held back, and what all ridges share. The step D from the prior solves D (C + lambda I) = U for the rest
     and is judged by E|y - (W0 + D) z - b|^2 = e_0 - 2 <D, U_h> + <D C_h, D> + |offset|^2 on the fold h itself; of the
-    covariances C (all less the fold) and C_h none is kept, and the factors of C + lambda I share one place."""
+    covariances C (all less the fold) and C_h none is kept."""
 
     def __init__(
         self,
@@ -136,11 +146,14 @@ class _Trial:
         self._of_prior = self._energy - float(met + np.vdot(self._own_unexplained, prior))  # e_0
         self._shift = self._own_mean - self._mean
         self._offset = own_y_mean - y_mean - prior @ self._shift  # of the prior
-        self._room = np.empty(total.x_gram.shape, order="F")
 
-    def error(self, ridge: float) -> float:
-        """As `measure_fit_error` of the fit with this ridge; of mixed outputs, what differs between ridges is."""
-        total, own, covariance = self._total, self._own, self._room
+    def error(self, ridge: float, covariance: Float[np.ndarray, "n n"]) -> float:
+        """As `measure_fit_error` of the fit with this ridge; of mixed outputs, what differs between ridges is.
+
+        Args:
+            covariance: room for C + lambda I and its factor, in Fortran order.
+        """
+        total, own = self._total, self._own
         np.subtract(total.x_gram, own.x_gram, out=covariance.T)  # symmetric
         covariance /= self._count
         subtract_square(covariance, self._mean[:, None])

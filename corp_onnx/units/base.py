@@ -60,18 +60,23 @@ class UnitKey:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UnitPlan:
-    """One unit's solution: `solved` goes into the model, `dropped` is the same width without compensation."""
+    """One unit's solution: `solved` goes into the model, `drop` makes what only a comparison asks for."""
 
     unit: Unit
     width: int
     condition_number: float
     solved: Change
-    dropped: Change
+    drop: Callable[[], Change]
 
     @property
     def key(self) -> UnitKey:
         """Of the unit."""
         return self.unit.key
+
+    @property
+    def dropped(self) -> Change:
+        """The same width without compensation, made anew at every call."""
+        return self.drop()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

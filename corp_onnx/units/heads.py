@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -46,8 +47,7 @@ class HeadsChoice(Choice):
     """Every number of heads; a smaller one is part of a larger."""
 
     unit: HeadsUnit
-    weight: Float[np.ndarray, "d_out n"]
-    bias: Float[np.ndarray, " d_out"]
+    graph: Graph
     moments: ChannelMoments
     order_idx: Int[np.ndarray, " h"]
     errors: Float[np.ndarray, " h+1"]
@@ -60,15 +60,14 @@ class HeadsChoice(Choice):
         """The heads that stay and the output projection that goes with them."""
         unit, n_heads, d_head = self.unit, self.unit.width, self.unit.site.d_v
         kept = np.sort(self.order_idx[:width])
-        columns = (kept[:, None] * d_head + np.arange(d_head)).reshape(-1)
-        weight, bias, condition = self.weight[:, columns], self.bias, 1.0
-        dropped = unit.change(kept, weight, bias)
+        weight, bias = unit.pair.out.linear.read_dense(self.graph)
+        drop, solved, condition = partial(unit.drop, self.graph, kept), None, 1.0
         if self.method.compensate and width == 0:
-            bias = self.weight @ self.moments.mean + self.bias
+            solved = unit.change(kept, weight[:, :0].copy(), weight @ self.moments.mean + bias)
         elif self.method.compensate:
-            solved = compensate_vo(self.weight, self.bias, self.moments, n_heads, d_head, self.method.ridge, kept)
-            weight, bias, condition = solved.weight, solved.bias, solved.condition_number
-        return UnitPlan(unit, width, condition, unit.change(kept, weight, bias), dropped)
+            found = compensate_vo(weight, bias, self.moments, n_heads, d_head, self.method.ridge, kept)
+            solved, condition = unit.change(kept, found.weight, found.bias), found.condition_number
+        return UnitPlan(unit, width, condition, solved or drop(), drop)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +90,13 @@ class HeadsUnit(VoUnit):
         if isinstance(found, Skip):
             return cls(site, problem=found)
         return cls(site, site.last is not None and can_remove(graph, site.last, site.residual), head_counts=found)
+
+    def drop(self, graph: Graph, kept: Int[np.ndarray, " k"]) -> AttentionChange:
+        """Some heads, without compensation."""
+        weight, bias = self.pair.out.linear.read_dense(graph)
+        d_head = self.site.d_v
+        columns = (kept[:, None] * d_head + np.arange(d_head)).reshape(-1)
+        return self.change(kept, weight[:, columns], bias)
 
     def change(self, kept: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> AttentionChange:
         """The change that keeps some heads."""
@@ -130,9 +136,9 @@ class HeadsUnit(VoUnit):
         """One order of all heads."""
         moments = evidence.moments[str(self.key)]
         assert isinstance(moments, ChannelMoments)
-        weight, bias = self.pair.out.linear.read_dense(evidence.graph)
+        weight, _ = self.pair.out.linear.read_dense(evidence.graph)
         order_idx, errors = rank_heads(weight, moments.covariance, self.width, method.ridge)
-        return HeadsChoice(self, method, weight, bias, moments, order_idx, errors)
+        return HeadsChoice(self, method, evidence.graph, moments, order_idx, errors)
 
     def cut(self, graph: Graph, width: int) -> AttentionChange:
         """The first heads."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -28,7 +27,7 @@ from corp_onnx.moments.sums import ChannelSum
 from corp_onnx.results import UnitFacts
 from corp_onnx.run.reduced import SumPen
 from corp_onnx.settings import Method
-from corp_onnx.solve.mlp import compensate_mlp, drop_mlp
+from corp_onnx.solve.mlp import compensate_mlp
 from corp_onnx.solve.obs import rank_obs
 from corp_onnx.solve.select import (
     ChannelOrder,
@@ -151,11 +150,10 @@ def _set_halves(surgeon: Surgeon, node: Node, width: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class MlpChoice(Choice):
-    """Every width of an MLP: one order of its channels, all widths nested."""
+    """Every width of an MLP: one order of its channels, all widths nested. The weight is read where it is asked for."""
 
     unit: MlpUnit
-    weight: Float[np.ndarray, "d_out n"]
-    bias: Float[np.ndarray, " d_out"]
+    graph: Graph
     moments: ChannelMoments
     order: ChannelOrder
 
@@ -163,23 +161,21 @@ class MlpChoice(Choice):
         """Mean squared output error per token after compensation."""
         if self.order.error_curve is not None:
             return self.order.error_curve
-        traced = trace_error_curve(self.order, self.weight, self.moments.covariance, self.method.ridge)
+        weight, _ = self.unit.site.down.read_dense(self.graph)
+        traced = trace_error_curve(self.order, weight, self.moments.covariance, self.method.ridge)
         assert traced.error_curve is not None
         return traced.error_curve
 
     def solve(self, width: int, before: Change | None = None) -> UnitPlan:
         """The channels of a width and the second product that goes with them; at 0 the mean output."""
-        site = self.unit.site
-        if width == 0:
-            cut = MlpChange(site, np.arange(0), self.weight[:, :0], self.bias)
-            mean = self.weight @ self.moments.mean + self.bias
-            return UnitPlan(self.unit, 0, 1.0, replace(cut, bias=mean) if self.method.compensate else cut, cut)
-        kept_idx = self.order.kept_idx(width)
-        solved = dropped = drop_mlp(self.weight, self.bias, kept_idx)
-        if self.method.compensate:
-            solved = compensate_mlp(self.weight, self.bias, self.moments, kept_idx, self.method.ridge)
-        changes = (MlpChange(site, s.kept_idx, s.weight, s.bias) for s in (solved, dropped))
-        return UnitPlan(self.unit, width, solved.condition_number, *changes)
+        unit, kept_idx, condition = self.unit, np.sort(self.order.order_idx[:width]), 1.0
+        solved, (weight, bias) = unit.drop(self.graph, kept_idx), unit.site.down.read_dense(self.graph)
+        if self.method.compensate and width == 0:
+            solved = replace(solved, bias=weight @ self.moments.mean + bias)
+        elif self.method.compensate:
+            found = compensate_mlp(weight, bias, self.moments, kept_idx, self.method.ridge)
+            solved, condition = replace(solved, weight=found.weight, bias=found.bias), found.condition_number
+        return UnitPlan(unit, width, condition, solved, partial(unit.drop, self.graph, kept_idx))
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,7 +249,7 @@ class MlpUnit(Unit):
         """One order of all channels; n^3 operations for OBS, the rest is small."""
         moments = evidence.moments[str(self.key)]
         assert isinstance(moments, ChannelMoments)
-        weight, bias = self.site.down.read_dense(evidence.graph)
+        weight, _ = self.site.down.read_dense(evidence.graph)
         if method.rank == "obs":
             key = {"ridge": method.ridge, **method.sampling}
             make = partial(_pack_order, moments, weight, method.ridge)
@@ -264,7 +260,7 @@ class MlpUnit(Unit):
             order = rank_weighted(moments, weight, self._up_weight(evidence.graph))
         else:
             order = rank_energy(moments) if method.rank == "energy" else rank_magnitude(weight)
-        return MlpChoice(self, method, weight, bias, moments, order)
+        return MlpChoice(self, method, evidence.graph, moments, order)
 
     def spectra(self, evidence: Evidence) -> Float[np.ndarray, "1 n"]:
         """Of the hidden channels."""
@@ -272,10 +268,14 @@ class MlpUnit(Unit):
         assert isinstance(moments, ChannelMoments)
         return channel_spectrum(moments)
 
+    def drop(self, graph: Graph, kept_idx: Int[np.ndarray, " width"]) -> MlpChange:
+        """Some hidden channels, without compensation."""
+        weight, bias = self.site.down.read_dense(graph)
+        return MlpChange(self.site, kept_idx, weight[:, kept_idx], bias)
+
     def cut(self, graph: Graph, width: int) -> MlpChange:
         """The first hidden channels."""
-        weight, bias = self.site.down.read_dense(graph)
-        return MlpChange(self.site, np.arange(width), weight[:, :width], bias)
+        return self.drop(graph, np.arange(width))
 
     def _up_weight(self, graph: Graph) -> Float[np.ndarray, "n k*d_in"]:
         """The rows of the first product(s) that make each channel, side by side."""
@@ -296,5 +296,5 @@ def _pack_order(moments: ChannelMoments, weight: np.ndarray, ridge: float) -> di
     return {"order_idx": order.order_idx, "error_curve": order.error_curve}
 
 
-def _apply(weight: np.ndarray, bias: np.ndarray, kept_idx: Any, x: np.ndarray) -> np.ndarray:
+def _apply(weight: np.ndarray, bias: np.ndarray, kept_idx: np.ndarray | None, x: np.ndarray) -> np.ndarray:
     return (x if kept_idx is None else x[:, kept_idx]) @ weight.T + bias

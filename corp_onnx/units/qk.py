@@ -51,8 +51,9 @@ class QkChoice(Choice):
             solved = compensate_qk(moments.q_gram, moments.k_gram, kept_idx, method.ridge)
         elif method.compensate:
             solved = low_rank_logits(moments.q_gram, moments.k_centred_gram, width)
-        changes = (AttentionChange(site, q_map=s.q_map, k_map=s.k_map) for s in (solved, dropped))
-        return UnitPlan(self.unit, width, solved.condition_number, *changes)
+        cut = partial(AttentionChange, site, q_map=dropped.q_map, k_map=dropped.k_map)
+        change = AttentionChange(site, q_map=solved.q_map, k_map=solved.k_map)
+        return UnitPlan(self.unit, width, solved.condition_number, change, cut)
 
 
 @dataclass(frozen=True, eq=False)

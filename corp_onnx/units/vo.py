@@ -23,7 +23,7 @@ from corp_onnx.results import UnitFacts
 from corp_onnx.run.reduced import SumPen
 from corp_onnx.settings import Method
 from corp_onnx.solve.spectrum import value_spectrum
-from corp_onnx.solve.vo import compensate_vo, drop_vo, trace_value_curve
+from corp_onnx.solve.vo import VoSolution, compensate_vo, drop_vo, trace_value_curve
 from corp_onnx.units.attention import AttentionChange, core_macs, count_tokens, first_dimensions
 from corp_onnx.units.base import Change, Choice, Evidence, Unit, UnitPlan, Values
 from corp_onnx.units.facts import describe_unit, projection_cost
@@ -32,28 +32,35 @@ from corp_onnx.units.taps import Taps, read_tokens, write_channels
 
 @dataclass(frozen=True, eq=False)
 class VoChoice(Choice):
-    """Every width of a value/output pair; the bases of all widths are nested."""
+    """Every width of a value/output pair; the bases of all widths are nested. The weight is read where it is asked
+    for."""
 
     unit: VoUnit
-    weight: Float[np.ndarray, "d_out n"]
-    bias: Float[np.ndarray, " d_out"]
+    graph: Graph
     moments: ChannelMoments
 
     def trace_errors(self) -> Float[np.ndarray, " full+1"]:
         """Mean squared output error per token after the refit over all heads."""
-        return trace_value_curve(self.weight, self.moments, self.unit.site.n_heads, self.method.ridge)
+        weight, _ = self.unit.pair.out.linear.read_dense(self.graph)
+        return trace_value_curve(weight, self.moments, self.unit.site.n_heads, self.method.ridge)
 
     def solve(self, width: int, before: Change | None = None) -> UnitPlan:
         """The map of every head and the output projection that goes with it, over the heads that stay."""
         site, heads = self.unit.site, before.heads_idx if isinstance(before, AttentionChange) else None
-        dropped = drop_vo(self.weight, self.bias, self.moments, site.n_heads, width, heads)
-        solved = compensate_vo(self.weight, self.bias, self.moments, site.n_heads, width, self.method.ridge, heads)
-        changes = tuple(
-            AttentionChange(site, v_map=s.v_map, out_weight=s.weight, out_bias=s.bias, heads_idx=heads)
-            for s in (solved, dropped)
-        )
-        chosen = changes[0] if self.method.compensate else changes[1]
-        return UnitPlan(self.unit, width, solved.condition_number, chosen, changes[1])
+
+        def change(solution: VoSolution) -> AttentionChange:
+            return AttentionChange(
+                site, v_map=solution.v_map, out_weight=solution.weight, out_bias=solution.bias, heads_idx=heads
+            )
+
+        def drop() -> AttentionChange:
+            product = self.unit.pair.out.linear.read_dense(self.graph)
+            return change(drop_vo(*product, self.moments, site.n_heads, width, heads))
+
+        product = self.unit.pair.out.linear.read_dense(self.graph)
+        solved = compensate_vo(*product, self.moments, site.n_heads, width, self.method.ridge, heads)
+        chosen = change(solved) if self.method.compensate else drop()
+        return UnitPlan(self.unit, width, solved.condition_number, chosen, drop)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +146,7 @@ class VoUnit(Unit):
         """One SVD a head."""
         moments = evidence.moments[str(self.key)]
         assert isinstance(moments, ChannelMoments)
-        return VoChoice(self, method, *self.pair.out.linear.read_dense(evidence.graph), moments)
+        return VoChoice(self, method, evidence.graph, moments)
 
     def spectra(self, evidence: Evidence) -> Float[np.ndarray, "h d"]:
         """Of what every head writes through the output projection."""

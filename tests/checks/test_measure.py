@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +143,7 @@ class TestUnitErrors:
             )
             for _ in range(2)
         ]  # fmt: skip
-        plan = UnitPlan(unit, 3, 1.0, changes[0], changes[1])
+        plan = UnitPlan(unit, 3, 1.0, changes[0], lambda: changes[1])
         measured = measure_units(graph, [plan], held_out)[unit.key]
         x = tap(DENSE, [out.input], pixels)[0].reshape(-1, H, D_HEAD)
         exact = x.reshape(-1, H * D_HEAD) @ out.read_weight(graph).T + out.read_bias(graph)
@@ -158,7 +159,7 @@ class TestUnitErrors:
         unit = list_units(find_blocks(graph), ("mlp",))[0]
         rng = np.random.default_rng(0)
         change = MlpChange(unit.site, np.arange(5), rng.standard_normal((D, 5)), np.zeros(D))
-        plan = UnitPlan(unit, 5, 1.0, change, change)
+        plan = UnitPlan(unit, 5, 1.0, change, partial(replace, change))
         measured = [measure_units(graph, [plan], held_out, batch_size=n)[plan.key] for n in (1, 2, 64)]
         assert measured[0] == pytest.approx(measured[1], rel=1e-5)
         assert measured[0] == pytest.approx(measured[2], rel=1e-5)
@@ -215,7 +216,7 @@ class TestModel:
         found: list[tuple[HeldOut, dict[UnitKey, tuple[float, float]]]] = []
         shelf = Shelf(limit, tmp_path)
         for place in (None, shelf):
-            errors = UnitErrors(graph, [UnitPlan(unit, 5, 1.0, change, change)])
+            errors = UnitErrors(graph, [UnitPlan(unit, 5, 1.0, change, partial(replace, change))])
             held = measure_model(graph, blocks, small, held_out, outputs, errors, batch_size=2, shelf=place)
             found.append((held, errors.result()))
         assert found[0] == found[1]
@@ -231,7 +232,10 @@ class TestModel:
         blocks, small, outputs = find_blocks(graph), load_model(pruned.pruned.path), outputs_of(DENSE, held_out)
         units = list_units(blocks, ("mlp",))
         changes = [MlpChange(unit.site, np.arange(5), np.ones((D, 5)), np.zeros(D)) for unit in units]
-        plans = [UnitPlan(unit, 5, 1.0, change, change) for unit, change in zip(units, changes, strict=True)]
+        plans = [
+            UnitPlan(unit, 5, 1.0, change, partial(replace, change))
+            for unit, change in zip(units, changes, strict=True)
+        ]
         known, opened, tap = KnownSides(room), list[int](), measure.tap_units
         monkeypatch.setattr(measure, "tap_units", lambda *args, **options: opened.append(1) or tap(*args, **options))
 

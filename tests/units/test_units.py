@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -102,7 +104,7 @@ class TestChanges:
                 asked = AttentionChange(
                     whole.site, v_map=whole.v_map, out_weight=whole.out_weight, out_bias=whole.out_bias
                 )
-            plans.append(UnitPlan(unit, 1, 1.0, asked, asked))
+            plans.append(UnitPlan(unit, 1, 1.0, asked, partial(replace, asked)))
         found = gather_changes(plans)
         assert found.keys() == changes.keys()
         proto = apply_changes(graph, found)
