@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from onnx import ModelProto
 
 from corp_onnx.case import keep_findings, open_case, pose_problem
-from corp_onnx.checks.workload import WRITTEN, plan_phases
+from corp_onnx.checks.workload import Price, plan_phases
 from corp_onnx.errors import OptionError
 from corp_onnx.graph.model import require_file
 from corp_onnx.images import ImageSource
@@ -127,7 +127,8 @@ def forecast_model(
     )  # fmt: skip
     proto = search.make(solution)
     assert search.probes is not None
-    loss, per_cost = _time_answers(search.probes, proto)
+    price = Price(case.graph, case.blocks, case.units)
+    loss, per_cost = _time_answers(search.probes, proto, price.written)
     opened = sum(stage.seconds for stage in clock.stages if stage.stage in OPENED)
     took = {phase.name: run.expect(phase, per_cost) for phase in phases}
     planned = {plan.key: plan.width for plan in solution.plans}
@@ -151,11 +152,12 @@ def forecast_model(
     )
 
 
-def _time_answers(probes: Evaluator, proto: ModelProto) -> tuple[float, float]:
-    """(loss of a model, seconds of a unit of cost): it is opened and answers the images of the probes."""
+def _time_answers(probes: Evaluator, proto: ModelProto, opened: float) -> tuple[float, float]:
+    """(loss of a model, seconds of a unit of cost): it is opened, which costs so much, and answers the images of the
+    probes."""
     seconds, loss = list[float](), 0.0
     for _ in range(2):  # a busy machine makes single times long
         start = time.perf_counter()
         loss = probes.evaluate(proto).loss
         seconds.append(time.perf_counter() - start)
-    return loss, min(seconds) / (probes.n_images + WRITTEN)
+    return loss, min(seconds) / (probes.n_images + opened)

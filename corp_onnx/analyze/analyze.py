@@ -21,7 +21,7 @@ from corp_onnx.analyze.values import Analysis, Study, StudyName, UnitAnalysis
 from corp_onnx.calibrate.collect import tap_units
 from corp_onnx.calibrate.data import name_source, warn_of_moments
 from corp_onnx.checks.preflight import protect_source
-from corp_onnx.checks.workload import TAPPED, WRITTEN
+from corp_onnx.checks.workload import TAPPED, Price
 from corp_onnx.errors import OptionError
 from corp_onnx.graph import Model
 from corp_onnx.graph.model import require_file
@@ -209,16 +209,16 @@ def _stream(subject: Subject, units: Sequence[Unit], images: Images) -> Any:
 def _plan_phases(subject: Subject, studies: Sequence[str], n_seeds: int) -> list[Phase]:
     """What is to come, in images through the model."""
     n_fit, n_held, n_units = subject.data.fitting.n_images, subject.data.reporting.n_images, len(subject.units)
-    n_probes = min(PROBE_IMAGES, n_fit)
+    n_probes, written = min(PROBE_IMAGES, n_fit), Price(subject.graph, subject.case.blocks, subject.units).written
     costs = {
-        "depth": 2 * TAPPED * n_held + 2 * WRITTEN,
-        "images": TAPPED * n_fit + 5 * (n_held + WRITTEN),
-        "seeds": n_seeds * (TAPPED * n_fit / 2 + n_held + WRITTEN),
-        "shift": 4 * TAPPED * n_fit + 10 * (n_held + WRITTEN),
+        "depth": 2 * TAPPED * n_held + 2 * written,
+        "images": TAPPED * n_fit + 5 * (n_held + written),
+        "seeds": n_seeds * (TAPPED * n_fit / 2 + n_held + written),
+        "shift": 4 * TAPPED * n_fit + 10 * (n_held + written),
     }
     return [
         Phase("sparsity", TAPPED * n_probes),
-        Phase("trace", WRITTEN),
-        Phase("probe units", (n_probes + WRITTEN) * n_units, ANSWERS),
+        Phase("trace", written),
+        Phase("probe units", (n_probes + written) * n_units, ANSWERS),
         *(Phase(f"study {name}", costs[name]) for name in studies),
     ]

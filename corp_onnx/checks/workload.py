@@ -1,20 +1,22 @@
 """What a prune will take, phase by phase, in images through the dense model: the plan of its progress.
 
 Enters what is known before calibration; leaves `Phase`s by the names that the stages report under. The costs are first
-guesses, made from runs of DeiT-Tiny and the demo model on two cores; measured times take their place as the run goes
-(progress.py). Solving is counted in cubes: n^3 multiply-accumulates for n channels, over those of one image.
+guesses, made from runs of DeiT-Tiny, the demo model and models as wide as DeiT-III-Huge on two cores; measured times
+take their place as the run goes (progress.py). What does not grow with an image is guessed in multiply-accumulates
+(MACs), of which an image takes as many as the model says.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from corp_onnx.blocks import Blocks
 from corp_onnx.graph import Graph
 from corp_onnx.progress import ANSWERS, Phase
 from corp_onnx.refit.stream import find_walk
+from corp_onnx.refit.token_weights import SENSITIVITY_IMAGES
 from corp_onnx.search.amp import THRESHOLD_IMAGES
 from corp_onnx.search.probes import PROBE_IMAGES
 from corp_onnx.search.promise import N_REFITS, N_SKETCHES, N_TRIALS
@@ -34,23 +36,32 @@ COMPARED = 1.6
 GRADIENTS = 6.0
 """An image through PyTorch and back."""
 
-WRITTEN = 10.0
-"""A model that is rewritten and opened."""
+WRITTEN_BLOCK, WRITTEN_WEIGHT = 8.5e8, 400.0
+"""A model that is rewritten and opened, in MACs: for every block its nodes, for every parameter its bytes."""
 
-SHARED = 60.0
-"""A budget that is shared out, before the few best splits are made."""
+SHARED = 2e9
+"""A budget that is shared out, before the few best splits are made: MACs for every unit."""
 
-TRACED, REFITTED = 5.0, 35.0
-"""Cubes: of an error curve at every width, of a product solved again with its ridge chosen."""
+FINISHED = 600.0
+"""A number of a unit's moments that leaves the sums: MACs."""
+
+TRACED, REFITTED = 5.0, 5.0
+"""Of n channels, in n^3 MACs: an error curve at every width, a product solved again with its ridge chosen."""
+
+REFIT_SUMMED = 23_000.0
+"""Of n channels, in n^2 MACs: what is done with their sums before that."""
+
+STRETCHED = 2e9
+"""A stretch of the model that is opened, in MACs."""
 
 WALKED = 3.0
 """An image in a refit: both streams, and sums."""
 
-WEIGHED = 5.0
-"""A stop of the walk: a few images from there to the end, disturbed."""
+WEIGHED = 0.6
+"""An image at a stop of the walk: from there to the end, disturbed."""
 
-VERIFIED = 100.0
-"""The checks: half a dozen models opened with tensors exposed, and a batch through each."""
+CHECKED, VERIFIED = 8, 20.0
+"""The checks: models that are written and opened with tensors exposed, and images through them."""
 
 
 def plan_phases(
@@ -70,29 +81,56 @@ def plan_phases(
         n_held: held back.
         n_folds: that choose as well, on the images for the moments (search/folds.py).
     """
-    cubes = sum(unit.width**3 for unit in units if unit.n_heads is None) / max(graph.cost.total, 1)
+    price = Price(graph, blocks, units)
     rank = [Phase("rank", GRADIENTS * n_images)] if method.rank == "taylor" else []
     compare = [Phase("compare tokens", COMPARED * min(METRIC_IMAGES, n_images))] if sites.sites else []
-    refits = _plan_refits(blocks, method, n_images, cubes)
+    refits = _plan_refits(blocks, method, n_images, price)
     n_judged = n_images if n_folds else n_held
-    curves = TRACED * cubes if method.rank == "obs" or method.searches_widths else 0.0  # an order alone takes no time
+    curves = price.cubes(TRACED) if method.rank == "obs" or method.searches_widths else 0.0  # an order takes no time
     return (
         *rank,
-        Phase("calibrate", TAPPED * n_images),
+        Phase("calibrate", TAPPED * n_images + price.squares(FINISHED)),
         *compare,
-        *_repeat([Phase("trace", WRITTEN / 2 + curves), *_plan_probes(units, sites, method, n_images)], n_folds),
-        *_plan_search(sites, method, min(PROBE_IMAGES, n_images), n_judged, n_folds or 1, refits=bool(refits)),
+        *_repeat([Phase("trace", price.written / 2 + curves), *_plan_probes(units, sites, method, n_images, price)],
+                 n_folds),
+        *_plan_search(sites, method, min(PROBE_IMAGES, n_images), n_judged, n_folds or 1, price, refits=bool(refits)),
         *_repeat(refits, min(n_folds, 1)),
-        Phase("verify", VERIFIED),
-        Phase("measure", (TAPPED + 1) * n_held + WRITTEN),
-    )
+        Phase("verify", CHECKED * price.written + VERIFIED),
+        Phase("measure", (TAPPED + 1) * n_held + price.written),
+    )  # fmt: skip
 
 
-def _plan_probes(units: Sequence[Unit], sites: MergeSites, method: Method, n_images: int) -> list[Phase]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Price:
+    """What costs the same for any images, in images."""
+
+    graph: Graph
+    blocks: Blocks
+    units: Sequence[Unit]
+
+    def of(self, macs: float) -> float:
+        """Images of as many multiply-accumulates."""
+        return macs / max(self.graph.cost.total, 1)
+
+    @property
+    def written(self) -> float:
+        """Of a model that is rewritten and opened."""
+        return self.of(WRITTEN_BLOCK * len(self.blocks.blocks) + WRITTEN_WEIGHT * self.graph.n_parameters)
+
+    def cubes(self, each: float) -> float:
+        """Of what solving takes, so many times the cube of every unit's channels."""
+        return self.of(each * sum(unit.width**3 for unit in self.units if unit.n_heads is None))
+
+    def squares(self, each: float) -> float:
+        """The same of the square."""
+        return self.of(each * sum(unit.width**2 for unit in self.units if unit.n_heads is None))
+
+
+def _plan_probes(units: Sequence[Unit], sites: MergeSites, method: Method, n_images: int, price: Price) -> list[Phase]:
     """One an MLP and width asked for, one a unit, a few a merge site; each runs half of the model in the mean."""
-    each = min(PROBE_IMAGES, n_images) / 2 + WRITTEN
+    each = min(PROBE_IMAGES, n_images) / 2 + price.written
     if isinstance(method.widths, Threshold):
-        each = min(THRESHOLD_IMAGES, n_images) / 2 + WRITTEN
+        each = min(THRESHOLD_IMAGES, n_images) / 2 + price.written
         return [Phase("probe units", each * sum(math.log2(len(unit.widths(method)) + 1) for unit in units), ANSWERS)]
     if not method.searches_widths:
         return []
@@ -107,22 +145,24 @@ def _repeat(phases: Sequence[Phase], n_more: int) -> list[Phase]:
 
 
 def _plan_search(
-    sites: MergeSites, method: Method, n_probes: int, n_held: int, n_searches: int, *, refits: bool
+    sites: MergeSites, method: Method, n_probes: int, n_held: int, n_searches: int, price: Price, *, refits: bool
 ) -> list[Phase]:
     """Once for a budget; for a promise every model that is made before a refit, or without one."""
     if not method.has_budget:
         return []
-    n_asked = MAX_SPLITS * (n_probes + WRITTEN) if sites.sites else 0.0
-    judged = n_held + WRITTEN if method.promises else 0.0
+    n_asked = price.of(SHARED * len(price.units)) + (MAX_SPLITS * (n_probes + price.written) if sites.sites else 0.0)
+    judged = n_held + price.written if method.promises else 0.0
     times = (N_SKETCHES if refits else N_TRIALS) if method.promises else 1
-    return [Phase("search", n_searches * (SHARED + n_asked) + judged, "search", times)]
+    return [Phase("search", n_searches * n_asked + judged, "search", times)]
 
 
-def _plan_refits(blocks: Blocks, method: Method, n_images: int, cubes: float) -> list[Phase]:
+def _plan_refits(blocks: Blocks, method: Method, n_images: int, price: Price) -> list[Phase]:
     """The weights of tokens are found inside the first refit."""
     stops = find_walk(blocks).stops
     if not method.refits or not stops:
         return []
-    cost = WALKED * n_images + REFITTED * cubes + WRITTEN * len(stops)
+    solved = price.cubes(REFITTED) + price.squares(REFIT_SUMMED)
+    cost = WALKED * n_images + solved + price.of(STRETCHED * len(stops)) + price.written
     refit = Phase("refit", cost, "refit", N_REFITS if method.promises else 1)
-    return [refit, *([Phase("weigh tokens", WEIGHED * len(stops))] if method.weigh_tokens else [])]
+    weighed = WEIGHED * min(SENSITIVITY_IMAGES, n_images) * len(stops)
+    return [refit, *([Phase("weigh tokens", weighed)] if method.weigh_tokens else [])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from graphs import probed
 from samples import OPERATOR, fixture_path, write_photos
 
 from corp_onnx.checks.preflight import choose_units
-from corp_onnx.checks.workload import plan_phases
+from corp_onnx.checks.workload import Price, plan_phases
+from corp_onnx.graph.cost import Cost
 from corp_onnx.options import choose_settings
 from corp_onnx.progress import Moment, Run
 from corp_onnx.prune import prune_model
@@ -66,9 +68,23 @@ def test_an_order_of_channels_without_curves_costs_next_to_nothing() -> None:
 
 def test_more_images_cost_more() -> None:
     few, many = planned(MERGING, 64), planned(MERGING, 640)
-    assert many["calibrate"][1] == 10 * few["calibrate"][1]
+    assert 9 * few["calibrate"][1] < many["calibrate"][1] < 10 * few["calibrate"][1]  # moments are finished once
     assert many["probe units"] == few["probe units"]
     assert many["refit"][1] > few["refit"][1]
+
+
+def test_what_an_image_costs_has_no_say_in_what_a_rewrite_does() -> None:
+    """One of a wide model takes as long as many of a small one, and writing it as long as its weights do."""
+    graph, blocks = probed(MERGING)
+    units = choose_units(graph, blocks, choose_settings(macs=0.6).method)
+    price = Price(graph, blocks, units)
+    wider = replace(graph)
+    vars(wider)["cost"] = Cost({name: 100 * macs for name, macs in graph.cost.by_node.items()})
+    assert Price(wider, blocks, units).written == pytest.approx(price.written / 100)
+    assert Price(wider, blocks, units).cubes(1.0) == pytest.approx(price.cubes(1.0) / 100)
+    n_channels = [unit.width for unit in units if unit.n_heads is None]
+    assert price.cubes(3.0) * graph.cost.total == pytest.approx(3 * sum(n**3 for n in n_channels))
+    assert price.squares(3.0) * graph.cost.total == pytest.approx(3 * sum(n**2 for n in n_channels))
 
 
 @pytest.mark.long
