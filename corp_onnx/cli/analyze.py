@@ -20,7 +20,7 @@ from corp_onnx.report.theme import require_report
 from corp_onnx.settings import METHODS, Preprocessing, TaskChoice
 
 
-@click.command(short_help="Show how redundant a model is, and how pruning depends on images.")
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--calib", type=click.Path(path_type=Path), metavar="DIR",
               help="Folder of unlabelled images, shards (.parquet, .tar), or arrays (.npy, .npz).  [default: those of "

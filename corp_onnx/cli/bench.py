@@ -27,7 +27,7 @@ def _parse_names(_context: click.Context, _parameter: click.Parameter, value: st
     return None if value is None else tuple(part.strip() for part in value.split(","))
 
 
-@click.command(short_help="Measure latency, throughput and speed-up.")
+@click.command()
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--batch", "batches", default=",".join(map(str, DEFAULT_BATCHES)), show_default=True, metavar="N,...",
               callback=_parse_batches, help="Images at a time.")  # fmt: skip

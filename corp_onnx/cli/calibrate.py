@@ -19,7 +19,7 @@ from corp_onnx.units import KINDS
 FILES, METHOD, RUN = "Files", "Method", "Run"
 
 
-@click.command(cls=GroupedCommand, short_help="Look at the images once, for any number of budgets.")
+@click.command(cls=GroupedCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @grouped(FILES, "--calib", type=click.Path(path_type=Path), required=True, metavar="DIR",
          help="Folder of unlabelled images, shards (.parquet, .tar), or arrays (.npy, .npz).")  # fmt: skip

@@ -17,7 +17,7 @@ from corp_onnx.report.convert import describe_conversion
 from corp_onnx.settings import Preprocessing
 
 
-@click.command(short_help="Write a model in float16 or 8-bit integers.")
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
               help="Where to write.  [default: <stem>.fp16.onnx or <stem>.int8.onnx beside MODEL]")  # fmt: skip

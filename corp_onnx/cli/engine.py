@@ -19,7 +19,7 @@ SEARCH = "search"
 """What --trtexec is without a path."""
 
 
-@click.command(short_help="Build a TensorRT engine.")
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
               help="Where to write.  [default: MODEL.plan]")  # fmt: skip

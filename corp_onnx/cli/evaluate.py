@@ -16,7 +16,7 @@ from corp_onnx.report.evaluation import print_evaluation
 from corp_onnx.settings import CONFIDENCE, Preprocessing, TaskChoice
 
 
-@click.command(short_help="Measure accuracy, and agreement with another model.")
+@click.command()
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--images",

@@ -18,7 +18,7 @@ def _parse_batch(_context: click.Context, _parameter: click.Parameter, value: st
     return int(value)
 
 
-@click.command(short_help="Make an ONNX file of a timm model.")
+@click.command()
 @click.argument("name")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
               help="Where to write.  [default: NAME.onnx]")  # fmt: skip

@@ -13,7 +13,7 @@ from corp_onnx.report.fit import describe_fit
 from corp_onnx.targets import TargetName
 
 
-@click.command(short_help="Write a model in the form that a runtime wants.")
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
               help="Where to write.  [default: <stem>.<target>.onnx beside MODEL]")  # fmt: skip

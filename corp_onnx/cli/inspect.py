@@ -12,7 +12,7 @@ from corp_onnx.inspect import inspect_model
 from corp_onnx.report.inspection import print_inspection
 
 
-@click.command(short_help="Show what an ONNX file holds and what can be pruned.")
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @memory_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -18,20 +18,7 @@ from typing import Any, TextIO
 import click
 
 from corp_onnx._version import __version__
-from corp_onnx.cli.analyze import analyze
-from corp_onnx.cli.bench import bench
-from corp_onnx.cli.calibrate import calibrate
-from corp_onnx.cli.convert import convert
-from corp_onnx.cli.engine import engine
-from corp_onnx.cli.evaluate import evaluate
-from corp_onnx.cli.export import export
-from corp_onnx.cli.fit import fit
-from corp_onnx.cli.inspect import inspect
-from corp_onnx.cli.merge import merge
-from corp_onnx.cli.prune import prune
-from corp_onnx.cli.report import report
-from corp_onnx.cli.sweep import sweep
-from corp_onnx.cli.triton import triton
+from corp_onnx.cli.verbs import VerbGroup, Verbs
 from corp_onnx.errors import CorpOnnxError
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143
@@ -77,7 +64,9 @@ class _Signals:
             raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=VerbGroup, commands=Verbs(), context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="corp-onnx")
 def cli() -> None:
     """Make a Vision Transformer that exists only as an ONNX file smaller and faster.
@@ -86,12 +75,6 @@ def cli() -> None:
     Example:
       corp-onnx prune deit_base.onnx --calib photos/
     """
-
-
-for verb in (
-    inspect, analyze, prune, sweep, calibrate, merge, evaluate, export, convert, fit, bench, report, engine, triton,
-):  # fmt: skip
-    cli.add_command(verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

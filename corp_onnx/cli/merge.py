@@ -10,7 +10,7 @@ from corp_onnx.calibration import merge_calibrations
 from corp_onnx.report.calibration import describe_calibration
 
 
-@click.command(short_help="Make one calibration of several.")
+@click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Where to write.")
 @click.option("--force", is_flag=True, help="Replace a file that exists.")

@@ -37,7 +37,7 @@ from corp_onnx.units import KINDS
 FILES, SIZE, METHOD, RUN = "Files", "Size of the result", "Method", "Run"
 
 
-@click.command(cls=GroupedCommand, short_help="Make a model smaller with unlabelled images.")
+@click.command(cls=GroupedCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @grouped(FILES, "--calib", type=click.Path(path_type=Path), metavar="DIR",
          help="Folder of unlabelled images, shards (.parquet, .tar), or arrays (.npy, .npz).  [default: those of "

@@ -13,7 +13,7 @@ from corp_onnx.report.nodes import write_nodes
 from corp_onnx.report.page import read_report, write_page
 
 
-@click.command(short_help="Make a page of JSON reports.")
+@click.command()
 @click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="The page, HTML.")
 @click.option("--card", type=click.Path(path_type=Path), metavar="FILE",

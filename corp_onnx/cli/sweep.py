@@ -46,7 +46,7 @@ def _names(flag: str, field: str, known: Mapping[str, Any] | tuple[str, ...], te
                    help=f"{text}: of {', '.join(known)}.  [default: {default}]")  # fmt: skip
 
 
-@click.command(cls=GroupedCommand, short_help="Make a model in many sizes, and the curve through them.")
+@click.command(cls=GroupedCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @grouped(FILES, "--calib", type=click.Path(path_type=Path), required=True, metavar="DIR",
          help="Folder of unlabelled images, shards (.parquet, .tar), or arrays (.npy, .npz).")  # fmt: skip

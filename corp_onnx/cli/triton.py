@@ -15,7 +15,7 @@ from corp_onnx.triton.config import TritonSettings
 from corp_onnx.triton.repository import write_triton_repository
 
 
-@click.command(short_help="Write a repository that a Triton Inference Server loads.")
+@click.command()
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR",
               help="The repository; other models in it stay.")  # fmt: skip
