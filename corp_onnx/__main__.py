@@ -31,8 +31,10 @@ def main() -> int:
                 signal.signal(number, _leave)
         choose_kernels()
         gc.set_threshold(*RARELY)
-        from corp_onnx.cli import main as run
+        from corp_onnx.cli.main import cli
+        from corp_onnx.cli.main import main as run
 
+        cli.commands.get("".join(sys.argv[1:2]))  # the verb with its libraries, which a later signal would meet loading
         for number, handler in found.items():
             signal.signal(number, handler)
         return run()

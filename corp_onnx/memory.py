@@ -13,8 +13,12 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from corp_onnx.errors import OptionError
+
+if TYPE_CHECKING:  # whoever chooses OpenBLAS's kernels asks for memory before NumPy is loaded
+    import numpy as np
 
 STATUS = Path("/proc/self/status")
 SYSTEM = Path("/proc/meminfo")
@@ -95,6 +99,16 @@ def _read_kib(path: Path, name: str) -> int | None:
             if line.startswith(f"{name}:"):
                 return int(line.split()[1]) << 10
     return None
+
+
+def forget_pages(array: np.ndarray) -> None:
+    """Tell the system that an array which lies in a mapped file was read: it is read again when it is looked at."""
+    base: Any = array
+    while hasattr(base, "base"):
+        base = base.base
+    base = getattr(base, "obj", base)  # of a memoryview
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def release_memory() -> None:

@@ -2,12 +2,14 @@
 
 The refit keeps two residual streams and the regressors of a product, all of them images x tokens x width; the search
 keeps preprocessed images. A `Shelf` bounds what all of them together take; a `Row` on it reads like a sequence of
-arrays, wherever they are. Its file has no name, so a killed run leaves nothing, and its space is free as soon as the
-row is gone.
+arrays, wherever they are. What is to stay an array (solutions, of which a wide model has gigabytes) is laid `aside`
+where there is a limit: in a file that is mapped. The files have no names, so a killed run leaves nothing, and their
+space is free as soon as nobody holds what lies in them.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import tempfile
@@ -22,6 +24,15 @@ import numpy as np
 
 from corp_onnx.errors import OutputError
 from corp_onnx.staging import visible_folder
+
+LARGE_BYTES = 2**20
+"""An array from which on it is laid aside."""
+
+CHUNK_BYTES = 2**28
+"""Of a file that arrays are laid aside in, one behind the other."""
+
+ALIGNED = 64
+"""Arrays in it begin at multiples of this."""
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +50,8 @@ class Shelf:
     folder: Path | None = None
     n_bytes: int = 0
     n_written: int = 0
+    _chunk: _Chunk | None = None
+    _lock: Lock = field(default_factory=Lock)
 
     def row(self, arrays: Iterable[np.ndarray] = ()) -> Row:
         """A row of arrays, which are taken one at a time."""
@@ -53,6 +66,42 @@ class Shelf:
         return tuple(
             (Feeds({name: row.put(array) for name, array in feeds.items()}), n_real) for feeds, n_real in batches
         )
+
+    def aside(self, array: np.ndarray) -> np.ndarray:
+        """The array, in the same layout; a large one read-only in a file that is mapped, where there is a limit.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        if self.limit is None or array.nbytes < LARGE_BYTES:
+            return array
+        turned = array.flags.f_contiguous and not array.flags.c_contiguous
+        lying = np.ascontiguousarray(array.T if turned else array)
+        with self._lock:
+            if self._chunk is None or not self._chunk.has_room(lying.nbytes):
+                self._chunk = _Chunk(self, max(CHUNK_BYTES, lying.nbytes))
+            laid = self._chunk.lay(lying)
+        return laid.T if turned else laid
+
+
+class _Chunk:
+    """A file that is mapped, with room for arrays one behind the other; it is there as long as one of them is."""
+
+    def __init__(self, shelf: Shelf, n_bytes: int) -> None:
+        self._store, self._free, self._n_bytes = _Store(shelf), 0, n_bytes
+        file = self._store.open()
+        file.truncate(n_bytes)
+        self._pages = mmap.mmap(file.fileno(), n_bytes, access=mmap.ACCESS_READ)
+
+    def has_room(self, n_bytes: int) -> bool:
+        """Whether so much fits in."""
+        return self._free + n_bytes <= self._n_bytes
+
+    def lay(self, array: np.ndarray) -> np.ndarray:
+        """The array where it lies from now on; it is written and not only mapped, so that a full disk is an error."""
+        start = self._store.write(array, self._free)
+        self._free = -(-(start + array.nbytes) // ALIGNED) * ALIGNED
+        return np.frombuffer(self._pages, array.dtype, array.size, start).reshape(array.shape)
 
 
 def own_memory(array: np.ndarray) -> np.ndarray:
@@ -87,14 +136,19 @@ class _Store:
         self.shelf.n_bytes += n_bytes
         return True
 
-    def write(self, array: np.ndarray) -> int:
-        """Where the array begins in the file."""
+    def open(self) -> FileIO:
+        """The file, which is made when it is first asked for."""
+        if self.file is None:
+            self.file = cast(FileIO, tempfile.TemporaryFile(buffering=0, dir=self.shelf.folder))  # noqa: SIM115
+        return self.file
+
+    def write(self, array: np.ndarray, start: int | None = None) -> int:
+        """Where the array begins in the file: at its end, or where it is to."""
         try:
-            if self.file is None:
-                self.file = cast(FileIO, tempfile.TemporaryFile(buffering=0, dir=self.shelf.folder))  # noqa: SIM115
-            start, bytes_left = self.file.seek(0, os.SEEK_END), _as_bytes(array)
+            file, bytes_left = self.open(), _as_bytes(array)
+            start = file.seek(0, os.SEEK_END) if start is None else file.seek(start)
             while len(bytes_left):
-                bytes_left = bytes_left[self.file.write(bytes_left) :]
+                bytes_left = bytes_left[file.write(bytes_left) :]
         except OSError as error:
             raise OutputError(
                 f"{self.folder}: can not keep intermediate results there ({error.strerror}): free "

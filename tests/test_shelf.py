@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from samples import listing
 
+from corp_onnx import shelf as shelf_module
 from corp_onnx.errors import OutputError
+from corp_onnx.memory import forget_pages
 from corp_onnx.shelf import Shelf, free_bytes, own_memory
 from corp_onnx.staging import MARK
 
@@ -39,6 +41,73 @@ def test_any_array(array: np.ndarray, tmp_path: Path) -> None:
     found = Shelf(0, tmp_path).row([array])[0]
     np.testing.assert_array_equal(found, array)
     assert found.dtype == array.dtype
+
+
+class TestAside:
+    """Arrays that stay arrays: what is computed from them is the same to the bit."""
+
+    @pytest.fixture(autouse=True)
+    def _small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shelf_module, "LARGE_BYTES", 64)
+        monkeypatch.setattr(shelf_module, "CHUNK_BYTES", 512)
+
+    def test_the_same_array_in_the_same_layout(self, tmp_path: Path) -> None:
+        """In chunks, of which one is as large as what does not fit into another."""
+        rng = np.random.default_rng(0)
+        shelf = Shelf(0, tmp_path)
+        for shape in ((4, 9), (9, 4), (40, 40), (3, 5, 7), (80,)):
+            for array in (rng.standard_normal(shape), np.asfortranarray(rng.standard_normal(shape).astype(np.float32))):
+                found = shelf.aside(array)
+                np.testing.assert_array_equal(found, array)
+                assert found.dtype == array.dtype
+                assert found.strides == array.strides
+                assert not found.flags.writeable
+        assert (shelf.n_bytes, shelf.n_written > 0) == (0, True)
+        assert listing(tmp_path) == []
+
+    def test_small_ones_and_all_without_a_limit_stay(self, tmp_path: Path) -> None:
+        small, large = np.zeros(7), np.zeros(100)
+        assert Shelf(0, tmp_path).aside(small) is small
+        assert Shelf(None, tmp_path).aside(large) is large
+
+    def test_what_nobody_holds_is_given_back(self, tmp_path: Path) -> None:
+        """Its file stays open for others in it, and no longer."""
+
+        def count_open() -> int:
+            return sum(str(tmp_path) in str(link.resolve()) for link in Path("/proc/self/fd").iterdir())
+
+        shelf = Shelf(0, tmp_path)
+        first, second = shelf.aside(np.zeros(30)), shelf.aside(np.ones(30))
+        other = shelf.aside(np.full(60, 2.0))  # in a chunk of its own
+        n_open = count_open()
+        assert n_open > 0
+        del first
+        gc.collect()
+        assert count_open() == n_open
+        assert second.sum() == 30
+        del second
+        gc.collect()
+        assert 0 < count_open() < n_open
+        assert other.sum() == 120
+
+    def test_pages_are_forgotten_and_read_again(self, tmp_path: Path) -> None:
+        found = Shelf(0, tmp_path).aside(np.arange(1000.0).reshape(10, 100))
+        assert found.sum() == 499500
+        forget_pages(found.T)
+        assert found.sum() == 499500
+        forget_pages(np.arange(4))
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+    def test_a_full_disk_is_a_sentence(self, tmp_path: Path) -> None:
+        """An array is written before it is looked at through the map, where a full disk would end the process."""
+        shelf = Shelf(0, tmp_path)
+        shelf.aside(np.zeros(10))
+        assert shelf._chunk is not None
+        store = shelf._chunk._store
+        store.open().close()
+        store.file = Path("/dev/full").open("r+b", buffering=0)  # noqa: SIM115
+        with pytest.raises(OutputError, match="can not keep intermediate results there"):
+            shelf.aside(np.zeros(20))
 
 
 def test_what_a_row_took_is_given_back(tmp_path: Path) -> None:

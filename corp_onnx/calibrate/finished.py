@@ -1,7 +1,7 @@
 """Moments that are finished while others are still to come: in a file that is mapped, not in memory.
 
 Enters moments of some units; leaves the same with arrays that the system reads when they are looked at and may forget
-afterwards (`moments.values.forget_pages`).
+afterwards (`memory.forget_pages`).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """What a prune will hold in memory at the most, before it works; and how it keeps to a limit.
 
 Enters what is to be pruned, with how many images; leaves a `Footprint` and from it a `Diet`: the batch, and how much of
-what several stages need (images, residual streams, regressors) lies in memory. The rest of that lies in a file, so a
-limit costs time and never an answer; where even the sums of all units are too many, they are collected in passes and
-lie in a file too. With R what the process holds already, W the bytes of the weights, S those of a solution (the last
-products of all units in float64) and T those of the tensors that calibration exposes for one image, what each phase
-needs besides the shelf is about
+what several stages need (images, residual streams, regressors) lies in memory. The rest lies in a file, so a limit
+costs time and never an answer; where even the sums of all units are too many, they are collected in passes and lie in a
+file too. With R what the process holds already, W the bytes of the weights, S those of a solution (the last products of
+all units in float64) and T those of the tensors that calibration exposes for one image, each phase needs, besides the
+shelf, about
 
     calibrate   R + 2 W + 1.5 sums + tiles + 3 T batch   a session, what it exposes, and sums in both precisions
     probe       R + sums + 4 S + 4 W + T batch           the splits of a budget, and a rewritten model with its session,
@@ -16,16 +16,16 @@ needs besides the shelf is about
 
 with S in place of 2 S where nothing is refitted, of fractions the part of it that is left, and 2 S more where a promise
 keeps the best of its trials. Where the weights lie outside of the model's file, which ONNX Runtime maps, it is 1.1 W in
-place of 2 W, 2 W of 4 W and in the last phases 1.7 and 2.4 W; 1.7 W and 3 T where memory is short and both models are
-measured one after the other. In passes "sums" is what one pass fills, and later the two largest. The factors are what
-ONNX Runtime, protobuf and the C library were seen to take (docs/reliability.md), on the upper side.
+place of 2 W, 2 W of 4 W and in the last phases 1.7 and 2.4 W. Where memory is short, solutions lie in files, and both
+models are measured one after the other, with 1.7 W and 3 T. In passes "sums" is what one pass fills, and later the two
+largest. The factors are what ONNX Runtime and the C library were seen to take (docs/reliability.md), on the upper side.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from corp_onnx.blocks import Blocks
@@ -87,26 +87,32 @@ class Footprint:
         phases: (name, whatever the batch, for each image of it), without the shelf.
         shelved: at the most of images and streams, in memory or in a file.
         units: whose sums are in the phases.
+        solutions: by which phases are smaller with solutions in files.
         spared: by which `MEASURE` is smaller with one model open at a time, and
         beside: `CHECK` with one check.
         streams: of the dense model, that lie on the shelf then.
-        aside: of the moments, that lie in a file.
+        aside: of solutions and moments, that lie in a file.
+        is_passing: whether moments do, and sums may be filled in several passes.
     """
 
     phases: tuple[tuple[str, float, float], ...]
     shelved: float
     units: tuple[Unit, ...] = ()
+    solutions: Mapping[str, float] = field(default_factory=dict)
     spared: float = 0.0
     beside: float = 0.0
     streams: float = 0.0
     aside: float = 0.0
+    is_passing: bool = False
 
     def in_turn(self) -> Footprint:
-        """With the dense and the pruned model measured one after the other, and one check behind the other."""
+        """With one model measured at a time, one check behind the other, and solutions in files."""
         less = {MEASURE: (self.spared, EXPOSED / MEASURED), CHECK: (self.beside, 1.0)}
         parts = [(name, fixed, each, *less.get(name, (0.0, 1.0))) for name, fixed, each in self.phases]
-        phases = tuple((name, fixed - spared, each * share) for name, fixed, each, spared, share in parts)
-        return replace(self, phases=phases, shelved=max(self.shelved, self.streams), spared=0.0, beside=0.0)
+        aside = self.solutions
+        phases = tuple((name, fixed - s - aside.get(name, 0.0), each * share) for name, fixed, each, s, share in parts)
+        most, shelved = max(aside.values(), default=0.0), max(self.shelved, self.streams)
+        return replace(self, phases=phases, shelved=shelved, solutions={}, spared=0.0, beside=0.0, aside=most)
 
     def in_passes(self) -> Footprint:
         """With one unit in a pass, and the moments in a file."""
@@ -117,7 +123,7 @@ class Footprint:
             (name, fixed - (filling - least if name == CALIBRATE else finished - looked_at), each)
             for name, fixed, each in self.phases
         )
-        return replace(self, phases=phases, aside=finished)
+        return replace(self, phases=phases, aside=self.aside + finished, is_passing=finished > 0)
 
     def without_shelf(self, batch_size: int) -> float:
         """At the most, with all of the shelf in a file."""
@@ -168,25 +174,25 @@ def predict_footprint(
         is_shared: whether another run on the same images follows.
     """
     weights = graph.n_stored * FLOAT
-    sums, solution = finished_bytes(units), _solution_bytes(units)
-    inside = not list_locations(graph.model.proto)
+    sums, inside = finished_bytes(units), not list_locations(graph.model.proto)
     opened, rewritten = (OPENED, REWRITTEN) if inside else (OPENED_OUTSIDE, REWRITTEN_OUTSIDE)
     exposed = _tapped_bytes(graph, units)
     pixels = FLOAT * sum(math.prod(graph.dims(name)) for name in input_dims(graph.model)) / graph.n_images
-    n_pixels = data.fitting.n_images * pixels / FLOAT
-    crops = min(n_pixels, MAX_KEPT_BYTES, math.inf if limit is None else limit // KEPT_SHARE)
-    base = (resident_bytes() or AT_START + weights) + ARENA + (crops if isinstance(data.fitting, ImageSet) else 0)
+    most = min(MAX_KEPT_BYTES, math.inf if limit is None else limit // KEPT_SHARE)
+    crops = min(data.fitting.n_images * pixels / FLOAT, most) if isinstance(data.fitting, ImageSet) else 0
+    base = (resident_bytes() or AT_START + weights) + ARENA + crops
     phases = [(CALIBRATE, base + opened * weights + pass_bytes(units), EXPOSED * exposed)]
     stops = find_walk(blocks).stops if method.refits else ()
     solved = _solved_bytes(units, method) * (2 if stops else 1)
-    held = base + sums + (solved if method.promises else 0.0)
+    best = solved if method.promises else 0.0
+    solutions = {CHECK: solved, MEASURE: solved}
     if method.searches_widths:
         n_beside = count_beside(graph, choose_size())
-        n_solutions = IN_TURN if n_beside == 1 else MAX_SPLITS
-        phases.append(("probe", held + n_solutions * solution + n_beside * rewritten * weights, exposed))
+        solutions["probe"] = best + _solution_bytes(units) * (IN_TURN if n_beside == 1 else MAX_SPLITS)
+        phases.append(("probe", base + sums + solutions["probe"] + n_beside * rewritten * weights, exposed))
     if stops:
-        walking = opened * weights + _fold_bytes(units)
-        phases.append(("refit", held + solved + max(walking, rewritten * weights), exposed))
+        solutions["refit"], walking = best + solved, opened * weights + _fold_bytes(units)
+        phases.append(("refit", base + sums + best + solved + max(walking, rewritten * weights), exposed))
     one, both = (REWRITTEN, REWRITTEN) if inside else (ONE_OUTSIDE, BOTH_OUTSIDE)
     is_small = graph.n_stored < SMALL_MODEL
     several = (min(choose_size(), CHECKS) - 1) * rewritten + opened  # the finished model stays open for all of them
@@ -198,7 +204,7 @@ def predict_footprint(
     shelved = _shelved_bytes(graph, stops, method, data, pixels, is_shared=is_shared)
     if is_shared:
         shelved += min(SIDES_BYTES, streams + exposed * data.reporting.n_images)
-    return Footprint(tuple(phases), shelved, tuple(units), (both - one) * weights, beside, streams)
+    return Footprint(tuple(phases), shelved, tuple(units), solutions, (both - one) * weights, beside, streams)
 
 
 def choose_diet(footprint: Footprint, batch_size: int, limit: int | None, folder: Path) -> Diet:
@@ -243,7 +249,7 @@ def _fill_room(footprint: Footprint, batch_size: int, room: int) -> Diet:
     shelf = max(int(room - footprint.without_shelf(batch_size)), 0)
     in_files = int(max(footprint.shelved - shelf, 0) + footprint.aside)
     peak = int(footprint.peak(batch_size, min(shelf, footprint.shelved)))
-    if not footprint.aside:
+    if not footprint.is_passing:
         return Diet(batch_size, shelf, peak, in_files)
     fixed, each = next((fixed, each) for name, fixed, each in footprint.phases if name == CALIBRATE)
     least = max(pass_bytes([unit]) for unit in footprint.units)

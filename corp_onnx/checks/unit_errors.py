@@ -13,6 +13,7 @@ import numpy as np
 
 from corp_onnx.calibrate.draw import TokenDraw
 from corp_onnx.graph import Graph
+from corp_onnx.memory import forget_pages
 from corp_onnx.threads import Crew
 from corp_onnx.units import Unit, UnitKey, UnitPlan
 from corp_onnx.units.base import Values
@@ -36,6 +37,8 @@ class UnitErrors:
         self._graph = graph
         self._measures = [plan.unit.measure(graph, plan) for plan in plans]
         self._energies = [Energy() for _ in plans]
+        for array in (array for plan in plans for array in plan.solved.arrays().values()):
+            forget_pages(array)  # it is in float32 by now
 
     def read(self, arrays: Mapping[str, np.ndarray], n_real: int, first: int) -> dict[UnitKey, Values]:
         """Of every unit what errors are measured on, in one batch of what `tap_units` gives; none behind the first

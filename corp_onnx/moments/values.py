@@ -7,7 +7,6 @@ Sums are raw and float64, means and covariances are derived from them; a covaria
 from __future__ import annotations
 
 import dataclasses
-import mmap
 import os
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from corp_onnx.errors import InputError, OutputError
+from corp_onnx.memory import forget_pages
 
 SCHEMA = 1
 
@@ -233,15 +233,6 @@ def load_moments(path: str | os.PathLike[str]) -> Moments:
     except (OSError, KeyError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise InputError(f"expected moments written by corp-onnx in {path}: {error}; collect them anew") from error
     return Moments(tuple(units))
-
-
-def forget_pages(array: np.ndarray) -> None:
-    """Tell the system that an array which lies in a mapped file was read: it is read again when it is looked at."""
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        base.madvise(mmap.MADV_DONTNEED)
 
 
 def _merge_field(name: str, a: Any, b: Any) -> Any:

@@ -28,6 +28,7 @@ import onnx
 from corp_onnx.blocks import SiteKey
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
+from corp_onnx.memory import forget_pages
 from corp_onnx.moments.sums import CrossSum
 from corp_onnx.moments.values import CrossMoments, merge_moments
 from corp_onnx.progress import Count
@@ -92,7 +93,7 @@ def refit_changes(
             part = stop.key.part
             start = ridges.get(part, REFIT_RIDGE)
             weight, bias, ridges[part] = step.solve(ran, dense_stream, weights.get(stop.key), ridge, start)
-            refitted[stop.key] = change.with_product(weight, bias)
+            refitted[stop.key] = change.with_product(weight, bias).moved(data.shelf.aside)
             if stop is not walk.stops[-1]:  # behind it nobody asks
                 pruned_stream = step.advance(ran, weight, bias)
         if progress:
@@ -183,6 +184,7 @@ class _Step:
         while folds:  # each goes when it is in the total: wide products have large ones
             total = merge_moments(total, folds.pop(0))
         solved = refit_linear(total, prior, chosen)
+        forget_pages(prior)
         return solved.weight, solved.bias, chosen
 
     def _sum_folds(self, ran: _Ran, dense_stream: Arrays, weights: np.ndarray | None) -> list[CrossMoments]:

@@ -249,20 +249,22 @@ Plans: TypeAlias = Mapping[tuple[UnitKey, int], UnitPlan]
 
 
 def solve_widths(
-    choices: tuple[Choice, ...], widths: Mapping[UnitKey, int], known: Plans | None = None
+    choices: tuple[Choice, ...], widths: Mapping[UnitKey, int], known: Plans | None = None, shelf: Shelf | None = None
 ) -> tuple[UnitPlan, ...]:
     """The solution of every unit that does not stay whole; those of one site see each other in turn.
 
     Args:
         known: from `solve_first` or `list_first`.
+        shelf: where large weights lie; None keeps all in memory.
     """
+    shelf = shelf or Shelf()
     plans: list[UnitPlan] = []
     for choice in choices:
         site, width = choice.unit.site.key, widths[choice.key]
         before: Change | None = gather_changes(plan for plan in plans if plan.unit.site.key == site).get(site)
         if width < choice.width and not (before is not None and before.removes):
             found = known.get((choice.key, width)) if known and before is None else None
-            plans.append(found or choice.solve(width, before))
+            plans.append(found or choice.solve(width, before).moved(shelf.aside))
     return tuple(plans)
 
 

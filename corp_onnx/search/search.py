@@ -197,7 +197,7 @@ class Search:
         self, widths: dict[UnitKey, int], merge: MergePlan | None, value: float,
         known: Plans | None = None,
     ) -> Solution:  # fmt: skip
-        plans = solve_widths(self.choices, widths, known)
+        plans = solve_widths(self.choices, widths, known, self.problem.shelf)
         return Solution(gather_changes(plans), plans, value, merges=merge.steps if merge else ())
 
     def refit(self, solution: Solution) -> Solution:

@@ -67,7 +67,7 @@ def follow_threshold(problem: Problem, threshold: Threshold) -> Solution:
 
 def solve_fixed(problem: Problem, choices: tuple[Choice, ...], widths: dict[UnitKey, int]) -> Solution:
     """The solution at given widths, refitted where method and graph allow it."""
-    plans = solve_widths(choices, widths)
+    plans = solve_widths(choices, widths, shelf=problem.shelf)
     search = Search(problem, choices, {}, find_walk(problem.blocks))
     return search.refit(Solution(gather_changes(plans), plans, notes=search.notes))
 

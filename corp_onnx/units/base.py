@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -72,6 +72,10 @@ class UnitPlan:
     def key(self) -> UnitKey:
         """Of the unit."""
         return self.unit.key
+
+    def moved(self, place: Callable[[np.ndarray], np.ndarray]) -> UnitPlan:
+        """The same with the arrays of its solution where `place` lays them."""
+        return replace(self, solved=self.solved.moved(place))
 
     @property
     def dropped(self) -> Change:

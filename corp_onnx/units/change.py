@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,3 +63,14 @@ class Change(ABC):
     @abstractmethod
     def with_product(self, weight: np.ndarray, bias: np.ndarray) -> Any:
         """The same with another last product."""
+
+    def moved(self, place: Callable[[np.ndarray], np.ndarray]) -> Any:
+        """The same with its arrays where `place` lays them."""
+        moved: Any = self
+        return replace(moved, **{name: place(array) for name, array in self.arrays().items()})
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Those that it holds, by the names of its fields: every change is a dataclass."""
+        held: Any = self
+        values = {f.name: getattr(held, f.name) for f in fields(held)}
+        return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}

@@ -9,6 +9,7 @@ from corp_onnx.errors import NonFiniteError
 from corp_onnx.graph import Graph, Node
 from corp_onnx.graph.slots import Slot
 from corp_onnx.graph.surgeon import Surgeon
+from corp_onnx.memory import forget_pages
 
 
 def set_weight(surgeon: Surgeon, linear: Linear, weight: np.ndarray) -> None:
@@ -26,6 +27,7 @@ def narrow(graph: Graph, name: str, array: np.ndarray, dtype: np.dtype) -> np.nd
     """
     with np.errstate(over="ignore"):
         stored = array.astype(dtype)
+    forget_pages(array)
     if not np.isfinite(stored).all():
         raise NonFiniteError(
             f"{graph.model.path}: what would replace '{name}' reaches {float(np.abs(array).max()):.2g}, which {dtype} "

@@ -165,7 +165,7 @@ def test_signal_while_the_libraries_load(number: int, word: str, folder: Path) -
         "runpy.run_module('corp_onnx', run_name='__main__')\n"
     )
     pipe = subprocess.PIPE
-    command = [sys.executable, "-c", program, "--version"]
+    command = [sys.executable, "-c", program, "inspect", "vit.onnx"]
     with subprocess.Popen(command, cwd=folder, env=environment(), stdout=pipe, stderr=pipe, text=True) as run:
         assert run.stdout is not None
         assert run.stdout.readline() == "here\n"
@@ -209,7 +209,11 @@ def test_interrupt_while_the_libraries_load(folder: Path) -> None:
         "runpy.run_module('corp_onnx', run_name='__main__')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, env=environment(), capture_output=True, text=True
+        [sys.executable, "-c", program, "inspect", "vit.onnx"],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stderr) == (130, "corp-onnx: interrupted; nothing was written.\n")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from samples import GUESS, OPERATOR, fixture_path, listing, paper, run_cli, writ
 
 import corp_onnx
 from corp_onnx.cli import main
+from corp_onnx.cli.verbs import SHORT_HELP, Verbs
 from corp_onnx.evaluate import evaluate_models
 from corp_onnx.images import open_images
 from corp_onnx.inspect import inspect_model
@@ -189,3 +192,35 @@ class TestEntry:
         done = run_cli("inspect", "nothing.onnx", cwd=folder)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == "corp-onnx: nothing.onnx: no such file. Give the path of an .onnx file.\n"
+
+
+class TestLoading:
+    def test_every_verb_is_found_under_its_name(self) -> None:
+        """And says in its line what `--help` says of it without loading it."""
+        verbs = Verbs()
+        assert sorted(verbs) == sorted(SHORT_HELP)
+        for name, command in verbs.items():
+            assert command.name == name
+            assert command.get_short_help_str(200) == SHORT_HELP[name]
+            assert SHORT_HELP[name].endswith(".")
+        assert "none" not in verbs
+        with pytest.raises(KeyError):
+            verbs["none"]
+
+    @pytest.mark.parametrize(
+        ("words", "loaded"),
+        [("--help", set[str]()), ("--version", set[str]()), ("prone", set[str]()), ("inspect --help", {"inspect"})],
+    )
+    def test_nothing_is_loaded_that_is_not_asked_for(self, words: str, loaded: set[str]) -> None:
+        """Neither NumPy, nor another verb."""
+        program = (
+            "import contextlib, sys\n"
+            "from corp_onnx.cli import main\n"
+            f"main({words.split()!r})\n"
+            "print(sorted(m for m in sys.modules if m == 'numpy' or m.startswith('corp_onnx.cli.')), file=sys.stderr)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        found = set(re.findall(r"'(numpy|corp_onnx\.cli\.\w+)'", done.stderr.splitlines()[-1]))
+        verbs = {name.rpartition(".")[2] for name in found} & SHORT_HELP.keys()
+        assert verbs == loaded
+        assert ("numpy" in found) == bool(loaded)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from corp_onnx.metrics.intervals import wilson_interval
 from corp_onnx.metrics.judgement import Kept
 from corp_onnx.search.aim import Aim, Trial
+from corp_onnx.search.problem import Solution
 from corp_onnx.search.promise import N_REFITS, N_SKETCHES, REFIT_GAIN, STEP
 
 SMALLEST, WHOLE, N_IMAGES = 0.3, 0.93, 102
@@ -126,3 +130,28 @@ def test_two_trials_teach_how_losses_grow() -> None:
     models = Models(0, power=1.4)
     assert aim_at(0.9)._learn_power([models.trial(0.5), models.trial(0.7)]) == pytest.approx(1.4)
     assert aim_at(0.9)._learn_power([models.trial(0.5)]) == 1.0
+
+
+def test_only_the_best_trial_keeps_its_solution() -> None:
+    """Solutions of large models are large."""
+    models, given = Models(3), list[Trial]()
+    aim = aim_at(0.8)
+
+    def attempt(fraction: float) -> Trial:
+        gc.collect()
+        alive.append(sum(ref() is not None for ref in references))
+        trial = models.attempt(fraction)
+        array = np.zeros(3)
+        references.append(weakref.ref(array))
+        given.append(replace(trial, solution=None))
+        return replace(trial, solution=Solution({}, (), fraction, notes=(array,)))  # pyright: ignore
+
+    references: list[weakref.ref[np.ndarray]] = []
+    alive: list[int] = []
+    found = aim.search(attempt, 0.6, 4)
+    assert found is not None
+    assert found.solution is not None
+    assert found.solution.kept_fraction == found.fraction
+    kept = [aim.keeps(trial) for trial in given]
+    assert len(kept) > 1
+    assert alive == [min(1, sum(kept[:i])) for i in range(len(kept))]
