@@ -34,7 +34,8 @@ def main() -> int:
         from corp_onnx.cli.main import cli
         from corp_onnx.cli.main import main as run
 
-        cli.commands.get("".join(sys.argv[1:2]))  # the verb with its libraries, which a later signal would meet loading
+        for word in cli.commands.keys() & sys.argv[1:2]:
+            cli.commands[word]  # with its libraries, which a later signal would meet loading
         for number, handler in found.items():
             signal.signal(number, handler)
         return run()

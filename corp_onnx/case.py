@@ -16,7 +16,8 @@ from corp_onnx.blocks import Blocks, find_blocks
 from corp_onnx.calibrate.checkpoint import Checkpoint
 from corp_onnx.calibrate.data import Calibration, open_calibration, warn_of_images
 from corp_onnx.calibrate.file import IMAGES, describe_contents, describe_subject, reopen_calibration
-from corp_onnx.checks.footprint import Diet, choose_diet, predict_footprint
+from corp_onnx.checks.diet import Diet, choose_diet
+from corp_onnx.checks.footprint import predict_footprint
 from corp_onnx.checks.preflight import (
     choose_units,
     require_finite_weights,
@@ -232,7 +233,7 @@ def pose_problem(
         case.graph, case.blocks, case.units, method, known.moments, data.fitting, judging, **running,
         seed=settings.seed, run=run, importances=known.importances, trim=case.trim, sites=case.sites,
         metrics=known.metrics, tasks=case.outputs.judged_tasks, is_crossed=data.is_crossed,
-        confidence=settings.confidence, shelf=shelf, clock=timed, findings=case.findings,
+        confidence=settings.confidence, shelf=shelf, room=case.diet.sums, clock=timed, findings=case.findings,
     )  # fmt: skip
 
 

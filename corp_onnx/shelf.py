@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -78,20 +79,21 @@ class Shelf:
         turned = array.flags.f_contiguous and not array.flags.c_contiguous
         lying = np.ascontiguousarray(array.T if turned else array)
         with self._lock:
-            if self._chunk is None or not self._chunk.has_room(lying.nbytes):
-                self._chunk = _Chunk(self, max(CHUNK_BYTES, lying.nbytes))
-            laid = self._chunk.lay(lying)
+            with _writing_to(self.folder, lying.nbytes):
+                if self._chunk is None or not self._chunk.has_room(lying.nbytes):
+                    self._chunk = _Chunk(self.folder, max(CHUNK_BYTES, lying.nbytes))
+                laid = self._chunk.lay(lying)
+            self.n_written += lying.nbytes
         return laid.T if turned else laid
 
 
 class _Chunk:
-    """A file that is mapped, with room for arrays one behind the other; it is there as long as one of them is."""
+    """A file that is mapped, with room for arrays one behind the other, which hold the map."""
 
-    def __init__(self, shelf: Shelf, n_bytes: int) -> None:
-        self._store, self._free, self._n_bytes = _Store(shelf), 0, n_bytes
-        file = self._store.open()
-        file.truncate(n_bytes)
-        self._pages = mmap.mmap(file.fileno(), n_bytes, access=mmap.ACCESS_READ)
+    def __init__(self, folder: Path | None, n_bytes: int) -> None:
+        self._file, self._free, self._n_bytes = _open_file(folder), 0, n_bytes
+        self._file.truncate(n_bytes)
+        self._pages = mmap.mmap(self._file.fileno(), n_bytes, access=mmap.ACCESS_READ)
 
     def has_room(self, n_bytes: int) -> bool:
         """Whether so much fits in."""
@@ -99,9 +101,13 @@ class _Chunk:
 
     def lay(self, array: np.ndarray) -> np.ndarray:
         """The array where it lies from now on; it is written and not only mapped, so that a full disk is an error."""
-        start = self._store.write(array, self._free)
+        start = _write(self._file, array, self._free)
         self._free = -(-(start + array.nbytes) // ALIGNED) * ALIGNED
         return np.frombuffer(self._pages, array.dtype, array.size, start).reshape(array.shape)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
 
 
 def own_memory(array: np.ndarray) -> np.ndarray:
@@ -136,24 +142,12 @@ class _Store:
         self.shelf.n_bytes += n_bytes
         return True
 
-    def open(self) -> FileIO:
-        """The file, which is made when it is first asked for."""
-        if self.file is None:
-            self.file = cast(FileIO, tempfile.TemporaryFile(buffering=0, dir=self.shelf.folder))  # noqa: SIM115
-        return self.file
-
-    def write(self, array: np.ndarray, start: int | None = None) -> int:
-        """Where the array begins in the file: at its end, or where it is to."""
-        try:
-            file, bytes_left = self.open(), _as_bytes(array)
-            start = file.seek(0, os.SEEK_END) if start is None else file.seek(start)
-            while len(bytes_left):
-                bytes_left = bytes_left[file.write(bytes_left) :]
-        except OSError as error:
-            raise OutputError(
-                f"{self.folder}: can not keep intermediate results there ({error.strerror}): free "
-                f"{(array.nbytes >> 20) + 1} MiB or more, or allow more memory with --memory."
-            ) from error
+    def write(self, array: np.ndarray) -> int:
+        """Where the array begins in the file."""
+        with _writing_to(self.shelf.folder, array.nbytes):
+            if self.file is None:
+                self.file = _open_file(self.shelf.folder)
+            start = _write(self.file, array)
         self.shelf.n_written += array.nbytes
         return start
 
@@ -166,21 +160,48 @@ class _Store:
             while len(bytes_left):
                 n = self.file.readinto(bytes_left)
                 if not n:
-                    raise OutputError(
-                        f"{self.folder}: an intermediate result ends early; check that disk and run again."
-                    )
+                    place = _name_folder(self.shelf.folder)
+                    raise OutputError(f"{place}: an intermediate result ends early; check that disk and run again.")
                 bytes_left = bytes_left[n:]
         return into
-
-    @property
-    def folder(self) -> str:
-        """Of the file, as a person knows it."""
-        return str(visible_folder((self.shelf.folder or Path(tempfile.gettempdir())) / "file"))
 
     def __del__(self) -> None:
         self.shelf.n_bytes -= self.n_bytes
         if self.file is not None:
             self.file.close()
+
+
+@contextmanager
+def _writing_to(folder: Path | None, n_bytes: int) -> Iterator[None]:
+    """What the system says of a file there, as a person wants to hear it.
+
+    Args:
+        n_bytes: that are to be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{_name_folder(folder)}: can not keep intermediate results there ({error.strerror}): free "
+            f"{(n_bytes >> 20) + 1} MiB or more, or allow more memory with --memory."
+        ) from error
+
+
+def _open_file(folder: Path | None) -> FileIO:
+    return cast(FileIO, tempfile.TemporaryFile(buffering=0, dir=folder))
+
+
+def _write(file: FileIO, array: np.ndarray, start: int | None = None) -> int:
+    """Where the array begins: at the end of the file, or where it is to."""
+    start, bytes_left = file.seek(0, os.SEEK_END) if start is None else file.seek(start), _as_bytes(array)
+    while len(bytes_left):
+        bytes_left = bytes_left[file.write(bytes_left) :]
+    return start
+
+
+def _name_folder(folder: Path | None) -> str:
+    """As a person knows it."""
+    return str(visible_folder((folder or Path(tempfile.gettempdir())) / "file"))
 
 
 def _as_bytes(array: np.ndarray) -> memoryview:

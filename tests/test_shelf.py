@@ -71,30 +71,45 @@ class TestAside:
         assert Shelf(None, tmp_path).aside(large) is large
 
     def test_what_nobody_holds_is_given_back(self, tmp_path: Path) -> None:
-        """Its file stays open for others in it, and no longer."""
+        """Its file stays open for others in it, and no longer; the shelf keeps the last one, and goes without a search
+        for cycles."""
 
         def count_open() -> int:
             return sum(str(tmp_path) in str(link.resolve()) for link in Path("/proc/self/fd").iterdir())
 
-        shelf = Shelf(0, tmp_path)
-        first, second = shelf.aside(np.zeros(30)), shelf.aside(np.ones(30))
-        other = shelf.aside(np.full(60, 2.0))  # in a chunk of its own
-        n_open = count_open()
-        assert n_open > 0
-        del first
-        gc.collect()
-        assert count_open() == n_open
-        assert second.sum() == 30
-        del second
-        gc.collect()
-        assert 0 < count_open() < n_open
-        assert other.sum() == 120
+        gc.disable()
+        try:
+            shelf = Shelf(0, tmp_path)
+            first, second = shelf.aside(np.zeros(30)), shelf.aside(np.ones(30))
+            other = shelf.aside(np.full(60, 2.0))  # in a chunk of its own
+            n_open = count_open()
+            del first
+            assert count_open() == n_open > 0
+            assert second.sum() == 30
+            del second
+            assert 0 < count_open() < n_open
+            assert other.sum() == 120
+            del shelf
+            assert other.sum() == 120
+            del other
+            assert count_open() == 0
+        finally:
+            gc.enable()
 
-    def test_pages_are_forgotten_and_read_again(self, tmp_path: Path) -> None:
-        found = Shelf(0, tmp_path).aside(np.arange(1000.0).reshape(10, 100))
-        assert found.sum() == 499500
+    def test_pages_are_forgotten_and_read_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shelf_module, "CHUNK_BYTES", 2**23)
+
+        def resident() -> int:
+            (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if "RssFile" in line)
+            return int(line.split()[1]) << 10
+
+        array = np.arange(2.0**20).reshape(2**10, -1)
+        found, before = Shelf(0, tmp_path).aside(array), resident()
+        assert found.sum() == array.sum()
+        assert resident() - before > 2**22
         forget_pages(found.T)
-        assert found.sum() == 499500
+        assert resident() - before < 2**20
+        assert found.sum() == array.sum()
         forget_pages(np.arange(4))
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
@@ -103,11 +118,14 @@ class TestAside:
         shelf = Shelf(0, tmp_path)
         shelf.aside(np.zeros(10))
         assert shelf._chunk is not None
-        store = shelf._chunk._store
-        store.open().close()
-        store.file = Path("/dev/full").open("r+b", buffering=0)  # noqa: SIM115
-        with pytest.raises(OutputError, match="can not keep intermediate results there"):
+        shelf._chunk._file.close()
+        shelf._chunk._file = Path("/dev/full").open("r+b", buffering=0)  # noqa: SIM115
+        with pytest.raises(OutputError, match=f"{tmp_path}: can not keep intermediate results there .No space left"):
             shelf.aside(np.zeros(20))
+
+    def test_so_is_a_file_that_can_not_be_made(self, tmp_path: Path) -> None:
+        with pytest.raises(OutputError, match=r"can not keep intermediate results there \(No such file"):
+            Shelf(0, tmp_path / "none").aside(np.zeros(10))
 
 
 def test_what_a_row_took_is_given_back(tmp_path: Path) -> None:

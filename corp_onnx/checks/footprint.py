@@ -1,11 +1,9 @@
-"""What a prune will hold in memory at the most, before it works; and how it keeps to a limit.
+"""What a prune will hold in memory at the most, before it works.
 
-Enters what is to be pruned, with how many images; leaves a `Footprint` and from it a `Diet`: the batch, and how much of
-what several stages need (images, residual streams, regressors) lies in memory. The rest lies in a file, so a limit
-costs time and never an answer; where even the sums of all units are too many, they are collected in passes and lie in a
-file too. With R what the process holds already, W the bytes of the weights, S those of a solution (the last products of
-all units in float64) and T those of the tensors that calibration exposes for one image, each phase needs, besides the
-shelf, about
+Enters what is to be pruned, with how many images; leaves a `Footprint`, for `diet.py` to keep to a limit with. What
+several stages need (images, residual streams, regressors) lies on a shelf, in memory or in a file. With R what the
+process holds already, W the bytes of the weights, S those of a solution (the last products of all units in float64) and
+T those of the tensors that calibration exposes for one image, each phase needs, besides the shelf, about
 
     calibrate   R + 2 W + 1.5 sums + tiles + 3 T batch   a session, what it exposes, and sums in both precisions
     probe       R + sums + 4 S + 4 W + T batch           the splits of a budget, and a rewritten model with its session,
@@ -26,26 +24,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from corp_onnx.blocks import Blocks
 from corp_onnx.calibrate.data import KEPT_SHARE, Calibration
-from corp_onnx.calibrate.groups import DOUBLE, FLOAT, cut_groups, finished_bytes, largest_bytes, pass_bytes
+from corp_onnx.calibrate.groups import DOUBLE, FLOAT, finished_bytes, largest_bytes, pass_bytes
 from corp_onnx.checks.measure import KNOWN_BYTES as SIDES_BYTES
 from corp_onnx.checks.verify import SMALL_MODEL
-from corp_onnx.errors import OptionError, OutputError
 from corp_onnx.graph import Graph, input_dims
 from corp_onnx.graph.external import list_locations
 from corp_onnx.images import ImageSet
 from corp_onnx.images.folder import MAX_KEPT_BYTES
-from corp_onnx.memory import ARENA, AT_START, MARGIN, available_bytes, list_batches, resident_bytes, write_size
+from corp_onnx.memory import ARENA, AT_START, resident_bytes
 from corp_onnx.refit.parts import N_FOLDS
 from corp_onnx.refit.stream import KNOWN_BYTES, Stop, find_walk
 from corp_onnx.search.evaluator import count_beside
+from corp_onnx.search.folds import N_FOLDS as CROSSED
 from corp_onnx.search.probes import PROBE_IMAGES
 from corp_onnx.search.splits import MAX_SPLITS
 from corp_onnx.settings import Fractions, Method
-from corp_onnx.shelf import free_bytes
 from corp_onnx.threads import choose_size
 from corp_onnx.units import Unit, gather_taps
 
@@ -91,6 +87,7 @@ class Footprint:
         spared: by which `MEASURE` is smaller with one model open at a time, and
         beside: `CHECK` with one check.
         streams: of the dense model, that lie on the shelf then.
+        n_moments: of every unit; folds have their own.
         aside: of solutions and moments, that lie in a file.
         is_passing: whether moments do, and sums may be filled in several passes.
     """
@@ -102,6 +99,7 @@ class Footprint:
     spared: float = 0.0
     beside: float = 0.0
     streams: float = 0.0
+    n_moments: int = 1
     aside: float = 0.0
     is_passing: bool = False
 
@@ -116,7 +114,7 @@ class Footprint:
 
     def in_passes(self) -> Footprint:
         """With one unit in a pass, and the moments in a file."""
-        filling, finished = pass_bytes(self.units), finished_bytes(self.units)
+        filling, finished = pass_bytes(self.units), self.n_moments * finished_bytes(self.units)
         least = max((pass_bytes([unit]) for unit in self.units), default=0)
         looked_at = min(finished, LOOKED_AT * largest_bytes(self.units))
         phases = tuple(
@@ -134,35 +132,6 @@ class Footprint:
         return self.without_shelf(batch_size) + in_memory
 
 
-@dataclass(frozen=True, slots=True)
-class Diet:
-    """How a run keeps to its memory.
-
-    Attributes:
-        batch_size: images at a time.
-        shelf: bytes of images and streams that stay in memory; None is all.
-        peak: bytes that are expected at the most.
-        in_files: bytes that are expected to lie in a file.
-        sums: bytes that running sums may take at a time; None is all.
-        n_passes: over the images, that fill them.
-    """
-
-    batch_size: int
-    shelf: int | None
-    peak: int
-    in_files: int
-    sums: int | None = None
-    n_passes: int = 1
-
-    def describe(self) -> str:
-        """In a sentence."""
-        aside = f", and {write_size(self.in_files)} in a file" if self.in_files else ""
-        aside += f", the sums in {self.n_passes} passes" if self.n_passes > 1 else ""
-        free = available_bytes()
-        left = "" if free is None else f"; {write_size(free)} are free"
-        return f"memory: about {write_size(self.peak)} at the most, {self.batch_size} images at a time{aside}{left}."
-
-
 def predict_footprint(
     graph: Graph, blocks: Blocks, units: Sequence[Unit], method: Method, data: Calibration, limit: int | None = None,
     *, is_shared: bool = False,
@@ -174,7 +143,8 @@ def predict_footprint(
         is_shared: whether another run on the same images follows.
     """
     weights = graph.n_stored * FLOAT
-    sums, inside = finished_bytes(units), not list_locations(graph.model.proto)
+    n_moments, inside = 1 + (CROSSED if data.is_crossed else 0), not list_locations(graph.model.proto)
+    sums = n_moments * finished_bytes(units)
     opened, rewritten = (OPENED, REWRITTEN) if inside else (OPENED_OUTSIDE, REWRITTEN_OUTSIDE)
     exposed = _tapped_bytes(graph, units)
     pixels = FLOAT * sum(math.prod(graph.dims(name)) for name in input_dims(graph.model)) / graph.n_images
@@ -204,58 +174,8 @@ def predict_footprint(
     shelved = _shelved_bytes(graph, stops, method, data, pixels, is_shared=is_shared)
     if is_shared:
         shelved += min(SIDES_BYTES, streams + exposed * data.reporting.n_images)
-    return Footprint(tuple(phases), shelved, tuple(units), solutions, (both - one) * weights, beside, streams)
-
-
-def choose_diet(footprint: Footprint, batch_size: int, limit: int | None, folder: Path) -> Diet:
-    """The batch and the shelf that keep to a limit.
-
-    Args:
-        batch_size: wanted; it is only made smaller.
-        limit: bytes that a person allows; None is what is there, beyond which files are used.
-        folder: where those lie.
-
-    Raises:
-        OptionError: not even one image at a time with everything in files fits.
-        OutputError: the disk has no room for them.
-    """
-    free = available_bytes()
-    room = int(limit / MARGIN) if limit is not None else None if free is None else (resident_bytes() or 0) + free
-    whole = footprint.peak(batch_size, footprint.shelved)
-    if room is None or whole <= room:
-        return Diet(batch_size, None, int(whole), 0)
-    sizes = list_batches(batch_size)
-    lean = footprint.in_turn()
-    tries = [(made, size) for made in (lean, lean.in_passes()) for size in sizes]
-    fitting = [(made, size) for made, size in tries if made.without_shelf(size) <= room]
-    if not fitting and limit is not None:
-        name, fixed, each = max(tries[-1][0].phases, key=lambda phase: phase[1] + phase[2])
-        raise OptionError(
-            f"--memory {write_size(limit)} is too little: to {name} this model takes about "
-            f"{write_size(MARGIN * (fixed + each))}, one image at a time and with everything else in files. Give at "
-            "least that."
-        )
-    diet = _fill_room(*(fitting[0] if fitting else tries[-1]), room)
-    if diet.in_files > free_bytes(folder):
-        raise OutputError(
-            f"{folder}: intermediate results need about {write_size(diet.in_files)} there, and "
-            f"{write_size(free_bytes(folder))} are free: free some, or allow more memory with --memory."
-        )
-    return diet
-
-
-def _fill_room(footprint: Footprint, batch_size: int, room: int) -> Diet:
-    """The shelf and the passes that take what is left."""
-    shelf = max(int(room - footprint.without_shelf(batch_size)), 0)
-    in_files = int(max(footprint.shelved - shelf, 0) + footprint.aside)
-    peak = int(footprint.peak(batch_size, min(shelf, footprint.shelved)))
-    if not footprint.is_passing:
-        return Diet(batch_size, shelf, peak, in_files)
-    fixed, each = next((fixed, each) for name, fixed, each in footprint.phases if name == CALIBRATE)
-    least = max(pass_bytes([unit]) for unit in footprint.units)
-    sums = least + max(int(room - fixed - batch_size * each), 0)
-    n_passes = len(cut_groups(footprint.units, sums))
-    return Diet(batch_size, shelf, max(peak, room) if n_passes > 1 else peak, in_files, sums, n_passes)
+    spared = (both - one) * weights
+    return Footprint(tuple(phases), shelved, tuple(units), solutions, spared, beside, streams, n_moments)
 
 
 def _shelved_bytes(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, MutableMapping
 from importlib import import_module
 
 import click
+from click.shell_completion import CompletionItem
 
 SHORT_HELP = {
     "analyze": "Show how redundant a model is, and how pruning depends on images.",
@@ -61,9 +62,23 @@ class Verbs(MutableMapping[str, click.Command]):
 class VerbGroup(click.Group):
     """A group of `Verbs` that tells of them without loading one."""
 
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """None for what is no verb; what a verb's module raises while it loads is not that."""
+        if cmd_name not in self.commands:
+            return None
+        return self.commands[cmd_name]
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The verbs that begin so, and the options of the group."""
+        names = [name for name in self.list_commands(ctx) if name.startswith(incomplete)]
+        found = [CompletionItem(name, help=self._describe(name)) for name in names]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The lines of `--help`."""
-        names = self.list_commands(ctx)
-        rows = [(name, SHORT_HELP.get(name) or self.commands[name].get_short_help_str()) for name in names]
+        rows = [(name, self._describe(name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
+
+    def _describe(self, name: str) -> str:
+        return SHORT_HELP.get(name) or self.commands[name].get_short_help_str()

@@ -135,7 +135,8 @@ class Problem:
         tasks: of the outputs that are judged; None looks.
         is_crossed: whether the calibration images choose the size as well, in folds (folds.py).
         confidence: of the interval whose lower end a promise is about.
-        shelf: where images and streams lie that several stages need.
+        shelf: where images, streams and solutions lie that several stages need.
+        room: bytes that running sums of folds may take; None is no limit.
         clock: how long widths take, under a budget of time.
         findings: what is known of the model on these images, and is not to be found out again.
     """
@@ -160,6 +161,7 @@ class Problem:
     is_crossed: bool = False
     confidence: float = CONFIDENCE
     shelf: Shelf = field(default_factory=Shelf)
+    room: int | None = None
     clock: Clock | None = None
     findings: Findings = field(default_factory=Findings)
 
@@ -276,13 +278,17 @@ def list_first(plans: Iterable[UnitPlan]) -> Plans:
     return {(plan.key, plan.width): plan for plan in sites.values()}
 
 
-def solve_first(choices: tuple[Choice, ...], several: Sequence[Mapping[UnitKey, int]], crew: Crew) -> Plans:
+def solve_first(
+    choices: tuple[Choice, ...], several: Sequence[Mapping[UnitKey, int]], crew: Crew, shelf: Shelf | None = None
+) -> Plans:
     """Of several widths of all units the solutions that see no other: they have many in common."""
     wanted: dict[tuple[UnitKey, int], Choice] = {}
+    shelf = shelf or Shelf()
     for widths in several:
         sites = set[SiteKey]()
         for choice in choices:
             if widths[choice.key] < choice.width and choice.unit.site.key not in sites:
                 sites.add(choice.unit.site.key)
                 wanted[choice.key, widths[choice.key]] = choice
-    return dict(zip(wanted, crew.map(lambda item: item[1].solve(item[0][1]), wanted.items()), strict=True))
+    solve = crew.map(lambda item: item[1].solve(item[0][1]).moved(shelf.aside), wanted.items())
+    return dict(zip(wanted, solve, strict=True))

@@ -128,7 +128,7 @@ class Search:
         with Crew(count_beside(self.problem.graph, probes.pace.n_calls)) as crew:
             if crew.size == 1:
                 return choose_in_turn(splits, solve, lambda solution: probes.evaluate(self.make(solution)).loss)
-            known = solve_first(self.choices, [split.widths for split in splits], crew)
+            known = solve_first(self.choices, [split.widths for split in splits], crew, self.problem.shelf)
             solutions = [solve(split, known) for split in splits]
             self._made = choose_together(solutions, self.make, probes, crew)
             return self._made[0]

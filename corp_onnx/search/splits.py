@@ -6,7 +6,6 @@ and of the splits of one budget that which loses least.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -99,12 +98,14 @@ def choose_in_turn(
         solve: is told of plans that are there already.
         measure: the loss.
     """
-    best, least = solve(splits[0], {}), math.inf
-    for split in splits:
-        solution = best if split is splits[0] else solve(split, list_first(best.plans))
+    best = solve(splits[0], {})
+    least = measure(best)
+    for split in splits[1:]:
+        solution = solve(split, list_first(best.plans))
         loss = measure(solution)
         if loss < least:
             best, least = solution, loss
+        del solution  # before the next is made
     return best
 
 

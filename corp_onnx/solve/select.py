@@ -34,10 +34,10 @@ class ChannelOrder:
         """The `width` channels that stay, ascending.
 
         Raises:
-            OptionError: `width` is not within 1 and n.
+            OptionError: `width` is not within 0 and n.
         """
-        if not 1 <= width <= self.order_idx.size:
-            raise OptionError(f"expected a width of 1 to {self.order_idx.size} channels, found {width}")
+        if not 0 <= width <= self.order_idx.size:
+            raise OptionError(f"expected a width of 0 to {self.order_idx.size} channels, found {width}")
         return np.sort(self.order_idx[:width])
 
 

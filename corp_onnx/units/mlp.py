@@ -168,7 +168,7 @@ class MlpChoice(Choice):
 
     def solve(self, width: int, before: Change | None = None) -> UnitPlan:
         """The channels of a width and the second product that goes with them; at 0 the mean output."""
-        unit, kept_idx, condition = self.unit, np.sort(self.order.order_idx[:width]), 1.0
+        unit, kept_idx, condition = self.unit, self.order.kept_idx(width), 1.0
         solved, (weight, bias) = unit.drop(self.graph, kept_idx), unit.site.down.read_dense(self.graph)
         if self.method.compensate and width == 0:
             solved = replace(solved, bias=weight @ self.moments.mean + bias)

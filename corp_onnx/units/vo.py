@@ -169,7 +169,8 @@ class VoUnit(Unit):
         """The output projection on the dense model's head outputs."""
         known = AttentionChange(self.site) if change is None else change
         assert isinstance(known, AttentionChange)
-        return partial(project_heads, known, *known.last_product(graph))
+        weight, bias = known.last_product(graph)
+        return partial(project_heads, known, weight.astype(np.float32), bias.astype(np.float32))
 
 
 def project_heads(change: AttentionChange, weight: np.ndarray, bias: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -179,4 +180,4 @@ def project_heads(change: AttentionChange, weight: np.ndarray, bias: np.ndarray,
         if change.v_map is not None:
             heads = np.einsum("thd,hrd->thr", heads, change.v_map.astype(np.float32), optimize=True)
         x = (heads if change.heads_idx is None else heads[:, change.heads_idx]).reshape(len(x), -1)
-    return x @ weight.astype(np.float32).T + bias.astype(np.float32)
+    return x @ weight.T + bias

@@ -14,7 +14,6 @@ from interrupted import KINDS, N_IMAGES, StopError, keep, require_same_bytes, st
 from corp_onnx.calibrate.collect import collect_moments, tap_units
 from corp_onnx.calibrate.groups import cut_groups, filling_bytes, finished_bytes, pass_bytes
 from corp_onnx.errors import InputError
-from corp_onnx.memory import forget_pages
 from corp_onnx.moments import ChannelMoments
 from corp_onnx.run.sessions import start_session
 from corp_onnx.units import list_units
@@ -126,12 +125,3 @@ def test_passes_that_were_interrupted_end_with_the_same_bytes(stop: int, tmp_pat
     keep(tmp_path).remove()
     assert list(tmp_path.iterdir()) == []
     require_same_bytes(found, expected)  # what is mapped stays
-
-
-def test_pages_that_were_read_are_given_back_and_read_again(tmp_path: Path) -> None:
-    np.arange(2**20, dtype=np.float64).tofile(tmp_path / "a")
-    array = np.memmap(tmp_path / "a", np.float64, "r")[5:].reshape(-1, 1)
-    total = array.sum()
-    forget_pages(array)
-    assert array.sum() == total
-    forget_pages(np.arange(4))

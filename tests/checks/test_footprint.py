@@ -17,13 +17,17 @@ from corp_onnx import memory, shelf
 from corp_onnx.blocks import QkPair
 from corp_onnx.calibrate.data import open_calibration
 from corp_onnx.calibrate.groups import cut_groups, finished_bytes, largest_bytes, pass_bytes
+from corp_onnx.checks import diet as diets
 from corp_onnx.checks import footprint as room
-from corp_onnx.checks.footprint import Footprint, choose_diet, predict_footprint
+from corp_onnx.checks.diet import choose_diet
+from corp_onnx.checks.footprint import Footprint, predict_footprint
 from corp_onnx.checks.preflight import choose_units
 from corp_onnx.errors import OptionError, OutputError
 from corp_onnx.options import choose_settings
 from corp_onnx.prune import prune_model
 from corp_onnx.refit.stream import find_walk
+from corp_onnx.search.problem import Solution
+from corp_onnx.search.strategy import follow_method
 from corp_onnx.shelf import Shelf
 
 NAME = "timm_vit_ts17_unfused"
@@ -134,28 +138,28 @@ def made(fixed: float = 100, each: float = 10, shelved: float = 50) -> Footprint
 class TestDiet:
     @pytest.fixture(autouse=True)
     def _machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(room, "MARGIN", 1.0)
-        monkeypatch.setattr(room, "available_bytes", lambda: 1000)
-        monkeypatch.setattr(room, "resident_bytes", lambda: 20)
-        monkeypatch.setattr(room, "free_bytes", lambda _: 60)
+        monkeypatch.setattr(diets, "MARGIN", 1.0)
+        monkeypatch.setattr(diets, "available_bytes", lambda: 1000)
+        monkeypatch.setattr(diets, "resident_bytes", lambda: 20)
+        monkeypatch.setattr(diets, "free_bytes", lambda _: 60)
 
     def test_enough(self, tmp_path: Path) -> None:
         diet = choose_diet(made(), 8, None, tmp_path)
         assert (diet.batch_size, diet.shelf, diet.peak, diet.in_files) == (8, None, 230, 0)
 
     def test_files_first_then_fewer_images(self, tmp_path: Path) -> None:
-        assert choose_diet(made(), 8, 200, tmp_path) == room.Diet(8, 20, 200, 30)
-        assert choose_diet(made(), 8, 150, tmp_path) == room.Diet(4, 10, 150, 40)
+        assert choose_diet(made(), 8, 200, tmp_path) == diets.Diet(8, 20, 200, 30)
+        assert choose_diet(made(), 8, 150, tmp_path) == diets.Diet(4, 10, 150, 40)
 
     def test_little_memory_in_the_machine(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(room, "available_bytes", lambda: 130)
-        assert choose_diet(made(), 8, None, tmp_path) == room.Diet(4, 10, 150, 40)
-        monkeypatch.setattr(room, "available_bytes", lambda: 30)  # nothing was asked for: it is tried
+        monkeypatch.setattr(diets, "available_bytes", lambda: 130)
+        assert choose_diet(made(), 8, None, tmp_path) == diets.Diet(4, 10, 150, 40)
+        monkeypatch.setattr(diets, "available_bytes", lambda: 30)  # nothing was asked for: it is tried
         assert choose_diet(made(), 8, None, tmp_path).batch_size == 1
 
     def test_a_limit_is_kept_with_a_margin(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(room, "MARGIN", 1.25)
-        assert choose_diet(made(), 8, 250, tmp_path) == room.Diet(8, 20, 200, 30)
+        monkeypatch.setattr(diets, "MARGIN", 1.25)
+        assert choose_diet(made(), 8, 250, tmp_path) == diets.Diet(8, 20, 200, 30)
 
     def test_too_little_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(OptionError, match=r"--memory 1 MiB is too little: to refit this model takes about 2 MiB, "
@@ -166,7 +170,7 @@ class TestDiet:
         self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Every phase is smaller by what lies in the file; the passes take what is left."""
-        monkeypatch.setattr(room, "free_bytes", lambda _: 2**40)
+        monkeypatch.setattr(diets, "free_bytes", lambda _: 2**40)
         whole = predicted(photos, macs=0.5)
         whole = replace(whole, shelved=0.0, phases=whole.phases[:1], solutions={})
         apart, least = whole.in_passes(), max(pass_bytes([unit]) for unit in whole.units)
@@ -179,6 +183,21 @@ class TestDiet:
         assert f" in a file, the sums in {diet.n_passes} passes; " in diet.describe()
         enough = choose_diet(whole, 1, int(whole.without_shelf(1)), tmp_path)
         assert (enough.sums, enough.n_passes, enough.in_files) == (None, 1, 0)
+
+    def test_folds_have_moments_of_their_own(self, photos: Path) -> None:
+        """Of few images, which fit and choose: twice more, or in the file as well."""
+        graph, blocks = probed(NAME)
+        settings = choose_settings()
+        data, units = open_calibration(graph.model, photos, settings), choose_units(graph, blocks, settings.method)
+        assert data.is_crossed
+        alone = predict_footprint(graph, blocks, units, settings.method, replace(data, is_crossed=False))
+        crossed = predict_footprint(graph, blocks, units, settings.method, data)
+        for (name, fixed, _), (_, less, _) in zip(crossed.phases, alone.phases, strict=True):
+            more = 0 if name == "calibrate" else 2 * finished_bytes(units)
+            assert fixed - less == pytest.approx(more, abs=2**20)  # what the process holds already moves
+        for (_, fixed, _), (_, less, _) in zip(crossed.in_passes().phases, alone.in_passes().phases, strict=True):
+            assert fixed == pytest.approx(less, abs=2**20)
+        assert crossed.in_passes().aside - alone.in_passes().aside == 2 * finished_bytes(units)
 
     def test_later_phases_hold_two_moments_of_those_in_a_file(self, photos: Path) -> None:
         whole = predicted(photos, macs=0.5)
@@ -209,12 +228,38 @@ class TestRun:
         monkeypatch.setattr("corp_onnx.prune.Shelf", make)
         return made
 
+    @pytest.mark.parametrize("n_cores", [1, 2])
+    def test_solutions_lie_aside_where_there_is_a_limit(
+        self, n_cores: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whether splits are tried side by side or not, and those of the refit."""
+        monkeypatch.setattr("corp_onnx.case.choose_diet", lambda *_: diets.Diet(3, 0, 1, 1))
+        monkeypatch.setattr("corp_onnx.search.search.count_beside", lambda *_: n_cores)
+        monkeypatch.setattr(shelf, "LARGE_BYTES", 64)
+        seen: list[np.ndarray] = []
+        aside = Shelf.aside
+
+        def lay(one: Shelf, array: np.ndarray) -> np.ndarray:
+            seen.append(aside(one, array))
+            return seen[-1]
+
+        monkeypatch.setattr(Shelf, "aside", lay)
+        made: list[Solution] = []
+        monkeypatch.setattr("corp_onnx.prune.follow_method", lambda p: made.append(follow_method(p)) or made[-1])
+        prune_model(fixture_path(NAME), photos, tmp_path / "b.onnx", macs=0.4)
+        (solution,) = made
+        changes = [*solution.changes.values(), *(plan.solved for plan in solution.plans)]
+        arrays = [array for change in changes for array in change.arrays().values() if array.nbytes >= 64]
+        assert arrays
+        assert all(any(np.shares_memory(array, laid) for laid in seen) for array in arrays)
+        assert not any(array.flags.writeable for array in arrays)
+
     @pytest.mark.long
     def test_a_limit_changes_no_answer(
         self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shelves: list[Shelf]
     ) -> None:
         prune_model(fixture_path(NAME), photos, tmp_path / "a.onnx", macs=0.7)
-        monkeypatch.setattr("corp_onnx.case.choose_diet", lambda *_: room.Diet(3, 0, 1, 1))
+        monkeypatch.setattr("corp_onnx.case.choose_diet", lambda *_: diets.Diet(3, 0, 1, 1))
         monkeypatch.setattr(shelf, "LARGE_BYTES", 64)  # solutions of a small model lie aside as well
         prune_model(fixture_path(NAME), photos, tmp_path / "b.onnx", macs=0.7)
         assert [one.n_written > 0 for one in shelves] == [False, True]
@@ -227,11 +272,11 @@ class TestRun:
     @pytest.mark.long
     def test_passes_change_no_answer(self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         prune_model(fixture_path(NAME), photos, tmp_path / "a.onnx", macs=0.7)
-        diets: list[room.Diet] = []
-        diet = room.Diet(8, None, 1, 1, sums=1, n_passes=4)
-        monkeypatch.setattr("corp_onnx.case.choose_diet", lambda *_: (diets.append(diet), diet)[1])
+        chosen: list[diets.Diet] = []
+        diet = diets.Diet(8, None, 1, 1, sums=1, n_passes=4)
+        monkeypatch.setattr("corp_onnx.case.choose_diet", lambda *_: (chosen.append(diet), diet)[1])
         prune_model(fixture_path(NAME), photos, tmp_path / "b.onnx", macs=0.7)
-        assert diets
+        assert chosen
         a, b = weights_of(tmp_path / "a.onnx"), weights_of(tmp_path / "b.onnx")
         assert a.keys() == b.keys()
         for name in a:

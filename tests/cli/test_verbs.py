@@ -11,12 +11,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from samples import GUESS, OPERATOR, fixture_path, listing, paper, run_cli, write_photos
 
 import corp_onnx
 from corp_onnx.cli import main
-from corp_onnx.cli.verbs import SHORT_HELP, Verbs
+from corp_onnx.cli.main import cli
+from corp_onnx.cli.verbs import SHORT_HELP, VerbGroup, Verbs
 from corp_onnx.evaluate import evaluate_models
 from corp_onnx.images import open_images
 from corp_onnx.inspect import inspect_model
@@ -204,8 +206,18 @@ class TestLoading:
             assert command.get_short_help_str(200) == SHORT_HELP[name]
             assert SHORT_HELP[name].endswith(".")
         assert "none" not in verbs
+        assert cli.get_command(click.Context(cli), "none") is None
         with pytest.raises(KeyError):
             verbs["none"]
+
+    def test_a_verb_is_completed_without_loading_one(self) -> None:
+        group = VerbGroup("corp-onnx", commands=Verbs())
+        found = group.shell_complete(click.Context(group), "e")
+        assert [(item.value, item.help) for item in found] == [
+            (name, SHORT_HELP[name]) for name in ("engine", "evaluate", "export")
+        ]
+        assert [item.value for item in group.shell_complete(click.Context(group), "--he")] == ["--help"]
+        assert not vars(group.commands)["_loaded"]
 
     @pytest.mark.parametrize(
         ("words", "loaded"),

@@ -22,7 +22,8 @@ LOSSES = [0.5, 0.3, 0.9, 0.3]
 
 
 class Bench:
-    """Splits whose solutions hold an array each, and what was alive when one was measured."""
+    """Splits whose solutions hold an array each, and how many were alive before one was made, and when it was
+    measured."""
 
     def __init__(self) -> None:
         self.splits = [Split({}, None, float(i)) for i in range(len(LOSSES))]
@@ -31,6 +32,7 @@ class Bench:
         self.known: list[list[int]] = []
 
     def solve(self, split: Split, known: Plans) -> Solution:
+        self.count()
         place = self.splits.index(split)
         array = np.full(10, float(place))
         self.arrays.append(weakref.ref(array))
@@ -39,9 +41,12 @@ class Bench:
         plan = SimpleNamespace(unit=key, key=key.key, width=place, solved=array)
         return Solution({}, (cast(UnitPlan, plan),), float(place))
 
-    def measure(self, solution: Solution) -> float:
+    def count(self) -> None:
         gc.collect()
         self.alive.append(sum(ref() is not None for ref in self.arrays))
+
+    def measure(self, solution: Solution) -> float:
+        self.count()
         assert solution.kept_fraction is not None
         return LOSSES[int(solution.kept_fraction)]
 
@@ -51,7 +56,7 @@ def test_in_turn_there_are_two_at_a_time() -> None:
     bench = Bench()
     chosen = choose_in_turn(bench.splits, bench.solve, bench.measure)
     assert chosen.kept_fraction == 1
-    assert bench.alive == [1, 2, 2, 2]
+    assert bench.alive == [0, 1, 1, 2, 1, 2, 1, 2]
     assert bench.known == [[], [0], [1], [1]]
 
 
