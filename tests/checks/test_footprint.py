@@ -27,6 +27,7 @@ from corp_onnx.options import choose_settings
 from corp_onnx.prune import prune_model
 from corp_onnx.refit.stream import find_walk
 from corp_onnx.search.problem import Solution
+from corp_onnx.search.search import Search
 from corp_onnx.search.strategy import follow_method
 from corp_onnx.shelf import Shelf
 
@@ -235,6 +236,8 @@ class TestRun:
         """Whether splits are tried side by side or not, and those of the refit."""
         monkeypatch.setattr("corp_onnx.case.choose_diet", lambda *_: diets.Diet(3, 0, 1, 1))
         monkeypatch.setattr("corp_onnx.search.search.count_beside", lambda *_: n_cores)
+        list_splits = Search._list_splits
+        monkeypatch.setattr(Search, "_list_splits", lambda *args, **options: 2 * list_splits(*args, **options))
         monkeypatch.setattr(shelf, "LARGE_BYTES", 64)
         seen: list[np.ndarray] = []
         aside = Shelf.aside
