@@ -30,17 +30,9 @@ def cut_folds(problem: Problem) -> tuple[Problem, ...]:
         rest = images.select(np.sort(np.setdiff1d(order, fold)))
         findings = p.findings.part(f"fold {i} of seed {p.seed}")
         known = collect_statistics(
-            p.graph,
-            p.blocks,
-            p.units,
-            p.sites,
-            p.method,
-            rest,
-            findings,
-            batch_size=p.batch_size,
-            provider=p.provider,
-            room=p.room,
-        )
+            p.graph, p.blocks, p.units, p.sites, p.method, rest, findings, batch_size=p.batch_size,
+            provider=p.provider, room=p.room,
+        )  # fmt: skip
         found.append(
             replace(
                 p, moments=known.moments, importances=known.importances, metrics=known.metrics, calibration=rest,
