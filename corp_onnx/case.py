@@ -222,9 +222,10 @@ def pose_problem(
     n_folds = N_FOLDS if data.is_crossed else 0
     run.plan(
         plan_phases(
-            case.graph, case.blocks, case.units, case.sites, method, data.fitting.n_images, judging.n_images, n_folds
+            case.graph, case.blocks, case.units, case.sites, method, data.fitting.n_images, judging.n_images, n_folds,
+            case.diet.n_passes,
         )
-    )
+    )  # fmt: skip
     known = collect_statistics(
         case.graph, case.blocks, case.units, case.sites, method, data.fitting, case.findings,
         checkpoint=case.checkpoint, room=case.diet.sums, collect=collect, run=run, clock=clock, **running,

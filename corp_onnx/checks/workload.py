@@ -73,6 +73,7 @@ def plan_phases(
     n_images: int,
     n_held: int,
     n_folds: int = 0,
+    n_passes: int = 1,
 ) -> tuple[Phase, ...]:
     """The phases of a prune from calibration on.
 
@@ -80,6 +81,7 @@ def plan_phases(
         n_images: for the moments.
         n_held: held back.
         n_folds: that choose as well, on the images for the moments (search/folds.py).
+        n_passes: over these, each of which ends behind its part of the network (calibrate/groups.py).
     """
     price = Price(graph, blocks, units)
     rank = [Phase("rank", GRADIENTS * n_images)] if method.rank == "taylor" else []
@@ -89,7 +91,7 @@ def plan_phases(
     curves = price.cubes(TRACED) if method.rank == "obs" or method.searches_widths else 0.0  # an order takes no time
     return (
         *rank,
-        Phase("calibrate", TAPPED * n_images + price.squares(FINISHED)),
+        Phase("calibrate", TAPPED * n_images * (n_passes + 1) / 2 + price.squares(FINISHED)),
         *compare,
         *_repeat([Phase("trace", price.written / 2 + curves), *_plan_probes(units, sites, method, n_images, price)],
                  n_folds),

@@ -11,7 +11,7 @@ from graphs import probed
 from samples import OPERATOR, fixture_path, write_photos
 
 from corp_onnx.checks.preflight import choose_units
-from corp_onnx.checks.workload import Price, plan_phases
+from corp_onnx.checks.workload import FINISHED, Price, plan_phases
 from corp_onnx.graph.cost import Cost
 from corp_onnx.options import choose_settings
 from corp_onnx.progress import Moment, Run
@@ -71,6 +71,17 @@ def test_more_images_cost_more() -> None:
     assert 9 * few["calibrate"][1] < many["calibrate"][1] < 10 * few["calibrate"][1]  # moments are finished once
     assert many["probe units"] == few["probe units"]
     assert many["refit"][1] > few["refit"][1]
+
+
+def test_passes_end_behind_their_part_of_the_network() -> None:
+    """Three of them take the images twice as long as one, and finish each moment once."""
+    graph, blocks = probed(MERGING)
+    method = choose_settings(macs=0.6).method
+    units = choose_units(graph, blocks, method)
+    costs = [
+        next(p.cost for p in plan_phases(graph, blocks, units, MergeSites(), method, 64, 8, n_passes=n)) for n in (1, 3)
+    ]
+    assert costs[1] - costs[0] == pytest.approx(costs[0] - Price(graph, blocks, units).squares(FINISHED))
 
 
 def test_what_an_image_costs_has_no_say_in_what_a_rewrite_does() -> None:
