@@ -162,7 +162,7 @@ def predict_footprint(
         phases.append(("probe", base + sums + solutions["probe"] + n_beside * rewritten * weights, exposed))
     if stops:
         solutions["refit"], walking = best + solved, opened * weights + _fold_bytes(units)
-        phases.append(("refit", base + sums + best + solved + max(walking, rewritten * weights), exposed))
+        phases.append(("refit", base + sums + solutions["refit"] + max(walking, rewritten * weights), exposed))
     one, both = (REWRITTEN, REWRITTEN) if inside else (ONE_OUTSIDE, BOTH_OUTSIDE)
     is_small = graph.n_stored < SMALL_MODEL
     several = (min(choose_size(), CHECKS) - 1) * rewritten + opened  # the finished model stays open for all of them

@@ -121,11 +121,14 @@ class Price:
 
     def cubes(self, each: float) -> float:
         """Of what solving takes, so many times the cube of every unit's channels."""
-        return self.of(each * sum(unit.width**3 for unit in self.units if unit.n_heads is None))
+        return self._sum_widths(each, 3)
 
     def squares(self, each: float) -> float:
         """The same of the square."""
-        return self.of(each * sum(unit.width**2 for unit in self.units if unit.n_heads is None))
+        return self._sum_widths(each, 2)
+
+    def _sum_widths(self, each: float, power: int) -> float:
+        return self.of(each * sum(unit.width**power for unit in self.units if unit.n_heads is None))
 
 
 def _plan_probes(units: Sequence[Unit], sites: MergeSites, method: Method, n_images: int, price: Price) -> list[Phase]:

@@ -168,14 +168,14 @@ class MlpChoice(Choice):
 
     def solve(self, width: int, before: Change | None = None) -> UnitPlan:
         """The channels of a width and the second product that goes with them; at 0 the mean output."""
-        unit, kept_idx, condition = self.unit, self.order.kept_idx(width), 1.0
-        solved, (weight, bias) = unit.drop(self.graph, kept_idx), unit.site.down.read_dense(self.graph)
+        unit, kept_idx, solved, condition = self.unit, self.order.kept_idx(width), None, 1.0
+        drop, (weight, bias) = partial(unit.drop, self.graph, kept_idx), unit.site.down.read_dense(self.graph)
         if self.method.compensate and width == 0:
-            solved = replace(solved, bias=weight @ self.moments.mean + bias)
+            solved = replace(drop(), bias=weight @ self.moments.mean + bias)
         elif self.method.compensate:
             found = compensate_mlp(weight, bias, self.moments, kept_idx, self.method.ridge)
-            solved, condition = replace(solved, weight=found.weight, bias=found.bias), found.condition_number
-        return UnitPlan(unit, width, condition, solved, partial(unit.drop, self.graph, kept_idx))
+            solved, condition = MlpChange(unit.site, kept_idx, found.weight, found.bias), found.condition_number
+        return UnitPlan(unit, width, condition, solved or drop(), drop)
 
 
 @dataclass(frozen=True, eq=False)
