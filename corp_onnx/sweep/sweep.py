@@ -227,16 +227,16 @@ def _measure_point(at: _Sweeping, point: SweepPoint, result: PruneResult, file: 
     """What a file costs and keeps."""
     kept = result.held_out.promise
     metric = Metric(kept.metric, kept.value, kept.low, kept.high)
-    held_out = _pick(result.held_out.find)
+    held_out, n_bytes = _pick(result.held_out.find), result.pruned.n_bytes
     if point.precision != "fp32":
-        convert_model(result.pruned.path, file, int8="dynamic", force=True)
+        n_bytes = convert_model(result.pruned.path, file, int8="dynamic", force=True).converted.n_bytes
         held_out = _pick(_evaluate(at, file, split_calibration(at.source, at.settings).reporting).find)
         metric = next((m for m in held_out if m.name == metric.name), None)
     return replace(
         point,
         kept_macs=result.kept_macs,
         kept_parameters=result.kept_parameters,
-        kept_bytes=file.stat().st_size / result.dense.n_bytes,
+        kept_bytes=n_bytes / result.dense.n_bytes,
         kept=metric,
         held_out=held_out,
         scores=_score(at, file),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import OPERATOR, SEPARATE, fixture_path, listing, weights_of, write_photos
+from samples import EXTERNAL, OPERATOR, SEPARATE, fixture_path, listing, weights_of, write_photos
 
 import corp_onnx.sweep.sweep as sweeping
 from corp_onnx.errors import OptionError, OutputError
@@ -165,6 +165,14 @@ class TestFiles:
         assert found.points[1].kept_bytes is not None
         assert found.points[2].kept_bytes < found.points[1].kept_bytes
         assert all(p.speedup is not None and p.speedup.value > 0 for p in found.points[1:])
+
+    def test_bytes_are_of_all_files_of_a_model(self, photos: Path, tmp_path: Path) -> None:
+        source = fixture_path(EXTERNAL)
+        found = sweep_model(source, photos, tmp_path / "s", budgets=(0.9,), presets=("paper",), keep=True)
+        path = Path(found.points[1].file)
+        after, before = (sum(f.stat().st_size for f in p.parent.glob(f"{p.name}*")) for p in (path, source))
+        assert path.with_name(f"{path.name}.data").is_file()
+        assert found.points[1].kept_bytes == after / before
 
 
 class TestPlan:
