@@ -23,12 +23,7 @@ from corp_onnx.graph.external import list_locations
 from corp_onnx.memory import ARENA, AT_START, MARGIN, list_batches, release_memory, resident_bytes, write_size
 from corp_onnx.run.probe import PROBE_IMAGES, probe_graph
 
-WHOLE = "convert with all weights in memory"
-"""As a verb, a conversion that is not `lean`."""
-
-TIMES = {
-    "inspect": (4.0, 1.6), "evaluate": (3.0, 1.2), "bench": (3.0, 1.2), "convert": (6.0, 1.6), WHOLE: (6.0, 4.0),
-}  # fmt: skip
+TIMES = {"inspect": (4.0, 1.6), "evaluate": (3.0, 1.2), "bench": (3.0, 1.2), "convert": (6.0, 1.6)}
 """Of a verb, what it takes of a model's weights: where they lie in the file, and outside of it."""
 
 ALIVE = 3.0

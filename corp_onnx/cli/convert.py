@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from corp_onnx.checks.room import WHOLE, fit_batch
+from corp_onnx.checks.room import fit_batch
 from corp_onnx.cli.console import preprocessing_options, show_progress, warn
 from corp_onnx.cli.options import memory_option
 from corp_onnx.cli.pages import check_page, html_option, read_command, write_result_page
@@ -96,9 +96,8 @@ def convert(  # one parameter an option
         keep_float=keep_float, limit=limit, batch_size=batch_size, seed=seed,
         **asdict(preprocessing),
     )  # fmt: skip
-    verb = "convert" if settings.is_lean else WHOLE
     exposes = settings.target == "int8-static"
-    settings = replace(settings, batch_size=fit_batch(verb, [model], settings.batch_size, memory, exposes=exposes))
+    settings = replace(settings, batch_size=fit_batch("convert", [model], settings.batch_size, memory, exposes=exposes))
     check_page(html, force=force)
     with show_progress() as run:
         result = convert_model(model, output, settings=settings, calib=calib, images=images, force=force, progress=run)

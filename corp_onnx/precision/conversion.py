@@ -53,11 +53,6 @@ class ConvertSettings:
     seed: int = 0
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
-    @property
-    def is_lean(self) -> bool:
-        """Whether weights that lie outside of the model pass from file to file, one at a time."""
-        return self.target == "fp16" or (self.rest == "float32" and not self.keep_float)
-
     def __post_init__(self) -> None:
         if self.target not in SUFFIXES:
             raise OptionError(f"target must be {', '.join(SUFFIXES)}; found {self.target}.")

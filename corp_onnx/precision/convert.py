@@ -247,14 +247,14 @@ def _convert(graph: Graph, data: _Data, settings: ConvertSettings, work: Path, r
             "can be, give a smaller number."
         )
     static = _calibrate(graph, usable, data, settings, run) if settings.target == "int8-static" else None
-    quantiser = static or DynamicQuantiser(graph, usable, work, lean=settings.is_lean)
+    quantiser = static or DynamicQuantiser(graph, usable, work)
     losses = _measure(graph, quantiser, usable, data, settings, run)
     worst = sorted(losses, key=lambda position: -losses[position])[: settings.keep_float]
     chosen = [p.node.position for p in usable if p.node.position not in worst]
     kept = tuple(_describe_kept(p, losses) for p in products if p.reason or p.node.position in worst)
     with run.enter("convert"):
         if static is not None and settings.rest == "float16":
-            half = static.quantise_half(chosen, keep_io=settings.io == "float32")
+            half = static.quantise_half(chosen, keep_io=settings.io == "float32", folder=work)
             return _Converted(half.proto, products, kept, half)
         return _Converted(quantiser.quantise(chosen), products, kept)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from corp_onnx.graph.operators import NORMALISATIONS, SOFTMAXES, SUMS_OF_SQUARES
 from corp_onnx.graph.order import drop_unread, replace_nodes, sort_nodes
 from corp_onnx.graph.proto import names_in_use
 from corp_onnx.graph.write import writing
-from corp_onnx.precision.aside import put_back, set_aside
+from corp_onnx.precision.aside import Aside, put_back, set_aside
 from corp_onnx.precision.editable import copy_named, fresh_name
 from corp_onnx.precision.gemm import part_half_gemms
 from corp_onnx.run.runtime import first_sentence, import_runtime
@@ -58,6 +58,7 @@ class HalfModel:
         n_clipped: stored finite numbers beyond ±65504 that are ±65504 now; masks are made of such.
         n_subnormal: stored numbers below 6.1e-5 that keep fewer than 11 bits, zeros not counted.
         n_stored: stored numbers that are float16 now.
+        later: float32 weights that lie outside, of which the model has none of the numbers yet.
     """
 
     proto: onnx.ModelProto
@@ -65,11 +66,13 @@ class HalfModel:
     n_clipped: int
     n_subnormal: int
     n_stored: int
+    later: Aside = field(default_factory=dict)
 
 
 def convert_to_fp16(
-    graph: Graph, *, keep_io: bool = True, wide: Collection[int] = (), folder: Path | None = None
-) -> HalfModel:
+    graph: Graph, *, keep_io: bool = True, wide: Collection[int] = (), folder: Path | None = None,
+    later: Collection[str] = (),
+) -> HalfModel:  # fmt: skip
     """The model in float16.
 
     Args:
@@ -77,6 +80,7 @@ def convert_to_fp16(
         keep_io: leave inputs and outputs in float32, with a Cast behind and before them.
         wide: positions of nodes that stay in float32 as well; not counted among the kept.
         folder: for the halves of weights that lie outside; None brings all into the model.
+        later: weights which, where they lie outside and stay float32, are brought in by the caller (`aside.restore`).
 
     Raises:
         MissingExtraError: no onnxruntime.
@@ -97,6 +101,7 @@ def convert_to_fp16(
     counts = _count(_halved(graph, proto, positions), source)
     drop_unread(proto)
     aside = {} if folder is None else set_aside(proto)
+    waiting = {name: aside[name] for name in later if name in aside}
     load_tensors(proto, source)
     try:
         half = float16.convert_float_to_float16(
@@ -109,11 +114,13 @@ def convert_to_fp16(
         ) from error
     if folder is not None:
         with writing(folder / HALVES):
-            put_back(half, aside, source, folder / HALVES, lambda tensor: _halve(aside.get(tensor.name), source))
+            put_back(
+                half, aside, source, folder / HALVES, lambda tensor: _halve(aside.get(tensor.name), source), waiting
+            )
     replace_nodes(half, sort_nodes(list(_merge_casts(half.graph.node))))
     part_half_gemms(half, folder or source)
     refresh_value_info(half)
-    return HalfModel(half, dict(Counter(node.op for node in kept)), *counts)
+    return HalfModel(half, dict(Counter(node.op for node in kept)), *counts, waiting)
 
 
 def _halve(weight: onnx.TensorProto | None, folder: Path) -> np.ndarray | None:

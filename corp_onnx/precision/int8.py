@@ -53,16 +53,15 @@ class DynamicQuantiser:
     Args:
         graph: the model.
         products: those that may become integers.
-        folder: for the files in between.
-        lean: leave weights that lie outside in their file meanwhile; what is made may have some in the folder then.
+        folder: for the files in between. Weights of products that lie outside stay there meanwhile.
     """
 
-    def __init__(self, graph: Graph, products: Sequence[Product], folder: Path, *, lean: bool = False) -> None:
+    def __init__(self, graph: Graph, products: Sequence[Product], folder: Path) -> None:
         import_runtime()
         self._folder, self._source_folder = folder, graph.model.folder
         proto = copy_named(graph)
-        self._rows = _list_stand_ins(graph, products) if lean else {}
-        self._aside = set_aside(proto, self._rows) if lean else {}
+        self._rows = _list_stand_ins(graph, products)
+        self._aside = set_aside(proto, self._rows)
         load_tensors(proto, graph.model.folder)
         store_constants(graph, proto, [(p.node.position, 1) for p in products])
         self._names = {p.node.position: proto.graph.node[p.node.position].name for p in products}
@@ -75,8 +74,11 @@ class DynamicQuantiser:
         write_model(proto, self._source, graph.model.folder)
         self._place = visible_folder(self._source)
 
-    def quantise(self, positions: Iterable[int]) -> onnx.ModelProto:
+    def quantise(self, positions: Iterable[int], *, stays: bool = False) -> onnx.ModelProto:
         """The model with the products at these node positions as integers, its weights inside or in `INTEGERS`.
+
+        Args:
+            stays: whether float weights that lie outside stay where they are, and all others come inside.
 
         Raises:
             OutputError: the disk is full.
@@ -89,7 +91,7 @@ class DynamicQuantiser:
         with _quiet(), temporary_files_in(self._folder):
             try:
                 self._run(names, path)
-                proto = self._read(path)
+                proto = self._read(path, None if stays else self._source_folder)
             except InputError:  # a weight is no longer there, or its integers can not be written
                 raise
             except Exception as error:  # the quantiser raises whatever it meets
@@ -103,17 +105,17 @@ class DynamicQuantiser:
         refresh_value_info(proto)
         return proto
 
-    def _read(self, path: Path) -> onnx.ModelProto:
-        """What the quantiser wrote, which goes, with what was set aside."""
+    def _read(self, path: Path, source_folder: Path | None) -> onnx.ModelProto:
+        """What the quantiser wrote, which goes, with what was set aside; arguments as of `put_back`."""
         proto = onnx.load(str(path))
         for made in self._folder.glob(f"{path.name}*"):
             made.unlink()
         if self._aside:
             with writing(self._folder / INTEGERS):
-                self._put_back(proto)
+                self._put_back(proto, source_folder)
         return proto
 
-    def _put_back(self, proto: onnx.ModelProto) -> None:
+    def _put_back(self, proto: onnx.ModelProto, source_folder: Path | None) -> None:
         """The integers of what was set aside, and their scales."""
         scales: dict[str, np.ndarray] = {}
 
@@ -127,7 +129,7 @@ class DynamicQuantiser:
             integers, scales[f"{name}{SCALE}"] = _quantise_columns(weight)
             return integers
 
-        put_back(proto, self._aside, self._source_folder, self._folder / INTEGERS, convert)
+        put_back(proto, self._aside, source_folder, self._folder / INTEGERS, convert)
         for tensor in proto.graph.initializer:
             if tensor.name in scales:
                 tensor.CopyFrom(numpy_helper.from_array(scales[tensor.name], tensor.name))

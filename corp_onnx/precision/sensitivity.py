@@ -19,8 +19,12 @@ from corp_onnx.search.evaluator import Evaluator
 class Quantiser(Protocol):
     """What makes integers of the products at some node positions."""
 
-    def quantise(self, positions: Iterable[int]) -> onnx.ModelProto:
-        """The model with these products as integers."""
+    def quantise(self, positions: Iterable[int], *, stays: bool = False) -> onnx.ModelProto:
+        """The model with these products as integers.
+
+        Args:
+            stays: whether float weights that lie outside stay where they are, beside the model.
+        """
         ...
 
 
@@ -34,7 +38,7 @@ def measure_products(
     losses: dict[int, float] = {}
     for product in products:
         position = product.node.position
-        losses[position] = evaluator.evaluate(quantiser.quantise([position])).loss
+        losses[position] = evaluator.evaluate(quantiser.quantise([position], stays=True)).loss
         if progress is not None:
             progress(1)
     return losses
