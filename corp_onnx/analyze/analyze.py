@@ -8,15 +8,17 @@ does to the answers when it alone is cut. Nothing is pruned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, get_args
 
 import numpy as np
 
 from corp_onnx.analyze.studies import run_study
-from corp_onnx.analyze.subject import Subject, open_subject, plan_cut
+from corp_onnx.analyze.subject import Subject, calibrate_subject, open_whole, plan_cut
 from corp_onnx.analyze.values import Analysis, Study, StudyName, UnitAnalysis
 from corp_onnx.calibrate.collect import tap_units
 from corp_onnx.calibrate.data import name_source, warn_of_moments
@@ -35,7 +37,7 @@ from corp_onnx.results import StageClock, describe_environment, to_json
 from corp_onnx.run.pace import choose_pace
 from corp_onnx.run.tapped import stream_together
 from corp_onnx.search.probes import PROBE_IMAGES, draw_probes, probe_choices, reference_width
-from corp_onnx.settings import METHODS
+from corp_onnx.settings import METHODS, PruneSettings
 from corp_onnx.solve.spectrum import count_directions, effective_rank
 from corp_onnx.staging import check_destinations, staged_files, write_text
 from corp_onnx.threads import Crew, few_blas_threads
@@ -84,8 +86,8 @@ def analyze_model(
         n_seeds: draws in a study of seeds.
         shift_to: other images, for a study of shift; None blurs, disturbs and pales the model's own.
         command: what was typed, which the result repeats.
-        options: `n_images`, `batch_size`, `seed`, `provider`, `task`, `outputs`, `calibration`, `cache`, and every
-            field of `Preprocessing`, as of `prune_model`.
+        options: `n_images`, `batch_size`, `seed`, `provider`, `task`, `outputs`, `calibration`, `cache`, `memory`, and
+            every field of `Preprocessing`, as of `prune_model`.
 
     Raises:
         InputError: the model, the images or an option can not be used.
@@ -101,26 +103,45 @@ def analyze_model(
         protect_source(loaded, destinations)
         check_destinations(destinations, force=force)
 
-    subject = open_subject(model, calib, settings, run, clock, guard)
-    run.plan(_plan_phases(subject, studies, n_seeds))
-    cut = plan_cut(subject, preset, fraction) if studies else None
-    with clock.stage("spectra"):
-        units, n_probed = _analyze_units(subject)
-    done: list[Study] = []
-    for name in studies if cut is not None else ():
-        with clock.stage(f"study {name}"), run.enter(f"study {name}"):
-            assert cut is not None
-            done.append(run_study(name, cut, n_seeds, shift_to))
+    folder = Path(gettempdir()) if output is None else output.parent
+    case = open_whole(model, calib, settings, folder, run, clock, guard)
+    with staged_files(destinations, force=force) if destinations else nullcontext(()) as paths:
+        subject = calibrate_subject(case, run, clock)
+        run.plan(_plan_phases(subject, studies, n_seeds))
+        cut = plan_cut(subject, preset, fraction) if studies else None
+        with clock.stage("spectra"):
+            units, n_probed = _analyze_units(subject)
+        done: list[Study] = []
+        for name in studies if cut is not None else ():
+            with clock.stage(f"study {name}"), run.enter(f"study {name}"):
+                assert cut is not None
+                done.append(run_study(name, cut, n_seeds, shift_to))
+        chosen = {"calib": name_source(case.source), "preset": preset, "fraction": fraction, "n_seeds": n_seeds}
+        chosen |= {"shift_to": None if shift_to is None else name_source(shift_to)}
+        result = _gather(subject, units, n_probed, done, chosen | _list_settings(settings), clock, command)
+        for path, destination in zip(paths, destinations.values(), strict=True):
+            write_text(to_json(result) + "\n", path, destination)
+    return result
+
+
+def _list_settings(settings: PruneSettings) -> dict[str, Any]:
+    """Those of a run that an analysis has as well."""
+    others = ("method", "at_batch", "at_threads", "times")
+    return {name: value for name, value in asdict(settings).items() if name not in others}
+
+
+def _gather(
+    subject: Subject, units: tuple[UnitAnalysis, ...], n_probed: int, studies: Sequence[Study],
+    settings: Mapping[str, Any], clock: StageClock, command: str,
+) -> Analysis:  # fmt: skip
+    """What leaves."""
     case, fitting = subject.case, subject.data.fitting
-    chosen = {"calib": name_source(case.source), "preset": preset, "fraction": fraction, "n_seeds": n_seeds}
-    chosen |= {"shift_to": None if shift_to is None else name_source(shift_to)}
-    running = {k: v for k, v in asdict(settings).items() if k not in ("method", "at_batch", "at_threads", "times")}
-    result = Analysis(
+    return Analysis(
         model=describe_model(subject.graph),
         units=units,
         skipped=describe_skips(case.blocks, OWN_KINDS),
-        studies=tuple(done),
-        settings=chosen | running,
+        studies=tuple(studies),
+        settings=dict(settings),
         data_hash=fitting.data_hash(),
         n_images=fitting.n_images,
         n_probed=n_probed,
@@ -128,13 +149,9 @@ def analyze_model(
         notes=case.outputs.describe(),
         warnings=(*case.warnings, *warn_of_moments(subject.units, subject.whole.moments, fitting)),
         stages=tuple(clock.stages),
-        environment=describe_environment(settings.provider),
+        environment=describe_environment(case.settings.provider),
         command=command,
     )
-    if output is not None:
-        with staged_files(destinations, force=force) as (path,):
-            write_text(to_json(result) + "\n", path, output)
-    return result
 
 
 def _require_studies(studies: Sequence[str], preset: str, n_seeds: int, shift_to: ImageSource | None) -> None:

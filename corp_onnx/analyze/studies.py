@@ -24,7 +24,7 @@ from corp_onnx.checks.unit_errors import UnitErrors
 from corp_onnx.images import Images, ImageSource, split_holdout
 from corp_onnx.images.open import find_sound
 from corp_onnx.metrics.judgement import Judgement
-from corp_onnx.moments import Moments, merge_moments
+from corp_onnx.moments import Moments
 from corp_onnx.units import UnitKey
 
 FEWEST = 32
@@ -63,7 +63,8 @@ def study_depth(cut: Cut) -> Study:
         pruned = cut.pose(moments).finish(solution.changes).write(s.graph, Path(folder) / "cut.onnx")
         held = measure_model(
             s.graph, s.case.blocks, pruned[-1], s.data.reporting, s.case.outputs, errors,
-            batch_size=s.settings.batch_size, provider=s.settings.provider, progress=count,
+            batch_size=s.settings.batch_size, provider=s.settings.provider, shelf=None if s.has_room else s.shelf,
+            progress=count,
         )  # fmt: skip
     found = errors.result()
     streams = [block.idx for block in s.case.blocks.blocks if block.stream is not None]
@@ -87,7 +88,7 @@ def study_images(cut: Cut) -> Study:
     moments: Moments | None = None
     for start, end in _list_pieces(len(order)):
         piece = s.collect(fitting.select(np.sort(order[start:end])), cut.units)
-        moments = piece if moments is None else join_moments(moments, piece)
+        moments = piece if moments is None else s.join(moments, piece)
         rows.append(_describe(f"{end} images", HELD_BACK, end, s.settings.seed, evaluator.evaluate(cut.make(moments))))
     return Study("images", tuple(rows), n_judged=evaluator.n_images, kept_name=cut.kept_name)
 
@@ -123,13 +124,11 @@ def study_shift(cut: Cut, shift_to: ImageSource | None) -> Study:
         name: (shift_images(own, name, seed), shift_images(judging, name, seed + 1)) for name in SHIFTS
     }  # fmt: skip
     judges = {AS_IS: s.judge_on(judging)} | {name: s.judge_on(judged) for name, (_, judged) in others.items()}
-    fits = {AS_IS: (s.whole.moments, own.n_images)}
-    fits |= {name: (s.collect(fitted, cut.units), fitted.n_images) for name, (fitted, _) in others.items()}
     rows: list[StudyRow] = []
-    for fitted, (found, n) in fits.items():
-        made = cut.make(found)
-        for judged in judges if fitted == AS_IS else (AS_IS, fitted):
-            rows.append(_describe(fitted, judged, n, seed, judges[judged].evaluate(made)))
+    for name, fitted in {AS_IS: own, **{name: fitted for name, (fitted, _) in others.items()}}.items():
+        made = cut.make(s.whole.moments if name == AS_IS else s.collect(fitted, cut.units))
+        for judged in judges if name == AS_IS else (AS_IS, name):
+            rows.append(_describe(name, judged, fitted.n_images, seed, judges[judged].evaluate(made)))
     return Study("shift", tuple(rows), n_judged=judging.n_images, kept_name=cut.kept_name)
 
 
@@ -140,11 +139,6 @@ def _open_others(subject: Subject, source: ImageSource) -> dict[str, tuple[Image
         subject.graph.model, source, s.preprocessing, limit=s.n_images, seed=s.seed, minimum=2
     )  # fmt: skip
     return {"--shift-to": split_holdout(images, JUDGING_SHARE, s.seed)}
-
-
-def join_moments(a: Moments, b: Moments) -> Moments:
-    """Those of two sets of images together."""
-    return Moments(tuple((key, merge_moments(unit, b[key])) for key, unit in a.entries))  # type: ignore[type-var]
 
 
 def _describe(fitted: str, judged: str, n: int, seed: int, judgement: Judgement) -> StudyRow:

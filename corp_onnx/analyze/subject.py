@@ -10,13 +10,15 @@ import onnx
 
 from corp_onnx.calibrate.collect import collect_moments
 from corp_onnx.calibrate.data import Calibration
+from corp_onnx.calibrate.groups import pass_bytes
 from corp_onnx.case import Case, keep_findings, open_case, pose_problem
 from corp_onnx.checks.preflight import choose_units
 from corp_onnx.findings import Findings
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images, ImageSource
+from corp_onnx.memory import forget_pages
 from corp_onnx.metrics.judgement import Judgement
-from corp_onnx.moments import Moments
+from corp_onnx.moments import AnyMoments, Moments, merge_moments, pack_moments, unpack_moments
 from corp_onnx.progress import Run
 from corp_onnx.results import StageClock
 from corp_onnx.search.evaluator import Evaluator, prepare_evaluator
@@ -37,10 +39,13 @@ class Subject:
     Attributes:
         case: the model, every unit with channels of its own, and the images.
         whole: the problem of all units, with the moments of all calibration images.
+        shelf: where everything of studies lies that comes in the size of the model: in files, so that to prune it
+            again takes no more memory than once.
     """
 
     case: Case
     whole: Problem
+    shelf: Shelf
 
     @property
     def graph(self) -> Graph:
@@ -67,19 +72,35 @@ class Subject:
         """Where it tells how far it is."""
         return self.whole.run
 
+    @property
+    def has_room(self) -> bool:
+        """Whether both models may be open at once."""
+        return self.case.diet.shelf is None
+
     def collect(self, images: Images, units: Sequence[Unit]) -> Moments:
-        """The moments of units over other images."""
+        """The moments of units over other images, in a file."""
+        room = self.case.diet.sums or pass_bytes(units)
         with self.run.enter("calibrate", images.n_images) as count:
             return collect_moments(
                 self.graph, units, images, batch_size=self.settings.batch_size, provider=self.settings.provider,
-                progress=count,
+                progress=count, room=room,
             )  # fmt: skip
+
+    def join(self, a: Moments, b: Moments) -> Moments:
+        """Those of two sets of images together, in a file."""
+        return Moments(tuple((key, self._join_unit(of_unit, b[key])) for key, of_unit in a.entries))
+
+    def _join_unit(self, a: AnyMoments, b: AnyMoments) -> AnyMoments:
+        both = pack_moments(merge_moments(a, b))  # type: ignore[type-var]
+        for array in (*pack_moments(a).values(), *pack_moments(b).values()):
+            forget_pages(array)
+        return unpack_moments({name: self.shelf.aside(array) for name, array in both.items()})
 
     def judge_on(self, images: Images) -> Evaluator:
         """Images that judge, with the dense model's answers."""
         return prepare_evaluator(
             self.graph.model, images, self.case.outputs.judged_tasks, batch_size=self.settings.batch_size,
-            provider=self.settings.provider,
+            provider=self.settings.provider, shelf=self.shelf,
         )  # fmt: skip
 
 
@@ -93,7 +114,10 @@ class Cut:
 
     def pose(self, moments: Moments) -> Problem:
         """What is solved with the moments of some images; nothing that was found on others is of use to it."""
-        return replace(self.subject.whole, units=self.units, method=self.method, moments=moments, findings=Findings())
+        s = self.subject
+        return replace(
+            s.whole, units=self.units, method=self.method, moments=moments, findings=Findings(), shelf=s.shelf
+        )
 
     def solve(self, moments: Moments) -> Solution:
         """The cut with the moments of some images."""
@@ -112,16 +136,19 @@ class Cut:
         return " and ".join(dict.fromkeys(tally.kept_name for tally in judged))
 
 
-def open_subject(
-    model: Path, calib: ImageSource | None, settings: PruneSettings, run: Run, clock: StageClock,
+def open_whole(
+    model: Path, calib: ImageSource | None, settings: PruneSettings, folder: Path, run: Run, clock: StageClock,
     guard: Callable[[Model], None] | None = None,
-) -> Subject:  # fmt: skip
-    """Load, part the images and calibrate; raises what `open_case` does."""
-    settings = replace(settings, method=WHOLE)
-    case = open_case(model, calib, settings, Path(), run, clock, guard)
-    problem = pose_problem(case, Shelf(), run, clock)
+) -> Case:  # fmt: skip
+    """As `open_case`, of every unit by itself."""
+    return open_case(model, calib, replace(settings, method=WHOLE), folder, run, clock, guard)
+
+
+def calibrate_subject(case: Case, run: Run, clock: StageClock) -> Subject:
+    """The moments of all calibration images; intermediate results lie in the folder for temporary files."""
+    problem = pose_problem(case, Shelf(case.diet.shelf), run, clock)
     keep_findings(case)
-    return Subject(case, problem)
+    return Subject(case, problem, Shelf(0))
 
 
 def plan_cut(subject: Subject, preset: str, fraction: float) -> Cut:

@@ -87,8 +87,8 @@ class PruneSettings:
         "machine as well, else measured and written.  [default: measured, not kept]", metavar="FILE",
     )  # fmt: skip
     calibration: str | None = option(
-        None, "What `corp-onnx calibrate` kept: nothing that is in it is done again, and it says where the images are.",
-        metavar="FILE",
+        None, "What `corp-onnx calibrate` kept: nothing that is in it is done again, and it says where the images "
+        "are.  [default: none]", metavar="FILE",
     )  # fmt: skip
     cache: str | None = option(
         None, "Keep such files here by themselves, and find them again for the same model and images.  [default: off]",

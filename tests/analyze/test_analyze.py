@@ -12,11 +12,13 @@ from samples import OPERATOR, fixture_path, listing, write_photos
 
 from corp_onnx.analyze import Analysis, analyze_model
 from corp_onnx.analyze.analyze import SPARSE
-from corp_onnx.analyze.studies import join_moments
-from corp_onnx.analyze.subject import Subject, open_subject, plan_cut
+from corp_onnx.analyze.subject import Subject, calibrate_subject, open_whole, plan_cut
 from corp_onnx.calibrate.collect import tap_units
 from corp_onnx.calibration import calibrate_model
+from corp_onnx.checks import measure
+from corp_onnx.checks.diet import Diet
 from corp_onnx.errors import OptionError, OutputError
+from corp_onnx.moments import pack_moments
 from corp_onnx.options import choose_settings
 from corp_onnx.progress import Run
 from corp_onnx.results import StageClock
@@ -39,7 +41,8 @@ def result(photos: Path) -> Analysis:
 
 @pytest.fixture(scope="module")
 def subject(photos: Path) -> Subject:
-    return open_subject(MODEL, photos, choose_settings(macs=0.5), Run(), StageClock())
+    run, clock = Run(), StageClock()
+    return calibrate_subject(open_whole(MODEL, photos, choose_settings(macs=0.5), Path(), run, clock), run, clock)
 
 
 class TestUnits:
@@ -98,7 +101,7 @@ class TestStudies:
     def test_merged_moments_are_those_of_both(self, subject: Subject) -> None:
         fitting = subject.data.fitting
         parts = [subject.collect(fitting.select(np.arange(a, b)), subject.units) for a, b in ((0, 10), (10, 32))]
-        joined, whole = join_moments(*parts), subject.whole.moments
+        joined, whole = subject.join(*parts), subject.whole.moments
         cut = plan_cut(subject, "paper", 0.5)
         for one, other in zip(cut.solve(joined).plans, cut.solve(whole).plans, strict=True):
             assert one.condition_number == pytest.approx(other.condition_number, rel=1e-3)
@@ -129,6 +132,64 @@ class TestStudies:
     def test_best_loses_less_than_paper(self, photos: Path, result: Analysis) -> None:
         best = analyze_model(MODEL, photos, studies=["images"], preset="best")
         assert best.studies[0].rows[-1].loss < result.studies[1].rows[-1].loss
+
+
+@pytest.fixture
+def tight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for the sums of one unit and one open model."""
+    lean = Diet(4, 0, 1, 0, sums=1, n_passes=6)
+    monkeypatch.setattr("corp_onnx.case.choose_diet", lambda *_: lean)
+
+
+class TestMemory:
+    @pytest.mark.usefixtures("tight")
+    def test_a_limit_changes_no_answer(self, photos: Path, result: Analysis, tmp_path: Path) -> None:
+        """But for how float32 rounds where other tensors are exposed."""
+        found = analyze_model(MODEL, photos, tmp_path / "a.json", studies=["depth", "images"])
+        for mine, others in zip(found.studies, result.studies, strict=False):
+            losses = [[row.loss for row in study.rows] for study in (mine, others)]
+            assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+            errors = [[error for row in study.depth for error in row.errors] for study in (mine, others)]
+            assert errors[0] == pytest.approx(errors[1], rel=1e-3)
+        assert [unit.k95 for unit in found.units] == [unit.k95 for unit in result.units]
+
+    @pytest.mark.parametrize("short", [False, True])
+    def test_one_model_is_open_at_a_time_where_memory_is_short(
+        self, photos: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, short: bool
+    ) -> None:
+        if short:
+            request.getfixturevalue("tight")
+        ways: list[str] = []
+        for name in ("together", "in_turn"):
+            way = getattr(measure._Asked, name)
+            monkeypatch.setattr(measure._Asked, name, lambda *args, name=name, way=way: ways.append(name) or way(*args))
+        analyze_model(MODEL, photos, studies=["depth"])
+        assert ways == ["in_turn" if short else "together"]
+
+    def test_what_studies_collect_and_join_lies_in_files(
+        self, subject: Subject, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("corp_onnx.shelf.LARGE_BYTES", 1024)
+        monkeypatch.setattr("corp_onnx.shelf.CHUNK_BYTES", 2**16)
+        fitting = subject.data.fitting
+        parts = [subject.collect(fitting.select(np.arange(a, a + 4)), subject.units) for a in (0, 4)]
+        for moments in (*parts, subject.join(*parts)):
+            for _, of_unit in moments.entries:
+                grams = [array for array in pack_moments(of_unit).values() if array.nbytes >= 1024]
+                assert grams
+                assert not any(_owns(array) for array in grams)
+
+    def test_a_limit_that_can_not_be_kept_is_refused(self, photos: Path, tmp_path: Path) -> None:
+        with pytest.raises(OptionError, match="--memory 10 MiB is too little"):
+            analyze_model(MODEL, photos, tmp_path / "a.json", memory="10MiB")
+        assert listing(tmp_path) == []
+
+
+def _owns(array: np.ndarray) -> bool:
+    """Whether its numbers lie in memory of NumPy's."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array.base is None
 
 
 class TestOutput:
