@@ -33,7 +33,7 @@ from corp_onnx.images import ImageSource, require_path
 from corp_onnx.images.open import spread_images
 from corp_onnx.latency.clock import Clock
 from corp_onnx.memory import release_memory
-from corp_onnx.progress import Run
+from corp_onnx.progress import Phase, Run
 from corp_onnx.results import StageClock
 from corp_onnx.run.outputs import LOOKED_AT, Outputs, find_outputs
 from corp_onnx.run.probe import probe_graph
@@ -100,6 +100,15 @@ class Case(Anatomy):
             return None
         path = self.kept_in.with_name(f"{self.kept_in.name}.checkpoint")
         return Checkpoint(path, asdict(self.findings.subject), anew=True, option="--cache")
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """What is to come, from calibration on."""
+        data = self.data
+        return plan_phases(
+            self.graph, self.blocks, self.units, self.sites, self.settings.method, data.fitting.n_images,
+            data.judging.n_images, N_FOLDS if data.is_crossed else 0, self.diet.n_passes,
+        )  # fmt: skip
 
     @property
     def notes(self) -> list[str]:
@@ -218,20 +227,13 @@ def pose_problem(
     """
     settings, data, method = case.settings, case.data, case.settings.method
     running = {"batch_size": settings.batch_size, "provider": settings.provider}
-    judging = data.choosing or data.reporting
-    n_folds = N_FOLDS if data.is_crossed else 0
-    run.plan(
-        plan_phases(
-            case.graph, case.blocks, case.units, case.sites, method, data.fitting.n_images, judging.n_images, n_folds,
-            case.diet.n_passes,
-        )
-    )  # fmt: skip
+    run.plan(case.phases)
     known = collect_statistics(
         case.graph, case.blocks, case.units, case.sites, method, data.fitting, case.findings,
         checkpoint=case.checkpoint, room=case.diet.sums, collect=collect, run=run, clock=clock, **running,
     )  # fmt: skip
     return Problem(
-        case.graph, case.blocks, case.units, method, known.moments, data.fitting, judging, **running,
+        case.graph, case.blocks, case.units, method, known.moments, data.fitting, data.judging, **running,
         seed=settings.seed, run=run, importances=known.importances, trim=case.trim, sites=case.sites,
         metrics=known.metrics, tasks=case.outputs.judged_tasks, is_crossed=data.is_crossed,
         confidence=settings.confidence, shelf=shelf, room=case.diet.sums, clock=timed, findings=case.findings,

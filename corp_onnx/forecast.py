@@ -10,12 +10,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, ClassVar
 
 from onnx import ModelProto
 
 from corp_onnx.case import keep_findings, open_case, pose_problem
-from corp_onnx.checks.workload import Price, plan_phases
+from corp_onnx.checks.workload import Price
 from corp_onnx.errors import OptionError
 from corp_onnx.graph.model import require_file
 from corp_onnx.images import ImageSource
@@ -114,23 +115,18 @@ def forecast_model(
         raise OptionError("--plan shares a budget out: give --macs or --params, and leave out --allocate.")
     require_file(model)
     clock, run = StageClock(), follow(progress)
-    case = open_case(model, calib, settings, Path(), run, clock)
-    problem = pose_problem(case, Shelf(), run, clock)
+    case = open_case(model, calib, settings, Path(gettempdir()), run, clock)
+    problem = pose_problem(case, Shelf(case.diet.shelf), run, clock)
     search = prepare_search(problem)
     keep_findings(case)  # where a cache is named
     with run.enter("search"):
         solution = search.one_shot(budget.cost_kind, budget.value, before_refit=True)
-    judging = case.data.choosing or case.data.reporting
-    phases = plan_phases(
-        case.graph, case.blocks, case.units, case.sites, case.settings.method, case.data.fitting.n_images,
-        judging.n_images,
-    )  # fmt: skip
     proto = search.make(solution)
     assert search.probes is not None
     price = Price(case.graph, case.blocks, case.units)
     loss, per_cost = _time_answers(search.probes, proto, price.written)
     opened = sum(stage.seconds for stage in clock.stages if stage.stage in OPENED)
-    took = {phase.name: run.expect(phase, per_cost) for phase in phases}
+    took = {phase.name: run.expect(phase, per_cost) for phase in case.phases}
     planned = {plan.key: plan.width for plan in solution.plans}
     units = tuple(
         UnitForecast(str(c.key), c.unit.kind, c.key.site.block, c.width, planned.get(c.key, c.width))

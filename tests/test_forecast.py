@@ -8,10 +8,12 @@ import pytest
 from click.testing import CliRunner
 from samples import OPERATOR, fixture_path, listing, write_photos
 
+from corp_onnx.checks.diet import Diet
 from corp_onnx.cli.main import cli
 from corp_onnx.errors import InputError, OptionError
 from corp_onnx.forecast import Forecast, forecast_model
 from corp_onnx.prune import prune_model
+from corp_onnx.shelf import Shelf
 from corp_onnx.sweep.sweep import find_calibration
 
 MODEL = fixture_path(OPERATOR)
@@ -44,6 +46,24 @@ def test_the_range_is_what_budgets_can_be(photos: Path, foreseen: Forecast) -> N
 def test_time_from_nothing_is_more_than_from_a_file(foreseen: Forecast) -> None:
     assert 0 < foreseen.seconds_left < foreseen.seconds
     assert foreseen.loss >= 0
+
+
+def test_where_memory_is_short_solutions_lie_in_a_file(
+    photos: Path, foreseen: Forecast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelves: list[Shelf] = []
+
+    def make(limit: int | None) -> Shelf:
+        shelves.append(Shelf(limit))
+        return shelves[-1]
+
+    monkeypatch.setattr("corp_onnx.case.choose_diet", lambda *_: Diet(4, 0, 1, 0))
+    monkeypatch.setattr("corp_onnx.forecast.Shelf", make)
+    monkeypatch.setattr("corp_onnx.shelf.LARGE_BYTES", 1024)
+    monkeypatch.setattr("corp_onnx.shelf.CHUNK_BYTES", 2**16)
+    assert forecast_model(MODEL, photos, macs=0.6).units == foreseen.units
+    assert shelves[0].n_written > 0
+    assert shelves[0].n_bytes == 0
 
 
 @pytest.mark.parametrize(

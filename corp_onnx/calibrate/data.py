@@ -74,6 +74,11 @@ class Calibration:
     choosing: Images | None = None
     is_crossed: bool = False
 
+    @property
+    def judging(self) -> Images:
+        """What solutions are compared on."""
+        return self.choosing or self.reporting
+
 
 def open_calibration(model: Model, source: ImageSource, settings: PruneSettings) -> Calibration:
     """Images by their use; those held back are known to be readable."""

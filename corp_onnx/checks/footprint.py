@@ -182,7 +182,7 @@ def _shelved_bytes(
     graph: Graph, stops: Sequence[Stop], method: Method, data: Calibration, pixels: float, *, is_shared: bool
 ) -> float:
     """Of images that the search keeps, and of the refit's images, streams and regressors."""
-    n_fitting, n_judging = data.fitting.n_images, (data.choosing or data.reporting).n_images
+    n_fitting, n_judging = data.fitting.n_images, data.judging.n_images
     n_kept = min(PROBE_IMAGES, n_fitting) + (n_judging if method.promises or method.refits else 0)
     shelved = pixels * n_kept if method.searches_widths else 0.0
     if not stops:
