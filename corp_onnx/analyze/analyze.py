@@ -23,7 +23,7 @@ from corp_onnx.analyze.values import Analysis, Study, StudyName, UnitAnalysis
 from corp_onnx.calibrate.collect import tap_units
 from corp_onnx.calibrate.data import name_source, warn_of_moments
 from corp_onnx.checks.preflight import protect_source
-from corp_onnx.checks.workload import TAPPED, Price
+from corp_onnx.checks.workload import DECOMPOSED, TAPPED, TRACED, Price
 from corp_onnx.errors import OptionError
 from corp_onnx.graph import Model
 from corp_onnx.graph.model import require_file
@@ -37,6 +37,7 @@ from corp_onnx.results import StageClock, describe_environment, to_json
 from corp_onnx.run.pace import choose_pace
 from corp_onnx.run.tapped import stream_together
 from corp_onnx.search.probes import PROBE_IMAGES, draw_probes, probe_choices, reference_width
+from corp_onnx.search.problem import map_units
 from corp_onnx.settings import METHODS, PruneSettings
 from corp_onnx.solve.spectrum import count_directions, effective_rank
 from corp_onnx.staging import check_destinations, staged_files, write_text
@@ -173,11 +174,13 @@ def _analyze_units(subject: Subject) -> tuple[tuple[UnitAnalysis, ...], int]:
     sparsity = _count_sparsity(subject, problem.moments)
     choices, evaluator = problem.trace(), draw_probes(problem)
     sensitivities = probe_choices(problem, choices, evaluator)
+    with subject.run.enter("spectra", len(choices), "units") as count:
+        spectra = map_units(lambda unit: unit.spectra(evidence), [choice.unit for choice in choices], count)
     found: list[UnitAnalysis] = []
-    for choice in choices:
+    for choice, of_unit in zip(choices, spectra, strict=True):
         width, unit = reference_width(choice), choice.unit
         loss = sensitivities[unit.key] * float(choice.error_curve[width])
-        found.append(_describe_unit(unit, unit.spectra(evidence), sparsity.get(unit.key), width, loss))
+        found.append(_describe_unit(unit, of_unit, sparsity.get(unit.key), width, loss))
     return tuple(found), evaluator.n_images
 
 
@@ -226,7 +229,8 @@ def _stream(subject: Subject, units: Sequence[Unit], images: Images) -> Any:
 def _plan_phases(subject: Subject, studies: Sequence[str], n_seeds: int) -> list[Phase]:
     """What is to come, in images through the model."""
     n_fit, n_held, n_units = subject.data.fitting.n_images, subject.data.reporting.n_images, len(subject.units)
-    n_probes, written = min(PROBE_IMAGES, n_fit), Price(subject.graph, subject.case.blocks, subject.units).written
+    price = Price(subject.graph, subject.case.blocks, subject.units)
+    n_probes, written = min(PROBE_IMAGES, n_fit), price.written
     costs = {
         "depth": 2 * TAPPED * n_held + 2 * written,
         "images": TAPPED * n_fit + 5 * (n_held + written),
@@ -235,7 +239,8 @@ def _plan_phases(subject: Subject, studies: Sequence[str], n_seeds: int) -> list
     }
     return [
         Phase("sparsity", TAPPED * n_probes),
-        Phase("trace", written),
+        Phase("trace", written / 2 + price.cubes(TRACED)),
         Phase("probe units", (n_probes + written) * n_units, ANSWERS),
+        Phase("spectra", price.cubes(DECOMPOSED)),
         *(Phase(f"study {name}", costs[name]) for name in studies),
     ]

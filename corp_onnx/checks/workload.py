@@ -45,8 +45,9 @@ SHARED = 2e9
 FINISHED = 600.0
 """A number of a unit's moments that leaves the sums: MACs."""
 
-TRACED, REFITTED = 5.0, 5.0
-"""Of n channels, in n^3 MACs: an error curve at every width, a product solved again with its ridge chosen."""
+TRACED, REFITTED, DECOMPOSED = 5.0, 5.0, 5.0
+"""Of n channels, in n^3 MACs: an error curve at every width, a product solved again with its ridge chosen, a
+spectrum."""
 
 REFIT_SUMMED = 23_000.0
 """Of n channels, in n^2 MACs: what is done with their sums before that."""

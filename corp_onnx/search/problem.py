@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from threading import Lock
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-from jaxtyping import Float
 
 from corp_onnx.blocks import Blocks, SiteKey
 from corp_onnx.findings import Findings
@@ -16,20 +15,18 @@ from corp_onnx.graph import Graph
 from corp_onnx.graph.cost import Cost
 from corp_onnx.images import Images
 from corp_onnx.latency.clock import Clock
-from corp_onnx.latency.measure import choose_stand_ins
-from corp_onnx.latency.table import Times
 from corp_onnx.metrics import OutputTask
 from corp_onnx.moments import Moments
-from corp_onnx.progress import Run
+from corp_onnx.progress import Count, Run
 from corp_onnx.results import TriedSize
 from corp_onnx.rewrite import Rewrite, plan_rewrite
-from corp_onnx.settings import CONFIDENCE, CostKind, Method
+from corp_onnx.search.spending import Spending
+from corp_onnx.settings import CONFIDENCE, Method
 from corp_onnx.shelf import Shelf
 from corp_onnx.threads import Crew, choose_size
 from corp_onnx.tokens.sites import MergePlan, MergeSites, MergeStep, TokenMetric
 from corp_onnx.tokens.trim import TrimPlan
 from corp_onnx.units import (
-    OWN_KINDS,
     Change,
     Changes,
     Choice,
@@ -39,82 +36,15 @@ from corp_onnx.units import (
     UnitPlan,
     fold_scales,
     gather_changes,
-    list_units,
-)
+)  # fmt: skip
+
+T = TypeVar("T")
 
 TRACED = 4 * 8
 """Bytes that an order of n channels takes, beside n^2."""
 
 TRACE_BYTES = 640 << 20
 """What orders that are made side by side may take together: two of 3072 channels, one of more."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Prices:
-    """What a model and its units cost, in one kind of cost.
-
-    Attributes:
-        dense: of the model as it is.
-        whole: of every unit at full width, without the tokens that will not be computed or have merged.
-        units: of every unit at the widths 0..full; only differences count.
-    """
-
-    dense: float
-    whole: float
-    units: Mapping[UnitKey, Float[np.ndarray, " full+1"]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Spending:
-    """What widths cost.
-
-    Attributes:
-        cost: of the whole model, without the tokens that will not be computed or have merged.
-        times: how long widths take; without, nothing has a price in time.
-        n_merges: steps that merge tokens.
-    """
-
-    graph: Graph
-    blocks: Blocks
-    units: tuple[Unit, ...]
-    trim: TrimPlan | None
-    cost: Cost
-    times: Times | None = None
-    n_merges: int = 0
-
-    def price(self, kind: CostKind) -> Prices:
-        """What the model and its units cost."""
-        if kind == "time":
-            return self._price_time()
-        if kind == "params":
-            facts = {unit: unit.describe(self.graph, self.cost) for unit in self.units}
-            spent = {unit.key: of.n_parameters - unit.n_fixed_parameters for unit, of in facts.items()}
-            dense = whole = self.graph.n_parameters
-        else:
-            spent, dense, whole = self._count_macs(self.trim or self, self.cost), self.graph.cost.total, self.cost.total
-        return Prices(dense, whole, {u.key: spent[u.key] / u.width * np.arange(u.width + 1) for u in self.units})
-
-    def _count_macs(self, at: TrimPlan | Spending, cost: Cost) -> dict[UnitKey, int]:
-        """Of every unit, whether it is cut or not."""
-        kinds = {unit.kind for unit in self.units} | {*OWN_KINDS}
-        return {unit.key: unit.describe(at.graph, cost).macs for unit in list_units(at.blocks, kinds, skipped=True)}
-
-    def _price_time(self) -> Prices:
-        """By the table; with fewer tokens the time of a site falls with its MACs, by the part that the table says."""
-        assert self.times is not None
-        at = self.trim or self
-        base = self.graph.cost if self.trim is None else self.trim.cost
-        dense, before, now = (
-            self._count_macs(where, cost) for where, cost in ((self, self.graph.cost), (at, base), (at, self.cost))
-        )
-        left = {key: macs - self.times.token_gain * (macs - now[key]) for key, macs in before.items()}
-        units = {u.key: self.times.units[str(u.key)].trace() * (left[u.key] / dense[u.key]) for u in self.units}
-        whole = self.times.whole + self.n_merges * self.times.merge
-        for unit in choose_stand_ins(self.blocks, self.units):
-            own = [key for key in dense if key.site == unit.key.site]
-            share = sum(before[key] - left[key] for key in own) / sum(dense[key] for key in own)
-            whole -= share * self.times.units[str(unit.key)].seconds[-1]
-        return Prices(self.times.dense, whole, units)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,18 +128,8 @@ class Problem:
 
     def _trace(self) -> tuple[Choice, ...]:
         evidence = Evidence(self.graph, self.moments, self.importances, self.findings)
-        widest = max((unit.width for unit in self.units if unit.n_heads is None), default=1)
-        n_calls = max(1, min(choose_size(), TRACE_BYTES // (TRACED * widest**2)))
-        with self.run.enter("trace", len(self.units), "units") as count, Crew(n_calls) as crew:
-            one_at_a_time = Lock()
-
-            def trace(unit: Unit) -> Choice:
-                choice = unit.trace(evidence, self.method)
-                with one_at_a_time:
-                    count(1)
-                return choice
-
-            return tuple(crew.map(trace, self.units))
+        with self.run.enter("trace", len(self.units), "units") as count:
+            return map_units(lambda unit: unit.trace(evidence, self.method), self.units, count)
 
     def rewrite(self, changes: Changes, merges: Sequence[MergeStep] = ()) -> Rewrite:
         """The passes from the dense model to one with these changes, without what is exact anyway."""
@@ -221,6 +141,21 @@ class Problem:
         """The passes to the model that is written: what is exact as well, in the target's form."""
         folded = fold_scales(self.blocks, changes) if self.method.for_target.folds_scale else changes
         return plan_rewrite(folded, self.trim, metadata, merges)
+
+
+def map_units(function: Callable[[Unit], T], units: Sequence[Unit], progress: Count) -> tuple[T, ...]:
+    """What the function gives for every unit, several side by side; it takes a few matrices of the unit's width."""
+    widest = max((unit.width for unit in units if unit.n_heads is None), default=1)
+    n_calls, one_at_a_time = max(1, min(choose_size(), TRACE_BYTES // (TRACED * widest**2))), Lock()
+
+    def call(unit: Unit) -> T:
+        found = function(unit)
+        with one_at_a_time:
+            progress(1)
+        return found
+
+    with Crew(n_calls) as crew:
+        return tuple(crew.map(call, units))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ from corp_onnx.blocks import Blocks
 from corp_onnx.graph import Graph
 from corp_onnx.graph.cost import Cost
 from corp_onnx.latency.table import Times
-from corp_onnx.search.problem import Spending
+from corp_onnx.search.spending import Spending
 from corp_onnx.search.tokens import MERGE_MACS, wanted_places
 from corp_onnx.search.widths import allow_cost, narrowest_widths, require_narrower
 from corp_onnx.settings import Budget, Fractions, Method

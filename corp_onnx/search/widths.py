@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from corp_onnx.blocks import Blocks, SiteKey
 from corp_onnx.errors import OptionError
-from corp_onnx.search.problem import Spending
+from corp_onnx.search.spending import Spending
 from corp_onnx.settings import CostKind
 from corp_onnx.solve.allocate import UnitCurve, allocate_widths, tie_curves
 from corp_onnx.units import Choice, UnitKey
