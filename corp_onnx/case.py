@@ -29,15 +29,16 @@ from corp_onnx.checks.workload import plan_phases
 from corp_onnx.errors import OptionError
 from corp_onnx.findings import Findings, read_findings
 from corp_onnx.graph import Graph, Model, load_model
-from corp_onnx.images import ImageSource, require_path
+from corp_onnx.images import Images, ImageSource, require_path
 from corp_onnx.images.open import spread_images
 from corp_onnx.latency.clock import Clock
 from corp_onnx.memory import release_memory
 from corp_onnx.progress import Phase, Run
 from corp_onnx.results import StageClock
-from corp_onnx.run.outputs import LOOKED_AT, Outputs, find_outputs
+from corp_onnx.run.outputs import LOOKED_AT, Outputs, collect_answers, require_outputs, settle_outputs
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session, resolve_provider
+from corp_onnx.run.tapped import open_feeder
 from corp_onnx.search.folds import N_FOLDS
 from corp_onnx.search.problem import Problem
 from corp_onnx.search.reach import require_reachable
@@ -48,6 +49,9 @@ from corp_onnx.staging import staged_files
 from corp_onnx.tokens.sites import MergeSites, find_merge_sites, require_sites
 from corp_onnx.tokens.trim import TrimPlan, plan_trim
 from corp_onnx.units import Unit
+
+KNOWN_BYTES = 2**20
+"""Of the first answers that are kept among the findings: those of classes, and no maps."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,12 +193,9 @@ def _open_images(
         findings.share()
     warnings = warn_of_images(data)
     run.warn(warnings)
-    session = open_session(graph.model, provider=settings.provider)
-    seen = session.stream(spread_images(data.reporting, LOOKED_AT), settings.batch_size)
-    outputs = find_outputs(session, seen, task=settings.task, named=settings.outputs)
+    outputs = _find_outputs(graph.model, data.reporting, findings, settings)
     require_reached(graph, units, outputs)
-    del seen, session  # a session holds all weights, and the prediction counts what is held
-    release_memory()
+    release_memory()  # a session holds all weights, and the prediction counts what is held
     method = settle_budget(settings.method, outputs)
     footprint = predict_footprint(graph, blocks, units, method, data, settings.memory_bytes, is_shared=is_shared)
     diet = choose_diet(footprint, settings.batch_size, settings.memory_bytes, folder)
@@ -204,6 +205,20 @@ def _open_images(
         **of_model, data=data, source=source, outputs=outputs, diet=diet, findings=findings, kept_in=kept_in,
         settings=replace(settings, method=method, batch_size=diet.batch_size), warnings=warnings,
     )  # fmt: skip
+
+
+def _find_outputs(model: Model, images: Images, findings: Findings, settings: PruneSettings) -> Outputs:
+    """As `find_outputs`; a model whose answers are known is not opened."""
+    names, few = [value.name for value in model.proto.graph.output], spread_images(images, LOOKED_AT)
+    require_outputs(settings.outputs, names, str(model.path))
+    key, left_out = {"images": few.data_hash(), "outputs": names}, list[tuple[str, str]]()
+    answers = findings.find("answers", key)
+    if answers is None:
+        session = open_session(model, provider=settings.provider)
+        answers, left_out = collect_answers(session, session.stream(few, settings.batch_size))
+        if not left_out and sum(array.nbytes for array in answers.values()) <= KNOWN_BYTES:
+            findings.keep("answers", key, answers)
+    return settle_outputs(open_feeder(model), answers, left_out, task=settings.task, named=settings.outputs)
 
 
 def _open_cache(model: Model, data: Calibration, settings: PruneSettings) -> tuple[Findings, Path | None]:

@@ -52,7 +52,7 @@ def calibration(photos: Path) -> Path:
 
 
 def forbid(patch: pytest.MonkeyPatch) -> None:
-    """Whoever collects moments, or orders channels, fails."""
+    """Whoever collects moments, orders channels, or asks the dense model what its outputs are, fails."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("found out again")
@@ -60,6 +60,7 @@ def forbid(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(corp_onnx.search.statistics, "collect_moments", fail)
     patch.setattr(corp_onnx.search.statistics, "learn_metrics", fail)
     patch.setattr(corp_onnx.units.mlp, "rank_obs", fail)
+    patch.setattr(corp_onnx.case, "open_session", fail)
 
 
 class TestFile:
@@ -97,6 +98,17 @@ class TestFile:
         third = tmp_path / "third.onnx"  # a file of the cache is a calibration file
         prune_model(MODEL, output=third, macs=0.8, calibration=kept)
         assert third.read_bytes() == plain.read_bytes()
+
+    def test_answers_that_are_large_are_not_kept(
+        self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Those of a map; its outputs are told apart anew."""
+        monkeypatch.setattr(corp_onnx.case, "KNOWN_BYTES", 8)
+        options = {"preset": "paper", "cache": tmp_path / "cache"}
+        first = prune_model(MODEL, photos, tmp_path / "a.onnx", **options)
+        (kept,) = (tmp_path / "cache").iterdir()
+        assert not [name for name in read_tensors(kept).arrays if name.startswith("answers/")]
+        assert prune_model(MODEL, photos, tmp_path / "b.onnx", **options).notes == first.notes
 
     def test_a_damaged_file_is_a_sentence(self, calibration: Path, tmp_path: Path) -> None:
         whole = read_tensors(calibration)

@@ -97,10 +97,31 @@ def find_outputs(
         OptionError: an output that is named is not there or can not be compared, or can not be what a person says.
         ModelError: the model fails, or no output has a row for every image.
     """
+    require_outputs(named, session.outputs, session.what)
+    return settle_outputs(session, *collect_answers(session, feeds), task=task, named=named)
+
+
+def require_outputs(named: Sequence[str], outputs: Sequence[str], what: str) -> None:
+    """Refuse names that are no outputs.
+
+    Args:
+        what: how errors call the model.
+    """
     for name in named:
-        if name not in session.outputs:
-            raise OptionError(f"--judge {name}: {session.what} has the outputs {', '.join(session.outputs)}.")
-    answers, left_out = collect_answers(session, feeds)
+        if name not in outputs:
+            raise OptionError(f"--judge {name}: {what} has the outputs {', '.join(outputs)}.")
+
+
+def settle_outputs(
+    session: Session, answers: Mapping[str, Float64[np.ndarray, "n ..."]], left_out: Sequence[tuple[str, str]], *,
+    task: TaskChoice = "auto", named: Sequence[str] = (),
+) -> Outputs:  # fmt: skip
+    """What the outputs are, by answers that are known; arguments and errors as of `find_outputs`.
+
+    Args:
+        session: of the model, or one that takes and says of itself the same (`open_feeder`).
+        answers, left_out: from `collect_answers`.
+    """
     for name, reason in left_out:
         if name in named:
             raise OptionError(f"--judge {name} can not be compared: {reason}.")

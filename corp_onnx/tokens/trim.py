@@ -23,6 +23,7 @@ from corp_onnx.graph.surgeon import Surgeon
 from corp_onnx.results import CheckResult
 from corp_onnx.run.comparison import TOLERANCE, compare_answers, compare_on_noise
 from corp_onnx.run.rewritten import probe_rewritten
+from corp_onnx.threads import Crew
 from corp_onnx.tokens.liveness import Cut, TokenTrim, find_dead_tokens, list_spellings
 from corp_onnx.units import Changes, apply_changes, set_queries_apart
 
@@ -60,32 +61,48 @@ def plan_trim(graph: Graph, blocks: Blocks) -> tuple[TrimPlan | None, str]:
     trim = find_dead_tokens(graph)
     if trim is None:
         return None, ""
+    plan = _set_apart(graph, blocks, trim)
+    if plan is not None:
+        with Crew() as crew:  # one of both is Python, the other ONNX Runtime
+            problem, found = crew.begin(lambda at: _try_trim(graph, at), [plan]), find_blocks(plan.graph)
+            if [site.key for site in found.sites] == [site.key for site in blocks.sites]:
+                return _conclude(graph, replace(plan, blocks=found), *problem())
     plan = TrimPlan(trim, {}, graph, blocks)
+    return _conclude(graph, plan, _try_trim(graph, plan))
+
+
+def _set_apart(graph: Graph, blocks: Blocks, trim: TokenTrim) -> TrimPlan | None:
+    """The same with queries apart, where that leaves out more; its blocks are still to be found."""
     apart = set_queries_apart(blocks, trim.axes)
-    if apart:
-        parted = probe_rewritten(graph, replace(graph.model, proto=apply_changes(graph, apart)))
-        parted_trim, found = find_dead_tokens(parted), find_blocks(parted)
-        same = [site.key for site in found.sites] == [site.key for site in blocks.sites]
-        if parted_trim is not None and parted_trim.saved > trim.saved and same:
-            plan = TrimPlan(parted_trim, apart, parted, found)
-    return _try_plan(graph, plan)
+    if not apart:
+        return None
+    parted = probe_rewritten(graph, replace(graph.model, proto=apply_changes(graph, apart)))
+    more = find_dead_tokens(parted)
+    return TrimPlan(more, apart, parted, blocks) if more is not None and more.saved > trim.saved else None
 
 
-def _try_plan(graph: Graph, plan: TrimPlan) -> tuple[TrimPlan | None, str]:
-    trim = plan.trim
+def _try_trim(graph: Graph, plan: TrimPlan) -> str:
+    """Why the tokens have to be computed after all; empty where the answers stay."""
     try:
-        trimmed = replace(graph.model, proto=trim_tokens(plan.graph, trim))
+        trimmed = replace(graph.model, proto=trim_tokens(plan.graph, plan.trim))
         compared = compare_on_noise(graph.model, trimmed, once=True)
     except NonFiniteError:
-        return None, (
+        return (
             "the tokens of the last block that nobody reads are still computed: on noise the answers of this model are "
             "not finite, and so nothing shows that they stay the same without them."
         )
     if not compared.max_difference <= TOLERANCE[graph.float_type]:
-        return None, (
+        return (
             f"the tokens of the last block that nobody reads are still computed: without them this graph answers "
             f"otherwise (difference {compared.max_difference:.2g}). Please report it with the output of inspect."
         )
+    return ""
+
+
+def _conclude(graph: Graph, plan: TrimPlan, problem: str) -> tuple[TrimPlan | None, str]:
+    if problem:
+        return None, problem
+    trim = plan.trim
     share = trim.saved / graph.cost.total
     return plan, (
         f"the outputs read {len(trim.token_idx)} of the last block's {trim.n_tokens} tokens: the others are no longer "
