@@ -80,6 +80,16 @@ def resident_bytes() -> int | None:
     return _read_kib(STATUS, "VmRSS")
 
 
+def peak_bytes() -> int | None:
+    """The most that it had so far; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def available_bytes() -> int | None:
     """What the machine, or the container around this process, can still give; None where neither tells."""
     found = [free for free in (_read_kib(SYSTEM, "MemAvailable"), *map(_free_of_group, CGROUPS)) if free is not None]

@@ -9,7 +9,6 @@ interrupted or killed leaves nothing at the destination.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from corp_onnx.calibrate.data import describe_data, warn_of_moments
 from corp_onnx.case import Case, keep_findings, open_case, pose_problem, reopen_case
 from corp_onnx.checks.answers import answer_first
 from corp_onnx.checks.disagreement import Disagreements
-from corp_onnx.checks.measure import KnownSides, check_expected, measure_model
+from corp_onnx.checks.measure import check_expected, measure_model
 from corp_onnx.checks.preflight import protect_model, wanted_kinds
 from corp_onnx.checks.unit_errors import UnitErrors
 from corp_onnx.checks.verify import CHECKED_IMAGES, check_file, check_rewrite, require_sound
@@ -31,6 +30,7 @@ from corp_onnx.images import Images, ImageSet, ImageSource
 from corp_onnx.images.recipe import METADATA_KEY
 from corp_onnx.inspect import describe_model, describe_skips
 from corp_onnx.latency.clock import Clock, new_table, open_clock, warn_of_speed
+from corp_onnx.memory import peak_bytes
 from corp_onnx.options import choose_settings
 from corp_onnx.progress import Progress, Run, follow
 from corp_onnx.results import (
@@ -143,6 +143,7 @@ def prune_model(
             solution = follow_method(problem)
         keep_findings(case)
         made = _make(case, problem, solution, path, output, run, clock, timed)
+        keep_findings(case)
         result = PruneResult(
             dense=describe_model(case.graph),
             pruned=replace(made.facts, path=str(output)),
@@ -162,7 +163,7 @@ def prune_model(
                 *warn_of_speed(made.speed),
             ),
             stages=tuple(clock.stages),
-            peak_memory_bytes=_peak_memory(),
+            peak_memory_bytes=peak_bytes(),
             expected_memory_bytes=case.diet.peak,
             environment=describe_environment(case.settings.provider),
             report_path=str(report),
@@ -215,8 +216,7 @@ def _make(
         checks += check_rewrite(graph, rewrite, models, feeds, settings.provider, answers, has_room=has_room)
         require_sound(checks, "pruned", output)
     with clock.stage("measure"), run.enter("measure", data.reporting.n_images) as count:
-        known = case.findings.hold("sides", {}, KnownSides) if case.findings.is_shared and has_room else None
-        errors = UnitErrors(graph, solution.plans, None if known is None else case.units)
+        errors = UnitErrors(graph, solution.plans, case.units if case.findings.is_shared and has_room else None)
         apart = Disagreements(case.outputs)
         left_out = LeaveOutTokens().find(seen[-1]) if case.trim else None
         budget = settings.method.widths
@@ -224,7 +224,7 @@ def _make(
             graph, case.blocks, pruned, data.reporting, case.outputs, errors, trim=left_out,
             n_special=case.sites.n_special, batch_size=settings.batch_size, provider=settings.provider,
             apart=apart, promised=budget if isinstance(budget, Budget) else None, confidence=settings.confidence,
-            shelf=None if has_room else problem.shelf, known=known, progress=count,
+            shelf=None if has_room else problem.shelf, findings=case.findings, progress=count,
         )  # fmt: skip
         surprise = check_expected(measured, solution.expected_loss)
         checks += [surprise] if surprise else []
@@ -288,13 +288,3 @@ def _unit_result(plan: UnitPlan, errors: tuple[float, float]) -> UnitResult:
     return UnitResult(
         str(unit.key), unit.kind, unit.site.key.block, unit.width, plan.width, *errors, plan.condition_number
     )
-
-
-def _peak_memory() -> int | None:
-    """Largest resident size of this process so far, in bytes; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -28,7 +28,8 @@ from dataclasses import dataclass, field, replace
 from corp_onnx.blocks import Blocks
 from corp_onnx.calibrate.data import KEPT_SHARE, Calibration
 from corp_onnx.calibrate.groups import DOUBLE, FLOAT, finished_bytes, largest_bytes, pass_bytes
-from corp_onnx.checks.measure import KNOWN_BYTES as SIDES_BYTES
+from corp_onnx.checks.sides import INNER_IMAGES
+from corp_onnx.checks.sides import KNOWN_BYTES as SIDES_BYTES
 from corp_onnx.checks.verify import SMALL_MODEL
 from corp_onnx.graph import Graph, input_dims
 from corp_onnx.graph.external import list_locations
@@ -170,10 +171,11 @@ def predict_footprint(
     phases.append((CHECK, finished + (both if is_small else one) * weights + beside, 0.0))
     phases.append((MEASURE, finished + both * weights, MEASURED * exposed))
     behind = [block.stream for block in blocks.blocks if block.stream is not None]
-    streams = FLOAT * sum(math.prod(graph.dims(name)) for name in behind) / graph.n_images * data.reporting.n_images
+    n_inside = min(data.reporting.n_images, INNER_IMAGES)
+    streams = FLOAT * sum(math.prod(graph.dims(name)) for name in behind) / graph.n_images * n_inside
     shelved = _shelved_bytes(graph, stops, method, data, pixels, is_shared=is_shared)
     if is_shared:
-        shelved += min(SIDES_BYTES, streams + exposed * data.reporting.n_images)
+        shelved += min(SIDES_BYTES, streams + exposed * n_inside)
     spared = (both - one) * weights
     return Footprint(tuple(phases), shelved, tuple(units), solutions, spared, beside, streams, n_moments)
 

@@ -15,7 +15,7 @@ from corp_onnx.analyze.analyze import SPARSE
 from corp_onnx.analyze.subject import Subject, calibrate_subject, open_whole, plan_cut
 from corp_onnx.calibrate.collect import tap_units
 from corp_onnx.calibration import calibrate_model
-from corp_onnx.checks import measure
+from corp_onnx.checks import sides
 from corp_onnx.checks.diet import Diet
 from corp_onnx.errors import OptionError, OutputError
 from corp_onnx.moments import pack_moments
@@ -161,8 +161,8 @@ class TestMemory:
             request.getfixturevalue("tight")
         ways: list[str] = []
         for name in ("together", "in_turn"):
-            way = getattr(measure._Asked, name)
-            monkeypatch.setattr(measure._Asked, name, lambda *args, name=name, way=way: ways.append(name) or way(*args))
+            way = getattr(sides.Asked, name)
+            monkeypatch.setattr(sides.Asked, name, lambda *args, name=name, way=way: ways.append(name) or way(*args))
         analyze_model(MODEL, photos, studies=["depth"])
         assert ways == ["in_turn" if short else "together"]
 

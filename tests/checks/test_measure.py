@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,12 @@ from samples import OPERATOR, expectation, fixture_path, paper, weights_of, writ
 
 from corp_onnx.blocks import find_blocks
 from corp_onnx.calibrate.data import split_calibration
-from corp_onnx.checks import measure
-from corp_onnx.checks.measure import KnownSides, check_expected, make_promise, measure_model
+from corp_onnx.checks import sides
+from corp_onnx.checks.measure import check_expected, make_promise, measure_model
+from corp_onnx.checks.sides import KnownSides
 from corp_onnx.checks.unit_errors import UnitErrors
 from corp_onnx.errors import NonFiniteError
+from corp_onnx.findings import Findings, Subject
 from corp_onnx.graph import Graph
 from corp_onnx.graph.model import load_model
 from corp_onnx.images import ImageSet, open_images
@@ -29,13 +31,16 @@ from corp_onnx.metrics.judgement import Kept
 from corp_onnx.prune import prune_model
 from corp_onnx.results import HeldOut, PruneResult
 from corp_onnx.run.outputs import Outputs, find_outputs
+from corp_onnx.run.pace import choose_pace
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session
+from corp_onnx.run.tapped import Tapped
 from corp_onnx.settings import Budget
 from corp_onnx.shelf import Shelf
 from corp_onnx.units import AttentionChange, MlpChange, UnitKey, UnitPlan, list_units
 
 RECIPE = Recipe(size=(8, 8))
+SUBJECT = Subject("model", "images")
 DENSE = fixture_path(OPERATOR)
 D, H, D_HEAD, D_HIDDEN = (expectation(OPERATOR)[k] for k in ("d_model", "n_heads", "d_head", "d_hidden"))
 
@@ -236,19 +241,73 @@ class TestModel:
             UnitPlan(unit, 5, 1.0, change, partial(replace, change))
             for unit, change in zip(units, changes, strict=True)
         ]
-        known, opened, tap = KnownSides(room), list[int](), measure.tap_units
-        monkeypatch.setattr(measure, "tap_units", lambda *args, **options: opened.append(1) or tap(*args, **options))
+        known, opened, tap = KnownSides(room), list[int](), sides.tap_units
+        shared = Findings()
+        shared.share()
+        shared.hold("sides", {}, lambda: known)
+        monkeypatch.setattr(sides, "tap_units", lambda *args, **options: opened.append(1) or tap(*args, **options))
 
-        def ask(plans: list[UnitPlan], known: KnownSides | None) -> tuple[HeldOut, dict[UnitKey, tuple[float, float]]]:
-            errors = UnitErrors(graph, plans, None if known is None else units)
-            found = measure_model(graph, blocks, small, held_out, outputs, errors, batch_size=2, known=known)
+        def ask(plans: list[UnitPlan], findings: Findings | None) -> tuple[HeldOut, dict[UnitKey, tuple[float, float]]]:
+            errors = UnitErrors(graph, plans, None if findings is None else units)
+            found = measure_model(graph, blocks, small, held_out, outputs, errors, batch_size=2, findings=findings)
             return found, errors.result()
 
         alone = [ask(some, None) for some in (plans[:1], plans[1:])]
         opened.clear()
-        assert [ask(some, known) for some in (plans[:1], plans[1:])] == alone
+        assert [ask(some, shared) for some in (plans[:1], plans[1:])] == alone
         assert len(opened) == (1 if room > 100 else 2)
         assert bool(known.sides) == (room > 100)
+
+    @pytest.mark.parametrize("turned", [False, True])
+    def test_answers_that_are_known_are_not_asked_again(
+        self, turned: bool, pruned: PruneResult, held_out: ImageSet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """But on the first images, where what is inside is compared."""
+        monkeypatch.setattr(sides, "INNER_IMAGES", 2)
+        graph = probe_graph(load_model(DENSE))
+        blocks, small, outputs = find_blocks(graph), load_model(pruned.pruned.path), outputs_of(DENSE, held_out)
+        findings, asked, shelf, read = Findings(SUBJECT), list[int](), Shelf(0) if turned else None, Tapped.run
+
+        def run(self: Tapped, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            asked.append(1)
+            return read(self, feeds)
+
+        monkeypatch.setattr(Tapped, "run", run)
+
+        def ask(findings: Findings | None) -> tuple[HeldOut, int]:
+            asked.clear()
+            errors = UnitErrors(graph, [])
+            found = measure_model(
+                graph, blocks, small, held_out, outputs, errors, batch_size=2, shelf=shelf, findings=findings
+            )
+            return found, len(asked)
+
+        alone, first, second = ask(None), ask(findings), ask(findings)
+        assert alone[0] == first[0] == second[0]
+        n_inside = -(-2 // choose_pace(2, None, "cpu").batch_size)
+        assert alone[1] == first[1]  # as often the dense model as the pruned one
+        assert second[1] == first[1] // 2 + n_inside < first[1]
+
+    def test_large_answers_are_not_kept(
+        self, pruned: PruneResult, held_out: ImageSet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sides, "ANSWERS_BYTES", 100)
+        graph, findings = probe_graph(load_model(DENSE)), Findings(SUBJECT)
+        small, outputs = load_model(pruned.pruned.path), outputs_of(DENSE, held_out)
+        measure_model(graph, find_blocks(graph), small, held_out, outputs, UnitErrors(graph, []), findings=findings)
+        assert not findings.list_stages()
+
+    def test_what_is_inside_is_compared_on_the_first_images(
+        self, pruned: PruneResult, pixels: np.ndarray, held_out: ImageSet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sides, "INNER_IMAGES", 2)
+        graph = probe_graph(load_model(DENSE))
+        blocks, small, outputs = find_blocks(graph), load_model(pruned.pruned.path), outputs_of(DENSE, held_out)
+        names = [block.stream for block in blocks.blocks if block.stream]
+        dense, cut = (tap(path, names, pixels[:2]) for path in (DENSE, pruned.pruned.path))
+        found = measure_model(graph, blocks, small, held_out, outputs, UnitErrors(graph, []), batch_size=2)
+        assert found.stream_error == pytest.approx([relative(b - a, a) for a, b in zip(dense, cut, strict=True)], 1e-4)
+        assert found.n_images == len(pixels)
 
     def test_rows_that_fill_up_a_fixed_batch_do_not_count(
         self, pruned: PruneResult, held_out: ImageSet, tmp_path: Path
