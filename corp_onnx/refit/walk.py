@@ -61,15 +61,15 @@ def refit_changes(
 ) -> dict[SiteKey, Change]:  # fmt: skip
     """The changes with the last product of every stop solved again, including of units that stayed whole.
 
-    A stop whose rows are mixed on their way into the stream keeps its one-shot solution.
+    In front of the first change both streams are one. A stop whose rows are mixed on their way into the stream keeps
+    its one-shot solution.
 
     Args:
         changes: the one-shot solution, which the refit starts from and stays near.
         pruned: the model rewritten with `changes`.
         weights: of the token positions by stop, from `weigh_stops`, of images of more or fewer tokens as well; a stop
             without weighs all tokens alike.
-        given: tensors that both streams take from the dense one: which tokens merge, so that rows correspond, and what
-            they then stand for.
+        given: tensors that both streams take from the dense one: which tokens merge, and what they then stand for.
         ridge: lambda relative to the mean diagonal of the regressor's covariance; None chooses it by cross-validation.
         shelf: where the streams lie; None keeps all in memory.
         known: what an earlier refit on the same images has found of the dense stream, and a later one is to know.
@@ -79,26 +79,32 @@ def refit_changes(
     cut = Model(pruned, graph.model.path, graph.model.sha256)
     refitted = dict(changes)
     dense_stream = known.recall(walk.starts[0], lambda: run_prefix(graph, data, walk.starts[0], provider))
-    pruned_stream, ridges = dense_stream, dict[str, float]()
+    pruned_stream, ridges, alike = dense_stream, dict[str, float](), walk.stops[: _count_alike(walk, changes)]
     for stop, before, new in zip(walk.stops, walk.starts, place_given(graph, walk, given), strict=True):
-        data, dense_stream = advance_dense(
-            graph, data, dense_stream, before, stop.residual.stream, new, provider, known
-        )
+        after = stop.residual.stream
+        data, dense_stream = advance_dense(graph, data, dense_stream, before, after, new, provider, known)
         change = changes.get(stop.key) or unchanged(stop.site, graph)
-        step = _open_step(graph, cut, stop, change, before, data, provider)
-        ran = step.run(pruned_stream)
-        if ran is None:
-            pruned_stream = advance_model(cut, graph, data, pruned_stream, before, stop.residual.stream, provider)
+        step = None if stop in alike else _open_step(graph, cut, stop, change, before, data, provider)
+        ran = None if step is None else step.run(pruned_stream)
+        if step is None:
+            pruned_stream = dense_stream
+        elif ran is None:
+            pruned_stream = advance_model(cut, graph, data, pruned_stream, before, after, provider)
         else:
-            part = stop.key.part
-            start = ridges.get(part, REFIT_RIDGE)
-            weight, bias, ridges[part] = step.solve(ran, dense_stream, weights.get(stop.key), ridge, start)
+            start = ridges.get(stop.key.part, REFIT_RIDGE)
+            weight, bias, ridges[stop.key.part] = step.solve(ran, dense_stream, weights.get(stop.key), ridge, start)
             refitted[stop.key] = change.with_product(weight, bias).moved(data.shelf.aside)
             if stop is not walk.stops[-1]:  # behind it nobody asks
                 pruned_stream = step.advance(ran, weight, bias)
         if progress:
             progress(1)
     return refitted
+
+
+def _count_alike(walk: StreamWalk, changes: Changes) -> int:
+    """Stops in front of the first change; none where one is of no stop, and so nobody knows where it is felt."""
+    places = {stop.key: place for place, stop in enumerate(walk.stops)}
+    return min((places.get(key, 0) for key in changes), default=0)
 
 
 def _open_step(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from rich.table import Table
@@ -13,6 +14,9 @@ from corp_onnx.results import HeldOut, MergeResult, ModelFacts, PruneResult, Spe
 
 MAX_KINDS = 3
 """Of units side by side in a table."""
+
+N_NAMED = 3
+"""Units that a line names."""
 
 PRUNING_LEGEND = (
     "error: of the unit's own output on held-back images, before the refit; only cut: the same width without "
@@ -52,9 +56,17 @@ def print_pruning(result: PruneResult) -> None:
     seconds = sum(s.seconds for s in result.stages)
     took = "" if result.peak_memory_bytes is None else f", {write_size(result.peak_memory_bytes)} of memory"
     console.print(f"checks passed: {checks}; {seconds:.0f} s{took}", soft_wrap=True)
-    whole = f" (left whole: {', '.join(result.left_whole)})" if result.left_whole else ""
+    whole = f" (left whole: {_list_whole(result)})" if result.left_whole else ""
     console.print(f"pruned {n_pruned} of {result.n_units_found} units{whole} -> {result.pruned.path}", soft_wrap=True)
     console.print(f"report: {result.report_path}", soft_wrap=True)
+
+
+def _list_whole(result: PruneResult) -> str:
+    """A few units by their names, of more how many of each kind: the table above says which."""
+    if len(result.left_whole) <= N_NAMED:
+        return ", ".join(result.left_whole)
+    found = Counter(unit.kind for unit in result.network if unit.key in result.left_whole)
+    return ", ".join(f"{found[kind]} {name}" for kind, name in KIND_NAMES.items() if found[kind])
 
 
 def describe_speed(speed: SpeedResult) -> str:

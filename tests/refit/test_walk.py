@@ -19,6 +19,7 @@ from corp_onnx.metrics import OutputTask
 from corp_onnx.refit import parts, refit_changes, stream, token_weights
 from corp_onnx.refit.stream import KNOWN_BYTES, KnownStreams, find_walk
 from corp_onnx.refit.token_weights import weigh_stops, weigh_tokens
+from corp_onnx.refit.walk import _count_alike
 from corp_onnx.run.segments import open_segment
 from corp_onnx.run.tapped import open_tapped
 from corp_onnx.units import MlpChange, apply_changes, unchanged
@@ -98,7 +99,7 @@ class TestRefit:
         changes = cut_mlps(graph, blocks, np.random.default_rng(0))
         proto = apply_changes(graph, changes)
         refitted = refit_changes(graph, walk, changes, proto, images, weigh_stops(graph, walk, images, LOGITS))
-        assert set(refitted) == {s.key for s in walk.stops}
+        assert set(refitted) == {s.key for s in walk.stops[1:]}  # the first attention is in front of any change
         better = apply_changes(graph, refitted)
         feeds = {graph.inputs[0]: next(iter(images.batches(12))).pixels}
         last = walk.stops[-1].residual.stream
@@ -107,6 +108,27 @@ class TestRefit:
             for m in (graph.model, replace_model(graph, proto), replace_model(graph, better))
         )
         assert np.square(after - dense).sum() < 0.8 * np.square(before - dense).sum()
+
+    def test_nothing_is_solved_in_front_of_the_first_change(self, photos, monkeypatch) -> None:
+        """Of the last MLP alone; what comes behind it is the same as if all stops were solved."""
+        graph, blocks = probed(OPERATOR)
+        images, walk = photos(graph), find_walk(blocks)
+        key, change = list(cut_mlps(graph, blocks, np.random.default_rng(0)).items())[-1]
+        proto = apply_changes(graph, {key: change})
+        found = refit_changes(graph, walk, {key: change}, proto, images, {})
+        assert set(found) == {key} == {walk.stops[-1].key}
+        monkeypatch.setattr("corp_onnx.refit.walk._count_alike", lambda *_: 0)
+        all_solved = refit_changes(graph, walk, {key: change}, proto, images, {})
+        assert len(all_solved) == len(walk.stops)
+        for one, other in zip(found[key].last_product(graph), all_solved[key].last_product(graph), strict=True):
+            assert difference([one], [other]) < 1e-3
+
+    def test_a_change_of_no_stop_may_be_felt_anywhere(self) -> None:
+        _, blocks = probed(OPERATOR)
+        walk = find_walk(blocks)
+        keys = [stop.key for stop in walk.stops]
+        counted = [_count_alike(walk, dict.fromkeys(some)) for some in ([keys[2]], keys[1:3], [SiteKey(9, "mlp")], [])]
+        assert counted == [2, 1, 0, 0]
 
     @pytest.mark.long
     @pytest.mark.parametrize(("name", "n_tokens"), [(OPERATOR, 48), (OPERATOR, 2), (LAYER_SCALE, 48)])

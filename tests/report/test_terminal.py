@@ -32,6 +32,7 @@ from corp_onnx.results import (
     StageTime,
     UnitFacts,
     UnitResult,
+    UnitWidth,
 )
 
 DENSE = ModelFacts("dense.onnx", "0" * 64, 4_000_000, "float32", 1_000_000, 2_000_000_000, 17, None, "pytorch 2.13.0")
@@ -203,6 +204,13 @@ class TestPruning:
         units = (unit("mlp", 0, 48, 48), unit("qk", 0, 10, 8))
         print_pruning(pruning(units=units, left_whole=("blocks.1.mlp", "blocks.1.attn.vo")))
         assert printed()[-2] == "pruned 1 of 3 units (left whole: blocks.1.mlp, blocks.1.attn.vo) -> small.onnx"
+
+    def test_many_that_were_left_whole_are_counted(self, printed) -> None:
+        """Seventy names of a ViT-g are a wall; the table says which they are."""
+        keys = [f"blocks.{block}.{part}" for block in range(4) for part in ("mlp", "attn.qk")]
+        network = tuple(UnitWidth(key, "mlp" if "mlp" in key else "qk", int(key[7]), 48, 48) for key in keys)
+        print_pruning(pruning(left_whole=tuple(keys[:7]), network=network))
+        assert printed()[-2] == "pruned 1 of 3 units (left whole: 4 MLP, 3 QK) -> small.onnx"
 
     def test_what_was_skipped_then_what_is_to_be_noted(self, printed) -> None:
         skip = SkipFacts("vo", "/blocks.1/MatMul", "a gate multiplies the heads' outputs")
