@@ -121,9 +121,8 @@ class HeldOut(Judged):
     """Pruned against dense on held-back calibration images, which nothing was fitted to or chosen by; no labels.
 
     `outputs` are all outputs that have a row an image; `loss` is what the search minimised, of those that are judged.
-    `stream_error` is |h' - h| / |h| of the residual stream after
-    each block, over all tokens that are still computed; where tokens have merged, over those that never do (class
-    tokens), or of the mean of all.
+    `stream_error` is |h' - h| / |h| of the residual stream after each block on the first 48 images, over all tokens
+    that are still computed; where tokens have merged, over those that never do (class tokens), or of the mean of all.
     """
 
     n_images: int
