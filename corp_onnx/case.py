@@ -35,7 +35,7 @@ from corp_onnx.latency.clock import Clock
 from corp_onnx.memory import release_memory
 from corp_onnx.progress import Phase, Run
 from corp_onnx.results import StageClock
-from corp_onnx.run.outputs import LOOKED_AT, Outputs, collect_answers, require_outputs, settle_outputs
+from corp_onnx.run.outputs import LOOKED_AT, KnownAnswers, Outputs, collect_answers, require_outputs, settle_outputs
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session, resolve_provider
 from corp_onnx.run.tapped import open_feeder
@@ -49,9 +49,6 @@ from corp_onnx.staging import staged_files
 from corp_onnx.tokens.sites import MergeSites, find_merge_sites, require_sites
 from corp_onnx.tokens.trim import TrimPlan, plan_trim
 from corp_onnx.units import Unit
-
-KNOWN_BYTES = 2**20
-"""Of the first answers that are kept among the findings: those of classes, and no maps."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -211,13 +208,13 @@ def _find_outputs(model: Model, images: Images, findings: Findings, settings: Pr
     """As `find_outputs`; a model whose answers are known is not opened."""
     names, few = [value.name for value in model.proto.graph.output], spread_images(images, LOOKED_AT)
     require_outputs(settings.outputs, names, str(model.path))
-    key, left_out = {"images": few.data_hash(), "outputs": names}, list[tuple[str, str]]()
-    answers = findings.find("answers", key)
+    known, left_out = KnownAnswers.of(findings, few, names), list[tuple[str, str]]()
+    answers = known.find()
     if answers is None:
         session = open_session(model, provider=settings.provider)
         answers, left_out = collect_answers(session, session.stream(few, settings.batch_size))
-        if not left_out and sum(array.nbytes for array in answers.values()) <= KNOWN_BYTES:
-            findings.keep("answers", key, answers)
+        if not left_out:
+            known.keep(answers)
     return settle_outputs(open_feeder(model), answers, left_out, task=settings.task, named=settings.outputs)
 
 

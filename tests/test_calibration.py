@@ -30,6 +30,7 @@ from corp_onnx.graph import load_model
 from corp_onnx.moments import unpack_moments
 from corp_onnx.progress import Moment, Run
 from corp_onnx.prune import prune_model
+from corp_onnx.run import outputs
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.settings import Preprocessing
 from corp_onnx.tensor_file import read_tensors, write_tensors
@@ -99,11 +100,21 @@ class TestFile:
         prune_model(MODEL, output=third, macs=0.8, calibration=kept)
         assert third.read_bytes() == plain.read_bytes()
 
+    def test_a_held_back_image_that_is_gone_is_left_out(self, photos: Path, tmp_path: Path) -> None:
+        moved = Path(shutil.copytree(photos, tmp_path / "moved"))
+        path = tmp_path / "c.safetensors"
+        calibrate_model(MODEL, moved, path)
+        (source,) = Contents.from_json(read_findings(path).about[IMAGES]).sources
+        held_back = source.reporting
+        (moved / str(held_back[0])).unlink()
+        found = prune_model(MODEL, output=tmp_path / "o.onnx", calibration=path, preset="paper")
+        assert found.held_out.n_images == len(held_back) - 1
+
     def test_answers_that_are_large_are_not_kept(
         self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Those of a map; its outputs are told apart anew."""
-        monkeypatch.setattr(corp_onnx.case, "KNOWN_BYTES", 8)
+        monkeypatch.setattr(outputs, "ANSWERS_BYTES", 8)
         options = {"preset": "paper", "cache": tmp_path / "cache"}
         first = prune_model(MODEL, photos, tmp_path / "a.onnx", **options)
         (kept,) = (tmp_path / "cache").iterdir()

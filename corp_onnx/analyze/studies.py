@@ -11,7 +11,9 @@ The images that judge were never calibrated on, and are the same for all rows of
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -26,6 +28,8 @@ from corp_onnx.images.open import find_sound
 from corp_onnx.metrics.judgement import Judgement
 from corp_onnx.moments import Moments
 from corp_onnx.units import UnitKey
+
+MakeImages: TypeAlias = Callable[[], Images]
 
 FEWEST = 32
 """Calibration images that the study of their number begins with."""
@@ -120,25 +124,34 @@ def study_shift(cut: Cut, shift_to: ImageSource | None) -> Study:
     """Calibrated on images as they are and on others, judged on both."""
     s, seed = cut.subject, cut.subject.settings.seed
     own, judging = s.data.fitting, s.data.reporting
-    others = _open_others(s, shift_to) if shift_to is not None else {
-        name: (shift_images(own, name, seed), shift_images(judging, name, seed + 1)) for name in SHIFTS
-    }  # fmt: skip
-    judges = {AS_IS: s.judge_on(judging)} | {name: s.judge_on(judged) for name, (_, judged) in others.items()}
+    others: dict[str, tuple[MakeImages, MakeImages]] = (
+        _open_others(s, shift_to)
+        if shift_to is not None
+        else {name: _shift(own, judging, name, seed) for name in SHIFTS}
+    )
+    judges = {AS_IS: s.judge_on(judging)} | {name: s.judge_on(make()) for name, (_, make) in others.items()}
     rows: list[StudyRow] = []
-    for name, fitted in {AS_IS: own, **{name: fitted for name, (fitted, _) in others.items()}}.items():
+    for name, make in {AS_IS: lambda: own, **{name: make for name, (make, _) in others.items()}}.items():
+        fitted = make()
         made = cut.make(s.whole.moments if name == AS_IS else s.collect(fitted, cut.units))
         for judged in judges if name == AS_IS else (AS_IS, name):
             rows.append(_describe(name, judged, fitted.n_images, seed, judges[judged].evaluate(made)))
     return Study("shift", tuple(rows), n_judged=judging.n_images, kept_name=cut.kept_name)
 
 
-def _open_others(subject: Subject, source: ImageSource) -> dict[str, tuple[Images, Images]]:
+def _shift(own: Images, judging: Images, name: str, seed: int) -> tuple[MakeImages, MakeImages]:
+    """Images that fit and that judge, shifted when they are asked for: all shifts of all of them are a gigabyte."""
+    return lambda: shift_images(own, name, seed), lambda: shift_images(judging, name, seed + 1)
+
+
+def _open_others(subject: Subject, source: ImageSource) -> dict[str, tuple[MakeImages, MakeImages]]:
     """Other images, prepared as the model's own, split."""
     s = subject.settings
     images = open_for_model(
         subject.graph.model, source, s.preprocessing, limit=s.n_images, seed=s.seed, minimum=2
     )  # fmt: skip
-    return {"--shift-to": split_holdout(images, JUDGING_SHARE, s.seed)}
+    fitted, judged = split_holdout(images, JUDGING_SHARE, s.seed)
+    return {"--shift-to": (lambda: fitted, lambda: judged)}
 
 
 def _describe(fitted: str, judged: str, n: int, seed: int, judgement: Judgement) -> StudyRow:

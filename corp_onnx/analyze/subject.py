@@ -79,11 +79,10 @@ class Subject:
 
     def collect(self, images: Images, units: Sequence[Unit]) -> Moments:
         """The moments of units over other images, in a file."""
-        room = self.case.diet.sums or pass_bytes(units)
         with self.run.enter("calibrate", images.n_images) as count:
             return collect_moments(
                 self.graph, units, images, batch_size=self.settings.batch_size, provider=self.settings.provider,
-                progress=count, room=room,
+                progress=count, room=self.case.diet.sums,
             )  # fmt: skip
 
     def join(self, a: Moments, b: Moments) -> Moments:
@@ -145,7 +144,10 @@ def open_whole(
 
 
 def calibrate_subject(case: Case, run: Run, clock: StageClock) -> Subject:
-    """The moments of all calibration images; intermediate results lie in the folder for temporary files."""
+    """The moments of all calibration images, in a file as those of studies are, so that they are never there twice;
+    intermediate results lie in the folder for temporary files."""
+    sums = case.diet.sums or pass_bytes(case.units)
+    case = replace(case, diet=replace(case.diet, sums=sums))
     problem = pose_problem(case, Shelf(case.diet.shelf), run, clock)
     keep_findings(case)
     return Subject(case, problem, Shelf(0))

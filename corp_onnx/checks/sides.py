@@ -7,9 +7,9 @@ hold what is inside of both models as well, of the others the answers.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Float64
@@ -20,9 +20,11 @@ from corp_onnx.errors import NonFiniteError
 from corp_onnx.findings import Findings
 from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
+from corp_onnx.images.open import find_sound
 from corp_onnx.memory import release_memory
-from corp_onnx.run.outputs import Outputs
+from corp_onnx.run.outputs import KnownAnswers, Outputs, read_outputs
 from corp_onnx.run.pace import Pace, choose_pace
+from corp_onnx.run.sessions import Session, open_session
 from corp_onnx.run.tapped import Tapped, open_tapped
 from corp_onnx.shelf import Feeds as OnShelf
 from corp_onnx.shelf import Row, Shelf, own_memory
@@ -42,9 +44,6 @@ DeiT-Tiny differs by 2.5 % then. Answers are compared on all."""
 
 KNOWN_BYTES = 2**28
 """Of what the dense model gives, that stay in memory from one pruned model to the next on the same images."""
-
-ANSWERS_BYTES = 2**25
-"""Of answers to all images, that are kept among the findings: those of classes, and no maps."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,17 +108,17 @@ class KnownSides:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
-    """Images as a model takes them: which batch, from which image on, and how many of them are real."""
+    """Images as a model takes them: which batch, from which image on, and how many of them are real.
+
+    Attributes:
+        is_inside: whether what is inside of the models is looked at.
+    """
 
     place: int
     start: int
     feeds: Feeds
     n_real: int
-
-    @property
-    def is_inside(self) -> bool:
-        """Whether what is inside of the models is looked at."""
-        return self.start < INNER_IMAGES
+    is_inside: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,25 +161,12 @@ class Asked:
         known = self.findings.hold("sides", {}, KnownSides) if is_shared else None
         if known is not None and known.sides:
             return self.beside(known.sides)
-        key: dict[str, Any] | None = None
-        if self.findings.subject is not None:  # they are kept for another run
-            key = {"images": self.images.data_hash(), "outputs": self.names}
-        answers = self.findings.find("answers", key) if key else None
-        pairs = self.together(answers) if shelf is None else self.in_turn(shelf, answers)
-        pairs = self._keep_answers(pairs, key) if key and answers is None else pairs
+        is_filed = self.findings.subject is not None  # they are of a file, or go into one
+        answers = KnownAnswers.of(self.findings, self.images, self.names) if is_filed else None
+        found = answers.find() if answers else None
+        pairs = self.together(found) if shelf is None else self.in_turn(shelf, found)
+        pairs = answers.watch(pairs, lambda pair: pair[0].answers) if answers and found is None else pairs
         return pairs if known is None else known.watch(pairs)
-
-    def _keep_answers(self, pairs: Pairs, key: Mapping[str, Any]) -> Pairs:
-        """The same pairs; the dense model's answers are among the findings behind the last, unless they are large."""
-        seen, n_bytes = list[Mapping[str, np.ndarray]](), 0
-        for dense, cut in pairs:
-            n_bytes += sum(array.nbytes for array in dense.answers.values())
-            if n_bytes <= ANSWERS_BYTES:
-                seen.append(dense.answers)
-            yield dense, cut
-        if n_bytes <= ANSWERS_BYTES:
-            found = {name: np.concatenate([answers[name] for answers in seen]) for name in self.names}
-            self.findings.keep("answers", key, found)
 
     def together(self, answers: Feeds | None) -> Pairs:
         """Both of every batch, with both sessions open.
@@ -220,7 +206,7 @@ class Asked:
         """Of every batch what it is asked for; several at a time, or the units of one side by side."""
         pace = self.pace
         with Crew(pace.n_calls) as calls, Crew(None if pace.n_calls == 1 else 1) as units:
-            batches = _count(first.session.stream(self.images, pace.batch_size))
+            batches = _cut_batches(first.session, self.images, pace.batch_size)
             yield from calls.stream(lambda batch: ask(batch, units), batches)
 
     def _open_dense(self) -> Tapped:
@@ -249,11 +235,28 @@ class Asked:
         return Side(answers, {name: arrays[name] for name in self.streams if batch.is_inside}, batch.n_real)
 
 
-def _count(batches: Iterable[tuple[Feeds, int]]) -> Iterator[_Batch]:
-    start = 0
-    for place, (feeds, n_real) in enumerate(batches):
-        yield _Batch(place, start, feeds, n_real)
-        start += n_real
+def ask_dense(
+    graph: Graph, images: Images, outputs: Outputs, findings: Findings, *, batch_size: int, provider: str
+) -> None:
+    """What the dense model answers to images that pruned ones will be measured on, among the findings."""
+    names = [task.output for task in outputs.tasks]
+    answers = KnownAnswers.of(findings, images, names)
+    if answers.find() is not None:
+        return
+    pace = choose_pace(batch_size, graph.n_images if graph.fixed_batch else None, provider)
+    session = open_session(graph.model, provider=provider, threads=pace.threads)
+    with Crew(pace.n_calls) as crew:
+        found = crew.stream(lambda batch: read_outputs(session, *batch, names), session.stream(images, pace.batch_size))
+        deque(answers.watch(found, lambda batch: batch), maxlen=0)
+
+
+def _cut_batches(session: Session, images: Images, batch_size: int) -> Iterator[_Batch]:
+    """The first images and the others, none of both in one batch: what is looked at is the same whatever the batch."""
+    sound, place, start = find_sound(images), 0, 0
+    for is_inside, these in ((True, sound[:INNER_IMAGES]), (False, sound[INNER_IMAGES:])):
+        for feeds, n_real in session.stream(images.select(these), batch_size) if len(these) else ():
+            yield _Batch(place, start, feeds, n_real, is_inside)
+            place, start = place + 1, start + n_real
 
 
 def _read_answers(

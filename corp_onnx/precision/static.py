@@ -39,10 +39,10 @@ class StaticQuantiser:
         self._names = node_names(graph.model.proto)
 
     def quantise(self, positions: Iterable[int], *, stays: bool = False) -> onnx.ModelProto:
-        """The model with the products at these node positions as integers, the rest in float32, weights inside.
+        """The model with the products at these node positions as integers, the rest in float32.
 
         Args:
-            stays: whether float weights that lie outside stay where they are.
+            stays: whether float weights that lie outside stay where they are; else all come inside.
         """
         chosen, folder = frozenset(positions), self._graph.model.folder
         proto = copy_named(self._graph)

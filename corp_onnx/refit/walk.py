@@ -1,4 +1,4 @@
-"""Refit on the pruned stream: every unit's last product, solved again so that the pruned model meets the dense stream.
+"""Refit on the pruned stream: the last products, solved again so that the pruned model meets the dense stream.
 
 The residual stream is walked addition by addition, dense h and pruned h' side by side. At each one
 
@@ -59,7 +59,7 @@ def refit_changes(
     batch_size: int = 8, provider: str = "cpu", shelf: Shelf | None = None, known: KnownStreams | None = None,
     progress: Count | None = None,
 ) -> dict[SiteKey, Change]:  # fmt: skip
-    """The changes with the last product of every stop solved again, including of units that stayed whole.
+    """The changes, with the last product of every stop from the first of them on solved again, also of whole units.
 
     In front of the first change both streams are one. A stop whose rows are mixed on their way into the stream keeps
     its one-shot solution.
@@ -83,10 +83,10 @@ def refit_changes(
     for stop, before, new in zip(walk.stops, walk.starts, place_given(graph, walk, given), strict=True):
         after = stop.residual.stream
         data, dense_stream = advance_dense(graph, data, dense_stream, before, after, new, provider, known)
-        change = changes.get(stop.key) or unchanged(stop.site, graph)
-        step = None if stop in alike else _open_step(graph, cut, stop, change, before, data, provider)
+        change = None if stop in alike else changes.get(stop.key) or unchanged(stop.site, graph)
+        step = None if change is None else _open_step(graph, cut, stop, change, before, data, provider)
         ran = None if step is None else step.run(pruned_stream)
-        if step is None:
+        if change is None or step is None:
             pruned_stream = dense_stream
         elif ran is None:
             pruned_stream = advance_model(cut, graph, data, pruned_stream, before, after, provider)

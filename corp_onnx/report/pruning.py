@@ -62,7 +62,7 @@ def print_pruning(result: PruneResult) -> None:
 
 
 def _list_whole(result: PruneResult) -> str:
-    """A few units by their names, of more how many of each kind: the table above says which."""
+    """A few units by their names, of more how many of each kind: the report says which."""
     if len(result.left_whole) <= N_NAMED:
         return ", ".join(result.left_whole)
     found = Counter(unit.kind for unit in result.network if unit.key in result.left_whole)

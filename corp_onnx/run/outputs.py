@@ -8,14 +8,18 @@ what the file says, then what a few answers look like.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float64
 
-from corp_onnx.errors import ModelError, OptionError
+from corp_onnx.errors import ImageError, ModelError, OptionError
+from corp_onnx.findings import Findings
+from corp_onnx.images import Images
 from corp_onnx.images.label_files import read_model_names
 from corp_onnx.metrics import OutputTask, Task, find_task
 from corp_onnx.metrics.task import TASKS
@@ -23,8 +27,13 @@ from corp_onnx.results import read_json
 from corp_onnx.run.sessions import Session
 from corp_onnx.settings import TaskChoice
 
+T = TypeVar("T")
+
 TASKS_KEY = "corp_onnx.tasks"
 """Where an ONNX file keeps what its outputs are: a JSON object, name -> task."""
+
+ANSWERS, ANSWERS_BYTES = "answers", 2**25
+"""The stage of answers among the findings, and what those to some images may take there."""
 
 LOOKED_AT = 16
 """Images whose answers are looked at."""
@@ -72,6 +81,58 @@ class Outputs:
     def to_json(self) -> str:
         """What stands in the ONNX file under `corp_onnx.tasks`."""
         return json.dumps({task.output: task.task for task in self.tasks})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KnownAnswers:
+    """Of a model to images, among its findings.
+
+    Attributes:
+        names: of the outputs.
+        key: what they depend on; None where an image can not be read any more, and so nothing is known of them.
+    """
+
+    findings: Findings
+    names: Sequence[str]
+    key: Mapping[str, Any] | None
+
+    @classmethod
+    def of(cls, findings: Findings, images: Images, names: Sequence[str]) -> KnownAnswers:
+        """To these images."""
+        try:
+            return cls(findings, names, {"images": images.data_hash(), "outputs": list(names)})
+        except ImageError:
+            return cls(findings, names, None)
+
+    def find(self) -> Mapping[str, Float64[np.ndarray, "n ..."]] | None:
+        """By the name of the output, in the order of the names, where they are known."""
+        found = None if self.key is None else self.findings.find(ANSWERS, self.key)
+        return None if found is None else {name: found[name] for name in self.names}
+
+    def keep(self, answers: Mapping[str, Float64[np.ndarray, "n ..."]]) -> None:
+        """Remember them; maps of many images would be most of a calibration file, and are not."""
+        deque(self.watch([answers], lambda batch: batch), maxlen=0)
+
+    def watch(
+        self, batches: Iterable[T], read: Callable[[T], Mapping[str, Float64[np.ndarray, "n ..."]]]
+    ) -> Iterator[T]:
+        """The same batches; behind the last their answers are remembered, and no more than that is held meanwhile.
+
+        Args:
+            read: gives the answers of a batch.
+        """
+        seen, left = list[Mapping[str, np.ndarray]](), ANSWERS_BYTES
+        for batch in batches:
+            answers = read(batch)
+            left -= sum(array.nbytes for array in answers.values())
+            if left < 0:
+                seen.clear()
+            else:
+                seen.append(answers)
+            yield batch
+        if seen and left >= 0 and self.key is not None:
+            found = {name: np.concatenate([answers[name] for answers in seen]) for name in self.names}
+            self.findings.keep(ANSWERS, self.key, found)
 
 
 def read_outputs(

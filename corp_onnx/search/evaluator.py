@@ -20,7 +20,7 @@ from corp_onnx.graph import Graph, Model, batch_kind
 from corp_onnx.images import Images
 from corp_onnx.images.open import find_sound
 from corp_onnx.metrics import Judgement, OutputTask
-from corp_onnx.run.outputs import find_outputs, read_outputs
+from corp_onnx.run.outputs import KnownAnswers, find_outputs, read_outputs
 from corp_onnx.run.pace import Pace, choose_pace
 from corp_onnx.run.sessions import Session, open_session, start_session
 from corp_onnx.run.tapped import open_feeder
@@ -119,8 +119,12 @@ def prepare_evaluator(
             batches = crew.map(lambda batch: read_outputs(session, batch[0], batch[1], names), feeds)
         return {name: np.concatenate([batch[name] for batch in batches]) for name in names}
 
-    key = {"images": images.data_hash(), "outputs": names} if findings is not None else {}
-    answers = findings.recall("answers", key, answer) if findings is not None else answer()
+    known = KnownAnswers.of(findings, images, names) if findings is not None else None
+    answers = known.find() if known else None
+    if answers is None:
+        answers = answer()
+        if known:
+            known.keep(answers)
     return Evaluator(model, feeds, tasks, answers, provider, pace)
 
 

@@ -173,7 +173,7 @@ class TestMemory:
         monkeypatch.setattr("corp_onnx.shelf.CHUNK_BYTES", 2**16)
         fitting = subject.data.fitting
         parts = [subject.collect(fitting.select(np.arange(a, a + 4)), subject.units) for a in (0, 4)]
-        for moments in (*parts, subject.join(*parts)):
+        for moments in (subject.whole.moments, *parts, subject.join(*parts)):
             for _, of_unit in moments.entries:
                 grams = [array for array in pack_moments(of_unit).values() if array.nbytes >= 1024]
                 assert grams

@@ -291,7 +291,7 @@ class TestModel:
     def test_large_answers_are_not_kept(
         self, pruned: PruneResult, held_out: ImageSet, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(sides, "ANSWERS_BYTES", 100)
+        monkeypatch.setattr("corp_onnx.run.outputs.ANSWERS_BYTES", 100)
         graph, findings = probe_graph(load_model(DENSE)), Findings(SUBJECT)
         small, outputs = load_model(pruned.pruned.path), outputs_of(DENSE, held_out)
         measure_model(graph, find_blocks(graph), small, held_out, outputs, UnitErrors(graph, []), findings=findings)
@@ -305,9 +305,11 @@ class TestModel:
         blocks, small, outputs = find_blocks(graph), load_model(pruned.pruned.path), outputs_of(DENSE, held_out)
         names = [block.stream for block in blocks.blocks if block.stream]
         dense, cut = (tap(path, names, pixels[:2]) for path in (DENSE, pruned.pruned.path))
-        found = measure_model(graph, blocks, small, held_out, outputs, UnitErrors(graph, []), batch_size=2)
-        assert found.stream_error == pytest.approx([relative(b - a, a) for a, b in zip(dense, cut, strict=True)], 1e-4)
-        assert found.n_images == len(pixels)
+        expected = [relative(b - a, a) for a, b in zip(dense, cut, strict=True)]
+        for batch_size in (1, 2, 5):  # a batch that goes beyond them gives no more
+            found = measure_model(graph, blocks, small, held_out, outputs, UnitErrors(graph, []), batch_size=batch_size)
+            assert found.stream_error == pytest.approx(expected, 1e-4)
+            assert found.n_images == len(pixels)
 
     def test_rows_that_fill_up_a_fixed_batch_do_not_count(
         self, pruned: PruneResult, held_out: ImageSet, tmp_path: Path

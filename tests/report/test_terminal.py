@@ -206,7 +206,7 @@ class TestPruning:
         assert printed()[-2] == "pruned 1 of 3 units (left whole: blocks.1.mlp, blocks.1.attn.vo) -> small.onnx"
 
     def test_many_that_were_left_whole_are_counted(self, printed) -> None:
-        """Seventy names of a ViT-g are a wall; the table says which they are."""
+        """Seventy names of a ViT-g are a wall; the report says which they are."""
         keys = [f"blocks.{block}.{part}" for block in range(4) for part in ("mlp", "attn.qk")]
         network = tuple(UnitWidth(key, "mlp" if "mlp" in key else "qk", int(key[7]), 48, 48) for key in keys)
         print_pruning(pruning(left_whole=tuple(keys[:7]), network=network))

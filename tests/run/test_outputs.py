@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +13,10 @@ import pytest
 from graphs import fixture_path, probed
 from onnx import TensorProto, helper
 
-from corp_onnx.errors import OptionError
+from corp_onnx.errors import ImageError, OptionError
+from corp_onnx.findings import Findings, Subject, read_findings
 from corp_onnx.run.noise import random_feeds
-from corp_onnx.run.outputs import TASKS_KEY, Outputs, find_outputs
+from corp_onnx.run.outputs import TASKS_KEY, KnownAnswers, Outputs, find_outputs
 from corp_onnx.run.sessions import Session, open_session
 
 
@@ -92,3 +96,54 @@ def test_what_a_pruned_file_says_of_itself_counts_before_looks(tmp_path: Path) -
 def test_what_it_says_wrongly_does_not(stored: str, tmp_path: Path) -> None:
     (task,) = read_again(tmp_path, stored).tasks
     assert (task.task, task.why) == ("classify", "its name")
+
+
+class TestKnownAnswers:
+    NAMES = ("logits", "aux")
+
+    def known(self, findings: Findings, digest: str = "of images") -> KnownAnswers:
+        return KnownAnswers(findings, self.NAMES, {"images": digest, "outputs": [*self.NAMES]})
+
+    def test_come_back_from_a_file_in_the_order_of_the_model(self, tmp_path: Path) -> None:
+        """A file of findings sorts its arrays; what is judged is the first output of the model."""
+        findings = Findings(Subject("model", "images"))
+        self.known(findings).keep({name: np.full((2, 3), i) for i, name in enumerate(self.NAMES)})
+        findings.write(tmp_path / "c.safetensors")
+        found = self.known(read_findings(tmp_path / "c.safetensors")).find()
+        assert found is not None
+        assert tuple(found) == self.NAMES
+        assert (found["aux"] == 1).all()
+        assert self.known(findings, "of others").find() is None
+
+    def test_batch_by_batch_and_no_more_than_is_remembered(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        parts = [{name: np.full((2, 3), float(i)) for name in self.NAMES} for i in range(3)]
+        findings = Findings()
+        assert list(self.known(findings).watch(parts, lambda part: part)) == parts
+        found = self.known(findings).find()
+        assert found is not None
+        assert found["aux"][:, 0].tolist() == [0, 0, 1, 1, 2, 2]
+        monkeypatch.setattr("corp_onnx.run.outputs.ANSWERS_BYTES", 200)
+        made: list[weakref.ref[np.ndarray]] = []
+
+        def make() -> Iterator[dict[str, np.ndarray]]:
+            for _ in range(6):
+                arrays = {name: np.zeros((2, 3)) for name in self.NAMES}
+                made.append(weakref.ref(arrays["aux"]))
+                yield arrays
+
+        most = 0
+        for _ in self.known(findings, "of others").watch(make(), lambda part: part):
+            gc.collect()
+            most = max(most, sum(ref() is not None for ref in made))
+        assert most <= 3  # two of 96 bytes, and the one that is under way
+        assert self.known(findings, "of others").find() is None
+
+    def test_images_that_are_gone_are_not_known(self) -> None:
+        class Gone:
+            def data_hash(self) -> str:
+                raise ImageError("can not be read any more")
+
+        known = KnownAnswers.of(Findings(), Gone(), self.NAMES)  # type: ignore[arg-type]
+        known.keep({name: np.zeros(2) for name in self.NAMES})
+        assert known.find() is None
+        assert not known.findings.list_stages()
