@@ -22,7 +22,7 @@ from corp_onnx.graph import Graph, Model
 from corp_onnx.images import Images
 from corp_onnx.images.open import find_sound
 from corp_onnx.memory import release_memory
-from corp_onnx.run.outputs import KnownAnswers, Outputs, read_outputs
+from corp_onnx.run.outputs import KnownAnswers, Outputs
 from corp_onnx.run.pace import Pace, choose_pace
 from corp_onnx.run.sessions import Session, open_session
 from corp_onnx.run.tapped import Tapped, open_tapped
@@ -238,15 +238,24 @@ class Asked:
 def ask_dense(
     graph: Graph, images: Images, outputs: Outputs, findings: Findings, *, batch_size: int, provider: str
 ) -> None:
-    """What the dense model answers to images that pruned ones will be measured on, among the findings."""
+    """What the dense model answers to images that pruned ones will be measured on, among the findings.
+
+    Raises:
+        NonFiniteError: an output holds NaN or Inf.
+    """
     names = [task.output for task in outputs.tasks]
     answers = KnownAnswers.of(findings, images, names)
     if answers.find() is not None:
         return
     pace = choose_pace(batch_size, graph.n_images if graph.fixed_batch else None, provider)
     session = open_session(graph.model, provider=provider, threads=pace.threads)
+
+    def ask(batch: tuple[Feeds, int]) -> dict[str, np.ndarray]:
+        arrays = dict(zip(names, session.run(names, batch[0]), strict=True))
+        return _read_answers(graph.model, names, arrays, batch[1])
+
     with Crew(pace.n_calls) as crew:
-        found = crew.stream(lambda batch: read_outputs(session, *batch, names), session.stream(images, pace.batch_size))
+        found = crew.stream(ask, session.stream(images, pace.batch_size))
         deque(answers.watch(found, lambda batch: batch), maxlen=0)
 
 
