@@ -20,7 +20,6 @@ from corp_onnx.calibrate.data import warn_of_moments
 from corp_onnx.calibrate.file import IMAGES, Contents, describe_subject, join_contents, join_subjects
 from corp_onnx.case import Case, open_case, pose_problem, write_findings
 from corp_onnx.checks.preflight import protect_source
-from corp_onnx.checks.sides import ask_dense
 from corp_onnx.errors import OptionError
 from corp_onnx.findings import Findings, read_findings
 from corp_onnx.graph import Model
@@ -154,10 +153,6 @@ def calibrate_model(
         problem = pose_problem(case, Shelf(case.diet.shelf, path.parent), run, clock, collect=collect)
         with clock.stage("probe"):
             prepare_method(problem)
-            ask_dense(
-                case.graph, case.data.reporting, case.outputs, case.findings, batch_size=case.settings.batch_size,
-                provider=case.settings.provider,
-            )  # fmt: skip
         size = write_findings(case, path, output)
     if case.checkpoint is not None:
         case.checkpoint.remove()

@@ -24,7 +24,7 @@ from corp_onnx.images.open import find_sound
 from corp_onnx.memory import release_memory
 from corp_onnx.run.outputs import KnownAnswers, Outputs
 from corp_onnx.run.pace import Pace, choose_pace
-from corp_onnx.run.sessions import Session, open_session
+from corp_onnx.run.sessions import Session
 from corp_onnx.run.tapped import Tapped, open_tapped
 from corp_onnx.shelf import Feeds as OnShelf
 from corp_onnx.shelf import Row, Shelf, own_memory
@@ -233,30 +233,6 @@ class Asked:
     def _read(self, model: Model, arrays: Mapping[str, np.ndarray], batch: _Batch) -> Side:
         answers = _read_answers(model, self.names, arrays, batch.n_real)
         return Side(answers, {name: arrays[name] for name in self.streams if batch.is_inside}, batch.n_real)
-
-
-def ask_dense(
-    graph: Graph, images: Images, outputs: Outputs, findings: Findings, *, batch_size: int, provider: str
-) -> None:
-    """What the dense model answers to images that pruned ones will be measured on, among the findings.
-
-    Raises:
-        NonFiniteError: an output holds NaN or Inf.
-    """
-    names = [task.output for task in outputs.tasks]
-    answers = KnownAnswers.of(findings, images, names)
-    if answers.find() is not None:
-        return
-    pace = choose_pace(batch_size, graph.n_images if graph.fixed_batch else None, provider)
-    session = open_session(graph.model, provider=provider, threads=pace.threads)
-
-    def ask(batch: tuple[Feeds, int]) -> dict[str, np.ndarray]:
-        arrays = dict(zip(names, session.run(names, batch[0]), strict=True))
-        return _read_answers(graph.model, names, arrays, batch[1])
-
-    with Crew(pace.n_calls) as crew:
-        found = crew.stream(ask, session.stream(images, pace.batch_size))
-        deque(answers.watch(found, lambda batch: batch), maxlen=0)
 
 
 def _cut_batches(session: Session, images: Images, batch_size: int) -> Iterator[_Batch]:

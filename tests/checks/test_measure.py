@@ -30,7 +30,7 @@ from corp_onnx.metrics.intervals import wilson_interval
 from corp_onnx.metrics.judgement import Kept
 from corp_onnx.prune import prune_model
 from corp_onnx.results import HeldOut, PruneResult
-from corp_onnx.run.outputs import KnownAnswers, Outputs, find_outputs
+from corp_onnx.run.outputs import Outputs, find_outputs
 from corp_onnx.run.pace import choose_pace
 from corp_onnx.run.probe import probe_graph
 from corp_onnx.run.sessions import open_session
@@ -287,23 +287,6 @@ class TestModel:
         n_inside = -(-2 // choose_pace(2, None, "cpu").batch_size)
         assert alone[1] == first[1]  # as often the dense model as the pruned one
         assert second[1] == first[1] // 2 + n_inside < first[1]
-
-    def test_what_the_dense_model_was_asked_before_is_what_it_is_asked(
-        self, pruned: PruneResult, held_out: ImageSet, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """`calibrate` asks it, and a prune finds the same answers."""
-        graph, findings, asked = probe_graph(load_model(DENSE)), Findings(SUBJECT), Findings(SUBJECT)
-        small, outputs = load_model(pruned.pruned.path), outputs_of(DENSE, held_out)
-        sides.ask_dense(graph, held_out, outputs, asked, batch_size=2, provider="cpu")
-        monkeypatch.setattr(sides, "open_session", None)  # it is known, and not asked again
-        sides.ask_dense(graph, held_out, outputs, asked, batch_size=2, provider="cpu")
-        measure_model(graph, find_blocks(graph), small, held_out, outputs, UnitErrors(graph, []), findings=findings)
-        names = [task.output for task in outputs.tasks]
-        found, expected = (KnownAnswers.of(of, held_out, names).find() for of in (asked, findings))
-        assert found is not None
-        assert expected is not None
-        for name in names:
-            np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
 
     def test_large_answers_are_not_kept(
         self, pruned: PruneResult, held_out: ImageSet, monkeypatch: pytest.MonkeyPatch
