@@ -30,6 +30,7 @@ from corp_onnx.moments import Moments
 from corp_onnx.units import UnitKey
 
 MakeImages: TypeAlias = Callable[[], Images]
+"""Gives a set of images when it is asked for."""
 
 FEWEST = 32
 """Calibration images that the study of their number begins with."""

@@ -38,6 +38,9 @@ T = TypeVar("T")
 Feeds: TypeAlias = Mapping[str, np.ndarray]
 """A batch under the names of a model's inputs."""
 
+Answers: TypeAlias = Mapping[str, Float64[np.ndarray, "n ..."]]
+"""To some images or all, under the names of the outputs."""
+
 INNER_IMAGES = 48
 """Held-back images, the first, on which what is inside of both models is compared: of 102 images an error of a unit of
 DeiT-Tiny differs by 2.5 % then. Answers are compared on all."""
@@ -56,7 +59,7 @@ class Side:
         energies: of the units on these.
     """
 
-    answers: Mapping[str, Float64[np.ndarray, "n ..."]]
+    answers: Answers
     streams: Mapping[str, np.ndarray]
     n_real: int
     values: Mapping[UnitKey, Values] = field(default_factory=dict)
@@ -168,7 +171,7 @@ class Asked:
         pairs = answers.watch(pairs, lambda pair: pair[0].answers) if answers and found is None else pairs
         return pairs if known is None else known.watch(pairs)
 
-    def together(self, answers: Feeds | None) -> Pairs:
+    def together(self, answers: Answers | None) -> Pairs:
         """Both of every batch, with both sessions open.
 
         Args:
@@ -187,7 +190,7 @@ class Asked:
             cut, lambda batch, crew: (self._weigh(sides[batch.place], crew), self._ask_cut(cut, batch))
         )
 
-    def in_turn(self, shelf: Shelf, answers: Feeds | None) -> Pairs:
+    def in_turn(self, shelf: Shelf, answers: Answers | None) -> Pairs:
         """The same with one session open at a time; the streams of the dense model lie on a shelf meanwhile."""
         aside = deque(self._put_aside(shelf.row(), answers))
         release_memory()
@@ -195,7 +198,7 @@ class Asked:
         for other in self._stream(cut, lambda batch, _: self._ask_cut(cut, batch)):
             yield aside.popleft(), other
 
-    def _put_aside(self, row: Row, answers: Feeds | None) -> Iterator[Side]:
+    def _put_aside(self, row: Row, answers: Answers | None) -> Iterator[Side]:
         dense = self._open_dense()
         for one in self._stream(dense, lambda batch, crew: self._ask_dense(dense, batch, answers, crew)):
             yield replace(
@@ -216,7 +219,7 @@ class Asked:
         types, threads = self.graph.types, self.pace.threads
         return open_tapped(self.pruned, self.streams, provider=self.provider, threads=threads, types=types)
 
-    def _ask_dense(self, tapped: Tapped, batch: _Batch, answers: Feeds | None, crew: Crew) -> Side:
+    def _ask_dense(self, tapped: Tapped, batch: _Batch, answers: Answers | None, crew: Crew) -> Side:
         if answers is not None and not batch.is_inside:
             these = slice(batch.start, batch.start + batch.n_real)
             return Side({name: answers[name][these] for name in self.names}, {}, batch.n_real)
